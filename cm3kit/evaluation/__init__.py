@@ -1,0 +1,1 @@
+"""Figures about models, by metrics that need no downloaded weights."""

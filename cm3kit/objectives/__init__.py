@@ -1,0 +1,1 @@
+"""How clean documents become questions."""

@@ -1,0 +1,134 @@
+"""The nouns of cm3kit. Shape suffixes: B rows, T positions, V vocabulary, N image codes, C H W pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from torch import Generator
+
+from cm3kit_tokenizers.document import Gap
+
+BlankKind = Literal["content", "attribute", "image", "document"]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Ids `start:stop` of a document that an objective hid."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exercise:
+    """One document as a question with its marked answer (training).
+
+    `ids[t + 1]` is the target at position t and weighs `weights[t + 1]`; `weights[0]` is unused.
+    """
+
+    ids: list[int]
+    weights: list[float]
+    spans: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Blank:
+    """A run of ids that a decoder writes after the prompt.
+
+    `lead` is forced first (the sentinel). `length` is the exact number of ids, or None where
+    `<eoss>` (or `<eod>` for a document) ends it within `max_tokens`, the end id not counted.
+    `gap` and `part` say where the run belongs on the page.
+    """
+
+    kind: BlankKind
+    max_tokens: int
+    lead: tuple[int, ...] = ()
+    length: int | None = None
+    gap: int = 0
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence to complete: the prompt, then each blank in turn.
+
+    `guides` are the prompts of the guidance streams: none, the unconditional one, or
+    (unconditional, image-only) for three streams. `seed` starts this row's own generator.
+    """
+
+    prompt: tuple[int, ...]
+    blanks: tuple[Blank, ...]
+    guides: tuple[tuple[int, ...], ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Questions without answers (sampling)."""
+
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What a decoder wrote into one blank, without sentinel and end id.
+
+    `logprob` sums log p of the ids and of the end id, under the distribution before guidance,
+    temperature and cuts. `ended` is False where the budget ended the run.
+    """
+
+    ids: tuple[int, ...]
+    logprob: float
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a decoder committed once: `ids[row]` is the id written in that row, or None."""
+
+    index: int
+    total: int
+    ids: tuple[int | None, ...]
+
+
+Watch = Callable[[Step], None]
+
+
+def unwatched(step: Step) -> None:
+    """The `Watch` that looks away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A page with gaps, laid out for a decoder, and what is needed to read the answer back."""
+
+    row: Row
+    gaps: tuple[Gap, ...] = field(default=())
+
+
+class Objective(Protocol):
+    """How clean documents become questions, in training and in sampling."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether the backbone may only look left."""
+
+    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
+        """Hide part of one document, in at most `budget` ids."""
+
+    def pose(self, ids: Sequence[int | Gap], max_tokens: int, seed: int) -> Posed:
+        """Lay a document with gaps out as a row to complete."""
+
+    def read(self, posed: Posed, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
+        """Put the answers back where the gaps were."""
+
+
+class Decoder(Protocol):
+    """Anything that fills a canvas."""
+
+    def fill(self, canvas: Canvas, watch: Watch = unwatched) -> list[tuple[Fill, ...]]:
+        """Return, for each row, what was written into each of its blanks."""
+
+

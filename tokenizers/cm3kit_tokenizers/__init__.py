@@ -1,0 +1,1 @@
+"""Pages to integers and back. Knows nothing of models."""
