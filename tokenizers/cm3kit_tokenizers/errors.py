@@ -29,6 +29,9 @@ ERROR_CODES: dict[str, str] = {
     "bad_data": "a data file is missing or malformed",
     "not_finite": "training met a value that is not finite",
     "interrupted": "stopped by the user",
+    "no_memory": "the machine has too little memory",
+    "usage": "the command line is malformed",
+    "internal": "a failure that is a bug of cm3kit",
 }
 
 

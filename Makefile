@@ -1,0 +1,64 @@
+# Every target starts from nothing but Python >= 3.11; stamp files in the venv keep repeated runs quick.
+SHELL := /bin/sh
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := outputs/demo
+PACKAGES := data/packages
+DEBIAN := fonts-noto-color-emoji unicode-data unicode-cldr-core wordnet-base
+# The first interpreter on the path that is new enough; give another with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format data bench install install-dev clean
+
+help: ## Show what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.stamp-base ## Draw four red apples and fill the gaps of a page (installs first)
+	$(BIN)/cm3kit generate "red apple" -n 4 --seed 1 --force -o $(DEMO)/apple/
+	$(BIN)/cm3kit infill samples/apple.html --seed 1 --diff --force -o $(DEMO)/page/
+	@printf '\nThe results:\n  pictures     %s\n  filled page  %s\n' "$(CURDIR)/$(DEMO)/apple" "$(CURDIR)/$(DEMO)/page"
+
+test: $(VENV)/.stamp-dev ## Run the tests (installs first)
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: $(VENV)/.stamp-dev ## Lint, format check, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.stamp-dev ## Rewrite the sources in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+data: $(VENV)/.stamp-dev ## Build the picture dictionary in data/emoji (downloads four Debian packages)
+	sh scripts/debian_packages.sh $(PACKAGES) $(DEBIAN)
+	$(BIN)/cm3kit data build emoji --packages $(PACKAGES) -o data/emoji
+
+bench: $(VENV)/.stamp-dev ## Measure decoding speed
+	$(BIN)/python benchmarks/decode.py
+
+install: $(VENV)/.stamp-base ## Install cm3kit into the venv
+install-dev: $(VENV)/.stamp-dev ## Install cm3kit and what its tests need into the venv
+
+clean: ## Remove the venv and the caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "cm3kit needs Python >= 3.11 on the path; or run: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.stamp-torch: scripts/install_torch.py | $(BIN)/python
+	$(BIN)/python scripts/install_torch.py
+	@touch $@
+
+$(VENV)/.stamp-base: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.stamp-dev: pyproject.toml constraints.txt $(VENV)/.stamp-torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@ $(VENV)/.stamp-base
