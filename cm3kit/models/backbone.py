@@ -1,0 +1,226 @@
+"""Decoder-only transformers from Hugging Face, with the attention pattern as an argument.
+
+The pattern of a packed row is block-diagonal and causal, so that documents in it do not see each other
+(Krell et al., arXiv:2107.02027, sec. 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from cm3kit.config import Settings
+from cm3kit_tokenizers.errors import ModelError
+
+Attention = Literal["causal", "full"] | Tensor
+
+FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+class BackboneConfig(Settings):
+    """Shape of a backbone that is made from nothing.
+
+    `dropout` acts on embeddings, attention weights and both residual branches. `std` is the standard
+    deviation of the initial weights.
+    """
+
+    family: Literal["llama", "qwen3"] = "llama"
+    hidden_size: int = Field(256, ge=8)
+    layers: int = Field(8, ge=1)
+    heads: int = Field(4, ge=1)
+    kv_heads: int = Field(4, ge=1)
+    intermediate_size: int = Field(704, ge=8)
+    max_positions: int = Field(1024, ge=8)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rope_theta: float = Field(10_000.0, gt=0)
+    tie_embeddings: bool = True
+    std: float = Field(0.02, gt=0)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> BackboneConfig:
+        if self.hidden_size % (2 * self.heads) or self.heads % self.kv_heads:
+            raise ValueError(
+                "hidden_size must be an even multiple of heads, and heads a multiple of kv_heads"
+            )
+        return self
+
+
+def build_backbone(config: BackboneConfig, vocab_size: int) -> PreTrainedModel:
+    """Make a model with fresh weights, drawn from `config.seed` without touching the global generator.
+
+    Returns:
+        A causal language model of transformers in fp32 and in eval mode.
+    """
+    make_config, make_model = FAMILIES[config.family]
+    hf_config = make_config(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.hidden_size // config.heads,
+        intermediate_size=config.intermediate_size,
+        max_position_embeddings=config.max_positions,
+        attention_dropout=config.dropout,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tie_embeddings,
+        initializer_range=config.std,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        attn_implementation="sdpa",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        model = make_model(hf_config)
+    if config.dropout:
+        _add_dropout(model, config.dropout)
+    return model.eval()
+
+
+def _add_dropout(model: PreTrainedModel, rate: float) -> None:
+    # Hooks keep the names of the weights those of transformers, which wrapper modules would change.
+    targets: list[nn.Module] = [model.get_input_embeddings()]
+    for layer in model.model.layers:
+        targets += [layer.self_attn.o_proj, layer.mlp.down_proj]
+    for target in targets:
+        target.register_forward_hook(partial(_drop, rate))
+
+
+def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return nn.functional.dropout(output, rate, module.training)
+
+
+def load_backbone(source: str | Path, vocab_size: int) -> PreTrainedModel:
+    """Load a causal language model from a folder or by its hub id, in fp32 and in eval mode.
+
+    Embeddings grow to `vocab_size` if the saved vocabulary is smaller; a larger one stays as it is.
+    Remote code is never run and pickled weights are never read.
+
+    Raises:
+        ModelError: nothing is there (`unknown_model`), or tensors are missing, unexpected or mis-shaped,
+            with the first five named (`bad_checkpoint`).
+    """
+    folder = Path(source)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = _read(source)
+        if model.get_input_embeddings().weight.shape[0] < vocab_size:
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    return model.eval()
+
+
+def _read(source: str | Path) -> PreTrainedModel:
+    bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        # transformers and huggingface_hub raise a dozen unrelated types here.
+        first = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ModelError(f"{source} cannot be loaded as a backbone: {first}", code=bad) from error
+    misfits = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    misfits += [f"{name} is unexpected" for name in sorted(report["unexpected_keys"])]
+    misfits += [
+        f"{name} is {tuple(found)}, expected {tuple(expected)}"
+        for name, found, expected in sorted(report["mismatched_keys"])
+    ]
+    misfits += [f"{name} is not finite" for name, each in model.named_parameters() if not _finite(each)]
+    if misfits:
+        raise ModelError(
+            f"{source} does not fit its configuration ({len(misfits)} tensors): {'; '.join(misfits[:5])}.",
+            code="bad_checkpoint",
+        )
+    return model
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def packed_mask(document_ids_BT: Tensor) -> Tensor:
+    """Block-diagonal causal mask of packed rows, (B, 1, T, T), True where a position may look.
+
+    Padding is a document of its own: give it an id that no document has.
+    """
+    length = document_ids_BT.shape[1]
+    same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
+    causal_TT = torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
+    return (same_BTT & causal_TT)[:, None]
+
+
+def packed_positions(document_ids_BT: Tensor) -> Tensor:
+    """Position ids that start at 0 in every document of a packed row, (B, T); equal ids stand together."""
+    length = document_ids_BT.shape[1]
+    index_T = torch.arange(length, device=document_ids_BT.device)
+    starts_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
+    starts_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
+    return index_T - torch.where(starts_BT, index_T, 0).cummax(1).values
+
+
+def hidden_states(
+    model: PreTrainedModel,
+    ids_BT: Tensor,
+    attention: Attention = "causal",
+    position_ids_BT: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states after the final norm, (B, T, D); `head` turns any selection of them into logits.
+
+    Args:
+        attention: "causal", "full", or a boolean mask (B or 1, 1, T, T), True where a position may look.
+    """
+    if position_ids_BT is None:
+        position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+    options: dict[str, Any] = {}
+    if isinstance(attention, Tensor):
+        options["attention_mask"] = attention
+    elif attention == "full":
+        options["is_causal"] = False
+    output = model.model(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **options)
+    found: Tensor = output.last_hidden_state
+    return found
+
+
+def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Logits (…, V) of hidden states (…, D), of all positions or of those alone that have a loss."""
+    logits: Tensor = model.get_output_embeddings()(hidden)
+    return logits
+
+
+def forward(
+    model: PreTrainedModel,
+    ids_BT: Tensor,
+    attention: Attention = "causal",
+    position_ids_BT: Tensor | None = None,
+) -> Tensor:
+    """Logits (B, T, V) of ids (B, T) under an attention pattern; see `hidden_states`."""
+    return head(model, hidden_states(model, ids_BT, attention, position_ids_BT))
