@@ -34,7 +34,9 @@ format: $(VENV)/.stamp-dev ## Rewrite the sources in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-data: $(VENV)/.stamp-dev ## Build the picture dictionary in data/emoji (downloads four Debian packages)
+data: data/emoji/manifest.jsonl ## Build the picture dictionary in data/emoji (downloads four Debian packages)
+
+data/emoji/manifest.jsonl: | $(VENV)/.stamp-dev
 	sh scripts/debian_packages.sh $(PACKAGES) $(DEBIAN)
 	$(BIN)/cm3kit data build emoji --packages $(PACKAGES) -o data/emoji
 

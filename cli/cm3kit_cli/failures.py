@@ -1,0 +1,72 @@
+"""From an exception to the line that a user reads."""
+
+from __future__ import annotations
+
+import errno
+
+from typer import _click
+
+from cm3kit_cli.render import Failure
+from cm3kit_tokenizers.errors import Cm3kitError
+
+ISSUES = "Please report it with the output of the same command and --verbose."
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def explain(error: BaseException, command: str) -> Failure:
+    """The failure that an exception stands for; `internal` where it is a bug."""
+    kind = next((kind for kind in EXPLANATIONS if isinstance(error, kind)), None)
+    if kind is not None:
+        return EXPLANATIONS[kind](error, command)
+    if type(error).__name__ == "OutOfMemoryError":
+        return _no_memory(error, command)
+    return Failure("internal", f"unexpected {type(error).__name__}: {error}. {ISSUES}")
+
+
+def _known(error: BaseException, command: str) -> Failure:
+    assert isinstance(error, Cm3kitError)
+    return Failure(error.code, str(error.args[0]))
+
+
+def _usage(error: BaseException, command: str) -> Failure:
+    assert isinstance(error, _click.exceptions.ClickException)
+    hint = f"Try: cm3kit {command} --help".replace("  ", " ")
+    return Failure("usage", error.format_message(), error.exit_code, hint)
+
+
+def _no_memory(error: BaseException, command: str) -> Failure:
+    return Failure("no_memory", "out of memory; lower -n, --variants or --batch-size")
+
+
+def _system(error: BaseException, command: str) -> Failure:
+    assert isinstance(error, OSError)
+    where = f"{error.filename}: " if error.filename else ""
+    code, advice = SYSTEM_CODES.get(error.errno or 0, ("internal", ISSUES))
+    return Failure(code, f"{where}{error.strerror or error}; {advice}")
+
+
+def _missing(error: BaseException, command: str) -> Failure:
+    assert isinstance(error, ModuleNotFoundError)
+    return Failure("missing_extra", f"the package {error.name!r} is not installed; install it with pip")
+
+
+SYSTEM_CODES = {
+    errno.ENOSPC: ("no_space", "free some space or change -o"),
+    errno.EDQUOT: ("no_space", "free some space or change -o"),
+    errno.ENOENT: ("no_file", "check the path"),
+    errno.EACCES: ("unreadable_file", "check the permissions"),
+    errno.EISDIR: ("unreadable_file", "give a file"),
+    errno.ENAMETOOLONG: ("cannot_write", "give a shorter name"),
+    errno.EROFS: ("cannot_write", "change -o"),
+    errno.ENOMEM: ("no_memory", "lower -n or --batch-size"),
+}
+EXPLANATIONS = {
+    Cm3kitError: _known,
+    _click.exceptions.ClickException: _usage,
+    MemoryError: _no_memory,
+    OSError: _system,
+    ModuleNotFoundError: _missing,
+}

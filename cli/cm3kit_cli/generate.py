@@ -1,0 +1,96 @@
+"""`cm3kit generate`: pictures, words or whole pages from a prompt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cm3kit_cli import options
+from cm3kit_cli.render import Reply, progress
+
+if TYPE_CHECKING:
+    from cm3kit.pipelines.jobs import Saved
+    from cm3kit.pipelines.prompts import Prompt
+
+Task = Literal["image", "text", "caption", "document"]
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to start from; for --task caption the file of a picture.")
+    ] = None,
+    prompt_option: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="The same as the argument; - reads standard input.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="Many prompts: .txt (one a line), .jsonl or .csv (prompt, seed, id).")
+    ] = None,
+    task: Annotated[Task, typer.Option(help="What to make.")] = "image",
+    n: Annotated[int, typer.Option("--num-images", "-n", min=1, max=10_000, help="Results per prompt.")] = 1,
+    seed: options.Seed = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Results made at once.")] = None,
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    max_tokens: options.MaxTokens = None,
+    output: options.Output = None,
+    grid: Annotated[
+        bool, typer.Option("--grid/--no-grid", rich_help_panel=options.OUTPUT, help="Also a sheet of all.")
+    ] = True,
+    no_prompt_metadata: Annotated[
+        bool,
+        typer.Option(
+            "--no-prompt-metadata", rich_help_panel=options.OUTPUT,
+            help="Leave prompt and settings out of the files; the mark that a model made them stays.",
+        ),
+    ] = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:  # fmt: skip
+    """Make pictures, words or a page from a prompt.
+
+    Example: cm3kit generate "red apple" -n 4 --seed 1
+    """
+    if as_json and output == "-":
+        raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+    given = [each for each in (prompt, prompt_option, prompt_file) if each is not None]
+    if len(given) != 1:
+        raise typer.BadParameter("give one of PROMPT, --prompt and --prompt-file")
+    from cm3kit.pipelines.kit import GenerateOptions
+
+    from cm3kit.pipelines import jobs
+
+    chosen = options.chosen_seed(seed, quiet)
+    settings = GenerateOptions(
+        guidance=guidance, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
+        batch_size=batch_size,
+    )  # fmt: skip
+    where = jobs.Where(output, force, grid, not no_prompt_metadata)
+    job = jobs.GenerateJob(_prompts(given[0], task), task, n, chosen, settings, where)
+    with progress("generating", quiet) as watch:
+        saved = jobs.generate(model, device, job, watch)
+    return _reply(saved, chosen)
+
+
+def _prompts(given: str | Path, task: Task) -> tuple[Prompt, ...]:
+    from cm3kit.pipelines.prompts import Prompt, read_prompts
+
+    if isinstance(given, Path):
+        return read_prompts(given)
+    if given == "-":
+        return (Prompt(sys.stdin.buffer.read() if task == "caption" else sys.stdin.read().strip()),)
+    return (Prompt(Path(given) if task == "caption" else given),)
+
+
+def _reply(saved: Saved, seed: int) -> Reply:
+    data = {"seed": seed, "folder": saved.folder, "grid": saved.sheet, "samples": saved.samples}
+    shown = [*saved.paths, *([saved.sheet] if saved.sheet else [])]
+    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

@@ -1,0 +1,114 @@
+"""`cm3kit infill`: fill the gaps of a page, and leave every other byte as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cm3kit_cli import options
+from cm3kit_cli.render import Reply, one_line, progress
+
+if TYPE_CHECKING:
+    from cm3kit.pipelines.jobs import Saved
+
+
+def infill(
+    file: Annotated[
+        str, typer.Argument(help="HTML file with <mask> where something is missing; - is stdin.")
+    ],
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="A CSS selector (p.intro, img@alt) of something to write anew; repeatable."),
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="A picture of the page, by name, to redraw in --box; repeatable.")
+    ] = None,
+    box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
+    variants: Annotated[int, typer.Option(min=1, max=1000, help="How many filled pages to make.")] = 1,
+    parallel: Annotated[bool, typer.Option(help="Fill gaps at once, unaware of one another.")] = False,
+    diff: Annotated[
+        bool, typer.Option(help="Show what changed, and write a report beside the page.")
+    ] = False,
+    in_place: Annotated[bool, typer.Option(help="Write the filled page over FILE.")] = False,
+    seed: options.Seed = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    guidance: options.Guidance = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    max_tokens: options.MaxTokens = None,
+    output: options.Output = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Fill the gaps of a page; every byte outside the gaps stays as it is.
+
+    Example: cm3kit infill samples/apple.html --variants 3 --diff
+    """
+    _check(file, image, box, variants, in_place, output, as_json)
+    from cm3kit.pipelines.kit import GenerateOptions
+
+    from cm3kit.pipelines import jobs
+    from cm3kit.pipelines.pages import parse_box, read_page
+
+    page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))
+    chosen = options.chosen_seed(seed, quiet)
+    settings = GenerateOptions(
+        guidance=guidance, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
+        parallel=parallel,
+    )  # fmt: skip
+    where = jobs.Where(str(Path(file).resolve()) if in_place else output, force or in_place)
+    job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, report=diff, where=where)
+    with progress("filling", quiet) as watch:
+        saved = jobs.infill(model, device, job, watch)
+    if not quiet and not as_json:
+        for line in _notes(saved):
+            typer.echo(line, err=True)
+    return _reply(saved, chosen)
+
+
+def _check(
+    file: str,
+    image: list[str] | None,
+    box: list[str] | None,
+    variants: int,
+    in_place: bool,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    if as_json and output == "-":
+        raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+    if len(image or ()) != len(box or ()):
+        raise typer.BadParameter("each --image needs one --box, and each --box one --image")
+    if in_place and (output is not None or variants > 1 or file == "-"):
+        raise typer.BadParameter(
+            "--in-place writes one page over FILE: no -o, no --variants, no standard input"
+        )
+
+
+def _notes(saved: Saved) -> Iterator[str]:
+    """One line a gap, then the text diff."""
+    for sample in saved.samples:
+        for gap in sample["gaps"]:
+            yield f"variant {sample['index']} {_note(gap)}"
+    if saved.diff:
+        yield saved.diff.rstrip("\n")
+
+
+def _note(gap: dict[str, Any]) -> str:
+    text = one_line(str(gap["text"]))
+    shown = text if len(text) <= 60 else f"{text[:59]}…"
+    ending = "" if gap["ended"] else " (cut at --max-tokens)"
+    return f"gap {gap['index']} line {gap['line']} {gap['kind']} {gap['logprob']:.2f}: {shown}{ending}"
+
+
+def _reply(saved: Saved, seed: int) -> Reply:
+    data = {"seed": seed, "folder": saved.folder, "report": saved.report, "variants": saved.samples}
+    shown = [*saved.paths, *([saved.report] if saved.report else [])]
+    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

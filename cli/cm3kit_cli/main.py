@@ -1,0 +1,109 @@
+"""Entry point: parse, call the library, render."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from typer.main import get_command
+
+from cm3kit_cli import data, generate, infill, model, train
+from cm3kit_cli.failures import Terminated, explain
+from cm3kit_cli.options import with_synonyms_spelt_out
+from cm3kit_cli.render import Failure, Reply, show, show_failure, version
+
+app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=False)
+app.command("generate")(generate.generate)
+app.command("infill")(infill.infill)
+app.add_typer(train.app)
+app.add_typer(data.app)
+app.add_typer(model.app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cm3kit {version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Web pages whose pictures are tokens: generate them, and fill the gaps in them."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 130 or 143."""
+    arguments = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv)) or ["--help"]
+    command, as_json = _command_of(arguments), "--json" in arguments
+    try:
+        with _sigterm_raises():
+            answer = get_command(app).main(args=arguments, prog_name="cm3kit", standalone_mode=False)
+            if isinstance(answer, Reply):
+                show(answer, command, as_json)
+                return 0
+        if answer == 130:
+            raise KeyboardInterrupt
+        return answer if isinstance(answer, int) else 0
+    except BrokenPipeError:
+        # The reader has gone; leave nothing for the interpreter's last flush to fail on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        show_failure(Failure("interrupted", "interrupted", 130), command, as_json)
+        return 130
+    except Terminated:
+        show_failure(Failure("interrupted", "terminated", 143), command, as_json)
+        return 143
+    except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong becomes one line
+        if _wants_traceback(arguments):
+            traceback.print_exc()
+        failure = explain(error, command)
+        show_failure(failure, command, as_json)
+        return failure.status
+
+
+def _wants_traceback(arguments: list[str]) -> bool:
+    return "--verbose" in arguments or "-v" in arguments or os.environ.get("CM3KIT_DEBUG") == "1"
+
+
+def _command_of(arguments: list[str]) -> str:
+    """The command that the arguments name, such as `train cm3`."""
+    names: list[str] = []
+    command = get_command(app)
+    for argument in arguments:
+        inner = getattr(command, "commands", {}).get(argument)
+        if inner is None:
+            break
+        command, names = inner, [*names, argument]
+    return " ".join(names)
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM unwind like an exception, so that temporary files go; handlers set elsewhere stay."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    try:
+        ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        if ours:
+            signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        ours = False
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,142 @@
+"""Standard output holds the result and nothing else; progress and errors go to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+Watch = Callable[[int, int], None]
+
+SCHEMA = "cm3kit/1"
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a command answers: `lines` for people, `data` for programs, or `content` as it stands."""
+
+    data: Mapping[str, Any]
+    lines: tuple[str, ...] = ()
+    content: bytes | None = None
+    run_id: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a command did not finish."""
+
+    code: str
+    message: str
+    status: int = 1
+    hint: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def version() -> str:
+    """The installed version of cm3kit, or of nothing where it runs from a source tree."""
+    try:
+        return metadata.version("cm3kit")
+    except metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def envelope(command: str, reply: Reply | None, failure: Failure | None = None) -> str:
+    """The one JSON object of a run."""
+    error = None
+    if failure:
+        error = {
+            "code": failure.code,
+            "message": one_line(failure.message),
+            "hint": one_line(failure.hint),
+            "details": failure.details,
+        }
+    return json.dumps(
+        {
+            "schema": SCHEMA,
+            "ok": failure is None,
+            "command": command,
+            "version": version(),
+            "run_id": reply.run_id if reply else "",
+            "data": reply.data if reply else {},
+            "warnings": reply.warnings if reply else [],
+            "error": error,
+        },
+        ensure_ascii=False,
+        default=str,
+    )
+
+
+def show(reply: Reply, command: str, as_json: bool) -> None:
+    """Print an answer on standard output."""
+    if as_json:
+        print(envelope(command, reply))
+    elif reply.content is not None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(reply.content)
+    else:
+        for line in reply.lines:
+            print(line)
+    sys.stdout.flush()
+
+
+def show_failure(failure: Failure, command: str, as_json: bool) -> None:
+    """Print a failure: one line on standard error, and the envelope where JSON was asked for."""
+    if as_json:
+        print(envelope(command, None, failure), flush=True)
+    name = f"cm3kit {command}".rstrip()
+    hint = f" {failure.hint}" if failure.hint else ""
+    print(f"{name}: {one_line(failure.message + hint)} [{failure.code}]", file=sys.stderr)
+
+
+def one_line(text: str) -> str:
+    """The text on one line, with control characters written out, so that no name can steer a terminal."""
+    shown = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
+
+
+@contextmanager
+def progress(label: str, quiet: bool = False) -> Iterator[Watch]:
+    """A bar on a terminal, a plain line every ten seconds elsewhere, nothing where `quiet`."""
+    if quiet:
+        yield lambda done, total: None
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with _bar(label) as watch:
+            yield watch
+    else:
+        yield _lines(label)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[Watch]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+
+        def watch(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield watch
+
+
+def _lines(label: str) -> Watch:
+    last = started = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            print(f"{label} {done}/{total} after {now - started:.0f} s", file=sys.stderr, flush=True)
+
+    return watch
