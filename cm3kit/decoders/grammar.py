@@ -1,0 +1,322 @@
+"""Minimal HTML as a finite state machine on the logits: every run of allowed ids is a well-formed page.
+
+The machine keeps an element stack (as Willard and Louf, arXiv:2307.09702, do for context-free grammars)
+and prices each id by how many further ids it obliges, so that the budget always suffices to close.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cm3kit.decoders.elements import CONTENT, TOP
+from cm3kit.decoders.utf8 import TextAutomaton
+from cm3kit.types import Blank
+from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.vocab import ATTRIBUTES, MARKUP, Vocab
+
+MAX_DEPTH = 48
+
+
+class Mode(IntEnum):
+    """Where in the markup the next id stands."""
+
+    CONTENT = 0
+    TAG = 1
+    VALUE = 2
+    SRC = 3
+    TEXT = 4
+    CODES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands.
+
+    Attributes:
+        end: id that ends the run.
+        exact: whether the run has a fixed length, and so no end id.
+        stack: elements that the run itself must close.
+        outer: elements around a gap.
+        tag: element whose attributes are being written, `last` the index of its latest attribute.
+        left: codes that the open picture still needs.
+        utf8: state of the text automaton.
+        written: whether the run holds anything; an empty one is no answer.
+        cost: ids that are needed to close everything.
+        key: states of one key allow the same ids for the same money.
+    """
+
+    mode: Mode
+    end: int
+    exact: bool = False
+    stack: tuple[str, ...] = ()
+    outer: tuple[str, ...] = ()
+    tag: str = ""
+    last: int = -1
+    left: int = 0
+    utf8: int = 0
+    written: bool = False
+    cost: int = field(default=0, compare=False)
+    key: tuple[Any, ...] = field(default=(), compare=False)
+
+    @property
+    def image(self) -> bool:
+        """Whether the next id is an image code."""
+        return self.mode is Mode.CODES or (self.mode is Mode.SRC and self.left > 0)
+
+
+@dataclass(slots=True)
+class _Menu:
+    """Ids by price for one key, and the masks made of them so far."""
+
+    prices: list[int]
+    ids: list[list[int]]
+    end: int | None
+    masks: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Grammar:
+    """The ids that may come next.
+
+    Args:
+        vocab: the id space.
+        image_length: codes of a whole picture, H * W.
+        text_bytes: bytes of each text token, so that text holds whole characters; optional.
+    """
+
+    def __init__(self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None) -> None:
+        self.vocab, self.image_length = vocab, image_length
+        self._text = TextAutomaton(vocab.text_size, text_bytes)
+        self._menus: dict[tuple[Any, ...], _Menu] = {}
+        self._actions = dict(self._action_table())
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    def budget(self, blank: Blank) -> int:
+        """How many ids a blank may take, the end id not counted."""
+        if blank.length is not None:
+            return blank.length
+        return self.image_length if blank.kind == "image" else blank.max_tokens
+
+    def start(self, blank: Blank, prompt: Sequence[int]) -> State:
+        """State before the first id of a blank; ConfigError (`bad_value`) if its budget can't close it."""
+        vocab, exact = self.vocab, blank.length is not None
+        if blank.kind == "image":
+            return self._state(State(Mode.CODES, vocab.eoss, exact=True))
+        if blank.kind == "attribute":
+            return self._state(State(Mode.TEXT, vocab.eoss, exact=exact))
+        if blank.kind == "content":
+            outer = self._elements_around(blank, prompt)
+            return self._state(State(Mode.CONTENT, vocab.eoss, exact=exact, outer=outer))
+        state = self._follow(State(Mode.CONTENT, vocab.eod), prompt)
+        if state.cost > blank.max_tokens:
+            raise ConfigError(
+                f"A budget of {blank.max_tokens} ids cannot close what the prompt opens;"
+                f" allow at least {state.cost}.",
+                code="bad_value",
+            )
+        return state
+
+    def allowed(self, state: State, budget: int) -> Tensor:
+        """Ids that may come next, bool (V,), cached: do not write to it.
+
+        Args:
+            budget: ids that are left, the end id not counted; at 0 the run is over and nothing is asked.
+        """
+        menu = self._menus.get(state.key)
+        if menu is None:
+            menu = self._menus[state.key] = self._menu(state)
+        affordable = bisect_right(menu.prices, budget - state.cost)
+        mask = menu.masks.get(affordable)
+        if mask is None:
+            mask = menu.masks[affordable] = self._mask(menu, affordable, state)
+        return mask
+
+    def advance(self, state: State, id: int) -> State:
+        """State after an id; ids that are not allowed are taken as well as may be."""
+        vocab = self.vocab
+        if id in vocab.text:
+            utf8 = self._text.step(state.utf8, id - vocab.text.start)
+            if utf8 == state.utf8 and state.written:
+                return state
+            return self._state(replace(state, utf8=utf8, written=True))
+        if id in vocab.image:
+            if state.mode is Mode.SRC:
+                return self._state(replace(state, left=max(0, state.left - 1), written=True))
+            return state if state.written else self._state(replace(state, written=True))
+        if id in vocab.markup:
+            return self._state(self._actions[id](replace(state, utf8=0, written=True)))
+        return self._state(replace(state, mode=Mode.CONTENT, stack=(), tag="")) if id == vocab.eod else state
+
+    def _follow(self, state: State, ids: Sequence[int]) -> State:
+        state = self._state(state)
+        for id in ids:
+            state = self.advance(state, id)
+        return state
+
+    def _elements_around(self, blank: Blank, prompt: Sequence[int]) -> tuple[str, ...]:
+        ids = list(prompt)
+        if blank.lead and blank.lead[-1] in ids:
+            ids = ids[: ids.index(blank.lead[-1])]
+        return self._follow(State(Mode.CONTENT, self.vocab.eoss), ids).stack
+
+    def _state(self, state: State) -> State:
+        """Fill in `cost` and `key`."""
+        return replace(state, cost=self._cost(state), key=self._key(state))
+
+    def _cost(self, state: State) -> int:
+        cost = len(state.stack) + self._text.debt[state.utf8]
+        if state.mode in (Mode.VALUE, Mode.SRC):
+            cost += state.left + 1
+        if state.tag:
+            cost += 1 + (state.tag == "a") + 2 * (not _complete(state))
+        return cost
+
+    def _key(self, state: State) -> tuple[Any, ...]:
+        run = (state.mode, state.end, state.exact, state.written, state.utf8)
+        if state.mode is Mode.CONTENT:
+            around = (*state.outer, *state.stack)
+            inside = around[-1] if around else ""
+            closes = state.stack[-1] if state.stack else ""
+            return (*run, inside, closes, "a" in around, len(state.stack) >= MAX_DEPTH)
+        if state.mode is Mode.SRC:
+            return (*run, state.left > 0)
+        return (*run, state.tag, state.last)
+
+    def _menu(self, state: State) -> _Menu:
+        by_price: dict[int, list[int]] = {}
+        for ids in self._candidates(state):
+            price = 1 + self.advance(state, ids[0]).cost - state.cost
+            by_price.setdefault(price, []).extend(ids)
+        prices = sorted(by_price)
+        closed = state.mode in (Mode.CONTENT, Mode.TEXT) and not state.stack and not state.utf8
+        may_end = closed and state.written and not state.exact
+        return _Menu(prices, [by_price[price] for price in prices], state.end if may_end else None)
+
+    def _mask(self, menu: _Menu, affordable: int, state: State) -> Tensor:
+        mask_V = torch.zeros(len(self.vocab), dtype=torch.bool)
+        for ids in menu.ids[:affordable]:
+            mask_V[ids] = True
+        if menu.end is not None or not affordable:
+            mask_V[state.end] = True
+        return mask_V
+
+    def _candidates(self, state: State) -> Iterator[list[int]]:
+        """Groups of ids that may come next if money allows; those of one group lead to one cost."""
+        if state.mode is Mode.CODES or (state.mode is Mode.SRC and state.left):
+            yield list(self.vocab.image)
+            return
+        text = state.mode in (Mode.VALUE, Mode.TEXT)
+        if state.mode is Mode.CONTENT:
+            around = (*state.outer, *state.stack)
+            text = "" in (CONTENT[around[-1]] if around else TOP)
+        if text:
+            start = self.vocab.text.start
+            for tokens in self._text.groups[state.utf8].values():
+                yield [start + token for token in tokens]
+        if not state.utf8:
+            for piece in _PIECES[state.mode](state, self.image_length):
+                yield [self.vocab.markup_id(piece)]
+
+    def _action_table(self) -> Iterator[tuple[int, Callable[[State], State]]]:
+        for id, piece in zip(self.vocab.markup, MARKUP, strict=True):
+            yield id, self._action(piece)
+
+    def _action(self, piece: str) -> Callable[[State], State]:
+        name = piece.strip('</> ="')
+        if piece.startswith("</"):
+            return lambda state: _close(state, name)
+        if piece == "<br>":
+            return lambda state: state
+        if piece.startswith("<") and piece.endswith(">"):
+            return lambda state: replace(state, mode=Mode.CONTENT, stack=(*state.stack, name))
+        if piece.startswith("<"):
+            return lambda state: replace(state, mode=Mode.TAG, tag=name, last=-1, left=0)
+        if piece.startswith(" "):
+            return lambda state: _attribute(state, name, self.image_length)
+        return _close_value if piece == '"' else _close_tag
+
+
+def _complete(state: State) -> bool:
+    """Whether the tag may be closed as far as its attributes go."""
+    return state.last >= 0 or state.tag == "a"
+
+
+def _close(state: State, name: str) -> State:
+    if name not in state.stack:
+        return state
+    depth = len(state.stack) - 1 - state.stack[::-1].index(name)
+    return replace(state, mode=Mode.CONTENT, stack=state.stack[:depth], tag="")
+
+
+def _attribute(state: State, name: str, image_length: int) -> State:
+    if name not in ATTRIBUTES.get(state.tag, ()):
+        return state
+    picture = name == "src"
+    return replace(
+        state,
+        mode=Mode.SRC if picture else Mode.VALUE,
+        last=ATTRIBUTES[state.tag].index(name),
+        left=image_length if picture else 0,
+    )
+
+
+def _close_value(state: State) -> State:
+    return replace(state, mode=Mode.TAG, left=0) if state.mode in (Mode.VALUE, Mode.SRC) else state
+
+
+def _close_tag(state: State) -> State:
+    if not state.tag:
+        return state
+    stack = (*state.stack, "a") if state.tag == "a" else state.stack
+    return replace(state, mode=Mode.CONTENT, stack=stack, tag="", last=-1, left=0)
+
+
+def _content_pieces(state: State, image_length: int) -> Iterator[str]:
+    around = (*state.outer, *state.stack)
+    children = CONTENT[around[-1]] if around else TOP
+    if state.end != Vocab.eod:
+        children = children - {"title", "meta"}
+    for name in sorted(children - {""}):
+        if name == "a" and "a" in around:
+            continue
+        if name in ("img", "meta", "br"):
+            yield "<br>" if name == "br" else f"<{name}"
+        elif len(state.stack) < MAX_DEPTH:
+            yield f"<{name}" if name == "a" else f"<{name}>"
+    if state.stack:
+        yield f"</{state.stack[-1]}>"
+
+
+def _tag_pieces(state: State, image_length: int) -> Iterator[str]:
+    for index, name in enumerate(ATTRIBUTES[state.tag]):
+        first_title = state.tag == "img" and name == "title" and state.last < 0
+        if index > state.last and not first_title and (name != "src" or image_length):
+            yield f' {name}="'
+    if _complete(state):
+        yield ">"
+
+
+def _value_pieces(state: State, image_length: int) -> Iterator[str]:
+    yield '"'
+
+
+def _no_pieces(state: State, image_length: int) -> Iterator[str]:
+    yield from ()
+
+
+_PIECES: dict[Mode, Callable[[State, int], Iterator[str]]] = {
+    Mode.CONTENT: _content_pieces,
+    Mode.TAG: _tag_pieces,
+    Mode.VALUE: _value_pieces,
+    Mode.SRC: _value_pieces,
+    Mode.TEXT: _no_pieces,
+    Mode.CODES: _no_pieces,
+}
