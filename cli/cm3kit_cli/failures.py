@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import errno
+import sys
 
 from typer import _click
 
 from cm3kit_cli.render import Failure
-from cm3kit_tokenizers.errors import Cm3kitError
 
 ISSUES = "Please report it with the output of the same command and --verbose."
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived."""
-
-
 def explain(error: BaseException, command: str) -> Failure:
     """The failure that an exception stands for; `internal` where it is a bug."""
+    # Whoever raised one of ours has loaded the module; an error of usage need not wait for it.
+    errors = sys.modules.get("cm3kit_tokenizers.errors")
+    if errors is not None and isinstance(error, errors.Cm3kitError):
+        return Failure(error.code, str(error.args[0]))
     kind = next((kind for kind in EXPLANATIONS if isinstance(error, kind)), None)
     if kind is not None:
         return EXPLANATIONS[kind](error, command)
     if type(error).__name__ == "OutOfMemoryError":
         return _no_memory(error, command)
     return Failure("internal", f"unexpected {type(error).__name__}: {error}. {ISSUES}")
-
-
-def _known(error: BaseException, command: str) -> Failure:
-    assert isinstance(error, Cm3kitError)
-    return Failure(error.code, str(error.args[0]))
 
 
 def _usage(error: BaseException, command: str) -> Failure:
@@ -64,7 +59,6 @@ SYSTEM_CODES = {
     errno.ENOMEM: ("no_memory", "lower -n or --batch-size"),
 }
 EXPLANATIONS = {
-    Cm3kitError: _known,
     _click.exceptions.ClickException: _usage,
     MemoryError: _no_memory,
     OSError: _system,

@@ -41,12 +41,12 @@ def generate(
     max_tokens: options.MaxTokens = None,
     output: options.Output = None,
     grid: Annotated[
-        bool, typer.Option("--grid/--no-grid", rich_help_panel=options.OUTPUT, help="Also a sheet of all.")
+        bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")
     ] = True,
     no_prompt_metadata: Annotated[
         bool,
         typer.Option(
-            "--no-prompt-metadata", rich_help_panel=options.OUTPUT,
+            "--no-prompt-metadata",
             help="Leave prompt and settings out of the files; the mark that a model made them stays.",
         ),
     ] = False,

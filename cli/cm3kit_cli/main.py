@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -15,11 +15,14 @@ import typer
 from typer.main import get_command
 
 from cm3kit_cli import data, generate, infill, model, train
-from cm3kit_cli.failures import Terminated, explain
+from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
 from cm3kit_cli.render import Failure, Reply, show, show_failure, version
 
-app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=False)
+INTERRUPTED, TERMINATED = 130, 143
+
+# Plain help: rich's panels would triple the time that --help takes.
+app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("generate")(generate.generate)
 app.command("infill")(infill.infill)
 app.add_typer(train.app)
@@ -46,13 +49,14 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 130 or 143."""
     arguments = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv)) or ["--help"]
     command, as_json = _command_of(arguments), "--json" in arguments
+    terminated: list[int] = []
     try:
-        with _sigterm_raises():
+        with _sigterm_interrupts(terminated):
             answer = get_command(app).main(args=arguments, prog_name="cm3kit", standalone_mode=False)
             if isinstance(answer, Reply):
                 show(answer, command, as_json)
                 return 0
-        if answer == 130:
+        if answer == INTERRUPTED:
             raise KeyboardInterrupt
         return answer if isinstance(answer, int) else 0
     except BrokenPipeError:
@@ -60,13 +64,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        show_failure(Failure("interrupted", "interrupted", 130), command, as_json)
-        return 130
-    except Terminated:
-        show_failure(Failure("interrupted", "terminated", 143), command, as_json)
-        return 143
+        word, status = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+        show_failure(Failure("interrupted", word, status), command, as_json)
+        return status
     except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong becomes one line
         if _wants_traceback(arguments):
+            import traceback
+
             traceback.print_exc()
         failure = explain(error, command)
         show_failure(failure, command, as_json)
@@ -90,18 +94,20 @@ def _command_of(arguments: list[str]) -> str:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM unwind like an exception, so that temporary files go; handlers set elsewhere stay."""
+def _sigterm_interrupts(received: list[int]) -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does, so that files are cleaned up and training saves.
 
-    def terminate(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
+    The signal is noted in `received`. A handler set elsewhere stays.
+    """
 
-    try:
-        ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-        if ours:
-            signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread
-        ours = False
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

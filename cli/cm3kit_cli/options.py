@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +16,6 @@ SYNONYMS = {
     "--out": "--output",
 }
 MAX_SEED = 2**63 - 1
-SAMPLING = "Sampling"
-OUTPUT = "Output"
 
 
 def with_synonyms_spelt_out(arguments: list[str]) -> list[str]:
@@ -42,6 +39,8 @@ def chosen_seed(seed: int | None, quiet: bool) -> int:
     """The seed that was given, or a random one, which is printed on standard error."""
     if seed is not None:
         return seed
+    import secrets
+
     drawn = secrets.randbelow(2**31)
     if not quiet:
         typer.echo(f"seed {drawn}", err=True)
@@ -62,53 +61,45 @@ Seed = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(
-        "--guidance-scale", "-g", min=0, max=100, callback=finite, rich_help_panel=SAMPLING,
+        "--guidance-scale", "-g", min=0, max=100, callback=finite,
         help="Weight of the prompt (classifier-free guidance); 1 is off.",
     ),
 ]  # fmt: skip
 Temperature = Annotated[
     float | None,
     typer.Option(
-        "--temperature", min=0, max=100, callback=finite, rich_help_panel=SAMPLING,
+        "--temperature", min=0, max=100, callback=finite,
         help="0 always takes the likeliest token.",
     ),
 ]  # fmt: skip
 TopP = Annotated[
     float | None,
     typer.Option(
-        "--top-p", min=0, max=1, callback=finite, rich_help_panel=SAMPLING,
+        "--top-p", min=0, max=1, callback=finite,
         help="Keep the likeliest tokens that hold this much probability.",
     ),
 ]  # fmt: skip
 TopK = Annotated[
     int | None,
-    typer.Option(
-        "--top-k", min=0, rich_help_panel=SAMPLING, help="Keep this many likeliest tokens; 0 is all."
-    ),
+    typer.Option("--top-k", min=0, help="Keep this many likeliest tokens; 0 is all."),
 ]
 MaxTokens = Annotated[
     int | None,
-    typer.Option("--max-tokens", min=1, rich_help_panel=SAMPLING, help="Most tokens of one text or gap."),
+    typer.Option("--max-tokens", min=1, help="Most tokens of one text or gap."),
 ]
 Output = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", rich_help_panel=OUTPUT,
+        "--output", "-o",
         help="File, folder (ends with /), or - for standard output; unless given, a new folder in outputs/.",
     ),
 ]  # fmt: skip
-Force = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Overwrite what exists.")]
-Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object and nothing else.")
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="No progress on standard error.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose", "-v", rich_help_panel=OUTPUT, help="Show where an unexpected failure came from."
-    ),
+    typer.Option("--verbose", "-v", help="Show where an unexpected failure came from."),
 ]
 Config = Annotated[
     list[Path] | None,

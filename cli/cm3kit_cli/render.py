@@ -6,16 +6,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any
-
-Watch = Callable[[int, int], None]
+from typing import Any, Protocol
 
 SCHEMA = "cm3kit/1"
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class Watch(Protocol):
+    """Hears how far a job is; `note` is shown beside it."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,8 @@ class Failure:
 
 def version() -> str:
     """The installed version of cm3kit, or of nothing where it runs from a source tree."""
+    from importlib import metadata
+
     try:
         return metadata.version("cm3kit")
     except metadata.PackageNotFoundError:
@@ -106,7 +112,7 @@ def one_line(text: str) -> str:
 def progress(label: str, quiet: bool = False) -> Iterator[Watch]:
     """A bar on a terminal, a plain line every ten seconds elsewhere, nothing where `quiet`."""
     if quiet:
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         with _bar(label) as watch:
             yield watch
@@ -119,12 +125,13 @@ def _bar(label: str) -> Iterator[Watch]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    note_column = TextColumn("{task.fields[note]}")
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note_column)
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
+        task = bar.add_task(label, total=None, note="")
 
-        def watch(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def watch(done: int, total: int, note: str = "") -> None:
+            bar.update(task, completed=done, total=total, note=note)
 
         yield watch
 
@@ -132,11 +139,12 @@ def _bar(label: str) -> Iterator[Watch]:
 def _lines(label: str) -> Watch:
     last = started = time.monotonic()
 
-    def watch(done: int, total: int) -> None:
+    def watch(done: int, total: int, note: str = "") -> None:
         nonlocal last
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES:
             last = now
-            print(f"{label} {done}/{total} after {now - started:.0f} s", file=sys.stderr, flush=True)
+            line = f"{label} {done}/{total} after {now - started:.0f} s {note}".rstrip()
+            print(line, file=sys.stderr, flush=True)
 
     return watch

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply
+from cm3kit_cli.render import Reply, progress
 
 Kind = Literal["vqgan", "text", "cm3"]
 
@@ -32,10 +33,11 @@ def vqgan(
     max_steps: MaxSteps = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
     """Train the image tokenizer."""
-    return _train("vqgan", config, overrides, output, resume, max_steps, device)
+    return _train("vqgan", config, overrides, output, resume, max_steps, device, quiet)
 
 
 @app.command()
@@ -47,10 +49,11 @@ def text(
     max_steps: MaxSteps = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
     """Train the text tokenizer."""
-    return _train("text", config, overrides, output, resume, max_steps, device)
+    return _train("text", config, overrides, output, resume, max_steps, device, quiet)
 
 
 @app.command()
@@ -62,10 +65,11 @@ def cm3(
     max_steps: MaxSteps = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
     """Train the decoder with the causally masked objective."""
-    return _train("cm3", config, overrides, output, resume, max_steps, device)
+    return _train("cm3", config, overrides, output, resume, max_steps, device, quiet)
 
 
 def _train(
@@ -76,9 +80,20 @@ def _train(
     resume: bool,
     max_steps: int | None,
     device: str,
+    quiet: bool,
 ) -> Reply:
     from cm3kit import training
 
     folder = output or Path("runs", kind)
-    done = training.run(kind, config or [], overrides or [], folder, resume, max_steps, device)
+    with progress(f"training {kind}", quiet) as watch:
+        done = training.run(
+            kind, config or [], overrides or [], folder, resume=resume, max_steps=max_steps, device=device,
+            report=lambda step, total, figures: watch(step, total, note(figures)),
+            warn=lambda line: typer.echo(line, err=True),
+        )  # fmt: skip
     return Reply({"kind": kind, "folder": done}, (str(done),))
+
+
+def note(figures: Mapping[str, float]) -> str:
+    """Figures of a step on one line, such as `loss 1.25  lr 0.0003`."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
