@@ -336,3 +336,47 @@ def test_values_that_are_not_finite_are_never_saved(tmp_path: Path, value: float
     with pytest.raises(DataError, match="model/a"), publishing(tmp_path / "step-00000001") as folder:
         save_state(folder, {"model/a": torch.tensor([1.0, value])}, {})
     assert not list(tmp_path.iterdir())
+
+
+class Journal:
+    """What has reached the disk, as far as fsync tells, and every rename with the state it found."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.synced: dict[str, int] = {}
+        self.events: list[str] = []
+        for name in ("rename", "replace", "link"):
+            patch.setattr(os, name, self.moving(getattr(os, name)))
+        real = os.fsync
+
+        def fsync(handle: int) -> None:
+            path = os.readlink(f"/proc/self/fd/{handle}")
+            real(handle)
+            self.synced[path] = self.state(Path(path))
+            self.events.append(f"sync {path}")
+
+        patch.setattr(os, "fsync", fsync)
+
+    @staticmethod
+    def state(path: Path) -> int:
+        """Bytes of a file, entries of a folder."""
+        return len(list(path.iterdir())) if path.is_dir() else path.stat().st_size
+
+    def moving(self, call: Callable[..., None]) -> Callable[..., None]:
+        def moved(source: Path, target: Path) -> None:
+            for path in [source, *source.rglob("*")]:
+                assert self.synced.get(str(path)) == self.state(path), f"{path} may be lost"
+            call(source, target)
+            self.events.append(f"move {target}")
+
+        return moved
+
+
+def test_everything_is_on_the_disk_before_it_is_visible(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        journal = Journal(patch)
+        target = make(tmp_path, 1)
+        assert journal.events[-2:] == [f"move {target}", f"sync {tmp_path}"]
+        assert len(journal.events) == 7, "three files, two folders, the rename, the parent"
+        for force in (False, True):
+            write_atomic(tmp_path / "page.html", b"1", force)
+            assert journal.events[-2:] == [f"move {tmp_path / 'page.html'}", f"sync {tmp_path}"]
