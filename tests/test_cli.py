@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from PIL import Image
 
 import cm3kit
-from cm3kit_cli import render
+from cm3kit_cli import options, render
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ModelError, PictureError
 from cm3kit_tokenizers.page import Page
@@ -211,6 +212,7 @@ def test_infill_variants_report_and_diff(fake: FakeKit, tmp_path: Path, capsys: 
     assert run(["infill", "page.html", "--variants", "2", "--diff", "-o", "o/", "--seed", "1"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == ["o/000000.html", "o/000001.html", "o/diff.html"]
+    assert (tmp_path / "o/a.png").read_bytes() == (tmp_path / "a.png").read_bytes()
     assert "+" in err and "filled 1 is red" in err
     report = (tmp_path / "o/diff.html").read_text()
     assert report.count("<iframe sandbox") == 4 and "<ins>filled 0</ins>" in report
@@ -222,6 +224,26 @@ def test_infill_targets_from_flags(fake: FakeKit, tmp_path: Path) -> None:
     assert run(arguments) == 0
     page = (tmp_path / "o.html").read_bytes()
     assert b'<p class="intro">filled 0</p>' in page and b'alt="filled 0"' in page
+
+
+def test_infill_copies_only_pictures_of_the_page_s_folder(fake: FakeKit, tmp_path: Path) -> None:
+    (tmp_path / "site/in").mkdir(parents=True)
+    (tmp_path / "a.png").rename(tmp_path / "site/in/a b.png")
+    (tmp_path / "secret.png").write_bytes((tmp_path / "site/in/a b.png").read_bytes())
+    (tmp_path / "site/notes.txt").write_text("private")
+    sources = (
+        "in/a%20b.png?v=1",
+        "../secret.png",
+        "/etc/hostname",
+        "notes.txt",
+        "missing.png",
+        "http://x/y.png",
+    )
+    page = "<p><mask></p>" + "".join(f'<img src="{src}">' for src in sources)
+    (tmp_path / "site/page.html").write_text(page)
+    assert run(["infill", "site/page.html", "-o", "o/", "-q"]) == 0
+    files = {str(path.relative_to(tmp_path / "o")) for path in (tmp_path / "o").rglob("*") if path.is_file()}
+    assert files == {"000000.html", "in/a b.png", "run.json", "manifest.jsonl"}
 
 
 def test_infill_to_standard_output_and_in_place(fake: FakeKit, tmp_path: Path, capfdbinary: Any) -> None:
@@ -470,6 +492,17 @@ def test_help_exists_and_honours_no_color(
     assert run([*command.split(), "--help"]) == 0
     out, err = capsys.readouterr()
     assert "Usage" in out and "\x1b[3" not in out and err == ""
+
+
+def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
+    known = set()
+    for command in ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info"):
+        assert run([*command.split(), "--help"]) == 0
+        known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
+    reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", reference))
+    assert known - named == set()
+    assert named - known == {"--version"} | (named & set(options.SYNONYMS))
 
 
 def seconds(*arguments: str) -> float:

@@ -173,10 +173,10 @@ def test_grid_stays_within_its_largest_side() -> None:
     assert max(outputs.grid(wide).size) <= outputs.MAX_SHEET_SIDE
 
 
-def test_grid_refuses_nonsense() -> None:
-    for arguments in (([],), ([RED], 0), ([RED], 1, ["a", "b"])):
-        with pytest.raises(Cm3kitError, match="bad_value"):
-            outputs.grid(*arguments)
+@pytest.mark.parametrize(("count", "columns", "captions"), [(0, None, []), (1, 0, []), (1, 1, ["a", "b"])])
+def test_grid_refuses_nonsense(count: int, columns: int | None, captions: list[str]) -> None:
+    with pytest.raises(Cm3kitError, match="bad_value"):
+        outputs.grid([RED] * count, columns, captions)
 
 
 def test_json_has_no_nan_and_jsonl_is_one_object_a_line() -> None:

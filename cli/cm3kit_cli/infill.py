@@ -28,11 +28,13 @@ def infill(
     ] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
     variants: Annotated[int, typer.Option(min=1, max=1000, help="How many filled pages to make.")] = 1,
-    parallel: Annotated[bool, typer.Option(help="Fill gaps at once, unaware of one another.")] = False,
-    diff: Annotated[
-        bool, typer.Option(help="Show what changed, and write a report beside the page.")
+    parallel: Annotated[
+        bool, typer.Option("--parallel", help="Fill gaps at once, unaware of one another.")
     ] = False,
-    in_place: Annotated[bool, typer.Option(help="Write the filled page over FILE.")] = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")
+    ] = False,
+    in_place: Annotated[bool, typer.Option("--in-place", help="Write the filled page over FILE.")] = False,
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",

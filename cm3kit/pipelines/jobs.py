@@ -13,6 +13,7 @@ import torch
 
 import cm3kit
 from cm3kit.pipelines import diff, outputs
+from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
@@ -150,6 +151,12 @@ def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda
     extra = []
     if planned.report is not None:
         extra = [(planned.report, diff.side_by_side(before, pages, job.name).encode())]
+    if planned.folder is not None:
+        extra += [
+            (path, content)
+            for path, content in companions(job.page, planned.folder)
+            if job.where.force or not path.exists()
+        ]
     text = "".join(diff.unified(before, page, job.name) for page in pages) if job.report else ""
     return _save(planned, pages, samples, record, extra, job.where.force, text)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from urllib.parse import unquote
 
-from cm3kit_tokenizers.errors import ConfigError, PageError
+from cm3kit_tokenizers.document import Picture
+from cm3kit_tokenizers.errors import ConfigError, PageError, PictureError
 from cm3kit_tokenizers.html.spans import MAX_BYTES
 from cm3kit_tokenizers.page import Box, Page
+from cm3kit_tokenizers.pictures import picture_size, resolve_src
 
 STDIN = "-"
 
@@ -48,6 +53,23 @@ def read_page(file: str, selectors: Sequence[str] = (), regions: Sequence[tuple[
             code="no_mask",
         )
     return page
+
+
+def companions(page: Page, folder: Path) -> list[tuple[Path, bytes]]:
+    """The pictures that a page names in its own folder, as files of `folder`, so that it shows there too.
+
+    What leaves the page's folder, is missing or is no picture is left out.
+    """
+    if page.base is None or folder.resolve() == page.base.resolve():
+        return []
+    named = {node.src.strip() for node in page.nodes() if isinstance(node, Picture)}
+    found = []
+    for src in sorted(src for src in named if not src.lower().startswith("data:")):
+        with suppress(PictureError):
+            content = resolve_src(src, page.base)
+            picture_size(content)
+            found.append((folder / unquote(re.split("[?#]", src, maxsplit=1)[0]), content))
+    return found
 
 
 def _bytes(file: str) -> bytes:
