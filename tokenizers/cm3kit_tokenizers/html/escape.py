@@ -1,0 +1,47 @@
+"""Escape text for the place it is written to, so that it can neither open a tag nor leave an attribute value.
+
+The rules are those of the WHATWG HTML standard, sec. 13.1 (text, attribute values, character references).
+"""
+
+from __future__ import annotations
+
+_TEXT = {
+    0x00: "\ufffd",
+    ord("&"): "&amp;",
+    ord("<"): "&lt;",
+    ord(">"): "&gt;",
+    ord("\r"): "&#13;",
+    0xFEFF: "&#65279;",
+}
+_ATTRIBUTE = {**_TEXT, ord('"'): "&quot;", ord("'"): "&#39;"}
+_C1 = range(0x80, 0xA0)
+_SURROGATES = range(0xD800, 0xE000)
+
+
+def escape_text(text: str) -> str:
+    """Text between tags; it reads back as `text`, but for NUL and lone surrogates (U+FFFD)."""
+    return text.translate(_TEXT)
+
+
+def escape_attribute(text: str) -> str:
+    """An attribute value, safe between either kind of quotes."""
+    return text.translate(_ATTRIBUTE)
+
+
+def encode(text: str, codec: str) -> bytes:
+    """Escaped text as bytes of the page's encoding; what that cannot hold becomes a character reference."""
+    try:
+        return text.encode(codec)
+    except UnicodeEncodeError:
+        return b"".join(_encode_char(char, codec) for char in text)
+
+
+def _encode_char(char: str, codec: str) -> bytes:
+    code = ord(char)
+    if code in _SURROGATES:
+        return _encode_char("\ufffd", codec)
+    try:
+        return char.encode(codec)
+    except UnicodeEncodeError:
+        # HTML reads &#128; … &#159; as windows-1252, so C1 controls have no reference of their own.
+        return b"&#65533;" if code in _C1 else b"&#%d;" % code

@@ -1,0 +1,187 @@
+"""Find the gaps that a page writes itself: `<mask>` in text and inside attribute values."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cm3kit_tokenizers.document import GapKind
+from cm3kit_tokenizers.errors import PageError
+from cm3kit_tokenizers.html.spans import (
+    RAW_TEXT,
+    Attribute,
+    Element,
+    Span,
+    elements,
+    line_of,
+    parse_tree,
+)
+
+Box = tuple[int, int, int, int]
+
+_TAG = re.compile(r"<mask(?=[\s/>])", re.I)
+_WRITTEN = re.compile(r"<mask\s*/?>", re.I)
+_CLOSE = re.compile(r"</mask\s*>", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class PageGap:
+    """A hole in a page's bytes: `data[start:end]` is what a fill replaces.
+
+    Args:
+        index: position among the page's gaps, in source order.
+        kind: content, attribute, or image (the `src` of an `<img>`).
+        start: first byte.
+        end: the byte after the last; equal to `start` where a missing attribute is inserted.
+        element: name of the element whose content or attribute it is.
+        attribute: name of the attribute, or None.
+        line: line in the source, from 1.
+        box: (x, y, width, height) in pixels where only a region of a picture is missing.
+        before: what is written in front of a fill, such as ` alt="`.
+        after: what is written after it.
+        inside: names of the elements around it, outermost first.
+    """
+
+    index: int
+    kind: GapKind
+    start: int
+    end: int
+    element: str
+    attribute: str | None
+    line: int
+    box: Box | None = None
+    before: str = ""
+    after: str = ""
+    inside: tuple[str, ...] = ()
+
+
+def refuse(text: str, offset: int, where: str) -> PageError:
+    """A gap_place error with its line."""
+    return PageError(f"Line {line_of(text, offset)}: a gap {where}.", code="gap_place")
+
+
+def ancestors(handle: Any) -> tuple[str, ...]:
+    """Names of the elements around a node, outermost first."""
+    names = [str(node.tag) for node in handle.ancestors if hasattr(node, "tag")]
+    return tuple(name for name in reversed(names) if name != "mask")
+
+
+def written_gaps(text: str, tree: Any) -> list[PageGap]:
+    """Every `<mask>` of the view as a gap, in source order.
+
+    Raises:
+        PageError: gap_place where one stands in raw text, a comment, a tag's or an attribute's name.
+    """
+    if not _TAG.search(text):
+        return []
+    gaps: list[PageGap] = []
+    foreign: set[int] = set()
+    tags: list[tuple[Span, str]] = []
+    for found in elements(text, tree):
+        tags.append((found.start, ""))
+        if found.html and found.name in RAW_TEXT:
+            tags.append((_content(text, found), found.name))
+        if found.name == "mask" and not found.html:
+            foreign.add(found.start[0])
+        if "<mask" in text[slice(*found.start)].lower():
+            gaps += _of_element(text, found)
+        if found.html and found.name == "title":
+            gaps += _in_title(text, found)
+    found_at = {gap.start for gap in gaps} | foreign
+    for match in _TAG.finditer(text):
+        if match.start() not in found_at and _WRITTEN.match(text, match.start()):
+            raise refuse(text, match.start(), _why(match.start(), tags))
+    return in_order(text, gaps)
+
+
+def _content(text: str, found: Element) -> Span:
+    return found.start[1], found.end[0] if found.end else len(text)
+
+
+def _of_element(text: str, found: Element) -> Iterator[PageGap]:
+    if found.name == "mask" and found.html:
+        start, end = found.start
+        close = _CLOSE.match(text, end)
+        around = ancestors(found.handle)
+        parent = around[-1] if around else "body"
+        if text[start - 1 : start] == "<":
+            raise refuse(text, start, "directly follows '<'; write it as '&lt;'")
+        yield PageGap(0, "content", start, close.end() if close else end, parent, None, 0, inside=around)
+        return
+    for value in found.attributes.values():
+        yield from _in_attribute(text, found, value)
+
+
+def _in_attribute(text: str, found: Element, value: Attribute) -> Iterator[PageGap]:
+    if value.value is None or "<mask" not in text[slice(*value.value)].lower():
+        return
+    start, end = value.value
+    if not value.quote:
+        raise refuse(text, start, f'in an unquoted value; write {value.name}="<mask>"')
+    kind: GapKind = "image" if (found.name, value.name) == ("img", "src") else "attribute"
+    whole = text[start:end].strip()
+    for match in _WRITTEN.finditer(text, start, end):
+        if kind == "image" and whole != match[0]:
+            raise refuse(text, match.start(), 'fills only part of src; write src="<mask>"')
+        yield PageGap(0, kind, match.start(), match.end(), found.name, value.name, 0)
+
+
+def _in_title(text: str, found: Element) -> Iterator[PageGap]:
+    start, end = _content(text, found)
+    for match in _WRITTEN.finditer(text, start, end):
+        if text[match.start() - 1] == "<" and match.start() > start:
+            raise refuse(text, match.start(), "directly follows '<'; write it as '&lt;'")
+        close = _CLOSE.match(text, match.end(), end)
+        stop = close.end() if close else match.end()
+        around = (*ancestors(found.handle), "title")
+        yield PageGap(0, "content", match.start(), stop, "title", None, 0, inside=around)
+
+
+def _why(offset: int, tags: list[tuple[Span, str]]) -> str:
+    for (start, end), raw in tags:
+        if start <= offset < end:
+            return f"stands in a <{raw}>" if raw else "stands in a tag's or an attribute's name"
+    return "stands in a comment, or where HTML holds no text"
+
+
+def in_order(text: str, gaps: list[PageGap]) -> list[PageGap]:
+    """Gaps sorted by place, numbered, each with its line; PageError (gap_overlap) where two share bytes."""
+    ordered = sorted(gaps, key=lambda gap: (gap.start, gap.end, gap.attribute or ""))
+    for left, right in itertools.pairwise(ordered):
+        same = (left.start, left.end, left.attribute) == (right.start, right.end, right.attribute)
+        if right.start < left.end or same:
+            raise PageError(
+                f"Line {line_of(text, right.start)}: the gap in <{right.element}> overlaps the one in"
+                f" <{left.element}> on line {line_of(text, left.start)}; keep one of them.",
+                code="gap_overlap",
+            )
+    lines = _lines(text, [gap.start for gap in ordered])
+    return [
+        replace(gap, index=index, line=line)
+        for index, (gap, line) in enumerate(zip(ordered, lines, strict=True))
+    ]
+
+
+def _lines(text: str, offsets: list[int]) -> list[int]:
+    lines: list[int] = []
+    line, at = 1, 0
+    for offset in offsets:
+        line += text.count("\n", at, offset)
+        at = offset
+        lines.append(line)
+    return lines
+
+
+def without_gaps(text: str, gaps: tuple[PageGap, ...]) -> Any:
+    """The tree as if every written `<mask>` were text, so that it encloses nothing."""
+    parts: list[str] = []
+    at = 0
+    for gap in gaps:
+        if not _TAG.match(text, gap.start):
+            continue
+        parts += [text[at : gap.start], "x" * (gap.end - gap.start)]
+        at = gap.end
+    return parse_tree("".join((*parts, text[at:])))

@@ -1,0 +1,181 @@
+"""Which elements of minimal HTML may stand inside which, so that what is written parses back as it was meant.
+
+The rules are the tree-construction rules of the WHATWG HTML standard, sec. 13.2.6, for the kept elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cm3kit_tokenizers.document import Markup, Node, Text
+from cm3kit_tokenizers.vocab import ATTRIBUTES, PLAIN, VOID
+
+INLINE = frozenset({"em", "strong", "code", "a"})
+TEXT_ONLY = frozenset({"title", "option", "select", "textarea"})
+OUTSIDE = "(outside)"
+
+_HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
+_CLOSES_P = frozenset(PLAIN) - INLINE - {"title", "tr", "td", "th"}
+_CELLS = frozenset({"td", "th", "caption", "applet", "marquee", "object", "template", OUTSIDE})
+_P_SCOPE = _CELLS | {"table", "html", "button"}
+# Elements that end the search for an open list item; all "special" ones but address, div and p.
+_ITEM_SCOPE = _P_SCOPE | frozenset(
+    "article aside blockquote body center dd details dir dl dt fieldset figcaption figure footer form h1 h2"
+    " h3 h4 h5 h6 header hgroup li main menu nav ol pre search section select summary tbody tfoot thead tr"
+    " ul".split()
+)
+# What a start tag closes, where it is open and nothing of the second set is open inside it.
+_CLOSED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
+    "p": (frozenset({"p"}), _P_SCOPE),
+    "li": (frozenset({"li"}), _ITEM_SCOPE),
+    "dt": (frozenset({"dt", "dd"}), _ITEM_SCOPE),
+    "a": (frozenset({"a"}), _CELLS),
+}
+_CLOSED_BY: dict[str, tuple[str, ...]] = {
+    **{name: ("p",) for name in _CLOSES_P},
+    "li": ("p", "li"),
+    "dt": ("p", "dt"),
+    "dd": ("p", "dt"),
+    "a": ("a",),
+}
+_ROW_PARENT = {"tr": frozenset({"table", "tbody", "thead", "tfoot"}), "td": {"tr"}, "th": {"tr"}}
+
+
+class Stack:
+    """The open elements, outermost first, and for each group of `_CLOSED` the one that a tag would close."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names: list[str] = []
+        self._closes: list[dict[str, int | None]] = []
+        for name in names:
+            self.push(name)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def push(self, name: str) -> None:
+        """Open an element."""
+        above = self._closes[-1] if self._closes else {}
+        self._closes.append(
+            {
+                group: len(self.names) if name in closed else None if name in scope else above.get(group)
+                for group, (closed, scope) in _CLOSED.items()
+            }
+        )
+        self.names.append(name)
+
+    def pop(self) -> str:
+        """Close the innermost element."""
+        self._closes.pop()
+        return self.names.pop()
+
+    def allowed(self, name: str) -> bool:
+        """Whether a start tag is kept at all: rows in tables, cells in rows, nothing in a title."""
+        top = self.names[-1] if self.names else ""
+        return top not in TEXT_ONLY and top in _ROW_PARENT.get(name, (top,))
+
+    def conflict(self, name: str) -> int | None:
+        """Index of the open element that a parser would close on meeting `<name>`, or None."""
+        if not self.names:
+            return None
+        for group in _CLOSED_BY.get(name, ()):
+            if (index := self._closes[-1][group]) is not None:
+                return index
+        if name in _HEADINGS and self.names[-1] in _HEADINGS:
+            return len(self.names) - 1
+        return None if name in _ROW_PARENT else self.misplaced()
+
+    def misplaced(self) -> int | None:
+        """Index of the table or row that text or an inline element would be moved out of, or None."""
+        above, top = ("", "", *self.names)[-2:] if len(self.names) < 2 else self.names[-2:]
+        if top == "table" or (top == "tr" and above != "table"):
+            return len(self.names) - 1
+        return len(self.names) - 2 if top == "tr" else None
+
+
+@dataclass(slots=True)
+class _Open:
+    name: str
+    written: bool
+
+
+class _Fitter:
+    """Writes nodes into a given place: closes and drops tags where a parser would do so."""
+
+    def __init__(self, inside: tuple[str, ...]) -> None:
+        self.out: list[Node] = []
+        self.stack = Stack(inside)
+        self.locked = len(inside)
+        self.opened: list[_Open] = []
+        self.written: list[_Open] = []
+
+    def open(self, name: str, pieces: list[Node]) -> None:
+        entry = _Open(name, self._make_room(name))
+        if entry.written:
+            self.out += pieces
+        if name in VOID:
+            return
+        self.opened.append(entry)
+        if entry.written:
+            self.stack.push(name)
+            self.written.append(entry)
+
+    def _make_room(self, name: str) -> bool:
+        while (index := self.stack.conflict(name)) is not None:
+            if index < self.locked:
+                return False
+            self._close_to(index - self.locked)
+        return self.stack.allowed(name)
+
+    def _close_to(self, depth: int) -> None:
+        while len(self.written) > depth:
+            entry = self.written.pop()
+            entry.written = False
+            self.out.append(Markup(f"</{entry.name}>"))
+            self.stack.pop()
+
+    def close(self, name: str) -> None:
+        """End the newest open `name`; nothing where none is open."""
+        if not any(entry.name == name for entry in self.opened):
+            return
+        while True:
+            entry = self.opened.pop()
+            if entry.written:
+                self._close_to(next(i for i, open_ in enumerate(self.written) if open_ is entry))
+            if entry.name == name:
+                return
+
+    def finish(self) -> tuple[Node, ...]:
+        self._close_to(0)
+        return tuple(self.out)
+
+
+def fit(nodes: Sequence[Node], inside: tuple[str, ...]) -> tuple[Node, ...]:
+    """Nodes such that, written inside those elements (outermost first), they close none of them.
+
+    Tags that the place cannot hold are dropped and their content kept; open elements are closed; what stands
+    outside of an attribute value and is neither text nor a tag is left out.
+    """
+    fitter = _Fitter(inside)
+    at = 0
+    while at < len(nodes):
+        node = nodes[at]
+        end = at + 1
+        if isinstance(node, Text):
+            fitter.out.append(node)
+        elif isinstance(node, Markup) and node.piece.startswith("</"):
+            fitter.close(node.piece[2:-1])
+        elif isinstance(node, Markup) and node.piece[1:] in ATTRIBUTES:
+            end = _tag_end(nodes, at)
+            if nodes[end - 1] == Markup(">"):
+                fitter.open(node.piece[1:], list(nodes[at:end]))
+        elif isinstance(node, Markup) and node.piece.startswith("<"):
+            fitter.open(node.piece[1:-1], [node])
+        at = end
+    return fitter.finish()
+
+
+def _tag_end(nodes: Sequence[Node], at: int) -> int:
+    """The index after a start tag with attributes that begins at `at`."""
+    return next((end + 1 for end in range(at, len(nodes)) if nodes[end] == Markup(">")), len(nodes))
