@@ -206,7 +206,7 @@ def test_render_refuses_markup_that_is_not_balanced(nodes: list[Node]) -> None:
 
 
 def test_render_asks_for_the_address_of_an_image() -> None:
-    nodes = [Markup("<img"), Markup(' src="'), Image((1, 2)), Markup('"'), Markup(">")]
+    nodes: list[Node] = [Markup("<img"), Markup(' src="'), Image((1, 2)), Markup('"'), Markup(">")]
     assert render(nodes, lambda image: f'{image.codes[0]}".png') == '<img src="1&quot;.png">'
 
 

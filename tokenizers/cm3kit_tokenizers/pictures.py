@@ -24,7 +24,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/avif", "image/bmp")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+# Control characters, and lone surrogates other than those that stand for undecodable bytes.
+_CONTROLS = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
+_MAX_STEPS = 64
 # What Pillow's decoders raise on malformed input, by its own fuzz targets.
 _BROKEN = (
     OSError, ValueError, TypeError, SyntaxError, IndexError, KeyError, AttributeError, OverflowError,
@@ -129,13 +131,15 @@ def resolve_src(src: str, base: Path | None, outside: bool = False) -> bytes:
         raise _outside(src)
     path = _path(src)
     parts = path.split("/")
-    if base is None or _CONTROLS.search(path) or "\\" in path or not all(_inside(part) for part in parts):
+    if base is None or _CONTROLS.search(path) or "\\" in path or not all(map(_inside, parts[:_MAX_STEPS])):
+        raise _outside(src)
+    if len(parts) > _MAX_STEPS:
         raise _outside(src)
     return _open_at(base, parts, src)
 
 
 def _inside(part: str) -> bool:
-    return part not in ("", "..") and len(os.fsencode(part)) <= 255
+    return part not in ("", "..") and len(part.encode("utf-8", "surrogateescape")) <= 255
 
 
 def _path(src: str) -> str:
