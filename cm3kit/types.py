@@ -75,8 +75,9 @@ class Canvas:
 class Fill:
     """What a decoder wrote into one blank, without sentinel and end id.
 
-    `logprob` sums log p of the ids and of the end id, under the distribution before guidance,
-    temperature and cuts. `ended` is False where the budget ended the run.
+    `logprob` sums log p over all ids of what was sampled: the ids, and the end id unless an exact
+    length or the budget forced it. It is taken before guidance, temperature and cuts. `ended` is False
+    where the budget ended the run.
     """
 
     ids: tuple[int, ...]
@@ -130,5 +131,3 @@ class Decoder(Protocol):
 
     def fill(self, canvas: Canvas, watch: Watch = unwatched) -> list[tuple[Fill, ...]]:
         """Return, for each row, what was written into each of its blanks."""
-
-

@@ -6,6 +6,7 @@ The pattern of a packed row is block-diagonal and causal, so that documents in i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -42,16 +43,16 @@ class BackboneConfig(Settings):
     """
 
     family: Literal["llama", "qwen3"] = "llama"
-    hidden_size: int = Field(256, ge=8)
-    layers: int = Field(8, ge=1)
-    heads: int = Field(4, ge=1)
-    kv_heads: int = Field(4, ge=1)
-    intermediate_size: int = Field(704, ge=8)
-    max_positions: int = Field(1024, ge=8)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    rope_theta: float = Field(10_000.0, gt=0)
+    hidden_size: int = Field(default=256, ge=8)
+    layers: int = Field(default=8, ge=1)
+    heads: int = Field(default=4, ge=1)
+    kv_heads: int = Field(default=4, ge=1)
+    intermediate_size: int = Field(default=704, ge=8)
+    max_positions: int = Field(default=1024, ge=8)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rope_theta: float = Field(default=10_000.0, gt=0)
     tie_embeddings: bool = True
-    std: float = Field(0.02, gt=0)
+    std: float = Field(default=0.02, gt=0)
     seed: int = 0
 
     @model_validator(mode="after")
@@ -130,6 +131,12 @@ def load_backbone(source: str | Path, vocab_size: int) -> PreTrainedModel:
         if model.get_input_embeddings().weight.shape[0] < vocab_size:
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
     return model.eval()
+
+
+def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False) -> None:
+    """Write config.json and model.safetensors, in fp16 with `half`; `load_backbone` reads them as fp32."""
+    saved = copy.deepcopy(model).half() if half else model
+    saved.save_pretrained(folder, safe_serialization=True)
 
 
 def _read(source: str | Path) -> PreTrainedModel:

@@ -1,0 +1,200 @@
+"""A lean forward pass of Llama (arXiv:2302.13971) and Qwen3 (arXiv:2505.09388) models, for decoding.
+
+Norm weights are folded into the matrix that follows, the projections of one input are one product, and
+rotary embedding is one complex product (RoFormer, arXiv:2104.09864, eq. 14).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention, silu
+from transformers import PreTrainedModel
+
+from cm3kit.decoders.cache import Cache, Write
+from cm3kit.decoders.kernels import Product, pack
+from cm3kit.decoders.settings import Precision
+
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+# Takes a layer's index and its projected heads, gives the attended values.
+Attend = Callable[[int, Tensor], Tensor]
+
+
+class Engine(Protocol):
+    """What the decoder needs of a model."""
+
+    @property
+    def window(self) -> int:
+        """Most positions of a row."""
+
+    def open(self, slots: int, capacity: int) -> Cache:
+        """A cache for so many rows of so many positions."""
+
+    def prefill(self, cache: Cache, slot: int, ids: Sequence[int]) -> Tensor:
+        """Put a prompt into a slot; logits (V,) after its last id."""
+
+    def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
+        """Put one id into every slot; logits (S, V) after it."""
+
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """Logits (T, V) after each id, without a cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+    head_scale_1HD: Tensor | None
+
+
+def supports(model: PreTrainedModel) -> bool:
+    """Whether `LeanEngine` computes exactly this architecture."""
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    return (
+        config.model_type in ("llama", "qwen3")
+        and config.hidden_act == "silu"
+        and not getattr(config, "attention_bias", False)
+        and not getattr(config, "mlp_bias", False)
+        and not getattr(config, "use_sliding_window", False)
+        and rope.get("rope_type", "default") in STATIC_ROPE
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+    )
+
+
+class LeanEngine:
+    """Reads the weights of a transformers module once, and runs without it.
+
+    Args:
+        model: a model that `supports` accepts.
+        vocab_size: logits are computed for this many ids, from 0.
+        precision: number format of the weights.
+        rows: rows of a step, for which the products are tuned.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int, precision: Precision, rows: int) -> None:
+        config, body = model.config, model.model
+        self.window = int(config.max_position_embeddings)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = int(body.layers[0].self_attn.head_dim)
+        self.device = body.embed_tokens.weight.device
+        self.embed_VD = body.embed_tokens.weight.detach().float()
+        self._mean = 1 / config.hidden_size
+        self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
+        self._cis = _rotations(body.rotary_emb, self.window)
+        with torch.no_grad():
+            self.layers = [self._read(layer, precision, rows) for layer in body.layers]
+            head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
+            self.head = pack(head_VD, precision, rows)
+
+    def _read(self, layer: Any, precision: Precision, rows: int) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        scale = self.head_dim**-0.5
+        head_scale_1HD = None
+        query_ND, key_ND = attention.q_proj.weight, attention.k_proj.weight
+        if hasattr(attention, "q_norm"):
+            scales = [attention.q_norm.weight * scale] * self.heads
+            scales += [attention.k_norm.weight] * self.kv_heads
+            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None]
+        else:
+            query_ND = query_ND * scale
+        rotated_ND = _interleave(torch.cat([query_ND, key_ND]), self.head_dim, 0)
+        qkv_ND = torch.cat([rotated_ND, attention.v_proj.weight]) * layer.input_layernorm.weight
+        gate_up_ND = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+        gate_up_ND = gate_up_ND * layer.post_attention_layernorm.weight
+        return _Layer(
+            qkv=pack(qkv_ND, precision, rows),
+            out=pack(attention.o_proj.weight, precision, rows),
+            gate_up=pack(gate_up_ND, precision, rows),
+            down=pack(mlp.down_proj.weight, precision, rows),
+            head_scale_1HD=head_scale_1HD,
+        )
+
+    def open(self, slots: int, capacity: int) -> Cache:
+        """A cache for so many rows of so many positions."""
+        return Cache(len(self.layers), slots, self.kv_heads, capacity, self.head_dim, self.device)
+
+    @torch.no_grad()
+    def prefill(self, cache: Cache, slot: int, ids: Sequence[int]) -> Tensor:
+        """Put a prompt into a slot; logits (V,) after its last id."""
+
+        def attend(index: int, heads_THD: Tensor) -> Tensor:
+            cache.put(index, slot, heads_THD[:, self.heads :].transpose(0, 1))
+            return self._attend_causally(heads_THD)
+
+        return self._logits(self._run(ids, attend)[-1:])[0]
+
+    @torch.no_grad()
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """Logits (T, V) after each id, without a cache."""
+        return self._logits(self._run(ids, lambda index, heads_THD: self._attend_causally(heads_THD)))
+
+    @torch.no_grad()
+    def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
+        """Put one id into every slot; logits (S, V) after it."""
+        slots, group = len(ids_S), self.heads // self.kv_heads
+
+        def attend(index: int, heads_SHD: Tensor) -> Tensor:
+            keys, values = cache.write(index, write, heads_SHD[:, self.heads :])
+            # Heads that share a key are so many queries of one head.
+            queries = heads_SHD[:, : self.heads].reshape(slots, self.kv_heads, group, self.head_dim)
+            seen = scaled_dot_product_attention(queries, keys, values, attn_mask=write.mask_S11C, scale=1.0)
+            return seen.reshape(slots, -1)
+
+        x_SD = self.embed_VD.index_select(0, ids_S)
+        return self._logits(self._layers(x_SD, self._cis.index_select(0, write.positions_S), attend))
+
+    def _attend_causally(self, heads_THD: Tensor) -> Tensor:
+        heads_HTD = heads_THD.transpose(0, 1)
+        q, k, v = torch.split(heads_HTD, [self.heads, self.kv_heads, self.kv_heads])
+        grouped = self.heads != self.kv_heads
+        seen = scaled_dot_product_attention(
+            q[None], k[None], v[None], is_causal=True, scale=1.0, enable_gqa=grouped
+        )
+        return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
+
+    def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
+        x_TD = self.embed_VD[torch.tensor(ids, device=self.device)]
+        return self._layers(x_TD, self._cis[: len(ids)], attend)
+
+    def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend) -> Tensor:
+        rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
+        for index, layer in enumerate(self.layers):
+            heads_MHD = layer.qkv(self._norm(x_MD, self._mean)).view(-1, all_heads, self.head_dim)
+            turned = heads_MHD[:, :rotated]
+            if layer.head_scale_1HD is not None:
+                turned.copy_(self._norm(turned, 1 / self.head_dim) * layer.head_scale_1HD)
+            torch.view_as_complex(turned.view(-1, rotated, self.head_dim // 2, 2)).mul_(cis_M1R)
+            x_MD = x_MD + layer.out(attend(index, heads_MHD))
+            gate, up = layer.gate_up(self._norm(x_MD, self._mean)).chunk(2, -1)
+            x_MD = x_MD + layer.down(silu(gate).mul_(up))
+        return x_MD
+
+    def _logits(self, x_MD: Tensor) -> Tensor:
+        return self.head(self._norm(x_MD, self._mean))
+
+    def _norm(self, x: Tensor, mean: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * torch.addcmul(self._eps, norm, norm, value=mean).rsqrt_()
+
+
+def _rotations(rotary: Any, window: int) -> Tensor:
+    """exp(i t f_r) for each position and frequency, (window, 1, head_dim / 2) complex."""
+    angle_TR = torch.outer(
+        torch.arange(window, device=rotary.inv_freq.device).float(), rotary.inv_freq.float()
+    )
+    return torch.polar(torch.full_like(angle_TR, float(rotary.attention_scaling)), angle_TR)[:, None]
+
+
+def _interleave(weight: Tensor, head_dim: int, dim: int) -> Tensor:
+    """Reorder each head so that the two coordinates of a rotation, half a head apart, become neighbours."""
+    lead, rest = weight.shape[:dim], weight.shape[dim + 1 :]
+    pairs = weight.reshape(*lead, -1, 2, head_dim // 2, *rest)
+    return pairs.transpose(dim + 1, dim + 2).reshape(weight.shape)

@@ -1,0 +1,114 @@
+"""Any other transformers model behind the decoder's engine protocol: the module itself, on our cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache as TransformersCache
+
+from cm3kit.decoders.cache import Cache, Write
+from cm3kit.decoders.engine import Engine, LeanEngine, supports
+from cm3kit.decoders.settings import Precision
+from cm3kit_tokenizers.errors import ConfigError
+
+
+class _Adapter(TransformersCache):  # type: ignore[misc]
+    """Lends our cache to a module for one forward pass.
+
+    With `write` the pass appends one position to every slot, otherwise it fills `slot` from position 0.
+    """
+
+    def __init__(self, cache: Cache | None, slot: int = 0, write: Write | None = None) -> None:
+        super().__init__(layers=[])
+        self._cache, self._slot, self._write = cache, slot, write
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store what the layer computed, and return what it may look at."""
+        if self._cache is None:
+            return key_states, value_states
+        kv = torch.cat([key_states, value_states], dim=1)
+        if self._write is not None:
+            return self._cache.write(layer_idx, self._write, kv[:, :, 0])
+        self._cache.put(layer_idx, self._slot, kv[0])
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Masks and positions are always passed in, so the module never needs to count."""
+        return 0
+
+
+class ModuleEngine:
+    """The engine of architectures that `LeanEngine` does not know; fp32 and bf16.
+
+    Args:
+        model: a causal language model of transformers that takes position ids and 4-D masks.
+        vocab_size: logits are returned for this many ids, from 0.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int, precision: Precision) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ConfigError(
+                f"precision {precision!r} is for Llama and Qwen3 models,"
+                f" this is {model.config.model_type!r}; choose fp32 or bf16.",
+                code="bad_value",
+            )
+        config = model.config
+        self._model, self._vocab_size, self._bf16 = model, vocab_size, precision == "bf16"
+        self.window = int(config.max_position_embeddings)
+        self.device = model.get_input_embeddings().weight.device
+        heads = config.num_attention_heads
+        self._kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+
+    def open(self, slots: int, capacity: int) -> Cache:
+        """A cache for so many rows of so many positions."""
+        layers = int(self._model.config.num_hidden_layers)
+        return Cache(layers, slots, self._kv_heads, capacity, self._head_dim, self.device)
+
+    def prefill(self, cache: Cache, slot: int, ids: Sequence[int]) -> Tensor:
+        """Put a prompt into a slot; logits (V,) after its last id."""
+        return self._causal(_Adapter(cache, slot), ids)[-1]
+
+    def score(self, ids: Sequence[int]) -> Tensor:
+        """Logits (T, V) after each id, without a cache."""
+        return self._causal(_Adapter(None), ids)
+
+    def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
+        """Put one id into every slot; logits (S, V) after it."""
+        mask = write.mask_S11C == 0
+        return self._forward(_Adapter(cache, write=write), ids_S[:, None], write.positions_S[:, None], mask)[
+            :, 0
+        ]
+
+    def _causal(self, adapter: _Adapter, ids: Sequence[int]) -> Tensor:
+        length = len(ids)
+        mask_11TT = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device).tril()
+        ids_1T = torch.tensor([list(ids)], device=self.device)
+        return self._forward(adapter, ids_1T, torch.arange(length, device=self.device)[None], mask_11TT)[0]
+
+    @torch.no_grad()
+    def _forward(self, adapter: _Adapter, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            output = self._model(
+                input_ids=ids_BT,
+                position_ids=positions_BT,
+                attention_mask=mask,
+                past_key_values=adapter,
+                use_cache=True,
+            )
+        logits_BTV: Tensor = output.logits[..., : self._vocab_size].float()
+        return logits_BTV
+
+
+def make_engine(model: PreTrainedModel, vocab_size: int, precision: Precision, rows: int) -> Engine:
+    """The fastest engine that computes this model; see `LeanEngine` for the arguments."""
+    if supports(model):
+        return LeanEngine(model, vocab_size, precision, rows)
+    return ModuleEngine(model, vocab_size, precision)

@@ -1,0 +1,124 @@
+"""Matrix products with weights packed once, by number format.
+
+Reading the weights is what a decoding step waits for, so fewer bytes a weight are more tokens a second.
+Every kernel takes and gives fp32, and gives a row the same bits whatever the other rows hold.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from cm3kit.decoders.settings import Precision
+from cm3kit_tokenizers.errors import ConfigError
+
+Product = Callable[[Tensor], Tensor]
+
+# 7 bits: the u8 x s8 dot product of processors without VNNI overflows on 8 (FBGEMM's reduce_range).
+_STEPS, _ZERO = 63, 64
+
+
+def pack(weight_NK: Tensor, precision: Precision, rows: int) -> Product:
+    """A function from (M, K) to (M, N) that multiplies by the transposed weight.
+
+    Args:
+        rows: the M that matters most for speed; any M works.
+
+    Raises:
+        ConfigError: this machine has no kernel for the precision.
+    """
+    return _PACKERS[precision](weight_NK.detach(), rows)
+
+
+def _pack_fp32(weight_NK: Tensor, rows: int) -> Product:
+    weight_NK = weight_NK.float().contiguous()
+    if rows == 1 or not _has_mkldnn(weight_NK):
+        return lambda x_MK: linear(x_MK, weight_NK)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
+    return lambda x_MK: torch.ops.mkldnn._linear_pointwise(x_MK, packed, None, "none", [], "")
+
+
+def _pack_bf16(weight_NK: Tensor, rows: int) -> Product:
+    weight_NK = weight_NK.bfloat16().contiguous()
+    if not _has_mkldnn(weight_NK):
+        return lambda x_MK: linear(x_MK.bfloat16(), weight_NK).float()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
+    return lambda x_MK: torch.ops.mkldnn._linear_pointwise(
+        x_MK.bfloat16(), packed, None, "none", [], ""
+    ).float()
+
+
+def _pack_fp16(weight_NK: Tensor, rows: int) -> Product:
+    _require_fbgemm(weight_NK, "fp16-packed")
+    weight_NK = weight_NK.float().contiguous()
+    if not hasattr(torch, "fbgemm_linear_fp16_weight_fp32_activation"):
+        with _fbgemm():
+            slower = torch.ops.quantized.linear_prepack_fp16(weight_NK, None)
+        return lambda x_MK: torch.ops.quantized.linear_dynamic_fp16(x_MK, slower)
+    with _deprecated():
+        packed = torch.fbgemm_pack_gemm_matrix_fp16(weight_NK)
+        product = torch.fbgemm_linear_fp16_weight_fp32_activation
+        product(torch.zeros(1, weight_NK.shape[1]), packed, None)
+    return lambda x_MK: product(x_MK, packed, None)
+
+
+def _pack_int8(weight_NK: Tensor, rows: int) -> Product:
+    _require_fbgemm(weight_NK, "int8")
+    weight_NK = weight_NK.float().contiguous()
+    scale_N = (weight_NK.abs().amax(1) / 127).clamp_min(1e-12).double()
+    zero_N = torch.zeros(len(weight_NK), dtype=torch.int64)
+    with _deprecated(), _fbgemm():
+        quantized = torch.quantize_per_channel(weight_NK, scale_N, zero_N, 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(quantized, None)
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+
+    def multiply(x_MK: Tensor) -> Tensor:
+        # A scale for each row: one for the whole tensor would let rows change each other.
+        scale_M1 = x_MK.abs().amax(-1, keepdim=True).clamp_min_(1e-12)
+        y_MN: Tensor = product(x_MK / scale_M1, 1 / _STEPS, _ZERO, packed)
+        return y_MN.mul_(scale_M1)
+
+    return multiply
+
+
+def _has_mkldnn(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and bool(torch._C._has_mkldnn)
+
+
+def _require_fbgemm(weight: Tensor, precision: str) -> None:
+    here = "fbgemm" in torch.backends.quantized.supported_engines and hasattr(torch, "quantize_per_channel")
+    if weight.device.type != "cpu" or not here:
+        raise ConfigError(
+            f"precision {precision!r} needs an x86 processor; choose fp32 or bf16.", code="bad_value"
+        )
+
+
+@contextmanager
+def _deprecated() -> Iterator[None]:
+    # PyTorch deprecates these kernels; the successors take up to twice as long on one row.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+@contextmanager
+def _fbgemm() -> Iterator[None]:
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
+
+
+_PACKERS: dict[Precision, Callable[[Tensor, int], Product]] = {
+    "fp32": _pack_fp32,
+    "bf16": _pack_bf16,
+    "fp16-packed": _pack_fp16,
+    "int8": _pack_int8,
+}

@@ -1,0 +1,84 @@
+"""Draw one id a row by inverting the cumulative distribution, with a uniform number that the row brings.
+
+Top-p is nucleus sampling (Holtzman et al., arXiv:1904.09751, sec. 3.1), after top-k.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Most nuclei are this small, and the best of a row are found much faster than its order.
+HEAD = 256
+
+
+def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
+    """Logits with those of ids seen before made smaller: divided where positive, multiplied elsewhere."""
+    softer_BV = torch.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+    return torch.where(seen_BV, softer_BV, logits_BV)
+
+
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
+) -> Tensor:
+    """Ids (B,).
+
+    Args:
+        logits_BV: -inf where an id may not be drawn, finite at least once a row.
+        uniforms_B: fp64 numbers in [0, 1).
+        temperature_B: fp64; 0 takes the best id.
+        top_k_B: int64; 0 cuts nothing.
+        top_p_B: fp64; 1 cuts nothing.
+    """
+    greedy_B = temperature_B == 0
+    best_B = logits_BV.argmax(-1)
+    if bool(greedy_B.all()):
+        return best_B
+    heat_B1 = torch.where(greedy_B, 1.0, temperature_B)[:, None]
+    scaled_BV = logits_BV.double() / heat_B1
+    mass_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)).exp()
+    # A row's road depends on its own settings alone: the two order the ids differently.
+    whole_B = (top_k_B == 0) & (top_p_B == 1)
+    drawn_B = best_B
+    if bool(whole_B.any()):
+        drawn_B = torch.where(whole_B, _invert(mass_BV.cumsum(-1), uniforms_B), drawn_B)
+    if not bool((whole_B | greedy_B).all()):
+        drawn_B = torch.where(whole_B, drawn_B, _draw_cut(mass_BV, uniforms_B, top_k_B, top_p_B))
+    return torch.where(greedy_B, best_B, drawn_B)
+
+
+def _draw_cut(mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
+    vocab = mass_BV.shape[1]
+    limit_B1 = torch.where(top_k_B == 0, vocab, top_k_B)[:, None]
+    width = HEAD if vocab > HEAD else vocab
+    sorted_BR, ids_BR = mass_BV.topk(width, dim=-1)
+    if width < vocab and not bool(_suffices(mass_BV, sorted_BR, limit_B1, top_p_B).all()):
+        sorted_BR, ids_BR = mass_BV.sort(dim=-1, descending=True, stable=True)
+    rank_R = torch.arange(sorted_BR.shape[1], device=mass_BV.device)
+    top_BR = torch.where(rank_R < limit_B1, sorted_BR, 0.0)
+    before_BR = top_BR.cumsum(-1) - top_BR
+    total_B1 = _total(mass_BV, top_BR, limit_B1)
+    kept_BR = torch.where((before_BR < top_p_B[:, None] * total_B1) | (rank_R == 0), top_BR, 0.0)
+    return ids_BR.gather(-1, _invert(kept_BR.cumsum(-1), uniforms_B)[:, None])[:, 0]
+
+
+def _total(mass_BV: Tensor, top_BR: Tensor, limit_B1: Tensor) -> Tensor:
+    # The nucleus is a share of what top-k left; without top-k that is the whole row, beyond the head too.
+    whole_B1 = mass_BV.sum(-1, keepdim=True)
+    return torch.where(limit_B1 < mass_BV.shape[1], top_BR.sum(-1, keepdim=True), whole_B1)
+
+
+def _suffices(mass_BV: Tensor, sorted_BR: Tensor, limit_B1: Tensor, top_p_B: Tensor) -> Tensor:
+    """Whether all that a row may draw is in its head, or nothing is cut and the answer is not used."""
+    inside_B = sorted_BR.sum(-1) >= top_p_B * mass_BV.sum(-1)
+    empty_B = sorted_BR[:, -1] == 0
+    limit_B = limit_B1[:, 0]
+    uncut_B = (limit_B == mass_BV.shape[1]) & ((top_p_B == 1) | inside_B)
+    return (limit_B <= sorted_BR.shape[1]) | uncut_B | empty_B
+
+
+def _invert(cumulative_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    total_B = cumulative_BV[:, -1]
+    # Rounding may lift u * total onto the total itself, where no id with mass would be left.
+    target_B = torch.minimum(uniforms_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    return torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]

@@ -1,0 +1,423 @@
+"""The decoder against transformers' generation, full forward passes, closed forms, and itself in company."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
+
+from cm3kit.decoders.autoregressive import Autoregressive
+from cm3kit.decoders.engine import LeanEngine, supports
+from cm3kit.decoders.fallback import ModuleEngine, make_engine
+from cm3kit.decoders.grammar import Grammar, Mode, State
+from cm3kit.decoders.guidance import cd_k, guide, streams
+from cm3kit.decoders.jobs import blank_seed
+from cm3kit.decoders.pick import draw, penalize
+from cm3kit.decoders.settings import DecodeConfig, Sampling
+from cm3kit.models.backbone import BackboneConfig, build_backbone
+from cm3kit.types import Blank, Canvas, Fill, Row, Step
+from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.vocab import Vocab
+
+VOCAB = Vocab(text_size=90, image_size=40, sentinels=8)
+LENGTH = 9
+GRAMMAR = Grammar(VOCAB, LENGTH)
+GREEDY = Sampling(temperature=0)
+HOT = DecodeConfig(text=Sampling(temperature=1.3, top_k=30), image=Sampling(top_p=0.9), batch_size=4)
+
+
+class Free(Grammar):
+    """Every id but the ends is allowed."""
+
+    def start(self, blank: Blank, prompt: Sequence[int]) -> State:
+        return State(Mode.TEXT, self.vocab.eoss)
+
+    def allowed(self, state: State, budget: int) -> Tensor:
+        mask_V = torch.ones(len(self.vocab), dtype=torch.bool)
+        mask_V[[self.vocab.eoss, self.vocab.eod]] = False
+        return mask_V
+
+    def advance(self, state: State, id: int) -> State:
+        return state
+
+
+def backbone(family: str = "llama", kv_heads: int = 2, std: float = 0.12) -> PreTrainedModel:
+    model = build_backbone(
+        BackboneConfig.model_validate({
+            "family": family, "hidden_size": 64, "layers": 3, "heads": 4, "kv_heads": kv_heads,
+            "intermediate_size": 96, "max_positions": 256, "std": std,
+        }),
+        len(VOCAB),
+    )  # fmt: skip
+    rng = torch.Generator().manual_seed(7)
+    for each in model.parameters():
+        if each.ndim == 1:
+            each.data = 0.5 + torch.rand(each.shape, generator=rng)
+    return model
+
+
+LLAMA = backbone()
+
+
+def random_ids(length: int, seed: int) -> tuple[int, ...]:
+    rng = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(VOCAB.text.start, len(VOCAB), (length,), generator=rng).tolist())
+
+
+def free(row_prompt: Sequence[int], count: int, seed: int = 0, **more: Any) -> Row:
+    return Row(tuple(row_prompt), (Blank("attribute", count),), seed=seed, **more)
+
+
+def logits_of(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(torch.tensor([list(ids)])).logits[0]
+    return logits
+
+
+def page_row(seed: int, gaps: int = 3, tail: int = 5) -> Row:
+    """Text with content, attribute and image gaps in it, as an infilling prompt."""
+    ids: list[int] = [VOCAB.eod]
+    blanks = []
+    for i in range(gaps):
+        ids += [*random_text(3 + (seed + i) % 4, seed * 31 + i), VOCAB.sentinel(i)]
+        kind, length = [("content", None), ("attribute", None), ("image", 4 + i % 3)][(seed + i) % 3]
+        blanks.append(Blank(kind, 12 + i, lead=(VOCAB.sentinel(i),), length=length, gap=i))  # type: ignore[arg-type]
+    return Row((*ids, *random_text(tail, seed)), tuple(blanks), seed=seed)
+
+
+def random_text(length: int, seed: int) -> tuple[int, ...]:
+    rng = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(VOCAB.text.start, VOCAB.text.stop, (length,), generator=rng).tolist())
+
+
+@pytest.mark.parametrize(("family", "kv_heads"), [("llama", 2), ("llama", 4), ("qwen3", 2)])
+def test_greedy_ids_are_those_of_transformers(family: str, kv_heads: int) -> None:
+    model = backbone(family, kv_heads)
+    prompts = [random_ids(length, length) for length in (1, 3, 17, 40, 33, 64)]
+    decoder = Autoregressive(
+        model, Free(VOCAB, LENGTH), DecodeConfig(text=GREEDY, image=GREEDY, batch_size=4)
+    )
+    fills = decoder.fill(Canvas(tuple(free(prompt, 20 + i) for i, prompt in enumerate(prompts))))
+    for i, (prompt, fill) in enumerate(zip(prompts, fills, strict=True)):
+        reference = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=20 + i,
+            do_sample=False,
+            suppress_tokens=[VOCAB.eoss, VOCAB.eod],
+            pad_token_id=0,
+        )[0, len(prompt) :]
+        assert list(fill[0].ids) == reference.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_logprobs_are_those_of_a_full_forward(family: str) -> None:
+    model = backbone(family)
+    row = page_row(1)
+    (fills,) = Autoregressive(model, GRAMMAR, HOT).fill(Canvas((row,)))
+    ids = list(row.prompt)
+    for blank, fill in zip(row.blanks, fills, strict=True):
+        ids += blank.lead
+        start = len(ids)
+        ids += [*fill.ids, VOCAB.eoss]
+        chosen = len(ids) - (blank.length is not None or not fill.ended)
+        logprob = logits_of(model, ids).log_softmax(-1)
+        total = sum(float(logprob[t - 1, ids[t]]) for t in range(start, chosen))
+        assert fill.logprob == pytest.approx(total, abs=1e-4)
+    assert any(fill.ids for fill in fills)
+
+
+def test_one_prefill_for_all_gaps_equals_encoding_anew_for_each() -> None:
+    config = DecodeConfig(text=GREEDY, image=GREEDY, batch_size=2)
+    decoder = Autoregressive(LLAMA, GRAMMAR, config)
+    for seed in range(4):
+        row = page_row(seed, gaps=5)
+        (fills,) = decoder.fill(Canvas((row,)))
+        prompt = row.prompt
+        for blank, fill in zip(row.blanks, fills, strict=True):
+            (alone,) = decoder.fill(Canvas((Row(prompt, (blank,), seed=seed),)))
+            assert alone[0].ids == fill.ids and alone[0].ended == fill.ended
+            assert alone[0].logprob == pytest.approx(fill.logprob, abs=1e-3)
+            prompt = (*prompt, *blank.lead, *fill.ids, VOCAB.eoss)
+
+
+def test_parallel_gaps_are_independent_runs() -> None:
+    row = page_row(5, gaps=4)
+    decoder = Autoregressive(LLAMA, GRAMMAR, HOT.model_copy(update={"parallel": True}))
+    (fills,) = decoder.fill(Canvas((row,)))
+    for number, (blank, fill) in enumerate(zip(row.blanks, fills, strict=True)):
+        (alone,) = decoder.fill(Canvas((replace(row, blanks=(blank,), seed=blank_seed(row.seed, number)),)))
+        assert alone[0] == fill
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "int8"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_row_is_the_same_in_any_company(precision: str, batch_size: int) -> None:
+    config = HOT.model_copy(update={"precision": precision, "batch_size": batch_size})
+    decoder = Autoregressive(LLAMA, GRAMMAR, config)
+    rows = [page_row(seed, gaps=1 + seed % 3, tail=1 + 23 * (seed % 5)) for seed in range(7)]
+    together = decoder.fill(Canvas(tuple(rows)))
+    backwards = decoder.fill(Canvas(tuple(reversed(rows))))[::-1]
+    assert together == backwards
+    for row, fills in list(zip(rows, together, strict=True))[::3]:
+        assert decoder.fill(Canvas((row,))) == [fills]
+
+
+def test_guided_rows_are_the_same_in_any_company() -> None:
+    config = HOT.model_copy(update={"guidance": 2.5, "guidance_image": 1.5})
+    decoder = Autoregressive(LLAMA, GRAMMAR, config)
+    guides = [(), (random_ids(4, 1),), (random_ids(3, 2), random_ids(30, 3))]
+    rows = [replace(page_row(seed), guides=guides[seed % 3]) for seed in range(6)]
+    together = decoder.fill(Canvas(tuple(rows)))
+    for row, fills in zip(rows, together, strict=True):
+        assert decoder.fill(Canvas((row,))) == [fills]
+    plain = decoder.fill(Canvas(tuple(replace(row, guides=()) for row in rows)))
+    assert plain[0] == together[0] and plain[1] != together[1] and plain[2] != together[2]
+
+
+def test_guidance_equals_two_independent_forwards() -> None:
+    cond, uncond = random_ids(12, 1), random_ids(5, 2)
+    config = DecodeConfig(text=GREEDY, image=GREEDY, guidance=3.0, batch_size=2)
+    (fill,) = Autoregressive(LLAMA, Free(VOCAB, LENGTH), config).fill(
+        Canvas((free(cond, 15, guides=(uncond,)),))
+    )[0]
+    ids: list[int] = []
+    for id in fill.ids:
+        l_cond, l_uncond = logits_of(LLAMA, [*cond, *ids])[-1], logits_of(LLAMA, [*uncond, *ids])[-1]
+        guided = l_uncond + 3.0 * (l_cond - l_uncond)
+        guided[[VOCAB.eoss, VOCAB.eod]] = -torch.inf
+        assert int(guided.argmax()) == id
+        ids.append(id)
+    without = Autoregressive(LLAMA, Free(VOCAB, LENGTH), config.model_copy(update={"guidance": 1.0}))
+    (plain,) = without.fill(Canvas((free(cond, 15),)))
+    (ones,) = without.fill(Canvas((free(cond, 15, guides=(uncond,)),)))
+    assert plain == ones and plain[0].ids != fill.ids
+
+
+def test_guidance_by_hand() -> None:
+    l_cond, l_uncond, l_image = (torch.tensor([[x, -x]]) for x in (1.5, 1.0, 1.2))
+    assert guide(torch.stack([l_cond, l_uncond]), 3, 1)[0, 0] == pytest.approx(2.5)
+    three = torch.stack([torch.tensor([[1.0]]), torch.tensor([[0.0]]), torch.tensor([[0.5]])])
+    assert float(guide(three, 3, 1.2)) == pytest.approx(2.1)
+    assert torch.allclose(guide(torch.stack([l_cond, l_uncond]), 1, 1), l_cond)
+    assert torch.allclose(guide(torch.stack([l_cond, l_uncond, l_image]), 1, 1), l_cond)
+    assert torch.allclose(guide(torch.stack([l_cond, l_uncond, l_image]), 0, 1), l_image)
+    one = DecodeConfig(guidance=1.0)
+    assert [streams(one, n) for n in range(3)] == [1, 1, 1]
+    assert [streams(DecodeConfig(guidance=2.0), n) for n in range(3)] == [1, 2, 3]
+    assert [streams(DecodeConfig(cd_k=2), n) for n in range(3)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("k", "alpha", "kept"), [(2, 0.5, [0, 1, 2]), (1, 0.5, [0, 1, 2]), (2, 0.8, [0, 1]), (1, 0.8, [0])]
+)
+def test_cd_k_by_hand(k: int, alpha: float, kept: list[int]) -> None:
+    expert = torch.tensor([[0.4, 0.3, 0.2, 0.1, 0.9]]).log()
+    student = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5]]).log()
+    allowed = torch.tensor([[True, True, True, True, False]])
+    scores = cd_k(expert, student, allowed, k, alpha)
+    assert scores.isfinite().nonzero()[:, 1].tolist() == kept
+    assert float(scores[0, 0]) == pytest.approx(float(torch.tensor(4.0).log()), abs=1e-5)
+
+
+def test_cd_k_with_fewer_ids_than_k() -> None:
+    allowed = torch.tensor([[True, True, False, False]])
+    scores = cd_k(torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 2.0, 3.0]]), allowed, 3, 1.0)
+    assert scores.isfinite().tolist() == allowed.tolist()
+
+
+def test_cd_k_decodes() -> None:
+    row = replace(page_row(2), guides=(random_ids(4, 1),))
+    fills = Autoregressive(LLAMA, GRAMMAR, HOT.model_copy(update={"cd_k": 4})).fill(Canvas((row,)))
+    assert all(fill.ids for fill in fills[0])
+
+
+def kept_by_hand(logits: Tensor, temperature: float, top_k: int, top_p: float) -> dict[int, float]:
+    p = (logits.double() / temperature).softmax(-1)
+    order = p.argsort(descending=True).tolist()
+    order = order[:top_k] if top_k else order
+    total, kept, before = float(p[order].sum()), {}, 0.0
+    for id in order:
+        if before < top_p * total or not kept:
+            kept[id] = float(p[id])
+        before += float(p[id])
+    scale = sum(kept.values())
+    return {id: value / scale for id, value in kept.items() if value > 0}
+
+
+@pytest.mark.parametrize("vocab", [23, 700])
+def test_cuts_are_those_of_brute_force(vocab: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    dice = (torch.arange(1200, dtype=torch.float64) + 0.5) / 1200
+    for number, (top_k, top_p) in enumerate(itertools.product([0, 1, 5, 300], [1.0, 0.9, 0.99, 0.05])):
+        logits = torch.randn(vocab, generator=rng) * [0.3, 3.0][number % 2]
+        logits[::3] = -torch.inf
+        drawn = draw(
+            logits.expand(len(dice), -1), dice, *(torch.tensor([x] * len(dice)) for x in (0.7,)),
+            torch.tensor([top_k] * len(dice)), torch.tensor([top_p] * len(dice), dtype=torch.float64),
+        )  # fmt: skip
+        expected = kept_by_hand(logits, 0.7, top_k, top_p)
+        counts = torch.bincount(drawn, minlength=vocab) / len(dice)
+        assert set(counts.nonzero().flatten().tolist()) <= set(expected)
+        for id, share in expected.items():
+            assert float(counts[id]) == pytest.approx(share, abs=1 / 1000)
+
+
+def test_a_draw_does_not_depend_on_the_settings_of_neighbours() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 600, generator=rng)
+    dice = torch.rand(5, generator=rng, dtype=torch.float64)
+    heat = torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
+    top_k, top_p = (
+        torch.tensor([0, 0, 7, 0, 400]),
+        torch.tensor([1.0, 1.0, 1.0, 0.9, 0.99], dtype=torch.float64),
+    )
+    together = draw(logits, dice, heat, top_k, top_p)
+    for b in range(5):
+        assert draw(*(x[b : b + 1] for x in (logits, dice, heat, top_k, top_p)))[0] == together[b]
+    assert together[1] == logits[1].argmax()
+
+
+def test_the_ends_of_the_dice_draw_ids_that_are_allowed() -> None:
+    logits = torch.full((2, 8), -torch.inf)
+    logits[:, 3:5] = 0.0
+    dice = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    one = torch.ones(2, dtype=torch.float64)
+    assert draw(logits, dice, one, torch.tensor([0, 0]), one).tolist() == [3, 4]
+    assert sorted(draw(logits, dice, one, torch.tensor([4, 4]), one).tolist()) == [3, 4]
+
+
+def test_penalty_by_hand() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0, -torch.inf]])
+    seen = torch.tensor([[True, True, False, True]])
+    assert penalize(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -torch.inf]]
+
+
+def test_penalty_acts_on_text_alone_and_stops_repeats() -> None:
+    row = Row(random_ids(6, 3), (Blank("attribute", 40), Blank("image", 9)), seed=1)
+    base = DecodeConfig(text=GREEDY, image=GREEDY, batch_size=1, eoss_bias=-50)
+    plain = Autoregressive(LLAMA, GRAMMAR, base).fill(Canvas((row,)))[0]
+    strict = Autoregressive(LLAMA, GRAMMAR, base.model_copy(update={"repetition_penalty": 50.0}))
+    unlike = strict.fill(Canvas((row,)))[0]
+    assert len(set(unlike[0].ids)) == 40 > len(set(plain[0].ids))
+    (image,) = strict.fill(Canvas((Row(row.prompt, (Blank("image", 9),)),)))[0]
+    (same,) = Autoregressive(LLAMA, GRAMMAR, base).fill(Canvas((Row(row.prompt, (Blank("image", 9),)),)))[0]
+    assert image == same
+
+
+def test_end_bias_shortens_and_lengthens() -> None:
+    row = Row(random_ids(6, 4), (Blank("attribute", 30),))
+    runs = {}
+    for bias in (-50.0, 50.0):
+        config = DecodeConfig(eoss_bias=bias, batch_size=1)
+        (runs[bias],) = Autoregressive(LLAMA, GRAMMAR, config).fill(Canvas((row,)))[0]
+    assert len(runs[-50.0].ids) == 30 and not runs[-50.0].ended
+    assert len(runs[50.0].ids) == 1 and runs[50.0].ended
+
+
+def test_pictures_have_exactly_their_codes() -> None:
+    prompt = [VOCAB.eod, VOCAB.markup_id("<img"), VOCAB.markup_id(' src="')]
+    rows = (
+        Row(tuple(prompt), (Blank("document", 40),), seed=3),
+        Row(random_ids(5, 1), (Blank("image", 99, length=4), Blank("image", 99)), seed=4),
+    )
+    document, parts = Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(rows))
+    assert [len(part.ids) for part in parts] == [4, LENGTH] and all(part.ended for part in parts)
+    assert all(id in VOCAB.image for id in document[0].ids[:LENGTH])
+    assert document[0].ids[LENGTH] == VOCAB.markup_id('"')
+
+
+def test_blanks_without_room_and_rows_without_blanks() -> None:
+    rows = (
+        Row(random_ids(4, 1), ()),
+        Row(
+            random_ids(4, 1),
+            (Blank("attribute", 0), Blank("image", 5, length=0), Blank("attribute", 3, lead=(9,))),
+        ),
+    )
+    none, some = Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(rows))
+    assert none == () and some[:2] == (Fill((), 0.0, False), Fill((), 0.0, True)) and some[2].ids
+    assert Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(())) == []
+
+
+def test_every_id_is_watched_once() -> None:
+    seen: list[Step] = []
+    rows = tuple(page_row(seed) for seed in range(6))
+    fills = Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(rows), seen.append)
+    assert [step.index for step in seen] == list(range(len(seen)))
+    assert len(seen) <= seen[0].total
+    for index, row_fills in enumerate(fills):
+        written = [step.ids[index] for step in seen if step.ids[index] is not None]
+        assert [id for id in written if id != VOCAB.eoss] == [id for fill in row_fills for id in fill.ids]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    decoder = Autoregressive(LLAMA, GRAMMAR, HOT)
+    with pytest.raises(ConfigError, match="window holds 256") as caught:
+        decoder.fill(Canvas((free(random_ids(200, 1), 57),)))
+    assert caught.value.code == "too_long"
+    with pytest.raises(ConfigError, match="empty"):
+        decoder.fill(Canvas((free((), 5),)))
+    decoder.fill(Canvas((free(random_ids(250, 1), 6),)))
+
+
+def test_settings_are_checked() -> None:
+    for wrong in (
+        {"text": {"top_p": 0}},
+        {"text": {"temp": 1}},
+        {"batch_size": 0},
+        {"guidance": -1},
+        {"cd_k": 0},
+    ):
+        with pytest.raises(ValidationError):
+            DecodeConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.1), ("fp16-packed", 0.01), ("int8", 0.5)])
+def test_reduced_precision_is_close(precision: Any, tolerance: float) -> None:
+    """Tolerance: largest difference of a log-probability, whose spread over ids is about 1.2 here."""
+    ids = random_ids(40, 9)
+    reference = LeanEngine(LLAMA, len(VOCAB), "fp32", 1).score(ids).log_softmax(-1)
+    assert torch.allclose(reference, logits_of(LLAMA, ids).log_softmax(-1), atol=1e-4)
+    difference = (LeanEngine(LLAMA, len(VOCAB), precision, 4).score(ids).log_softmax(-1) - reference).abs()
+    assert 1e-5 < float(difference.max()) < tolerance
+
+
+def other_model() -> PreTrainedModel:
+    config = GPTNeoXConfig(
+        vocab_size=len(VOCAB), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, max_position_embeddings=128, initializer_range=0.3,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return GPTNeoXForCausalLM(config).eval()
+
+
+def test_other_architectures_run_on_their_own_module() -> None:
+    model = other_model()
+    assert not supports(model)
+    prompts = [random_ids(length, length) for length in (5, 30, 12)]
+    decoder = Autoregressive(
+        model, Free(VOCAB, LENGTH), DecodeConfig(text=GREEDY, image=GREEDY, batch_size=2)
+    )
+    fills = decoder.fill(Canvas(tuple(free(prompt, 12) for prompt in prompts)))
+    for prompt, (fill,) in zip(prompts, fills, strict=True):
+        ids = list(prompt)
+        for id in fill.ids:
+            logits = logits_of(model, ids)[-1]
+            logits[[VOCAB.eoss, VOCAB.eod]] = -torch.inf
+            assert int(logits.argmax()) == id
+            ids.append(id)
+    engine = make_engine(model, len(VOCAB), "bf16", 1)
+    assert isinstance(engine, ModuleEngine)
+    assert torch.allclose(engine.score(prompts[0]), logits_of(model, prompts[0]), atol=0.2)
+    with pytest.raises(ConfigError, match="gpt_neox"):
+        make_engine(model, len(VOCAB), "int8", 1)
