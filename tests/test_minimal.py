@@ -76,7 +76,7 @@ def balanced(nodes: list[Node]) -> bool:
     return not opened
 
 
-@settings(max_examples=1500, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=700, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SOUP, st.sampled_from(["", "<!DOCTYPE html>"]))
 @example("<p><object><p>a<div>b</div>c</object>d</p>", "")
 @example("<table><caption>a<a href=u>b</caption><tr><td><a href=u>c</table>", "")

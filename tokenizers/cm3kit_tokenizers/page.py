@@ -18,7 +18,7 @@ from cm3kit_tokenizers.html.gaps import (
     without_gaps,
     written_gaps,
 )
-from cm3kit_tokenizers.html.minimal import keep_all, mark, minimal_nodes, parse_marked, render
+from cm3kit_tokenizers.html.minimal import keep_all, mark, minimal_nodes, render
 from cm3kit_tokenizers.html.nesting import fit
 from cm3kit_tokenizers.html.select import region_gap, selected_gaps
 from cm3kit_tokenizers.html.spans import parse_tree, view
@@ -108,7 +108,7 @@ class Page:
             parts += [self._decode(at, gap.start), gap.before, mark(gap.index), kept, gap.after]
             at = gap.end
         parts.append(self._decode(at, len(self.data)))
-        return minimal_nodes(parse_marked("".join(parts)), self.gaps, usable)
+        return minimal_nodes(parse_tree("".join(parts)), self.gaps, usable)
 
     def _decode(self, start: int, end: int) -> str:
         text = self.data[start:end].decode(self.codec, "replace")

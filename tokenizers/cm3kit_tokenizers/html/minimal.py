@@ -15,7 +15,7 @@ from cm3kit_tokenizers.html.escape import escape_attribute, escape_text
 from cm3kit_tokenizers.html.gaps import PageGap
 from cm3kit_tokenizers.html.nesting import INLINE
 from cm3kit_tokenizers.html.outline import SPACES, Event, Frame, Outline
-from cm3kit_tokenizers.html.spans import is_html, parse_tree
+from cm3kit_tokenizers.html.spans import is_html
 from cm3kit_tokenizers.vocab import ATTRIBUTES, MARKUP, PLAIN, VOID
 
 RENAMED = {"b": "strong", "i": "em"}
@@ -42,11 +42,6 @@ def keep_all(src: str) -> bool:
 def mark(index: int) -> str:
     """What stands for a gap while a page is parsed."""
     return f"\ud800{index}\ud801"
-
-
-def parse_marked(text: str) -> Any:
-    """The tree of a decoded page whose gaps are marks."""
-    return parse_tree(text)
 
 
 def minimal_nodes(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Node]:
