@@ -192,11 +192,12 @@ PRESETS("recommended")(
     Preset(
         p_ar=0.3,
         policies=(
-            ("free", 0.25),
+            ("free", 0.2),
             ("attribute_value", 0.3),
             ("image_full", 0.2),
             ("element", 0.1),
-            ("image_box", 0.15),
+            ("text_only", 0.1),
+            ("image_box", 0.1),
         ),
     )
 )

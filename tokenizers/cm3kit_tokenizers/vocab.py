@@ -11,7 +11,16 @@ from typing import Any
 
 from cm3kit_tokenizers.errors import ModelError
 
-SPECIALS = ("<pad>", "<eod>", "<eoss>", "<mask>", "<reserved:0>", "<reserved:1>", "<reserved:2>", "<reserved:3>")
+SPECIALS = (
+    "<pad>",
+    "<eod>",
+    "<eoss>",
+    "<mask>",
+    "<reserved:0>",
+    "<reserved:1>",
+    "<reserved:2>",
+    "<reserved:3>",
+)
 
 # CM3's minimal HTML (arXiv:2201.07520, sec. 3.1): the elements and attributes that are kept.
 PLAIN = (

@@ -1,0 +1,5 @@
+"""Corpora that cm3kit can build."""
+
+from cm3kit.data.dictionary import build_emoji, stats
+
+__all__ = ["build_emoji", "stats"]

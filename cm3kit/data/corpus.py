@@ -1,0 +1,129 @@
+"""A folder of HTML pages as training documents: nodes of minimal HTML, pictures encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Generator, Tensor
+
+from cm3kit.publish import write_atomic
+from cm3kit_tokenizers.document import Node, Picture
+from cm3kit_tokenizers.errors import DataError, PictureError
+from cm3kit_tokenizers.page import Page
+from cm3kit_tokenizers.pictures import load_picture, resolve_src
+from cm3kit_tokenizers.sequence import Codes, PageTokenizer
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A page of a corpus: where it is, whether it is trained on, how often it is drawn."""
+
+    path: Path
+    split: str
+    weight: float
+
+
+def listing(folder: Path) -> list[Listed]:
+    """Pages of `manifest.jsonl`, or every .html file below the folder with one in 20 held out as `rest`."""
+    manifest = folder / "manifest.jsonl"
+    if manifest.is_file():
+        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+        return [Listed(folder / row["page"], row["split"], row["weight"]) for row in rows]
+    paths = sorted(folder.rglob("*.html"))
+    if not paths:
+        raise DataError(f"{folder} holds no .html pages; build the corpus with: make data.", code="bad_data")
+    return [Listed(path, "rest" if index % 20 == 10 else "train", 1.0) for index, path in enumerate(paths)]
+
+
+def read_nodes(path: Path) -> list[Node]:
+    """Minimal HTML of a page; pictures that the page's folder does not hold are dropped."""
+    base = path.parent
+    return Page.parse(path.read_bytes(), base=base).nodes(usable=lambda src: _resolves(src, base))
+
+
+def _resolves(src: str, base: Path) -> bool:
+    try:
+        resolve_src(src, base)
+    except PictureError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents as ids, without end-of-document ids, and how often each is drawn."""
+
+    ids: tuple[list[int], ...]
+    weights_B: Tensor
+
+    def draw(self, rng: Generator, count: int) -> Iterator[list[int]]:
+        """`count` documents by weight."""
+        for index in torch.multinomial(self.weights_B, count, replacement=True, generator=rng).tolist():
+            yield self.ids[index]
+
+
+def load_documents(
+    folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, split: str = "train"
+) -> Documents:
+    """Encode every page of a split, each picture once; parsed pages are kept in the folder `cache`."""
+    pages = [each for each in listing(folder) if each.split == split]
+    if not pages:
+        raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
+    parsed, pictures = _parse_all(pages, folder, tokenizer, cache)
+    codes = _encode_pictures(pictures, folder, tokenizer, image)
+    documents = tuple(
+        [id for part in row for id in (codes[-1 - part] if part < 0 else (part,))] for row in parsed
+    )
+    return Documents(documents, torch.tensor([each.weight for each in pages]))
+
+
+def _parse_all(
+    pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
+) -> tuple[list[list[int]], list[str]]:
+    """Ids of pages with picture k as −1−k, and the pictures' paths."""
+    stamp = [(str(each.path), each.path.stat().st_size, each.path.stat().st_mtime_ns) for each in pages]
+    known = json.dumps([stamp, tokenizer.vocab.to_dict(), [piece.hex() for piece in tokenizer.text.pieces]])
+    path = cache / f"pages-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
+    if not path.is_file():
+        numbers: dict[str, int] = {}
+        rows = [_parse(each.path, folder, tokenizer, numbers) for each in pages]
+        tensors = {
+            "ids": torch.tensor([id for row in rows for id in row], dtype=torch.int32),
+            "sizes": torch.tensor([len(row) for row in rows], dtype=torch.int32),
+        }
+        cache.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save(tensors, {"pictures": json.dumps(list(numbers))}), force=True)
+    with safe_open(path, "pt") as opened:
+        ids, sizes = opened.get_tensor("ids").tolist(), opened.get_tensor("sizes").tolist()
+        pictures: list[str] = json.loads(opened.metadata()["pictures"])
+    ends = list(itertools.accumulate(sizes))
+    return [ids[end - size : end] for end, size in zip(ends, sizes, strict=True)], pictures
+
+
+def _parse(path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str, int]) -> list[int]:
+    place = path.parent.relative_to(folder)
+
+    def number(picture: Picture) -> Codes:
+        name = str(place / picture.src)
+        return [-1 - numbers.setdefault(name, len(numbers)) - tokenizer.vocab.image.start], None
+
+    return [id for id in tokenizer.encode(read_nodes(path), number) if isinstance(id, int)]
+
+
+def _encode_pictures(
+    pictures: list[str], folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, batch: int = 64
+) -> list[list[int]]:
+    codes: list[list[int]] = []
+    for start in range(0, len(pictures), batch):
+        opened = [load_picture(resolve_src(name, folder)) for name in pictures[start : start + batch]]
+        codes += [tokenizer.image_ids(row) for row in image.encode(image.pixels(opened)).tolist()]
+    return codes

@@ -1,0 +1,65 @@
+"""Pictures of a corpus in memory, drawn by weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Generator, Tensor
+
+from cm3kit.data.dictionary import Entry, load_entries
+from cm3kit_tokenizers.errors import DataError
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures at one size: `pixels_BCHW` uint8, their drawing weights (0 = held out) and names."""
+
+    pixels_BCHW: Tensor
+    weights_B: Tensor
+    names: tuple[str, ...]
+    entries: tuple[Entry, ...] = ()
+
+    def draw(self, rng: Generator, size: int) -> Tensor:
+        """`size` pictures, by weight."""
+        return self.pixels_BCHW[torch.multinomial(self.weights_B, size, replacement=True, generator=rng)]
+
+    def held_out(self, count: int | None) -> Tensor:
+        """The first `count` held-out pictures (all for None), or the first of all if none is held out."""
+        held = (self.weights_B == 0).nonzero()[:, 0]
+        if not len(held):
+            return self.pixels_BCHW[: count or len(self.pixels_BCHW)]
+        step = max(1, len(held) // count) if count else 1
+        return self.pixels_BCHW[held[::step][:count]]
+
+
+def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
+    """Pictures of a dictionary corpus with its splits and weights, or of any folder with one in 20 held out."""
+    if (folder / "entries.jsonl").is_file():
+        entries = load_entries(folder)
+        paths = [folder / "pictures" / f"{entry.slug}.png" for entry in entries]
+        weights = [entry.weight if entry.split == "train" else 0.0 for entry in entries]
+        names = tuple(entry.name for entry in entries)
+    else:
+        entries = []
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        weights = [0.0 if index % 20 == 10 else 1.0 for index in range(len(paths))]
+        names = tuple(path.stem for path in paths)
+    if not any(weights):
+        raise DataError(f"{folder} holds no pictures; build the corpus with: make data.", code="bad_data")
+    pixels_BCHW = torch.cat([tokenizer.pixels([_open(path)]) for path in paths])
+    return PictureSet(pixels_BCHW, torch.tensor(weights), names, tuple(entries))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            rgba = picture.convert("RGBA")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"{path} is not a readable picture: {error}.", code="bad_picture") from error
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

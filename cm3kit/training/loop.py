@@ -1,0 +1,260 @@
+"""The training loop: one function for every task, on accelerate, with checkpoints that survive a crash.
+
+What a step sees depends on (seed, step) alone, so a resumed run repeats the run that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from cm3kit.config import Settings
+from cm3kit.publish import collect, load_state, newest, publishing, save_state
+from cm3kit.rng import generator
+from cm3kit_tokenizers.errors import ConfigError, DataError
+
+
+class LoopSettings(Settings):
+    """How long, how fast, how careful.
+
+    `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
+    """
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    final: float = Field(0.02, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    seed: int = 0
+    save_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1)
+    preview_every: int = Field(500, ge=1)
+    log_every: int = Field(20, ge=1)
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    model: nn.Module
+
+    def batch(self, rng: Generator, size: int) -> Any:
+        """Draw a batch, from `rng` alone."""
+
+    def loss(
+        self, model: nn.Module, batch: Any, step: int, rng: Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The scalar loss of a batch, and figures for the log."""
+
+    def preview(self, model: nn.Module, path: Path) -> None:
+        """Write a picture or page that shows how far training has come; `path` has no suffix yet."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the trained part as it is used afterwards."""
+
+
+Report = Callable[[int, int, dict[str, float]], None]
+Warn = Callable[[str], None]
+
+
+class Progress:
+    """Everything that a step changes, and how it is saved and restored."""
+
+    def __init__(self, task: Task, settings: LoopSettings, accelerator: Accelerator) -> None:
+        self.task, self.settings, self.accelerator = task, settings, accelerator
+        trained = [each for each in task.model.parameters() if each.requires_grad]
+        decayed: list[nn.Parameter] = [each for each in trained if each.ndim > 1]
+        plain: list[nn.Parameter] = [each for each in trained if each.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            groups,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.step, self.seconds = 0, 0.0
+        self.wrapped, self.prepared = accelerator.prepare(task.model, self.optimizer)
+        self.ema = {name: each.detach().clone().float() for name, each in task.model.state_dict().items()}
+
+    def save(self, run: Path) -> None:
+        """Publish `step-…` and let go of older ones."""
+        moments = {
+            f"{index}.{key}": value
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for key, value in state.items()
+        }
+        weights = {name: each.detach() for name, each in self.task.model.state_dict().items()}
+        with publishing(run / f"step-{self.step:08d}") as folder:
+            state = {"step": self.step, "seconds": self.seconds}
+            save_state(folder, _flat(model=weights, ema=self.ema, optimizer=moments), state)
+        collect(run, keep=self.settings.keep)
+
+    def load(self, folder: Path) -> None:
+        """Take up a checkpoint; ConfigError if it is of another model."""
+        tensors, state = load_state(folder)
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = tensor
+        try:
+            self.task.model.load_state_dict(groups["model"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{folder} is of another model than this recipe's: {str(error).splitlines()[-1].strip()}"
+                " Choose another --output or pass --no-resume.",
+                code="bad_config",
+            ) from error
+        self.ema = {name: groups["ema"][name].to(each.device) for name, each in self.ema.items()}
+        saved = self.optimizer.state_dict()
+        saved["state"] = {}
+        for name, tensor in groups["optimizer"].items():
+            index, _, key = name.partition(".")
+            saved["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(saved)
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """The model with its moving-average weights, in eval mode, for previews and export."""
+        model = self.task.model
+        live = {name: each.detach().clone() for name, each in model.state_dict().items()}
+        model.load_state_dict({name: self.ema[name].to(each.dtype) for name, each in live.items()})
+        model.eval()
+        try:
+            yield model
+        finally:
+            model.load_state_dict(live)
+            model.train()
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the averages; early on they follow faster, so that they are of use in short runs."""
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        for name, each in self.task.model.state_dict().items():
+            if each.is_floating_point():
+                self.ema[name].lerp_(each.float(), 1 - decay)
+            else:
+                self.ema[name].copy_(each)
+
+
+def train(
+    task: Task, settings: LoopSettings, run: Path, *, resume: bool = True, max_steps: int | None = None,
+    device: str = "auto", report: Report = lambda step, total, figures: None, warn: Warn = lambda line: None,
+) -> Path:  # fmt: skip
+    """Train to `settings.steps` (or stop after `max_steps`), and return the folder of the exported result.
+
+    Args:
+        run: gets `step-…` checkpoints, `previews/`, `log.jsonl`, and `final/` when training is done.
+        resume: go on from the newest whole checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint is of another model.
+        DataError: the loss was not finite three times in a row (`not_finite`).
+    """
+    accelerator = Accelerator(
+        cpu=device == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no"
+    )  # fmt: skip
+    progress = Progress(task, settings, accelerator)
+    run.mkdir(parents=True, exist_ok=True)
+    if resume and (found := newest(run, warn=warn)) is not None:
+        progress.load(found)
+        warn(f"resuming from {found.name}")
+    last = settings.steps if max_steps is None else min(settings.steps, max_steps)
+    step_model: nn.Module = progress.wrapped
+    if settings.compile:
+        step_model = cast(nn.Module, torch.compile(step_model))
+    skipped, clock = 0, time.perf_counter()
+    try:
+        while progress.step < last:
+            figures = _one_step(progress, step_model)
+            skipped = 0 if math.isfinite(figures["loss"]) else skipped + 1
+            if skipped == 3:
+                raise DataError(f"the loss was not finite at steps up to {progress.step}.", code="not_finite")
+            now = time.perf_counter()
+            progress.seconds, clock = progress.seconds + now - clock, now
+            _after_step(progress, run, figures, report)
+    except KeyboardInterrupt:
+        progress.save(run)
+        raise
+    if progress.step % settings.save_every:
+        progress.save(run)
+    return _finish(progress, run) if progress.step == settings.steps else run
+
+
+def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
+    settings, step = progress.settings, progress.step
+    rng = generator(settings.seed, step, progress.accelerator.process_index)
+    for group in progress.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * schedule(step / settings.steps, settings)
+    batch = progress.task.batch(rng, settings.batch_size)
+    # Dropout can only draw from the global generator: lend it a seed for this step and put it back.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+        with progress.accelerator.autocast():
+            loss, figures = progress.task.loss(model, batch, step, rng)
+    progress.prepared.zero_grad()
+    progress.accelerator.backward(loss)
+    norm = progress.accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+    value, length = loss.item(), norm.item()
+    if math.isfinite(value) and math.isfinite(length):
+        progress.prepared.step()
+        progress.follow()
+    progress.step += 1
+    return {"loss": value, "norm": length, "rate": progress.optimizer.param_groups[0]["lr"], **figures}
+
+
+def _after_step(progress: Progress, run: Path, figures: dict[str, float], report: Report) -> None:
+    step, settings = progress.step, progress.settings
+    if not progress.accelerator.is_main_process:
+        return
+    if step % settings.log_every == 0 or step == settings.steps:
+        report(step, settings.steps, figures)
+        line = {
+            "step": step,
+            "seconds": round(progress.seconds, 1),
+            **{k: round(v, 6) for k, v in figures.items()},
+        }
+        with (run / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+    if step % settings.save_every == 0:
+        progress.save(run)
+    if step % settings.preview_every == 0 or step == settings.steps:
+        (run / "previews").mkdir(exist_ok=True)
+        with progress.averaged() as model:
+            progress.task.preview(model, run / "previews" / f"step-{step:06d}")
+
+
+def _finish(progress: Progress, run: Path) -> Path:
+    final = run / "final"
+    if progress.accelerator.is_main_process and not final.exists():
+        with progress.averaged() as model, publishing(final) as folder:
+            progress.task.export(model, folder)
+    return final
+
+
+def schedule(done: float, settings: LoopSettings) -> float:
+    """Factor on the learning rate when a share `done` of the steps is behind."""
+    if done < settings.warmup:
+        return (done + 1 / settings.steps) / settings.warmup if settings.warmup else 1.0
+    left = (done - settings.warmup) / max(1e-9, 1 - settings.warmup)
+    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
+
+
+def _flat(**groups: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{group}/{name}": each for group, tensors in groups.items() for name, each in tensors.items()}

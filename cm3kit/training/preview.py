@@ -1,0 +1,39 @@
+"""What a decoder can do so far: a sheet of pictures from prompts, and a page with its gaps filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from cm3kit.pipelines.folder import Defaults, Parts
+from cm3kit.pipelines.kit import GenerateOptions, Kit
+from cm3kit.pipelines.outputs import grid
+from cm3kit_tokenizers.page import Page
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+PAGE = b'<title><mask></title>\n<h1>%s</h1>\n<p><mask></p>\n<p><img alt="%s" src="<mask>"></p>\n'
+
+
+def preview(
+    text: TextTokenizer, image: ImageTokenizer, vocab: Vocab, backbone: PreTrainedModel,
+    defaults: Defaults, prompts: tuple[str, ...], path: Path,
+) -> None:  # fmt: skip
+    """Write `path`.png, two pictures a prompt, and `path`.html, a page about the first prompt."""
+    training = backbone.training
+    kit = Kit(
+        Parts("preview", path.parent, text, image, vocab, backbone.eval(), defaults), str(backbone.device)
+    )
+    options = GenerateOptions(batch_size=8)
+    made = [(prompt, each) for prompt in prompts for each in kit.generate(prompt, n=2, options=options)]
+    sheet = grid(
+        [each.image for _, each in made if each.image is not None], captions=[name for name, _ in made]
+    )
+    sheet.save(path.with_suffix(".png"))
+    word = prompts[0].encode()
+    path.with_suffix(".html").write_bytes(
+        kit.infill(Page.parse(PAGE % (word, word)), options=options)[0].html
+    )
+    backbone.train(training)

@@ -1,0 +1,108 @@
+"""A page's nodes ↔ one sequence of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Text
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+
+# The codes of a picture, and of its missing region which of them are missing (None: all are known).
+Codes = tuple[Sequence[int], Sequence[bool] | None]
+
+
+@dataclass(frozen=True)
+class PageTokenizer:
+    """Compose the text tokenizer and picture codes into the one id space."""
+
+    text: TextTokenizer
+    vocab: Vocab
+
+    def encode(
+        self, nodes: Sequence[Node], codes_of: Callable[[Picture], Codes] | None = None
+    ) -> list[int | Gap]:
+        """Ids of nodes, gaps left in place; `codes_of` encodes each `Picture`."""
+        ids: list[int | Gap] = []
+        for index, node in enumerate(nodes):
+            follows = nodes[index + 1] if index + 1 < len(nodes) else None
+            match node:
+                case Markup(piece):
+                    ids.append(self.vocab.markup_id(piece))
+                case Text(content):
+                    ids.extend(self.text_ids(healed(content) if isinstance(follows, Gap) else content))
+                case Image(codes):
+                    ids.extend(self.image_ids(codes))
+                case Picture():
+                    assert codes_of is not None
+                    ids.extend(self._picture(node, *codes_of(node)))
+                case Gap():
+                    ids.append(node)
+        return ids
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of text in the shared space."""
+        start = self.vocab.text.start
+        return [start + each for each in self.text.encode(text)]
+
+    def image_ids(self, codes: Sequence[int]) -> list[int]:
+        """Ids of image codes in the shared space."""
+        start = self.vocab.image.start
+        return [start + int(each) for each in codes]
+
+    def _picture(
+        self, node: Picture, codes: Sequence[int], missing: Sequence[bool] | None
+    ) -> list[int | Gap]:
+        ids = self.image_ids(codes)
+        if missing is None or node.gap is None:
+            return list(ids)
+        out: list[int | Gap] = []
+        part = start = 0
+        while start < len(ids):
+            stop = start
+            while stop < len(ids) and missing[stop] == missing[start]:
+                stop += 1
+            if missing[start]:
+                out.append(Gap(node.gap, "image", stop - start, part))
+                part += 1
+            else:
+                out.extend(ids[start:stop])
+            start = stop
+        return out
+
+    def decode(self, ids: Sequence[int]) -> list[Node]:
+        """Nodes of ids; specials and sentinels vanish."""
+        vocab = self.vocab
+        nodes: list[Node] = []
+        start = 0
+        while start < len(ids):
+            kind = next(
+                (each for each in (vocab.markup, vocab.text, vocab.image) if ids[start] in each), None
+            )
+            stop = start + 1
+            while (
+                kind in (vocab.text, vocab.image)
+                and stop < len(ids)
+                and kind is not None
+                and ids[stop] in kind
+            ):
+                stop += 1
+            run = [each - kind.start for each in ids[start:stop]] if kind is not None else []
+            if kind == vocab.markup:
+                nodes.append(Markup(vocab.piece(ids[start])))
+            elif kind == vocab.text:
+                nodes.append(Text(self.text.decode(run)))
+            elif kind == vocab.image:
+                nodes.append(Image(tuple(run)))
+            start = stop
+        return nodes
+
+
+def healed(text: str) -> str:
+    """Text before a gap without its last space.
+
+    Tokens carry the space before a word, so a model expects to write that space itself; the page keeps
+    its own, and a fill's leading space is dropped where the page has one.
+    """
+    return text[:-1] if text.endswith(" ") else text

@@ -1,0 +1,89 @@
+"""Byte-level BPE on Hugging Face tokenizers: any text ↔ ids, without loss and without special tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from cm3kit_tokenizers.errors import ModelError
+
+FILE = "tokenizer.json"
+
+
+class TextTokenizer:
+    """Text ↔ ids `0 … size − 1`. No string is special: markup and sentinels live outside this range."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.size: int = tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int) -> TextTokenizer:
+        """Learn at most `size` tokens from texts; all 256 bytes are always among them."""
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+            min_frequency=2,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path) -> TextTokenizer:
+        """Open a saved tokenizer; ModelError if the file is broken or not byte-level without specials."""
+        path = folder / FILE
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:
+            raise ModelError(f"{path} cannot be opened: {error}.", code="bad_checkpoint") from error
+        if tokenizer.get_added_tokens_decoder():
+            raise ModelError(f"{path} has special tokens; text could inject them.", code="bad_checkpoint")
+        return cls(tokenizer)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
+        (folder / FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; lone surrogates become U+FFFD."""
+        ids: list[int] = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids; broken UTF-8 becomes U+FFFD."""
+        return b"".join(self.pieces[each] for each in ids).decode("utf-8", "replace")
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The bytes behind each id."""
+        letters = _bytes_by_letter()
+        tokens = (str(self._tokenizer.id_to_token(each)) for each in range(self.size))
+        return [bytes(letters[letter] for letter in token) for token in tokens]
+
+    @cached_property
+    def continues(self) -> list[bool]:
+        """Whether an id starts inside a UTF-8 character, so that no span may be cut before it."""
+        return [0x80 <= piece[0] < 0xC0 for piece in self.pieces]
+
+
+def _bytes_by_letter() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes, inverted (openai/gpt-2, encoder.py)."""
+    return {letter: byte for byte, letter in _letters()}
+
+
+def _letters() -> Iterator[tuple[int, str]]:
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    hidden = 0
+    for byte in range(256):
+        if byte in shown:
+            yield byte, chr(byte)
+        else:
+            yield byte, chr(256 + hidden)
+            hidden += 1
