@@ -64,9 +64,8 @@ def generate(
     given = [each for each in (prompt, prompt_option, prompt_file) if each is not None]
     if len(given) != 1:
         raise typer.BadParameter("give one of PROMPT, --prompt and --prompt-file")
-    from cm3kit.pipelines.kit import GenerateOptions
-
     from cm3kit.pipelines import jobs
+    from cm3kit.pipelines.kit import GenerateOptions
 
     chosen = options.chosen_seed(seed, quiet)
     settings = GenerateOptions(

@@ -54,9 +54,8 @@ def infill(
     Example: cm3kit infill samples/apple.html --variants 3 --diff
     """
     _check(file, image, box, variants, in_place, output, as_json)
-    from cm3kit.pipelines.kit import GenerateOptions
-
     from cm3kit.pipelines import jobs
+    from cm3kit.pipelines.kit import GenerateOptions
     from cm3kit.pipelines.pages import parse_box, read_page
 
     page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))

@@ -254,7 +254,7 @@ def _whose(prompt: Prompt, where: Where) -> dict[str, Any]:
 def _how(kit: Kit, options: GenerateOptions, task: str) -> dict[str, Any]:
     """What has to be known to make the same result again."""
     info = kit.info()
-    kept = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
+    kept: dict[str, Any] = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
     settings = {key: value for key, value in asdict(options).items() if value is not None}
     return {
         "task": task,

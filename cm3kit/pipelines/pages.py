@@ -41,7 +41,7 @@ def read_page(file: str, selectors: Sequence[str] = (), regions: Sequence[tuple[
     Raises:
         PageError: the file is missing, empty, unreadable or no page, or has no gap (`no_mask`).
     """
-    page = Page.parse(_bytes(file), None if file == STDIN else Path(file).resolve().parent)
+    page = Page.parse(read_bytes(file), None if file == STDIN else Path(file).resolve().parent)
     for selector in selectors:
         page = page.select(selector)
     for name, box in regions:
@@ -72,7 +72,8 @@ def companions(page: Page, folder: Path) -> list[tuple[Path, bytes]]:
     return found
 
 
-def _bytes(file: str) -> bytes:
+def read_bytes(file: str | Path) -> bytes:
+    """A file's bytes (`-` is standard input), PageError if there is none."""
     if file == STDIN:
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     try:

@@ -1,0 +1,246 @@
+"""Fill a page's gaps: page → ids with gaps → windows → decoder → fills → the page's bytes with the gaps replaced."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from PIL import Image as Pillow
+
+from cm3kit.pipelines import layout
+from cm3kit.rng import stream
+from cm3kit.types import Fill, Posed, Row
+from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
+from cm3kit_tokenizers.errors import PageError, PictureError
+from cm3kit_tokenizers.page import Fill as PageFill
+from cm3kit_tokenizers.page import Page, PageGap
+from cm3kit_tokenizers.pictures import load_picture, resolve_src
+from cm3kit_tokenizers.sequence import Codes
+
+if TYPE_CHECKING:
+    from cm3kit.pipelines.kit import GenerateOptions, Kit
+
+Ids = list[int | Gap]
+
+
+@dataclass(frozen=True, slots=True)
+class FilledGap:
+    """What was written into one gap: `text` (of a picture: what it is), log-probability, and whether it ended."""
+
+    index: int
+    kind: str
+    text: str
+    logprob: float
+    ended: bool
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A filled page and what was written."""
+
+    html: bytes
+    gaps: list[FilledGap]
+    seed: int
+    index: int
+
+
+class PageFiller:
+    """One page's gaps and one model.
+
+    Windows of a long page are filled one after the other, and a later one sees what was written into
+    an earlier one.
+    """
+
+    def __init__(self, kit: Kit, page: Page, options: GenerateOptions) -> None:
+        if not page.gaps:
+            raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
+        self._kit, self._page, self._options = kit, page, options
+        nodes = page.nodes(self._usable)
+        self._spaced = _spaced(nodes)
+        self._pictures: dict[int, tuple[Pillow.Image, list[int]]] = {}
+        self._ids: Ids = kit.tokenizer.encode(nodes, self._codes_of)
+
+    def fill(self, variants: int, seed: int, watch: Callable[[int, int], None]) -> list[Filled]:
+        """Fill the page `variants` times."""
+        pages: list[Ids] = [list(self._ids) for _ in range(variants)]
+        fills: list[dict[tuple[int, int], Fill]] = [{} for _ in range(variants)]
+        gaps = [each for each in self._ids if isinstance(each, Gap)]
+        done = 0
+        while done < len(gaps):
+            posed = [self._pose(ids, stream(seed, index, done)) for index, ids in enumerate(pages)]
+
+            def share(step: int, total: int, done: int = done, count: int = len(posed[0].gaps)) -> None:
+                watch(int(1000 * (done + count * step / max(1, total))), 1000 * len(gaps))
+
+            wrote = self._decode([each.row for each in posed], posed[0].gaps, share)
+            for index, (each, answers) in enumerate(zip(posed, wrote, strict=True)):
+                named = {(gap.index, gap.part): fill for gap, fill in zip(each.gaps, answers, strict=True)}
+                fills[index].update(named)
+                pages[index] = _put(pages[index], named)
+            done += len(posed[0].gaps)
+        return [self._write(fills[index], seed, index) for index in range(variants)]
+
+    def _pose(self, ids: Ids, seed: int) -> Posed:
+        """The first window of gaps that are still open."""
+        defaults, vocab = self._kit.parts.defaults, self._kit.vocab
+        longest = {
+            place: each.length or self._longest(each)
+            for place, each in enumerate(ids)
+            if isinstance(each, Gap)
+        }
+        window = layout.windows(ids, longest, defaults.window)[0]
+        window = layout.trim(ids, window, vocab.image)
+        cut = [
+            replace(each, length=None) if isinstance(each, Gap) and each.kind != "image" else each
+            for each in ids
+        ]
+        posed = layout.pose_window(self._kit.objective, cut, window, 0, seed)
+        blanks = tuple(
+            replace(each, max_tokens=self._most(each.kind, each.max_tokens)) for each in posed.row.blanks
+        )
+        guides = self._guides(ids[window.start : window.stop], posed)
+        return replace(posed, row=replace(posed.row, blanks=blanks, guides=guides))
+
+    def _longest(self, gap: Gap) -> int:
+        height, width = self._kit.image.grid
+        return height * width if gap.kind == "image" else self._most(gap.kind, 0)
+
+    def _most(self, kind: str, otherwise: int) -> int:
+        return otherwise if kind == "image" else self._options.max_tokens or layout.MAX_TOKENS[kind]
+
+    def _guides(self, ids: Sequence[int | Gap], posed: Posed) -> tuple[tuple[int, ...], ...]:
+        config = self._kit.config("image", self._options)
+        if config.guidance == 1 or any(gap.kind != "image" for gap in posed.gaps):
+            return ()
+        bare = layout.without_words(self._kit.tokenizer, ids)
+        return (self._kit.objective.pose(bare, 0, 0).row.prompt,)
+
+    def _decode(
+        self, rows: Sequence[Row], gaps: Sequence[Gap], watch: Callable[[int, int], None]
+    ) -> list[tuple[Fill, ...]]:
+        pictures = all(gap.kind == "image" for gap in gaps)
+        return self._kit.decode(rows, self._kit.config("image" if pictures else "text", self._options), watch)
+
+    def _usable(self, src: str) -> bool:
+        """Keep pictures that the page's folder holds; one whose region is missing must be readable."""
+        try:
+            load_picture(resolve_src(src, self._page.base))
+        except PictureError:
+            if any(gap.box is not None and src in self._source(gap) for gap in self._page.gaps):
+                raise
+            return False
+        return True
+
+    def _source(self, gap: PageGap) -> str:
+        return self._page.data[gap.start : gap.end].decode(self._page.codec, "replace")
+
+    def _codes_of(self, picture: Picture) -> Codes:
+        opened = load_picture(resolve_src(picture.src, self._page.base))
+        codes = self._kit.encode_picture(opened)
+        if picture.box is None or picture.gap is None:
+            return codes, None
+        self._pictures[picture.gap] = (opened, codes)
+        return codes, missing(opened.size, picture.box, self._kit.image.grid)
+
+    def _write(self, fills: dict[tuple[int, int], Fill], seed: int, index: int) -> Filled:
+        written: dict[int, PageFill] = {}
+        reports = []
+        for gap in self._page.gaps:
+            parts = [fills[key] for key in sorted(fills) if key[0] == gap.index]
+            written[gap.index], text = self._content(gap, parts)
+            logprob, ended = sum(each.logprob for each in parts), all(each.ended for each in parts)
+            reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line))
+        html = self._page.splice(written, image_src=self._kit.picture_src)
+        return Filled(html, reports, seed, index)
+
+    def _content(self, gap: PageGap, parts: Sequence[Fill]) -> tuple[PageFill, str]:
+        """A fill as the page takes it, and as a report shows it."""
+        kit = self._kit
+        if gap.box is not None:
+            return self._patched(gap, parts), f"(region {','.join(map(str, gap.box))} of a picture)"
+        if gap.kind == "image":
+            codes = kit.codes(parts[0].ids)
+            return _png(kit.pictures([codes])[0]), "(picture)"
+        nodes = self._unspaced(gap.index, kit.tokenizer.decode(parts[0].ids))
+        text = "".join(node.content if isinstance(node, Text) else _shown(node) for node in nodes)
+        return (text if gap.kind == "attribute" else tuple(nodes)), text
+
+    def _unspaced(self, index: int, nodes: list[Node]) -> list[Node]:
+        """Drop the space that the page has already, before and after the gap."""
+        before, after = self._spaced[index]
+        if before and nodes and isinstance(nodes[0], Text):
+            nodes[0] = Text(nodes[0].content.removeprefix(" "))
+        if after and nodes and isinstance(nodes[-1], Text):
+            nodes[-1] = Text(nodes[-1].content.removesuffix(" "))
+        return [node for node in nodes if node != Text("")]
+
+    def _patched(self, gap: PageGap, parts: Sequence[Fill]) -> bytes:
+        """The picture with the box redrawn and every other pixel as it was."""
+        assert gap.box is not None
+        opened, codes = self._pictures[gap.index]
+        holes = [
+            place for place, hole in enumerate(missing(opened.size, gap.box, self._kit.image.grid)) if hole
+        ]
+        drawn = list(codes)
+        for place, code in zip(
+            holes, self._kit.codes([id for part in parts for id in part.ids]), strict=True
+        ):
+            drawn[place] = code
+        side = max(opened.size)
+        square = self._kit.pictures([drawn])[0].resize((side, side), Pillow.Resampling.LANCZOS)
+        left, top = (side - opened.width) // 2, (side - opened.height) // 2
+        x, y, width, height = gap.box
+        patch = square.crop((left + x, top + y, left + x + width, top + y + height))
+        out = opened.copy()
+        out.paste(patch, (x, y))
+        return _png(out)
+
+
+def missing(size: tuple[int, int], box: tuple[int, int, int, int], grid: tuple[int, int]) -> list[bool]:
+    """Which codes a box of a picture touches, row by row; the picture lies centred in a square."""
+    rows, columns = grid
+    side = max(size)
+    left, top = (side - size[0]) // 2 + box[0], (side - size[1]) // 2 + box[1]
+    right, bottom = left + box[2], top + box[3]
+    return [
+        column * side < right * columns and (column + 1) * side > left * columns
+        and row * side < bottom * rows and (row + 1) * side > top * rows
+        for row in range(rows) for column in range(columns)
+    ]  # fmt: skip
+
+
+def _put(ids: Ids, fills: dict[tuple[int, int], Fill]) -> Ids:
+    out: Ids = []
+    for each in ids:
+        key = (each.index, each.part) if isinstance(each, Gap) else None
+        out += fills[key].ids if key in fills else [each]
+    return out
+
+
+def _spaced(nodes: Sequence[Node]) -> dict[int, tuple[bool, bool]]:
+    """For each gap: whether a leading, and a trailing, space of a fill is to be dropped.
+
+    A leading one goes where the page's text ends in a space or the gap starts an element or a value.
+    """
+    found = {}
+    for place, node in enumerate(nodes):
+        if isinstance(node, Gap) and node.kind != "image":
+            before = nodes[place - 1] if place else None
+            after = nodes[place + 1] if place + 1 < len(nodes) else None
+            leads = not isinstance(before, Text) or before.content.endswith(" ")
+            trails = not isinstance(after, Text) or after.content.startswith(" ")
+            found[node.index] = (leads, trails)
+    return found
+
+
+def _shown(node: Node) -> str:
+    return "▣" if isinstance(node, Image) else getattr(node, "piece", "")
+
+
+def _png(picture: Pillow.Image) -> bytes:
+    stream_ = io.BytesIO()
+    picture.save(stream_, "PNG", optimize=True)
+    return stream_.getvalue()
