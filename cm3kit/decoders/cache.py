@@ -21,29 +21,30 @@ class Write:
     """Where one step writes and looks.
 
     Attributes:
-        rows: index into the flattened (slot, head, position) rows of a layer.
-        mask_S11C: 0 where a slot may look, -inf elsewhere.
+        rows: index into the flattened (key or value, slot, head, position) rows of a layer.
+        mask_N1C: 0 where a slot may look, -inf elsewhere, for N = slots * kv_heads.
         positions_S: position of the new id in each slot.
         span: C, the length that attention runs over.
     """
 
     rows: Tensor
-    mask_S11C: Tensor
+    mask_N1C: Tensor
     positions_S: Tensor
     span: int
 
 
 class Cache:
-    """Keys and values of S slots: one (S, 2 * kv_heads, capacity, head_dim) tensor a layer, keys first."""
+    """Keys and values of S slots: one (2, S * kv_heads, capacity, head_dim) tensor a layer."""
 
     def __init__(
         self, layers: int, slots: int, kv_heads: int, capacity: int, head_dim: int, device: torch.device
     ) -> None:
         self.capacity = -(-capacity // BUCKET) * BUCKET
-        self.kv_heads, self.head_dim = kv_heads, head_dim
-        shape = (slots, 2 * kv_heads, self.capacity, head_dim)
+        self.slots, self.kv_heads, self.head_dim = slots, kv_heads, head_dim
+        shape = (2, slots * kv_heads, self.capacity, head_dim)
         self.layers = [torch.zeros(shape, device=device) for _ in range(layers)]
-        self._offsets = torch.arange(slots * 2 * kv_heads, device=device).view(slots, -1) * self.capacity
+        heads_2SH = torch.arange(2 * slots * kv_heads, device=device).view(2, slots, kv_heads)
+        self._offsets = heads_2SH.transpose(0, 1).reshape(slots, -1) * self.capacity
         self._range = torch.arange(self.capacity, device=device)
 
     @property
@@ -58,21 +59,26 @@ class Cache:
         positions_S = torch.tensor(positions, device=self._range.device)
         hidden_SC = self._range[:span] > positions_S[:, None]
         mask_SC = torch.zeros(hidden_SC.shape, device=self._range.device).masked_fill_(hidden_SC, -torch.inf)
+        mask_N1C = mask_SC.repeat_interleave(self.kv_heads, 0)[:, None]
         rows = (self._offsets + positions_S[:, None]).flatten()
-        return Write(rows, mask_SC[:, None, None], positions_S, span)
+        return Write(rows, mask_N1C, positions_S, span)
 
     def write(self, layer: int, write: Write, kv_SHD: Tensor) -> tuple[Tensor, Tensor]:
-        """Put one position in, and return keys and values (S, kv_heads, C, head_dim)."""
+        """Put one position in, keys before values in kv_SHD, and return both, (N, C, head_dim)."""
         store = self.layers[layer]
         store.view(-1, self.head_dim).index_copy_(0, write.rows, kv_SHD.reshape(-1, self.head_dim))
-        seen = store[:, :, : write.span]
-        return seen[:, : self.kv_heads], seen[:, self.kv_heads :]
+        return store[0, :, : write.span], store[1, :, : write.span]
 
     def put(self, layer: int, slot: int, kv_HTD: Tensor) -> None:
-        """Put a whole prompt into a slot, from position 0."""
-        self.layers[layer][slot, :, : kv_HTD.shape[1]] = kv_HTD
+        """Put a whole prompt into a slot, from position 0; keys before values in kv_HTD."""
+        kv_2HTD = kv_HTD.reshape(2, self.kv_heads, *kv_HTD.shape[1:])
+        self._by_slot(self.layers[layer])[:, slot, :, : kv_HTD.shape[1]] = kv_2HTD
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Fork: copy the first positions of one slot into another."""
         for layer in self.layers:
-            layer[target, :, :length] = layer[source, :, :length]
+            stored = self._by_slot(layer)
+            stored[:, target, :, :length] = stored[:, source, :, :length]
+
+    def _by_slot(self, layer: Tensor) -> Tensor:
+        return layer.view(2, self.slots, self.kv_heads, self.capacity, self.head_dim)

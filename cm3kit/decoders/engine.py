@@ -143,10 +143,11 @@ class LeanEngine:
 
         def attend(index: int, heads_SHD: Tensor) -> Tensor:
             keys, values = cache.write(index, write, heads_SHD[:, self.heads :])
-            # Heads that share a key are so many queries of one head.
-            queries = heads_SHD[:, : self.heads].reshape(slots, self.kv_heads, group, self.head_dim)
-            seen = scaled_dot_product_attention(queries, keys, values, attn_mask=write.mask_S11C, scale=1.0)
-            return seen.reshape(slots, -1)
+            # Heads that share a key are so many queries of one head. Two batched products take half
+            # the time of the fused kernel, which is made for long queries.
+            queries = heads_SHD[:, : self.heads].reshape(-1, group, self.head_dim)
+            weights = torch.baddbmm(write.mask_N1C, queries, keys.transpose(1, 2)).softmax(-1)
+            return torch.bmm(weights, values).view(slots, -1)
 
         x_SD = self.embed_VD.index_select(0, ids_S)
         return self._logits(self._layers(x_SD, self._cis.index_select(0, write.positions_S), attend))

@@ -34,7 +34,9 @@ class _Adapter(TransformersCache):  # type: ignore[misc]
             return key_states, value_states
         kv = torch.cat([key_states, value_states], dim=1)
         if self._write is not None:
-            return self._cache.write(layer_idx, self._write, kv[:, :, 0])
+            keys, values = self._cache.write(layer_idx, self._write, kv[:, :, 0])
+            by_slot = (len(kv), -1, *keys.shape[1:])
+            return keys.view(by_slot), values.view(by_slot)
         self._cache.put(layer_idx, self._slot, kv[0])
         return key_states, value_states
 
@@ -82,7 +84,7 @@ class ModuleEngine:
 
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it."""
-        mask = write.mask_S11C == 0
+        mask = write.mask_N1C.view(len(ids_S), -1, 1, write.span)[:, :1] == 0
         return self._forward(_Adapter(cache, write=write), ids_S[:, None], write.positions_S[:, None], mask)[
             :, 0
         ]

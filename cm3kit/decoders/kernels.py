@@ -78,6 +78,9 @@ def _pack_int8(weight_NK: Tensor, rows: int) -> Product:
     product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
     def multiply(x_MK: Tensor) -> Tensor:
+        if len(x_MK) == 1:
+            alone: Tensor = torch.ops.quantized.linear_dynamic(x_MK, packed, True)
+            return alone
         # A scale for each row: one for the whole tensor would let rows change each other.
         scale_M1 = x_MK.abs().amax(-1, keepdim=True).clamp_min_(1e-12)
         y_MN: Tensor = product(x_MK / scale_M1, 1 / _STEPS, _ZERO, packed)

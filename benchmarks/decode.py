@@ -1,0 +1,227 @@
+"""Tokens a second of cm3kit's decoder against transformers' `generate`, on the same weights in the same run.
+
+    OMP_NUM_THREADS=1 python benchmarks/decode.py [--quick] [--model emoji] [--clock cpu]
+
+Runs of all contestants alternate, and the best median step of each counts, so that what else the machine does
+touches all alike. `--clock cpu` counts processor time instead of time on the wall, for machines that are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation import StoppingCriteria, StoppingCriteriaList
+
+from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
+from cm3kit.decoders.engine import LeanEngine
+from cm3kit.models.backbone import BackboneConfig, build_backbone
+from cm3kit.types import Blank, Canvas, Row, Step
+from cm3kit_tokenizers.vocab import Vocab
+
+PRECISIONS: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16-packed": 2, "int8": 1}
+SIZES = {
+    "shipped": BackboneConfig(hidden_size=256, layers=8, heads=4, kv_heads=4, intermediate_size=704),
+    "45M": BackboneConfig(hidden_size=512, layers=12, heads=8, kv_heads=8, intermediate_size=1536),
+}
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+PROMPT = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under test."""
+
+    name: str
+    model: PreTrainedModel
+    grammar: Grammar
+
+
+class Ticks(StoppingCriteria):  # type: ignore[misc]
+    """Notes the time of every step of `generate`, and stops nothing."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock, self.times = clock, [clock()]
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: D102
+        self.times.append(self.clock())
+        return torch.zeros(len(input_ids), dtype=torch.bool)
+
+
+def median_step(times: list[float]) -> float:
+    """Seconds of the middle step; the first two hold the prefill."""
+    steps = [after - before for before, after in pairwise(times[2:])]
+    return statistics.median(steps)
+
+
+def prompts(subject: Subject, batch: int) -> Tensor:
+    rng = torch.Generator().manual_seed(0)
+    text = subject.grammar.vocab.text
+    return torch.randint(text.start, text.stop, (batch, PROMPT), generator=rng)
+
+
+def generate_step(model: PreTrainedModel, ids_BT: Tensor, count: int, clock: Callable[[], float]) -> float:
+    ticks = Ticks(clock)
+    model.generate(
+        ids_BT,
+        attention_mask=torch.ones_like(ids_BT),
+        min_new_tokens=count,
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+        stopping_criteria=StoppingCriteriaList([ticks]),
+    )
+    return median_step(ticks.times)
+
+
+def our_step(decoder: Autoregressive, ids_BT: Tensor, count: int, clock: Callable[[], float]) -> float:
+    times = [clock()]
+
+    def tick(step: Step) -> None:
+        times.append(clock())
+
+    blanks = (Blank("image", count, length=count),)
+    decoder.fill(Canvas(tuple(Row(tuple(ids), blanks) for ids in ids_BT.tolist())), tick)
+    return median_step(times)
+
+
+def compare(
+    subject: Subject, batch: int, count: int, repeats: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Seconds a step for each contestant."""
+    ids_BT = prompts(subject, batch)
+    greedy = Sampling(temperature=0)
+    contestants: dict[str, Callable[[], float]] = {}
+    models = {"fp32": subject.model, "bf16": half(subject.model)}
+    for precision, model in models.items():
+        contestants[f"generate {precision}"] = lambda model=model: generate_step(model, ids_BT, count, clock)  # type: ignore[misc]
+    for precision in PRECISIONS:
+        config = DecodeConfig.model_validate(
+            {"text": greedy, "image": greedy, "batch_size": batch, "precision": precision}
+        )
+        decoder = Autoregressive(subject.model, subject.grammar, config)
+        contestants[f"cm3kit {precision}"] = lambda decoder=decoder: our_step(decoder, ids_BT, count, clock)  # type: ignore[misc]
+    best = dict.fromkeys(contestants, math.inf)
+    for _ in range(repeats + 1):
+        for name, run in contestants.items():
+            best[name] = min(best[name], run())
+    return best
+
+
+def half(model: PreTrainedModel) -> PreTrainedModel:
+    copy = type(model)(model.config).eval()
+    copy.load_state_dict(model.state_dict())
+    return copy.to(torch.bfloat16)
+
+
+def bits(subject: Subject, rows: list[tuple[int, ...]]) -> dict[str, float]:
+    """Mean bits a token of the ids under each precision."""
+    found = {}
+    for precision in PRECISIONS:
+        engine = LeanEngine(subject.model, len(subject.grammar), precision, 4)  # type: ignore[arg-type]
+        total = count = 0.0
+        for ids in rows:
+            log_p = engine.score(ids[:-1]).double().log_softmax(-1)
+            total -= float(log_p.gather(1, torch.tensor(ids[1:])[:, None]).sum()) / math.log(2)
+            count += len(ids) - 1
+        found[precision] = total / count
+    return found
+
+
+def sampled(subject: Subject, count: int, length: int) -> list[tuple[int, ...]]:
+    """Pages that the model itself writes: their bits rise by the divergence of the reduced model."""
+    start = (subject.grammar.vocab.eod,)
+    rows = tuple(Row(start, (Blank("document", length),), seed=seed) for seed in range(count))
+    fills = Autoregressive(subject.model, subject.grammar, DecodeConfig()).fill(Canvas(rows))
+    return [(*start, *fill.ids) for (fill,) in fills if len(fill.ids) > 1]
+
+
+def bandwidth() -> float:
+    """Bytes a second that one thread reads, from a block that no cache holds."""
+    block = torch.ones(64 * 2**20)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        block.sum()
+        best = min(best, time.perf_counter() - start)
+    return block.nbytes / best
+
+
+def weight_count(model: PreTrainedModel) -> int:
+    """Weights that a step reads: every matrix, and the output head."""
+    inner = sum(each.numel() for each in model.model.layers.parameters() if each.ndim == 2)
+    return int(inner + model.get_output_embeddings().weight.numel())
+
+
+def report(
+    subject: Subject, batches: list[int], count: int, repeats: int, clock: Callable[[], float]
+) -> None:
+    weights = weight_count(subject.model)
+    print(f"\n### {subject.name}: {weights / 1e6:.1f} M weights a step\n")
+    print(
+        "| batch | contestant | tokens/s | against generate fp32 | against generate bf16 | of read bandwidth |"
+    )
+    print("|---|---|---|---|---|---|")
+    for batch in batches:
+        found, speed = compare(subject, batch, count, repeats, clock), bandwidth()
+        for name, seconds in found.items():
+            ratios = [found[f"generate {base}"] / seconds for base in ("fp32", "bf16")]
+            share = weights * PRECISIONS[name.split()[1]] / seconds / speed
+            cells = [
+                str(batch),
+                name,
+                f"{batch / seconds:.0f}",
+                *(f"{ratio:.2f}" for ratio in ratios),
+                f"{share:.0%}",
+            ]
+            print("| " + " | ".join(cells) + " |", flush=True)
+    rows = sampled(subject, 4 if count < 32 else 12, 120)
+    found = bits(subject, rows)
+    tokens = sum(len(ids) - 1 for ids in rows)
+    print(
+        f"\nbits a token on {tokens} ids that the fp32 model wrote: {found['fp32']:.4f} in fp32; change: ",
+        end="",
+    )
+    print(", ".join(f"{name} {found[name] - found['fp32']:+.4f}" for name in PRECISIONS if name != "fp32"))
+
+
+def subjects(model: str | None, sizes: list[str]) -> list[Subject]:
+    if model is not None:
+        from cm3kit.pipelines.kit import load
+
+        kit = load(model)
+        grammar = Grammar(kit.vocab, math.prod(kit.image.grid), None)
+        return [Subject(model, kit.backbone, grammar)]
+    vocab = Vocab(text_size=5000, image_size=1024)
+    return [Subject(name, build_backbone(SIZES[name], len(vocab)), Grammar(vocab, 64)) for name in sizes]
+
+
+def main() -> None:
+    """Print the tables as Markdown."""
+    parser = argparse.ArgumentParser(description="Decoding speed against transformers' generate.")
+    parser.add_argument("--model", help="a saved model instead of random weights of the usual sizes")
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--quick", action="store_true", help="fewer steps and repeats")
+    args = parser.parse_args()
+    count, repeats = (16, 1) if args.quick else (48, args.repeats)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.clock} clock,"
+          f" {PROMPT}-id prompts, {count} steps, best of {repeats} medians;"
+          f" one thread reads {bandwidth() / 1e9:.1f} GB/s")  # fmt: skip
+    for subject in subjects(args.model, args.sizes):
+        report(subject, args.batches, count, repeats, CLOCKS[args.clock])
+
+
+if __name__ == "__main__":
+    main()
