@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format data bench install install-dev clean
+.PHONY: help demo test check format data model bench install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,18 @@ data/emoji/manifest.jsonl: | $(VENV)/.stamp-dev
 	sh scripts/debian_packages.sh $(PACKAGES) $(DEBIAN)
 	$(BIN)/cm3kit data build emoji --packages $(PACKAGES) -o data/emoji
 
-bench: $(VENV)/.stamp-dev ## Measure decoding speed
+TRAIN := $(BIN)/cm3kit train
+model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes (hours on a CPU), into runs/emoji
+	test -d runs/text/final || $(TRAIN) text -c emoji-text -o runs/text
+	$(TRAIN) vqgan -c emoji-vqgan -o runs/vqgan
+	$(TRAIN) vqgan -c emoji-vqgan-decoder -o runs/vqgan-decoder
+	$(TRAIN) cm3 -c emoji-cm3 -o runs/cm3
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3/final \
+		--defaults emoji-defaults --card checkpoints/emoji/README.md -o runs/emoji
+
+bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed
 	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/infill.py
 
 install: $(VENV)/.stamp-base ## Install cm3kit into the venv
 install-dev: $(VENV)/.stamp-dev ## Install cm3kit and what its tests need into the venv

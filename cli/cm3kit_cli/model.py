@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +36,31 @@ def info(
 
     described = cm3kit.load(name, device="cpu").info()
     return Reply(described, tuple(_lines(described)))
+
+
+@app.command()
+def assemble(
+    text: Annotated[Path, typer.Option(help="Folder of a trained text tokenizer.")],
+    image: Annotated[Path, typer.Option(help="Folder of a trained image tokenizer.")],
+    decoder: Annotated[Path, typer.Option(help="Folder of a trained decoder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
+    defaults: Annotated[
+        Path | None, typer.Option(help="YAML with the model's defaults: window, preset, image, text.")
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(help="Markdown file that becomes the model's README.md.")
+    ] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Put trained parts together as one model folder."""
+    from cm3kit.config import read_yaml, resolve
+    from cm3kit.pipelines import folder
+    from cm3kit.training.run import recipe_path
+
+    settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults))] if defaults else [])
+    made = folder.assemble(output, text, image, decoder, settings, folder.read_card(card))
+    return Reply({"folder": made}, (str(made),))
 
 
 def _lines(described: Mapping[str, Any], indent: str = "") -> Iterator[str]:

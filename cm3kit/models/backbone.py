@@ -7,7 +7,8 @@ The pattern of a packed row is block-diagonal and causal, so that documents in i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils import logging
 
 from cm3kit.config import Settings
 from cm3kit_tokenizers.errors import ModelError
@@ -136,21 +138,35 @@ def load_backbone(source: str | Path, vocab_size: int) -> PreTrainedModel:
 def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False) -> None:
     """Write config.json and model.safetensors, in fp16 with `half`; `load_backbone` reads them as fp32."""
     saved = copy.deepcopy(model).half() if half else model
-    saved.save_pretrained(folder, safe_serialization=True)
+    with _quiet():
+        saved.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of transformers, whose lines would mix with ours."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _read(source: str | Path) -> PreTrainedModel:
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(source),
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(source),
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
     except Exception as error:
         # transformers and huggingface_hub raise a dozen unrelated types here.
         first = " ".join(str(error).split())[:200] or type(error).__name__

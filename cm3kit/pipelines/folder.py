@@ -132,6 +132,16 @@ def assemble(target: Path, text: Path, image: Path, decoder: Path, defaults: Def
     return target
 
 
+def read_card(path: Path | None) -> str:
+    """The text of a model card; ModelError (`no_file`) if it cannot be read."""
+    if path is None:
+        return "# A model made with cm3kit\n"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read as a card: {error}.", code="no_file") from error
+
+
 def fingerprints(folder: Path) -> dict[str, str]:
     """SHA-256 of each weight and tokenizer file, by its path in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))

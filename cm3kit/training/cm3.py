@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
@@ -88,8 +87,11 @@ class Scorer(nn.Module):
         self.backbone = backbone
 
     def forward(self, ids_BT: Tensor, mask_B1TT: Tensor, positions_BT: Tensor) -> Tensor:
-        """Logits (B, T, V)."""
-        return forward(self.backbone, ids_BT, mask_B1TT, positions_BT)
+        """Nats (B, T − 1) of each next id; inside this call, so that compiling fuses softmax and loss."""
+        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, positions_BT)[:, :-1].float()
+        target_BT = logits_BTV.gather(-1, ids_BT[:, 1:, None])[..., 0]
+        nats_BT: Tensor = logits_BTV.logsumexp(-1) - target_BT
+        return nats_BT
 
 
 class Cm3Task:
@@ -126,9 +128,8 @@ class Cm3Task:
         """Mean cross-entropy of the weighed targets, with nats per image code and per other id apart."""
         device = next(model.parameters()).device
         ids_BT, weights_BT, documents_BT = (each.to(device) for each in batch)
-        logits_BTV = model(ids_BT, packed_mask(documents_BT), packed_positions(documents_BT))
+        nats_BT = model(ids_BT, packed_mask(documents_BT), packed_positions(documents_BT))
         targets_BT, weights_BT = ids_BT[:, 1:], weights_BT[:, 1:]
-        nats_BT = F.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), targets_BT, reduction="none")
         total = (nats_BT * weights_BT).sum() / weights_BT.sum()
         with torch.no_grad():
             image_BT = weights_BT * (targets_BT >= self.vocab.image.start)

@@ -1,0 +1,154 @@
+"""Quality of a model on the picture dictionary, by metrics without downloaded weights.
+
+python benchmarks/quality.py --model checkpoints/emoji --data data/emoji [--part recon,draw,words] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from justhtml import JustHTML
+
+import cm3kit
+from cm3kit.data.dictionary import Entry
+from cm3kit.data.pictures import PictureSet, load_pictures
+from cm3kit.evaluation.retrieval import Index, top
+from cm3kit.evaluation.words import compare
+from cm3kit.pipelines.kit import GenerateOptions, Kit
+from cm3kit_tokenizers.vq.losses import psnr
+
+
+def recon(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str, Any]:
+    """PSNR of held-out pictures and share of codes in use over all pictures."""
+    codes_BN = torch.cat([kit.image.encode(each) for each in torch.split(pictures.pixels_BCHW, 64)])
+    held = pictures.weights_B == 0
+    again = torch.cat([kit.image.decode(each) for each in torch.split(codes_BN[held], 64)])
+    scores = psnr(pictures.pixels_BCHW[held], again)
+    total = 10 * torch.log10(255**2 / (pictures.pixels_BCHW[held].float() - again.float()).square().mean())
+    return {
+        "held_out": int(held.sum()),
+        "psnr_mean_db": round(float(scores.mean()), 2),
+        "psnr_of_mean_error_db": round(float(total), 2),
+        "codes_used": round(len(codes_BN.unique()) / kit.image.size, 4),
+        "tokens": codes_BN.shape[1],
+        "pixels": pictures.pixels_BCHW.shape[-1],
+    }
+
+
+def chosen(entries: Sequence[Entry], split: str, count: int) -> list[Entry]:
+    """All held-out entries of a split, or `count` seen ones drawn with a fixed seed."""
+    found = [entry for entry in entries if entry.split == split]
+    return random.Random(0).sample(found, min(count, len(found))) if split == "train" else found
+
+
+def draw(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str, Any]:
+    """Share of samples whose nearest picture among all is the named one."""
+    index = Index.build(pictures.names, pictures.pixels_BCHW)
+    out: dict[str, Any] = {"candidates": len(pictures.names)}
+    for split in ("train", "tone", "rest"):
+        entries = chosen(pictures.entries, split, 20 if args.quick else 200)
+        entries = entries[:20] if args.quick else entries
+        ranks = []
+        for done, entry in enumerate(entries):
+            options = GenerateOptions(guidance=args.guidance, temperature=args.temperature, top_p=args.top_p)
+            made = kit.generate(entry.name, n=args.n, seed=7, options=options)
+            pixels = kit.image.pixels([each.image for each in made if each.image is not None])
+            ranks.append(index.ranks(pixels, [entry.name] * len(made)))
+            _note("draw", split, done, len(entries))
+        all_ranks = torch.cat(ranks)
+        out[split] = {
+            "names": len(entries), "samples": len(all_ranks),
+            "top1": round(top(all_ranks, 1), 3), "top5": round(top(all_ranks, 5), 3),
+        }  # fmt: skip
+    return out
+
+
+CAPTION = '<p><img alt="<mask>" src="pictures/{slug}.png"></p>'
+TITLE = """<title><mask></title>
+<h1><mask></h1>
+<p><img alt="<mask>" src="pictures/{slug}.png"></p>
+<p>{definition}.</p>"""
+DEFINITION = """<title>{name}</title>
+<h1>{name}</h1>
+<p><mask></p>
+<p><img alt="{name}" src="pictures/{slug}.png"></p>"""
+
+
+def words(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str, Any]:
+    """Caption, title and definition gaps on pages: exact match, similarity, ended, well-formed."""
+    out: dict[str, Any] = {}
+    formed: list[bool] = []
+    for split in ("train", "tone", "rest"):
+        entries = [e for e in chosen(pictures.entries, split, 20 if args.quick else 200) if e.definition]
+        entries = entries[:20] if args.quick else entries
+        rows: dict[str, list[tuple[str, str, bool]]] = {"caption": [], "title": [], "definition": []}
+        for done, entry in enumerate(entries):
+            sentence = entry.definition[:1].upper() + entry.definition[1:]
+            for kind, form, right in (
+                ("caption", CAPTION, entry.name),
+                ("title", TITLE, entry.name),
+                ("definition", DEFINITION, sentence),
+            ):
+                page = form.format(slug=entry.slug, name=entry.name, definition=sentence)
+                filled = kit.infill(cm3kit.Page.parse(page.encode(), base=args.data), seed=7)[0]
+                formed.append(
+                    not JustHTML(filled.html.decode(), collect_errors=True).errors or _balanced(filled.html)
+                )
+                gaps = filled.gaps[:1] if kind != "title" else filled.gaps[:2]
+                text = [gap.text.split(". A kind of")[0].rstrip(".") for gap in gaps]
+                rows[kind] += [(each, right, gap.ended) for each, gap in zip(text, gaps, strict=True)]
+            _note("words", split, done, len(entries))
+        out[split] = {kind: asdict(compare(*zip(*each, strict=True))) for kind, each in rows.items()}
+    return {**out, "well_formed": round(sum(formed) / len(formed), 4), "pages": len(formed)}
+
+
+def _balanced(html: bytes) -> bool:
+    """Reading a page as minimal HTML and writing it again changes nothing the second time."""
+    from cm3kit_tokenizers.html.minimal import render
+
+    nodes = cm3kit.Page.parse(html).nodes(lambda src: False)
+    return cm3kit.Page.parse(render(nodes).encode()).nodes(lambda src: False) == nodes
+
+
+def _note(part: str, split: str, done: int, total: int) -> None:
+    if done % 20 == 19:
+        print(f"{part} {split} {done + 1}/{total}", file=sys.stderr, flush=True)
+
+
+PARTS = {"recon": recon, "draw": draw, "words": words}
+
+
+def main() -> None:
+    """Measure the chosen parts and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji"))
+    parser.add_argument("--part", default="recon,draw,words")
+    parser.add_argument("-n", type=int, default=1)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    kit = cm3kit.load(args.model)
+    pictures = load_pictures(args.data, kit.image)
+    result = {}
+    for part in args.part.split(","):
+        start = time.perf_counter()
+        result[part] = PARTS[part](kit, pictures, args)
+        result[part]["seconds"] = round(time.perf_counter() - start, 1)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
