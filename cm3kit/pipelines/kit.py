@@ -100,7 +100,7 @@ class Kit:
         self._check(row)
         rows = tuple(replace(row, seed=stream(seed, index)) for index in range(n))
         fills = self.decode(rows, config, watch)
-        return [read(filled[0], seed, index) for index, filled in enumerate(fills)]
+        return [read(row, filled[0], seed, index) for index, filled in enumerate(fills)]
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
@@ -214,16 +214,17 @@ class Kit:
                 code="too_long",
             )
 
-    def _read_image(self, fill: Fill, seed: int, index: int) -> Result:
+    def _read_image(self, row: Row, fill: Fill, seed: int, index: int) -> Result:
         picture = self.pictures([self.codes(fill.ids)])[0]
         return Result("image", picture, None, None, seed, index, fill.logprob, fill.ended)
 
-    def _read_text(self, fill: Fill, seed: int, index: int) -> Result:
+    def _read_text(self, row: Row, fill: Fill, seed: int, index: int) -> Result:
         text = "".join(_plain(node) for node in self.tokenizer.decode(fill.ids)).strip()
         return Result("text", None, text, None, seed, index, fill.logprob, fill.ended)
 
-    def _read_document(self, fill: Fill, seed: int, index: int) -> Result:
-        return Result("page", None, None, self.page(fill.ids), seed, index, fill.logprob, fill.ended)
+    def _read_document(self, row: Row, fill: Fill, seed: int, index: int) -> Result:
+        html = self.page((*row.prompt, *fill.ids))
+        return Result("page", None, None, html, seed, index, fill.logprob, fill.ended)
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""
