@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cm3kit_tokenizers.errors import ModelError
 
 FILE = "tokenizer.json"
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class TextTokenizer:
@@ -23,9 +27,7 @@ class TextTokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> TextTokenizer:
         """Learn at most `size` tokens from texts; all 256 bytes are always among them."""
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer = _empty()
         trainer = trainers.BpeTrainer(
             vocab_size=size,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -45,6 +47,17 @@ class TextTokenizer:
             raise ModelError(f"{path} cannot be opened: {error}.", code="bad_checkpoint") from error
         if tokenizer.get_added_tokens_decoder():
             raise ModelError(f"{path} has special tokens; text could inject them.", code="bad_checkpoint")
+        if _steps(tokenizer) != _steps(_empty()):
+            raise ModelError(
+                f"{path} is no byte-level BPE as cm3kit trains it; train one with: cm3kit train text.",
+                code="bad_checkpoint",
+            )
+        tokens = tokenizer.get_vocab()
+        if (
+            sorted(tokens.values()) != list(range(len(tokens)))
+            or not _bytes_by_letter().keys() <= tokens.keys()
+        ):
+            raise ModelError(f"{path} lacks ids or bytes; text would be lost.", code="bad_checkpoint")
         return cls(tokenizer)
 
     def save(self, folder: Path) -> None:
@@ -53,7 +66,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; lone surrogates become U+FFFD."""
-        ids: list[int] = self._tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+        ids: list[int] = self._tokenizer.encode(_SURROGATES.sub("\ufffd", text)).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -71,6 +84,21 @@ class TextTokenizer:
     def continues(self) -> list[bool]:
         """Whether an id starts inside a UTF-8 character, so that no span may be cut before it."""
         return [0x80 <= piece[0] < 0xC0 for piece in self.pieces]
+
+
+def _empty() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _steps(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Everything that a tokenizer does to text, except its vocabulary and merges."""
+    steps: dict[str, Any] = json.loads(tokenizer.to_str())
+    for learnt in ("vocab", "merges"):
+        steps["model"].pop(learnt, None)
+    return steps
 
 
 def _bytes_by_letter() -> dict[str, int]:

@@ -126,6 +126,9 @@ class Vocab:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Vocab:
         """Rebuild, and refuse a file whose ranges are not those of this version."""
+        sizes = [saved.get(key) for key in ("text_size", "image_size", "sentinels")]
+        if not all(type(size) is int and size >= 0 for size in sizes):
+            raise ModelError(f"vocab.json: the sizes {sizes} are not whole numbers.", code="bad_checkpoint")
         vocab = cls(int(saved["text_size"]), int(saved["image_size"]), int(saved["sentinels"]))
         mine = vocab.to_dict()
         wrong = [key for key in mine if saved.get(key) != mine[key]]
