@@ -15,7 +15,9 @@ def laplacian(x_BCHW: Tensor, y_BCHW: Tensor, levels: int = 3) -> Tensor:
         small_BCHW = F.avg_pool2d(difference_BCHW, 2)
         total = (
             total
-            + (difference_BCHW - F.interpolate(small_BCHW, scale_factor=2.0, mode="nearest")).abs().mean()
+            + (difference_BCHW - F.interpolate(small_BCHW, difference_BCHW.shape[2:], mode="nearest"))
+            .abs()
+            .mean()
         )
         difference_BCHW = small_BCHW
     return total + difference_BCHW.abs().mean()

@@ -5,6 +5,7 @@ The network equals taming-transformers' VQGAN (arXiv:2012.09841); a saved folder
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import VQModel
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from cm3kit_tokenizers.errors import ModelError
@@ -32,13 +33,21 @@ class ImageTokenizerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     resolution: int = Field(64, ge=8, le=1024)
-    channels: tuple[int, ...] = (32, 64, 128, 128)
+    channels: tuple[int, ...] = Field((32, 64, 128, 128), min_length=1, max_length=8)
     layers_per_block: int = Field(1, ge=1, le=4)
     codes: int = Field(2048, ge=2, le=65536)
     code_dim: int = Field(16, ge=1, le=1024)
     latent_channels: int = Field(32, ge=1, le=1024)
     norm_groups: int = Field(16, ge=1)
     attention: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> ImageTokenizerConfig:
+        if any(each < 1 or each % self.norm_groups for each in self.channels):
+            raise ValueError(f"channels must be multiples of norm_groups = {self.norm_groups}")
+        if self.resolution % 2 ** (len(self.channels) - 1):
+            raise ValueError("resolution must halve without rest at every level of channels but the last")
+        return self
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -114,8 +123,8 @@ class ImageTokenizer(nn.Module):
     def decode(self, codes_BN: Tensor) -> Tensor:
         """uint8 pixels of codes: `pixels_BCHW`."""
         height, width = self.grid
-        vectors_BNHW = self.codebook_KD[codes_BN].view(len(codes_BN), height, width, -1).permute(0, 3, 1, 2)
-        return to_uint8(self.render(vectors_BNHW))
+        vectors_BHWD = self.codebook_KD[codes_BN].view(len(codes_BN), height, width, -1)
+        return to_uint8(self.render(vectors_BHWD.permute(0, 3, 1, 2).contiguous()))
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Pictures padded to a square on white and resized: `pixels_BCHW` uint8."""
@@ -123,11 +132,7 @@ class ImageTokenizer(nn.Module):
 
     def save(self, folder: Path, half: bool = False) -> None:
         """Write config.json + safetensors (a diffusers folder) and the tokenizer's own settings."""
-        network = self.network
-        if half:
-            network = VQModel.from_config(network.config)
-            network.load_state_dict(self.network.state_dict())
-            network = network.half()
+        network = copy.deepcopy(self.network).half() if half else self.network
         network.save_pretrained(folder, safe_serialization=True)
         (folder / FILE).write_text(self.config.model_dump_json(indent=2) + "\n")
 
@@ -140,7 +145,8 @@ class ImageTokenizer(nn.Module):
             config = ImageTokenizerConfig.model_validate(json.loads((folder / FILE).read_text()))
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder / FILE}: {_line(error)}.", code="bad_checkpoint") from error
-        tokenizer = cls(config)
+        with torch.random.fork_rng(devices=[]):  # the weights are about to be replaced
+            tokenizer = cls(config)
         load_exactly(tokenizer.network, folder / "diffusion_pytorch_model.safetensors")
         return tokenizer.eval()
 

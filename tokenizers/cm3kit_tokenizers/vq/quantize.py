@@ -28,7 +28,8 @@ class Quantized:
 def nearest(vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
     """Index of the nearest code of each vector, in fp32 whatever the input's precision; shape (N,)."""
     vectors_ND, codebook_KD = vectors_ND.float(), codebook_KD.float()
-    distances_NK: Tensor = codebook_KD.square().sum(1) - 2 * vectors_ND @ codebook_KD.T
+    with torch.autocast(vectors_ND.device.type, enabled=False):  # it would round the product to bf16
+        distances_NK: Tensor = codebook_KD.square().sum(1) - 2 * vectors_ND @ codebook_KD.T
     return distances_NK.argmin(1)
 
 
@@ -82,7 +83,7 @@ class Codebook(nn.Module):
         B, C, H, W = vectors_BCHW.shape
         vectors_ND = vectors_BCHW.float().permute(0, 2, 3, 1).reshape(-1, C)
         codes_N = nearest(vectors_ND, self.weight)
-        if self.training and rng is not None:
+        if self.training and rng is not None and bool(torch.isfinite(vectors_ND).all()):
             self._move(vectors_ND.detach(), codes_N, rng)
         targets_ND = self.weight[codes_N]
         commitment = (vectors_ND - targets_ND).square().mean()
@@ -96,7 +97,7 @@ class Codebook(nn.Module):
     def start(self, vectors_ND: Tensor, rng: Generator, rounds: int = 8) -> None:
         """Place the codes on data by k-means over `vectors_ND`."""
         pick_K = torch.randint(len(vectors_ND), (len(self.weight),), generator=rng)
-        codes_KD = vectors_ND[pick_K] + 1e-4 * torch.randn(self.weight.shape, generator=rng)
+        codes_KD = vectors_ND[pick_K] + 1e-4 * torch.randn(self.weight.shape, generator=rng).to(vectors_ND)
         for _ in range(rounds):
             codes_N = nearest(vectors_ND, codes_KD)
             sums_KD = torch.zeros_like(codes_KD).index_add_(0, codes_N, vectors_ND)
