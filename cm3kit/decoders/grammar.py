@@ -94,6 +94,7 @@ class Grammar:
         self.vocab, self.image_length = vocab, image_length
         self._text = TextAutomaton(vocab.text_size, text_bytes)
         self._menus: dict[tuple[Any, ...], _Menu] = {}
+        self._codes: dict[State, State] = {}
         self._actions = dict(self._action_table())
 
     def __len__(self) -> int:
@@ -149,11 +150,21 @@ class Grammar:
             return self._state(replace(state, utf8=utf8, written=True))
         if id in vocab.image:
             if state.mode is Mode.SRC:
-                return self._state(replace(state, left=max(0, state.left - 1), written=True))
+                return self._next_code(state)
             return state if state.written else self._state(replace(state, written=True))
         if id in vocab.markup:
             return self._state(self._actions[id](replace(state, utf8=0, written=True)))
         return self._state(replace(state, mode=Mode.CONTENT, stack=(), tag="")) if id == vocab.eod else state
+
+    def _next_code(self, state: State) -> State:
+        # Pictures of one place pass through the same states over and over.
+        following = self._codes.get(state)
+        if following is None:
+            if len(self._codes) > 1 << 14:
+                self._codes.clear()
+            following = self._state(replace(state, left=max(0, state.left - 1), written=True))
+            self._codes[state] = following
+        return following
 
     def _follow(self, state: State, ids: Sequence[int]) -> State:
         state = self._state(state)
