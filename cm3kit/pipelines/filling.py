@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image as Pillow
 
 from cm3kit.pipelines import layout
+from cm3kit.pipelines.outputs import encode_png
 from cm3kit.rng import stream
 from cm3kit.types import Fill, Posed, Row
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
@@ -163,7 +163,7 @@ class PageFiller:
             return self._patched(gap, parts), f"(region {','.join(map(str, gap.box))} of a picture)"
         if gap.kind == "image":
             codes = kit.codes(parts[0].ids)
-            return _png(kit.pictures([codes])[0]), "(picture)"
+            return encode_png(kit.pictures([codes])[0]), "(picture)"
         nodes = self._unspaced(gap.index, kit.tokenizer.decode(parts[0].ids))
         text = "".join(node.content if isinstance(node, Text) else _shown(node) for node in nodes)
         return (text if gap.kind == "attribute" else tuple(nodes)), text
@@ -196,7 +196,7 @@ class PageFiller:
         patch = square.crop((left + x, top + y, left + x + width, top + y + height))
         out = opened.copy()
         out.paste(patch, (x, y))
-        return _png(out)
+        return encode_png(out)
 
 
 def missing(size: tuple[int, int], box: tuple[int, int, int, int], grid: tuple[int, int]) -> list[bool]:
@@ -238,9 +238,3 @@ def _spaced(nodes: Sequence[Node]) -> dict[int, tuple[bool, bool]]:
 
 def _shown(node: Node) -> str:
     return "▣" if isinstance(node, Image) else getattr(node, "piece", "")
-
-
-def _png(picture: Pillow.Image) -> bytes:
-    stream_ = io.BytesIO()
-    picture.save(stream_, "PNG", optimize=True)
-    return stream_.getvalue()

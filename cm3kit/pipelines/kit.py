@@ -11,11 +11,14 @@ import torch
 from PIL import Image as Pillow
 
 from cm3kit.decoders.autoregressive import Autoregressive
+from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.objectives import CausalMask
 from cm3kit.pipelines import layout
 from cm3kit.pipelines.filling import Filled, FilledGap, PageFiller
 from cm3kit.pipelines.folder import Parts, available, find, fingerprints, load_parts
+from cm3kit.pipelines.outputs import encode_png
+from cm3kit.pipelines.pages import read_bytes
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, Fill, Row, Step
 from cm3kit_tokenizers.document import Image, Node
@@ -232,13 +235,9 @@ class Kit:
 
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
-        from cm3kit.pipelines.outputs import encode_png
-
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
 
-    def _grammar(self) -> Any:
-        from cm3kit.decoders.grammar import Grammar
-
+    def _grammar(self) -> Grammar:
         return Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], text_bytes=self.text.pieces)
 
 
@@ -274,11 +273,7 @@ def _words(prompt: str | bytes | Path) -> str:
 
 
 def _bytes(prompt: str | bytes | Path) -> bytes:
-    if isinstance(prompt, bytes):
-        return prompt
-    from cm3kit.pipelines.pages import read_bytes
-
-    return read_bytes(Path(prompt))
+    return prompt if isinstance(prompt, bytes) else read_bytes(Path(prompt))
 
 
 def _plain(node: Node) -> str:
