@@ -24,15 +24,12 @@ class Settings(BaseModel):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping; ConfigError if the file is missing, broken, aliased or not a mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"{path} uses YAML aliases; write the values out.", code="bad_config")
-        found = yaml.safe_load(text)
+        found = _parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{path} is not YAML: {' '.join(str(error).split())}.", code="bad_config"
+            f"{path} is not usable YAML: {' '.join(str(error).split())}.", code="bad_config"
         ) from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} does not hold a mapping of settings.", code="bad_config")
@@ -57,12 +54,21 @@ def dump(settings: BaseModel) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
 
 
+def _parse(text: str) -> Any:
+    """Plain YAML; ValueError for aliases, which can make a small file enormous."""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("it uses aliases; write the values out")
+    return yaml.safe_load(text)
+
+
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
     for key, value in source.items():
-        if isinstance(value, Mapping) and isinstance(target.get(key), dict):
+        if isinstance(value, Mapping):
+            if not isinstance(target.get(key), dict):
+                target[key] = {}
             _merge(target[key], value)
         else:
-            target[key] = dict(value) if isinstance(value, Mapping) else value
+            target[key] = value
 
 
 def _override(target: dict[str, Any], override: str) -> None:
@@ -70,9 +76,9 @@ def _override(target: dict[str, Any], override: str) -> None:
     if not sign or not path:
         raise ConfigError(f"--set {override!r} is not of the form a.b=c.", code="bad_config")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML.", code="bad_config") from error
+        value = _parse(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--set {override!r}: the value is not usable YAML.", code="bad_config") from error
     *parents, last = path.split(".")
     for key in parents:
         target = target.setdefault(key, {})
@@ -85,7 +91,9 @@ def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
-        return f"{where} = {problem.get('input')!r}: {problem['msg']}."
+        value = repr(problem.get("input"))
+        given = f"{where} = {value if len(value) <= 80 else value[:77] + '...'}: " if where else ""
+        return f"{given}{problem['msg']}."
     group: Any = kind
     for part in problem["loc"][:-1]:
         field = getattr(group, "model_fields", {}).get(part)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 from safetensors import safe_open
@@ -16,7 +17,7 @@ from torch import Generator, Tensor
 
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
-from cm3kit_tokenizers.errors import DataError, PictureError
+from cm3kit_tokenizers.errors import DataError, PageError, PictureError
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.pictures import load_picture, resolve_src
 from cm3kit_tokenizers.sequence import Codes, PageTokenizer
@@ -36,18 +37,38 @@ def listing(folder: Path) -> list[Listed]:
     """Pages of `manifest.jsonl`, or every .html file below the folder with one in 20 held out as `rest`."""
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
-        rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-        return [Listed(folder / row["page"], row["split"], row["weight"]) for row in rows]
+        lines = manifest.read_text(encoding="utf-8").splitlines()
+        return [_listed(folder, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     paths = sorted(folder.rglob("*.html"))
     if not paths:
         raise DataError(f"{folder} holds no .html pages; build the corpus with: make data.", code="bad_data")
     return [Listed(path, "rest" if index % 20 == 10 else "train", 1.0) for index, path in enumerate(paths)]
 
 
+def _listed(folder: Path, number: int, line: str) -> Listed:
+    try:
+        row = json.loads(line)
+        return Listed(folder / row["page"], str(row["split"]), float(row["weight"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"line {number} of {folder / 'manifest.jsonl'} is not a page with split and weight.",
+            code="bad_data",
+        ) from error
+
+
 def read_nodes(path: Path) -> list[Node]:
-    """Minimal HTML of a page; pictures that the page's folder does not hold are dropped."""
+    """Minimal HTML of a page; pictures that the page's folder does not hold are dropped.
+
+    Raises:
+        DataError: the page is missing, empty or no page.
+    """
     base = path.parent
-    return Page.parse(path.read_bytes(), base=base).nodes(usable=lambda src: _resolves(src, base))
+    try:
+        return Page.parse(path.read_bytes(), base=base).nodes(usable=lambda src: _resolves(src, base))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
+    except PageError as error:
+        raise DataError(f"{path}: {error.args[0]}", code="bad_data") from error
 
 
 def _resolves(src: str, base: Path) -> bool:
@@ -90,7 +111,7 @@ def _parse_all(
     pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
 ) -> tuple[list[list[int]], list[str]]:
     """Ids of pages with picture k as −1−k, and the pictures' paths."""
-    stamp = [(str(each.path), each.path.stat().st_size, each.path.stat().st_mtime_ns) for each in pages]
+    stamp = [_stamp(each.path) for each in pages]
     known = json.dumps([stamp, tokenizer.vocab.to_dict(), [piece.hex() for piece in tokenizer.text.pieces]])
     path = cache / f"pages-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
@@ -109,11 +130,20 @@ def _parse_all(
     return [ids[end - size : end] for end, size in zip(ends, sizes, strict=True)], pictures
 
 
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
+    return str(path), found.st_size, found.st_mtime_ns
+
+
 def _parse(path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str, int]) -> list[int]:
-    place = path.parent.relative_to(folder)
+    place = "" if path.parent == folder else path.parent.relative_to(folder).as_posix()
 
     def number(picture: Picture) -> Codes:
-        name = str(place / picture.src)
+        src = picture.src.strip()
+        name = src if src[:5].lower() == "data:" or not place else f"{quote(place)}/{src}"
         return [-1 - numbers.setdefault(name, len(numbers)) - tokenizer.vocab.image.start], None
 
     return [id for id in tokenizer.encode(read_nodes(path), number) if isinstance(id, int)]

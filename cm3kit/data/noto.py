@@ -26,12 +26,19 @@ class BitmapFont:
 
     def __init__(self, path: Path) -> None:
         try:
-            from fontTools.ttLib import TTFont
+            from fontTools.ttLib import TTFont, TTLibError
         except ImportError as error:
             raise Cm3kitError(
                 'reading a font needs fontTools: pip install "cm3kit[data]".', code="missing_extra"
             ) from error
-        font: Any = TTFont(path, lazy=True)
+        if not path.is_file():
+            raise DataError(
+                f"{path} does not exist; it comes from the package fonts-noto-color-emoji.", code="no_file"
+            )
+        try:
+            font: Any = TTFont(io.BytesIO(path.read_bytes()), lazy=True)
+        except TTLibError as error:
+            raise DataError(f"{path} is not a font: {error}.", code="bad_data") from error
         if "CBDT" not in font:
             raise DataError(f"{path} has no colour bitmaps (CBDT table).", code="bad_data")
         self._cmap: dict[int, str] = font.getBestCmap()
