@@ -5,8 +5,8 @@ What a step sees depends on (seed, step) alone, so a resumed run repeats the run
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +15,16 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from cm3kit.config import Settings
-from cm3kit.publish import collect, load_state, newest, publishing, save_state
+from cm3kit.publish import collect, load_state, newest, publishing, save_state, sweep
 from cm3kit.rng import generator
-from cm3kit_tokenizers.errors import ConfigError, DataError
+from cm3kit.training.interrupts import interrupts_wait
+from cm3kit.training.log import add_line, forget_after
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, OutputError
 
 
 class LoopSettings(Settings):
@@ -51,7 +54,9 @@ class LoopSettings(Settings):
 class Task(Protocol):
     """What is trained."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, as one module."""
 
     def batch(self, rng: Generator, size: int) -> Any:
         """Draw a batch, from `rng` alone."""
@@ -89,11 +94,18 @@ class Progress:
             fused=True,
         )
         self.step, self.seconds = 0, 0.0
+        self.saved: int | None = None
+        self.whole = True  # False inside a step, when weights, moments and averages are not of one step
         self.wrapped, self.prepared = accelerator.prepare(task.model, self.optimizer)
-        self.ema = {name: each.detach().clone().float() for name, each in task.model.state_dict().items()}
+        self.ema = {
+            name: each.detach().float().clone() if each.is_floating_point() else each.detach().clone()
+            for name, each in task.model.state_dict().items()
+        }
 
     def save(self, run: Path) -> None:
-        """Publish `step-…` and let go of older ones."""
+        """Publish `step-…`, unless this very step is there already, and let go of older ones."""
+        if self.saved == self.step or not self.accelerator.is_main_process:
+            return
         moments = {
             f"{index}.{key}": value
             for index, state in self.optimizer.state_dict()["state"].items()
@@ -103,6 +115,7 @@ class Progress:
         with publishing(run / f"step-{self.step:08d}") as folder:
             state = {"step": self.step, "seconds": self.seconds}
             save_state(folder, _flat(model=weights, ema=self.ema, optimizer=moments), state)
+        self.saved = self.step
         collect(run, keep=self.settings.keep)
 
     def load(self, folder: Path) -> None:
@@ -128,6 +141,7 @@ class Progress:
             saved["state"].setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(saved)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.saved = self.step
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -165,16 +179,19 @@ def train(
 
     Raises:
         ConfigError: the checkpoint is of another model.
-        DataError: the loss was not finite three times in a row (`not_finite`).
+        DataError: the loss or its gradient was not finite three times in a row (`not_finite`).
+        OutputError: `run` holds what this training would have to overwrite (`exists`).
     """
-    accelerator = Accelerator(
-        cpu=device == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no"
-    )  # fmt: skip
-    progress = Progress(task, settings, accelerator)
+    progress = Progress(task, settings, _accelerator(settings, device))
     run.mkdir(parents=True, exist_ok=True)
-    if resume and (found := newest(run, warn=warn)) is not None:
+    sweep(run)
+    found = newest(run, warn=warn)
+    if found is not None and resume:
         progress.load(found)
         warn(f"resuming from {found.name}")
+    _refuse_overwriting(progress, run, found)
+    _set_damaged_aside(run, found)
+    forget_after(run / "log.jsonl", progress.step)
     last = settings.steps if max_steps is None else min(settings.steps, max_steps)
     step_model: nn.Module = progress.wrapped
     if settings.compile:
@@ -182,19 +199,65 @@ def train(
     skipped, clock = 0, time.perf_counter()
     try:
         while progress.step < last:
-            figures = _one_step(progress, step_model)
-            skipped = 0 if math.isfinite(figures["loss"]) else skipped + 1
+            with interrupts_wait():
+                figures = _one_step(progress, step_model)
+            skipped = 0 if math.isfinite(figures["loss"] + figures["norm"]) else skipped + 1
             if skipped == 3:
-                raise DataError(f"the loss was not finite at steps up to {progress.step}.", code="not_finite")
+                raise DataError(
+                    f"the loss or its gradient was not finite at three steps up to {progress.step};"
+                    " try a lower loop.learning_rate.",
+                    code="not_finite",
+                )
             now = time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
-            _after_step(progress, run, figures, report)
+            _after_step(progress, run, figures, report, warn)
     except KeyboardInterrupt:
-        progress.save(run)
+        _save_what_is_whole(progress, run, warn)
         raise
-    if progress.step % settings.save_every:
-        progress.save(run)
+    progress.save(run)
     return _finish(progress, run) if progress.step == settings.steps else run
+
+
+def _accelerator(settings: LoopSettings, device: str) -> Accelerator:
+    precision, cpu = "bf16" if settings.precision == "bf16" else "no", device == "cpu"
+    try:
+        return Accelerator(cpu=cpu, mixed_precision=precision)
+    except ValueError:
+        # accelerate keeps one precision and device for the whole process; an earlier training chose others.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=cpu, mixed_precision=precision)
+
+
+def _refuse_overwriting(progress: Progress, run: Path, found: Path | None) -> None:
+    """Say so before training, not after hours of it."""
+    if found is not None and progress.saved is None:
+        raise OutputError(
+            f"{found} exists already; choose another --output, or resume from it.", code="exists"
+        )
+    final = run / "final"
+    if final.exists() and progress.step < progress.settings.steps:
+        raise OutputError(
+            f"{final} exists already; remove it or choose another --output to train on.", code="exists"
+        )
+
+
+def _set_damaged_aside(run: Path, found: Path | None) -> None:
+    """Rename checkpoints after the newest whole one, whose names training will come to again."""
+    for folder in run.glob("step-*"):
+        if found is None or folder.name > found.name:
+            aside = run / f"damaged-{folder.name}"
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def _save_what_is_whole(progress: Progress, run: Path, warn: Warn) -> None:
+    if not progress.whole:
+        warn(f"stopped inside step {progress.step + 1}; training will go on from the last checkpoint")
+        return
+    try:
+        progress.save(run)
+    except Cm3kitError as error:
+        warn(f"the steps since the last checkpoint are lost: {error}")
 
 
 def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
@@ -203,9 +266,14 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
     for group in progress.optimizer.param_groups:
         group["lr"] = settings.learning_rate * schedule(step / settings.steps, settings)
     batch = progress.task.batch(rng, settings.batch_size)
-    # Dropout can only draw from the global generator: lend it a seed for this step and put it back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=rng)))
+    progress.whole = False
+    # Dropout can only draw from the global generators: lend them a seed for this step and put it back.
+    device = progress.accelerator.device
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        seed = int(torch.randint(2**62, (), generator=rng))
+        for each in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            each.manual_seed(seed)
         with progress.accelerator.autocast():
             loss, figures = progress.task.loss(model, batch, step, rng)
     progress.prepared.zero_grad()
@@ -216,28 +284,30 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
         progress.prepared.step()
         progress.follow()
     progress.step += 1
+    progress.whole = True
     return {"loss": value, "norm": length, "rate": progress.optimizer.param_groups[0]["lr"], **figures}
 
 
-def _after_step(progress: Progress, run: Path, figures: dict[str, float], report: Report) -> None:
+def _after_step(progress: Progress, run: Path, figures: dict[str, float], report: Report, warn: Warn) -> None:
     step, settings = progress.step, progress.settings
     if not progress.accelerator.is_main_process:
         return
     if step % settings.log_every == 0 or step == settings.steps:
         report(step, settings.steps, figures)
-        line = {
-            "step": step,
-            "seconds": round(progress.seconds, 1),
-            **{k: round(v, 6) for k, v in figures.items()},
-        }
-        with (run / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        add_line(run / "log.jsonl", step, progress.seconds, figures)
     if step % settings.save_every == 0:
         progress.save(run)
     if step % settings.preview_every == 0 or step == settings.steps:
-        (run / "previews").mkdir(exist_ok=True)
+        _preview(progress, run, warn)
+
+
+def _preview(progress: Progress, run: Path, warn: Warn) -> None:
+    (run / "previews").mkdir(exist_ok=True)
+    try:
         with progress.averaged() as model:
-            progress.task.preview(model, run / "previews" / f"step-{step:06d}")
+            progress.task.preview(model, run / "previews" / f"step-{progress.step:06d}")
+    except Cm3kitError as error:  # a picture that cannot be made is no reason to lose a run
+        warn(f"no preview of step {progress.step}: {error}")
 
 
 def _finish(progress: Progress, run: Path) -> Path:
@@ -251,7 +321,7 @@ def _finish(progress: Progress, run: Path) -> Path:
 def schedule(done: float, settings: LoopSettings) -> float:
     """Factor on the learning rate when a share `done` of the steps is behind."""
     if done < settings.warmup:
-        return (done + 1 / settings.steps) / settings.warmup if settings.warmup else 1.0
+        return min(1.0, (done + 1 / settings.steps) / settings.warmup)
     left = (done - settings.warmup) / max(1e-9, 1 - settings.warmup)
     return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
 

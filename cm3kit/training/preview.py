@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -21,7 +22,9 @@ def preview(
     text: TextTokenizer, image: ImageTokenizer, vocab: Vocab, backbone: PreTrainedModel,
     defaults: Defaults, prompts: tuple[str, ...], path: Path,
 ) -> None:  # fmt: skip
-    """Write `path`.png, two pictures a prompt, and `path`.html, a page about the first prompt."""
+    """Write `path`.png, two pictures a prompt, and `path`.html, a page about the first prompt, if there is one."""
+    if not prompts:
+        return
     training = backbone.training
     kit = Kit(
         Parts("preview", path.parent, text, image, vocab, backbone.eval(), defaults), str(backbone.device)
@@ -32,7 +35,7 @@ def preview(
         [each.image for _, each in made if each.image is not None], captions=[name for name, _ in made]
     )
     sheet.save(path.with_suffix(".png"))
-    word = prompts[0].encode()
+    word = escape(prompts[0]).encode()
     path.with_suffix(".html").write_bytes(
         kit.infill(Page.parse(PAGE % (word, word)), options=options)[0].html
     )

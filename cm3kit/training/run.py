@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
 from cm3kit.config import Settings, dump, read_yaml, resolve
+from cm3kit.publish import write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import Report, Warn, train
+from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 Start = Callable[..., Path]
 trainable: Registry[Start] = Registry("kind of training")
@@ -72,12 +75,28 @@ def run(
 
 
 def recipe_path(name: Path) -> Path:
-    """A recipe's file: the path itself, or the recipe that ships under that name."""
-    shipped = Path(str(resources.files("cm3kit.training"))) / "recipes" / f"{name.name}.yaml"
-    return name if name.exists() or not shipped.is_file() else shipped
+    """A recipe's file: the path itself, or the recipe that ships under that name; ConfigError if there is neither."""
+    shipped = {path.stem: path for path in shipped_recipes()}
+    if name.exists():
+        return name
+    if str(name) in shipped:
+        return shipped[str(name)]
+    near = get_close_matches(name.stem, shipped, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"recipes that ship: {', '.join(shipped)}."
+    raise ConfigError(f"no recipe {str(name)!r}: neither a file nor one that ships; {hint}", code="no_file")
+
+
+def shipped_recipes() -> list[Path]:
+    """Files of the recipes that ship."""
+    return sorted(Path(str(resources.files("cm3kit.training"))).glob("recipes/*.yaml"))
 
 
 def keep(recipe: Settings, output: Path) -> None:
     """Write the resolved recipe beside the run."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "config.yaml").write_text(dump(recipe), encoding="utf-8")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{output} cannot be made: {error.strerror}; choose another --output.", code="cannot_write"
+        ) from error
+    write_atomic(output / "config.yaml", dump(recipe).encode(), force=True)

@@ -67,13 +67,13 @@ class Autoencoder(nn.Module):
             tokenizer.codebook_KD, settings.decay, settings.restart_below, settings.rotation
         )
 
-    def forward(self, x_BCHW: Tensor, quantise: bool, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels in [−1, 1] → reconstruction, commitment, vectors before quantisation."""
+    def forward(self, x_BCHW: Tensor, quantise: bool, rng: Generator | None) -> tuple[Tensor, Tensor]:
+        """Pixels in [−1, 1] → reconstruction, commitment."""
         z_BDHW = self.tokenizer.latents(x_BCHW).float()
         if not quantise:
-            return self.tokenizer.render(z_BDHW), z_BDHW.new_zeros(()), z_BDHW
+            return self.tokenizer.render(z_BDHW), z_BDHW.new_zeros(())
         quantised = self.codebook(z_BDHW, rng)
-        return self.tokenizer.render(quantised.vectors_BCHW), quantised.commitment, z_BDHW
+        return self.tokenizer.render(quantised.vectors_BCHW), quantised.commitment
 
 
 class VqganTask:
@@ -97,7 +97,6 @@ class VqganTask:
             for part in (tokenizer.network.encoder, tokenizer.network.quant_conv):
                 part.requires_grad_(False)
         self.pictures: PictureSet = load_pictures(recipe.data, tokenizer)
-        self._recent: list[Tensor] = []
 
     def batch(self, rng: Generator, size: int) -> Tensor:
         """uint8 `pixels_BCHW`, shifted and flipped at random."""
@@ -121,9 +120,9 @@ class VqganTask:
         x_BCHW = to_signed(batch.to(device))
         started = bool(self.model.codebook.started)
         moving = rng if not self.recipe.freeze_codes else None
-        y_BCHW, commitment, z_BDHW = model(x_BCHW, started, moving)
-        if not started:
-            self._collect(z_BDHW.detach(), step, rng)
+        y_BCHW, commitment = model(x_BCHW, started, moving)
+        if not started and step + 1 >= self.recipe.codebook.start:
+            self._start_codes(len(batch), rng)
         with torch.autocast(x_BCHW.device.type, enabled=False):
             y_BCHW = y_BCHW.float()
             l2 = F.mse_loss(y_BCHW, x_BCHW)
@@ -134,13 +133,16 @@ class VqganTask:
         figures = {"psnr": float(10 * torch.log10(4 / l2.detach())), "used": float(used)}
         return total, figures
 
-    def _collect(self, z_BDHW: Tensor, step: int, rng: Generator) -> None:
-        """Keep the last vectors, and place the codes on them when the start-up steps are over."""
-        self._recent.append(z_BDHW.permute(0, 2, 3, 1).reshape(-1, z_BDHW.shape[1]).cpu())
-        self._recent = self._recent[-40:]
-        if step + 1 >= self.recipe.codebook.start:
-            self.model.codebook.start(torch.cat(self._recent).to(z_BDHW.device), rng)
-            self._recent.clear()
+    @torch.no_grad()
+    def _start_codes(self, size: int, rng: Generator, batches: int = 40) -> None:
+        """Place the codes on vectors of fresh batches, so that a resumed run places them in the same way."""
+        tokenizer = self.model.tokenizer
+        found: list[Tensor] = []
+        for _ in range(batches):
+            x_BCHW = to_signed(self.batch(rng, size).to(tokenizer.codebook_KD.device))
+            z_BDHW = tokenizer.latents(x_BCHW).float()
+            found.append(z_BDHW.permute(0, 2, 3, 1).reshape(-1, z_BDHW.shape[1]))
+        self.model.codebook.start(torch.cat(found), rng)
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Held-out pictures above their reconstructions."""
