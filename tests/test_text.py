@@ -189,10 +189,11 @@ def test_a_region_becomes_runs_of_known_and_missing_codes(missing: list[bool]) -
 
 
 def test_a_whole_picture_is_its_codes() -> None:
-    for picture, missing in ((Picture("a.png"), [True, False]), (Picture("a.png", gap=1), None)):
-        assert PAGES.encode([picture], lambda _, missing=missing: ([4, 9], missing)) == PAGES.image_ids(
-            [4, 9]
-        )
+    def codes(picture: Picture) -> tuple[list[int], list[bool] | None]:
+        return [4, 9], None if picture.gap else [True, False]
+
+    for picture in (Picture("a.png"), Picture("a.png", gap=1)):
+        assert PAGES.encode([picture], codes) == PAGES.image_ids([4, 9])
 
 
 def test_the_space_before_a_gap_is_left_to_the_gap() -> None:
