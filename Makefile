@@ -46,7 +46,8 @@ model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes
 	$(TRAIN) vqgan -c emoji-vqgan -o runs/vqgan
 	$(TRAIN) vqgan -c emoji-vqgan-decoder -o runs/vqgan-decoder
 	$(TRAIN) cm3 -c emoji-cm3 -o runs/cm3
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3/final \
+	$(TRAIN) cm3 -c emoji-cm3-second -o runs/cm3-second
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-second/final \
 		--defaults emoji-defaults --card checkpoints/emoji/README.md -o runs/emoji
 
 bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed

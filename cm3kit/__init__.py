@@ -7,9 +7,9 @@ kit.infill(cm3kit.Page.parse(b'<p>A <mask> on the table.</p>'))[0].html
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from importlib import metadata as _metadata
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit, Result, available, load
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Page", "Result", "available", "load"]
 
 try:
-    __version__ = version("cm3kit")
-except PackageNotFoundError:  # run from a checkout that is not installed
+    __version__ = _metadata.version("cm3kit")
+except _metadata.PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
 _HOMES = {"Cm3kitError": "cm3kit_tokenizers", "Page": "cm3kit_tokenizers"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import public names when they are first used: torch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'cm3kit' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "cm3kit.pipelines.kit")), name)
+    found: object = getattr(_importlib.import_module(_HOMES.get(name, "cm3kit.pipelines.kit")), name)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -412,9 +413,14 @@ def test_the_whole_dictionary_is_built(packages: Path, tmp_path: Path) -> None:
     assert {row["page"] for row in rows} == {path.name for path in output.glob("*.html")}
     for row in rows:
         each = next(each for each in entries.values() if each.slug == row["slug"])
-        kind = row["page"].split(".")[1]
+        name = row["page"].split(".")
+        kind = name[1] if len(name) == 3 else "entry"
         assert row["split"] == each.split
         assert row["weight"] == pytest.approx(each.weight * forms.SHARES[kind], abs=1e-5)
+    linked = re.findall(
+        r'href="([^"]+)" title="(?:hand|keycap|red|three|blue)', (output / "red-apple.html").read_text()
+    )
+    assert all((output / href).is_file() for href in linked)
     assert entries["hand 0"].weight == pytest.approx(0.5**0.5)
     for each in entries.values():  # nothing that is held out is shown on another's page
         assert all(kin.split == "train" for kin in entries.values() if kin.slug in each.related)

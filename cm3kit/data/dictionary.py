@@ -75,7 +75,7 @@ def build_emoji(
     for entry in entries:
         pages = forms.pages(entry, by_slug)
         for kind, html in pages.items():
-            name = f"{entry.slug}.{kind}.html"
+            name = f"{entry.slug}.html" if kind == "entry" else f"{entry.slug}.{kind}.html"
             (working / name).write_text(html, encoding="utf-8")
             weight = entry.weight * forms.SHARES[kind]
             lines.append({"page": name, "slug": entry.slug, "split": entry.split, "weight": round(weight, 5)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from cm3kit.models.backbone import (
     packed_positions,
     save_backbone,
 )
-from cm3kit.objectives import CausalMask
+from cm3kit.objectives import PRESETS, CausalMask
 from cm3kit.pipelines.folder import Defaults
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
@@ -36,6 +37,7 @@ class Cm3Recipe(Settings):
     """Everything that `train cm3` needs.
 
     `text` and `image` are folders of trained tokenizers; `window` is the length of a packed row;
+    `p_ar` replaces the preset's share of documents without a span;
     `backbone_from` is a folder or hub id to start from instead of fresh weights of `backbone`; `previews`
     are the prompts that previews draw.
     """
@@ -44,6 +46,7 @@ class Cm3Recipe(Settings):
     text: Path = Path("runs/text/final")
     image: Path = Path("runs/vqgan/final")
     preset: str = "recommended"
+    p_ar: float | None = Field(None, ge=0, le=1)
     window: int = Field(512, ge=16)
     backbone: BackboneConfig = BackboneConfig()
     backbone_from: str | None = None
@@ -103,9 +106,10 @@ class Cm3Task:
         self.vocab = Vocab(text.size, self.image.size)
         self.tokenizer = PageTokenizer(text, self.vocab)
         self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
-        self.objective = CausalMask(
-            self.vocab, recipe.preset, continues=tuple(text.continues), grid=self.image.grid
-        )
+        preset = PRESETS[recipe.preset]
+        if recipe.p_ar is not None:
+            preset = replace(preset, p_ar=recipe.p_ar)
+        self.objective = CausalMask(self.vocab, preset, continues=tuple(text.continues), grid=self.image.grid)
         size = len(self.vocab)
         fresh = recipe.backbone_from is None
         backbone = (
