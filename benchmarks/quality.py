@@ -1,6 +1,6 @@
 """Quality of a model on the picture dictionary, by metrics without downloaded weights.
 
-python benchmarks/quality.py --model checkpoints/emoji --data data/emoji [--part recon,draw,words] [--quick]
+python benchmarks/quality.py --model checkpoints/emoji --data data/emoji [--part recon,draw,words] [--names 20]
 """
 
 from __future__ import annotations
@@ -55,8 +55,7 @@ def draw(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str, 
     index = Index.build(pictures.names, pictures.pixels_BCHW)
     out: dict[str, Any] = {"candidates": len(pictures.names)}
     for split in ("train", "tone", "rest"):
-        entries = chosen(pictures.entries, split, 20 if args.quick else 200)
-        entries = entries[:20] if args.quick else entries
+        entries = chosen(pictures.entries, split, args.names)[: args.names]
         ranks = []
         for done, entry in enumerate(entries):
             options = GenerateOptions(guidance=args.guidance, temperature=args.temperature, top_p=args.top_p)
@@ -88,8 +87,7 @@ def words(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str,
     out: dict[str, Any] = {}
     formed: list[bool] = []
     for split in ("train", "tone", "rest"):
-        entries = [e for e in chosen(pictures.entries, split, 20 if args.quick else 200) if e.definition]
-        entries = entries[:20] if args.quick else entries
+        entries = [e for e in chosen(pictures.entries, split, args.names) if e.definition][: args.names]
         rows: dict[str, list[tuple[str, str, bool]]] = {"caption": [], "title": [], "definition": []}
         for done, entry in enumerate(entries):
             sentence = entry.definition[:1].upper() + entry.definition[1:]
@@ -137,7 +135,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-p", type=float)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--names", type=int, default=200, help="the most names of a split")
     args = parser.parse_args()
     torch.set_num_threads(1)
     kit = cm3kit.load(args.model)
