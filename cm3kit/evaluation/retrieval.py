@@ -56,7 +56,7 @@ class Index:
         found_ND = features(pixels_NCHW)
         side = found_ND.shape[1] // 4
         # One scale a channel: a pixel that hardly varies must not count like one that does.
-        spread = torch.stack([each.std() for each in found_ND.split(side, 1)]).clamp_min(1e-6)
+        spread = torch.stack([each.std() for each in torch.split(found_ND, side, 1)]).clamp_min(1e-6)
         return cls(tuple(names), found_ND, spread.repeat_interleave(side))
 
     def ranks(self, pixels_BCHW: Tensor, names: Sequence[str]) -> Tensor:
