@@ -39,6 +39,7 @@ def generate(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     max_tokens: options.MaxTokens = None,
+    precision: options.Precision = None,
     output: options.Output = None,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")
@@ -70,7 +71,7 @@ def generate(
     chosen = options.chosen_seed(seed, quiet)
     settings = GenerateOptions(
         guidance=guidance, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
-        batch_size=batch_size,
+        batch_size=batch_size, precision=precision,
     )  # fmt: skip
     where = jobs.Where(output, force, grid, not no_prompt_metadata)
     job = jobs.GenerateJob(_prompts(given[0], task), task, n, chosen, settings, where)

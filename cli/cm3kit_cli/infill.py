@@ -43,6 +43,7 @@ def infill(
     top_p: options.TopP = None,
     top_k: options.TopK = None,
     max_tokens: options.MaxTokens = None,
+    precision: options.Precision = None,
     output: options.Output = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -62,7 +63,7 @@ def infill(
     chosen = options.chosen_seed(seed, quiet)
     settings = GenerateOptions(
         guidance=guidance, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
-        parallel=parallel,
+        parallel=parallel, precision=precision,
     )  # fmt: skip
     where = jobs.Where(str(Path(file).resolve()) if in_place else output, force or in_place)
     job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, report=diff, where=where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -82,6 +82,12 @@ TopP = Annotated[
 TopK = Annotated[
     int | None,
     typer.Option("--top-k", min=0, help="Keep this many likeliest tokens; 0 is all."),
+]
+Precision = Annotated[
+    Literal["fp32", "bf16", "fp16-packed", "int8"] | None,
+    typer.Option(
+        "--precision", help="Number format of the weights in matrix products; packed ones need a CPU."
+    ),
 ]
 MaxTokens = Annotated[
     int | None,

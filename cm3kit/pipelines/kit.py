@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 
 from cm3kit.decoders.autoregressive import Autoregressive
 from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.decoders.settings import DecodeConfig, Precision
 from cm3kit.objectives import CausalMask
 from cm3kit.pipelines import layout
 from cm3kit.pipelines.filling import Filled, FilledGap, PageFiller
@@ -46,6 +46,7 @@ class GenerateOptions:
     max_tokens: int | None = None
     parallel: bool = False
     batch_size: int | None = None
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Kit:
             updates["guidance"] = options.guidance
         if options.batch_size is not None:
             updates["batch_size"] = options.batch_size
+        if options.precision is not None:
+            updates["precision"] = options.precision
         try:
             return DecodeConfig.model_validate({**base.model_dump(), **updates})
         except ValueError as error:
