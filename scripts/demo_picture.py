@@ -16,10 +16,10 @@ import cm3kit
 from cm3kit.pipelines.outputs import grid
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = ("red apple", "dog face", "waving hand: dark skin tone", "flag: Italy", "sunflower", "hot beverage")
+PROMPTS = ("red apple", "dog face", "flag: Italy", "sunflower", "hot beverage", "rocket")
 
 
-def shot(chromium: str, page: Path, width: int = 560, height: int = 560) -> Image.Image:
+def shot(chromium: str, page: Path, width: int = 560, height: int = 300) -> Image.Image:
     """A screenshot of a page in headless Chromium."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "shot.png"
