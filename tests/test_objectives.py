@@ -426,10 +426,9 @@ def test_policies_share_what_a_document_has() -> None:
     preset = replace(PRESETS["recommended"], count="one", p_ar=0.0)
     value = [m("<img"), m(' alt="'), TEXT + 1, TEXT + 2, TEXT + 3, m('"'), m(">")]
     spans = [cm3(preset).exercise(value, rng, 1000).spans for _ in range(3000)]
-    # Free spans fall on the value too: 1 of the 28 pairs of cuts.
-    expected = (weights["attribute_value"] + weights["free"] / 28) / (
-        weights["attribute_value"] + weights["free"]
-    )
+    # Free spans fall on the value too, 1 of the 28 pairs of cuts, and runs of text, 1 of the 6 inside it.
+    possible = weights["attribute_value"] + weights["free"] + weights["text_only"]
+    expected = (weights["attribute_value"] + weights["free"] / 28 + weights["text_only"] / 6) / possible
     assert abs(sum(each == (Span(2, 5),) for each in spans) / 3000 - expected) < 0.03
 
 
