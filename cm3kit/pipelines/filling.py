@@ -93,11 +93,7 @@ class PageFiller:
         }
         window = layout.windows(ids, longest, defaults.window)[0]
         window = layout.trim(ids, window, vocab.image)
-        cut = [
-            replace(each, length=None) if isinstance(each, Gap) and each.kind != "image" else each
-            for each in ids
-        ]
-        posed = layout.pose_window(self._kit.objective, cut, window, 0, seed)
+        posed = layout.pose_window(self._kit.objective, ids, window, 0, seed)
         blanks = tuple(
             replace(each, max_tokens=self._most(each.kind, each.max_tokens)) for each in posed.row.blanks
         )
