@@ -86,12 +86,70 @@ class Fill:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """A run `start:stop` of slots on a board that a decoder writes in place.
+
+    In a `padded` stretch `<eoss>` ends the answer, and every slot from the first one on holds it; any
+    other answer is as long as the stretch. `gap` and `part` say where the run belongs on the page.
+    """
+
+    kind: BlankKind
+    start: int
+    stop: int
+    padded: bool = False
+    gap: int = 0
+    part: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One sequence to fill in place: `ids` holds the mask id at every slot of its stretches.
+
+    `guide` is the same sequence with its condition masked too, for guidance; empty where there is none.
+    `seed` starts this row's own generator.
+    """
+
+    ids: tuple[int, ...]
+    stretches: tuple[Stretch, ...]
+    guide: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one forward pass changed in one row, best score first, and among equals from left to right.
+
+    `logprobs` are those of the model before temperature and cuts; `scores` those that chose the slots.
+    A `remask` opens slots again (its ids are those taken back), an `edit` replaces ids.
+    """
+
+    step: int
+    positions: tuple[int, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    scores: tuple[float, ...]
+    kind: Literal["write", "remask", "edit"] = "write"
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """How a row was written: from `board` by `commits`, in order."""
+
+    board: Board
+    commits: tuple[Commit, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """What a decoder committed once: `ids[row]` is the id written in that row, or None."""
+    """What a decoder committed once: `ids[row]` is the id written in that row, or None.
+
+    A decoder that writes several ids at once reports `commits[row]` instead.
+    """
 
     index: int
     total: int
     ids: tuple[int | None, ...]
+    commits: tuple[Commit | None, ...] = ()
 
 
 Watch = Callable[[Step], None]

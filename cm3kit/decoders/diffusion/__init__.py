@@ -1,0 +1,1 @@
+"""Fill a board everywhere at once, a few slots at a step."""

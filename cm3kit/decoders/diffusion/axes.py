@@ -1,0 +1,54 @@
+"""The registries of the diffusion decoder's axes, and how a setting names one with its options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, TypeVar
+
+from cm3kit.decoders.diffusion.scores import Accept, Order, Quota
+from cm3kit.registry import Registry
+from cm3kit_tokenizers.errors import ConfigError
+
+quota: Registry[Callable[..., list[int]]] = Registry("quota")
+order: Registry[Callable[..., Any]] = Registry("order")
+accept: Registry[Callable[..., Any]] = Registry("accept rule")
+modifier: Registry[Callable[..., Any]] = Registry("modifier")
+
+Choice = str | dict[str, Any]
+"""A name, or a mapping with `name` and that function's keyword options."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def bind(registry: Registry[Function], choice: Choice) -> Callable[..., Any]:
+    """The function that a setting names, with its options bound.
+
+    Raises:
+        ConfigError: the name (`unknown_name`) or an option (`bad_config`) is unknown, or an option has no value.
+    """
+    options: Mapping[str, Any] = (
+        {} if isinstance(choice, str) else {k: v for k, v in choice.items() if k != "name"}
+    )
+    name = choice if isinstance(choice, str) else choice.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"{registry.kind} {choice!r} has no name; write one with its options.", code="bad_config"
+        )
+    function = registry[name]
+    known = [
+        each.name
+        for each in inspect.signature(function).parameters.values()
+        if each.kind is each.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes: {', '.join(known) or 'none'}."
+            raise ConfigError(f"{registry.kind} {name!r} has no option {option!r}; {hint}", code="bad_config")
+    return partial(function, **options) if options else function
+
+
+__all__ = ["Accept", "Choice", "Order", "Quota", "accept", "bind", "modifier", "order", "quota"]

@@ -1,0 +1,58 @@
+"""What the diffusion decoder asks of a model, and of the rules that say what may stand where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Which logits are wanted.
+
+    Attributes:
+        ids_BT: rows, padded on the right.
+        lengths: ids of each row that are not padding.
+        slots: for each row the places whose logits are wanted, ascending; a row may want none.
+        times: for each row the share of its slots that is still open (the diffusion time t).
+        block: places `start:stop` that are being written, where the canvas is written block by block.
+    """
+
+    ids_BT: Tensor
+    lengths: tuple[int, ...]
+    slots: tuple[Tensor, ...]
+    times: tuple[float, ...]
+    block: tuple[int, int] | None = None
+
+
+class Denoiser(Protocol):
+    """A model that scores every place of a canvas at once."""
+
+    @property
+    def mask(self) -> int:
+        """Id that stands for what is not written yet."""
+
+    def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
+        """Hear that a new block begins (caches are renewed here)."""
+
+    def logits(self, ask: Ask) -> list[Tensor]:
+        """For each row fp32 logits (M, V) of what belongs at its M slots; aligned, whatever the model's shift."""
+
+
+class Constraint(Protocol):
+    """What may stand in the slots of one board, given what stands there already.
+
+    Whatever has been committed, some filling of the rest is allowed.
+    """
+
+    def allowed(self, slots: Sequence[int]) -> Tensor:
+        """Ids that may come into each of these open slots, if it alone is written now: bool (M, V)."""
+
+    def commit(self, slot: int, id: int) -> None:
+        """Take note that an allowed id was written."""
+
+    def release(self, slot: int) -> None:
+        """Take note that a slot is open again."""

@@ -1,0 +1,50 @@
+"""What the four axes of the diffusion decoder see of one row at one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+Quota = Callable[[int, int], "list[int]"]
+"""`quota(blanks, steps)`: how many slots each step writes; sums to `blanks`, never negative."""
+
+Order = Callable[["Scores"], Tensor]
+"""`order(scores)`: (M,) float64, larger goes first; in [0, 1] except for noise-driven orders."""
+
+Accept = Callable[[Tensor, int], Tensor]
+"""`accept(score_M, quota)`: bool (M,), which slots are written now; never none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The M open slots of one row that may be written at this step, and what the model says of V ids there.
+
+    Attributes:
+        slots_M: places on the board, ascending.
+        logp_MV: fp32 log-probabilities that confidence is read from: of the model itself (after guidance,
+            ids that may not stand there at -inf, temperature 1, nothing cut), or of the distribution that
+            the picks were drawn from, as the settings say.
+        picks_M: the candidate of each slot.
+        step: index of this step, of `steps` in all.
+        rng: the row's own generator.
+    """
+
+    slots_M: Tensor
+    logp_MV: Tensor
+    picks_M: Tensor
+    step: int
+    steps: int
+    rng: Generator
+
+    @property
+    def done(self) -> float:
+        """From 0 at the first step to 1 at the last; 1 if there is but one."""
+        return self.step / (self.steps - 1) if self.steps > 1 else 1.0
+
+    @property
+    def picked_M(self) -> Tensor:
+        """Log-probability of each pick, (M,) fp32."""
+        picked: Tensor = self.logp_MV.gather(-1, self.picks_M[:, None])[:, 0]
+        return picked

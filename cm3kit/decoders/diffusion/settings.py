@@ -1,0 +1,62 @@
+"""Settings of the diffusion decoder."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from cm3kit.config import Settings
+from cm3kit.decoders.diffusion.axes import Choice
+from cm3kit.decoders.settings import Sampling
+
+
+class Eoser(Settings):
+    """EOS early rejection (arXiv:2509.23924, sec. 3.2): end ids rank lower at first.
+
+    `schedule` moves γ from `least` to `most`: linear in the step, or as 2^(s+1) for ascending steps; `hard` bans
+    end ids during this share of the steps instead.
+    """
+
+    least: float = Field(0.4, ge=0, le=1)
+    most: float = Field(1.0, ge=0, le=1)
+    schedule: Literal["linear", "ascending"] = "linear"
+    hard: float | None = Field(None, ge=0, le=1)
+
+
+class DiffusionConfig(Settings):
+    """How a board is filled.
+
+    Attributes:
+        sampler: by confidence (quota, order, accept), or one of the samplers of the reverse process.
+        steps: steps of a block; None writes one slot a step (quotas that fix their own number ignore it).
+        quota: how many slots a step writes. order: which first. accept: which of the scored ones.
+        eoser: damping of end ids in the order; None leaves it.
+        modifiers: what may take back or replace what was written.
+        confidence: whether the order reads the model's distribution, or that which the picks were drawn from.
+        text: sampling of text, markup and end ids. image: sampling of image codes.
+        guidance: weight of the condition; 1 guides nothing and costs no second pass.
+        guidance_schedule: whether the weight is constant, or grows as 1 + (guidance - 1)(1 - t).
+        block_size: slots of a block, written left to right; None writes the whole board at once.
+        cache: keys and values kept between passes: exact (models trained block-causally), or the prefix and
+            dual approximations (arXiv:2505.22618).
+        early_exit: stop a row once everything before its first end id is written.
+        batch_size: rows decoded together; fixed, so that neighbours never change a result.
+    """
+
+    sampler: Literal["confidence", "ancestral", "first-hitting"] = "confidence"
+    steps: int | None = Field(None, ge=1)
+    quota: Choice = "uniform"
+    order: Choice = "probability"
+    accept: Choice = "top"
+    eoser: Eoser | None = None
+    modifiers: tuple[Choice, ...] = ()
+    confidence: Literal["base", "tempered"] = "base"
+    text: Sampling = Sampling(temperature=0)
+    image: Sampling = Sampling()
+    guidance: float = Field(1.0, ge=0, le=100)
+    guidance_schedule: Literal["constant", "linear"] = "constant"
+    block_size: int | None = Field(None, ge=1)
+    cache: Literal["none", "exact", "prefix", "dual"] = "none"
+    early_exit: bool = True
+    batch_size: int = Field(default=8, ge=1, le=1024)
