@@ -1,0 +1,103 @@
+"""Who looks where, in training and in sampling: one formula for causal, full and block-wise attention.
+
+Every id has a document, a block in it, and belongs to the noisy or to the clean copy. An id of one document sees
+
+- noisy ids of its own block, if it is noisy itself;
+- clean ids of earlier blocks;
+- clean ids of its own block, if it is clean itself.
+
+Clean ids in blocks of one are a causal model, noisy ids in one block see everything, and a noisy copy beside the
+clean one has the mask of block diffusion (BD3-LM, arXiv:2503.09573, sec. 3.3; ACDiT, arXiv:2412.07720, with the
+halves swapped). The order in which the ids stand in the row does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`mod(row, head, query, key)`: whether that query may look at that key (FlexAttention, arXiv:2412.05496)."""
+
+WHOLE = slice(None)
+
+
+def block_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, queries: slice = WHOLE) -> Tensor:
+    """Attention mask of packed rows, bool (B, 1, Q, T), True where a query may look.
+
+    Args:
+        documents_BT: document of each id, from 1; 0 is padding, which sees itself alone, so that no softmax
+            is empty.
+        blocks_BT: number of the block of each id, ascending with its place in the document.
+        noisy_BT: whether an id is of the noised copy (bool, or 0 and 1).
+        queries: the places whose rows of the mask are wanted; all by default.
+    """
+    noisy_BT = noisy_BT.bool()
+    keys = [each_BT[:, None, :] for each_BT in (documents_BT, blocks_BT, noisy_BT)]
+    asking = [each_BT[:, queries, None] for each_BT in (documents_BT, blocks_BT, noisy_BT)]
+    places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    itself_QT = places_T[queries, None] == places_T
+    return (itself_QT | _sees(*asking, *keys))[:, None]
+
+
+def mask_mod(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> MaskMod:
+    """The mask of `block_mask` as a function of indices, for FlexAttention."""
+    noisy_BT = noisy_BT.bool()
+
+    def mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        asking = [each_BT[row, query] for each_BT in (documents_BT, blocks_BT, noisy_BT)]
+        return (query == key) | _sees(
+            *asking, documents_BT[row, key], blocks_BT[row, key], noisy_BT[row, key]
+        )
+
+    return mod
+
+
+def flex_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> Any:
+    """The mask of `block_mask` as FlexAttention's `BlockMask`, which skips tiles where nobody may look."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, length = documents_BT.shape
+    mod = mask_mod(documents_BT, blocks_BT, noisy_BT)
+    return create_block_mask(mod, rows, None, length, length, device=documents_BT.device)
+
+
+def annealed(
+    documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, share: float, rng: Generator
+) -> Tensor:
+    """`block_mask` on the way from causal to full attention, bool (B, 1, T, T).
+
+    In a document that is one noisy block, each place to the right of a query is open with probability `share`,
+    drawn anew at every call; other documents keep their mask. A causal model that is to become a diffusion model
+    sees `share` grow from 0 to 1 (attention mask annealing of DiffuLLaMA, arXiv:2410.17891).
+
+    Args:
+        share: 0 is causal, 1 is full attention.
+        rng: generator of the draws.
+
+    Raises:
+        ValueError: `share` is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share}: a share of the places is in [0, 1].")
+    mask_B1TT = block_mask(documents_BT, blocks_BT, noisy_BT)
+    # Uniforms are under 1 and never under 0, so that both ends are exact.
+    drawn_BTT = torch.rand(mask_B1TT[:, 0].shape, generator=rng, device=rng.device) < share
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    odd_BTT = (blocks_BT[:, :, None] != blocks_BT[:, None, :]) | ~noisy_BT.bool()[:, None, :]
+    plain_BT = ~(same_BTT & odd_BTT).any(-1)
+    open_BTT = drawn_BTT.to(mask_B1TT.device) | ~plain_BT[:, :, None]
+    length = documents_BT.shape[1]
+    left_TT = torch.ones(length, length, dtype=torch.bool, device=mask_B1TT.device).tril()
+    return mask_B1TT & (left_TT | open_BTT)[:, None]
+
+
+def _sees(
+    document: Tensor, block: Tensor, noisy: Tensor, of_document: Tensor, of_block: Tensor, of_noisy: Tensor
+) -> Tensor:
+    """Whether ids with the first three numbers may look at ids with the last three; padding sees nothing."""
+    own = (block == of_block) & (noisy == of_noisy)
+    return (document == of_document) & (document > 0) & (own | (~of_noisy & (of_block < block)))
