@@ -25,12 +25,28 @@ class Span:
 class Exercise:
     """One document as a question with its marked answer (training).
 
-    `ids[t + 1]` is the target at position t and weighs `weights[t + 1]`; `weights[0]` is unused.
+    `ids[t]` is a target that weighs `weights[t]`. The model reads it off the place before it (`shift`, as
+    causal models do) or off its own place; with `shift`, `weights[0]` is unused.
+
+    Attributes:
+        inputs: what the model sees instead of `ids`.
+        blocks: number of the block each id is in, and `noisy` whether it is of the noised copy: who looks
+            where (`models.attention.block_mask`). Unless given, every id looks left.
+        places: position ids; 0, 1, … unless given.
+        time: noise level in [0, 1], of the whole document or id by id.
+        mass: what this document adds to the divisor of the loss; the sum of its weights unless given.
     """
 
     ids: list[int]
     weights: list[float]
     spans: tuple[Span, ...] = ()
+    inputs: list[int] | None = None
+    blocks: list[int] | None = None
+    noisy: list[bool] | None = None
+    places: list[int] | None = None
+    time: float | list[float] = 0.0
+    shift: bool = True
+    mass: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +183,27 @@ class Posed:
     gaps: tuple[Gap, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A page with gaps as a board to fill in place; `gaps` belong to its stretches, one each."""
+
+    board: Board
+    gaps: tuple[Gap, ...]
+
+
 class Objective(Protocol):
-    """How clean documents become questions, in training and in sampling."""
+    """How clean documents become questions in training."""
 
     @property
     def causal(self) -> bool:
         """Whether the backbone may only look left."""
 
-    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
-        """Hide part of one document, in at most `budget` ids."""
+    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+        """Hide part of each document, in at most `budget` ids; at least one exercise for each."""
+
+
+class Writer(Objective, Protocol):
+    """An objective whose models write rows: prompt, then answers."""
 
     def pose(self, ids: Sequence[int | Gap], max_tokens: int, seed: int) -> Posed:
         """Lay a document with gaps out as a row to complete."""

@@ -29,9 +29,10 @@ from cm3kit.models.backbone import BackboneConfig
 from cm3kit.publish import newest, verify
 from cm3kit.rng import generator
 from cm3kit.training import run as train_kind
-from cm3kit.training.cm3 import Cm3Recipe, Cm3Task, pack
+from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.log import forget_after
 from cm3kit.training.loop import LoopSettings, Progress, Task, schedule, train
+from cm3kit.training.questions import pack
 from cm3kit.training.run import recipe_path, shipped_recipes
 from cm3kit.training.vqgan import CodebookSettings, VqganRecipe, VqganTask
 from cm3kit.types import Exercise
@@ -115,11 +116,11 @@ def toy_vqgan(corpus: Path, **changes: Any) -> Task:
     return VqganTask(VqganRecipe(**settings | changes))
 
 
-def toy_cm3(corpus: Path, dropout: float = 0.1) -> Task:
+def toy_decoder(corpus: Path, dropout: float = 0.1, objective: str = "cm3", **changes: Any) -> DecoderTask:
     shape = BackboneConfig(
         hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=16, dropout=dropout
     )
-    recipe = Cm3Recipe(
+    recipe = DecoderRecipe(
         data=corpus,
         text=corpus,
         image=corpus / "image",
@@ -127,12 +128,15 @@ def toy_cm3(corpus: Path, dropout: float = 0.1) -> Task:
         backbone=shape,
         loop=LOOP,
         previews=("red",),
+        objective={"name": objective},
+        **changes,
     )
-    return Cm3Task(recipe, corpus / "cache")
+    return DecoderTask(recipe, corpus / "cache")
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {
-    "fake": lambda corpus: Fake(), "vqgan": toy_vqgan, "cm3": toy_cm3,
+    "fake": lambda corpus: Fake(), "vqgan": toy_vqgan, "cm3": toy_decoder,
+    "hybrid": lambda corpus: toy_decoder(corpus, objective="hybrid"),
 }  # fmt: skip
 
 
@@ -366,7 +370,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_made_again(tmp_path: Path) -> N
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, corpus: Path) -> None:
     train(Fake(), LOOP, tmp_path, device="cpu", max_steps=1)
     with pytest.raises(ConfigError) as caught:
-        train(toy_cm3(corpus), LOOP, tmp_path, device="cpu")
+        train(toy_decoder(corpus), LOOP, tmp_path, device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -435,14 +439,14 @@ def test_packing_keeps_exercises_whole_and_apart() -> None:
             range(int(columns[0]), int(columns[0]) + len(given.ids))
         )
         assert packed.ids_BT[rows, columns].tolist() == given.ids
-        assert packed.weights_BT[rows, columns].tolist() == [0.0, *given.weights[1:]]
+        assert packed.targets_BT[rows, columns].tolist()[:-1] == given.ids[1:]
+        assert packed.weights_BT[rows, columns].tolist() == [*given.weights[1:], 0.0]
     empty = packed.documents_BT == 0
     assert not packed.ids_BT[empty].any() and not packed.weights_BT[empty].any()
 
 
 def test_the_packed_loss_is_that_of_the_documents_alone(corpus: Path) -> None:
-    task = toy_cm3(corpus, dropout=0.0)
-    assert isinstance(task, Cm3Task)
+    task = toy_decoder(corpus, dropout=0.0)
     exercises = [exercise(size, size) for size in (20, 13, 9, 30, 2, 11)]
     packed = pack(exercises, rows=2, window=48)
     with torch.no_grad():
@@ -497,7 +501,8 @@ def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
     kinds: dict[str, type[Settings]] = {
         "vqgan": VqganRecipe,
         "text": TextRecipe,
-        "cm3": Cm3Recipe,
+        "cm3": DecoderRecipe,
+        "hybrid": DecoderRecipe,
         "defaults": Defaults,
     }
     names = [path.stem for path in shipped_recipes()]

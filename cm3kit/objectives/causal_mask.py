@@ -102,6 +102,10 @@ class CausalMask:
         """The backbone only looks left."""
         return True
 
+    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+        """An `exercise` of each document."""
+        return [self.exercise(ids, rng, budget) for ids in documents]
+
     def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
         """Hide spans of one document, given without `<eod>`, in at most `budget` ids.
 

@@ -39,6 +39,10 @@ class NextToken:
         """The backbone only looks left."""
         return True
 
+    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+        """An `exercise` of each document."""
+        return [self.exercise(ids, rng, budget) for ids in documents]
+
     def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
         """`<eod> ids <eod>`, or a slice that cuts no picture and has `<eod>` only at a true end.
 

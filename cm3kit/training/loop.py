@@ -31,6 +31,7 @@ class LoopSettings(Settings):
     """How long, how fast, how careful.
 
     `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
+    `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
     """
 
     steps: int = Field(1000, ge=1)
@@ -42,7 +43,7 @@ class LoopSettings(Settings):
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
     ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     seed: int = 0
     save_every: int = Field(500, ge=1)
@@ -219,13 +220,23 @@ def train(
 
 
 def _accelerator(settings: LoopSettings, device: str) -> Accelerator:
-    precision, cpu = "bf16" if settings.precision == "bf16" else "no", device == "cpu"
+    cpu = device == "cpu"
+    fast = _computes_bf16(cpu) if settings.precision == "auto" else settings.precision == "bf16"
+    precision = "bf16" if fast else "no"
     try:
         return Accelerator(cpu=cpu, mixed_precision=precision)
     except ValueError:
         # accelerate keeps one precision and device for the whole process; an earlier training chose others.
         AcceleratorState._reset_state(reset_partial_state=True)
         return Accelerator(cpu=cpu, mixed_precision=precision)
+
+
+def _computes_bf16(cpu: bool) -> bool:
+    """Whether the device that accelerate will choose has instructions for products in bf16."""
+    if not cpu and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 
 
 def _refuse_overwriting(progress: Progress, run: Path, found: Path | None) -> None:

@@ -35,13 +35,25 @@ def _text(sources: list[dict[str, object]], overrides: Sequence[str], output: Pa
     return train_text(recipe, output)
 
 
-@trainable("cm3")
-def _cm3(sources: list[dict[str, object]], overrides: Sequence[str], output: Path, **how: object) -> Path:
-    from cm3kit.training.cm3 import Cm3Recipe, Cm3Task
+def _decoder(objective: str) -> Start:
+    """A kind of training whose recipe has this objective unless it names another."""
 
-    recipe = resolve(Cm3Recipe, sources, overrides)
-    keep(recipe, output)
-    return train(Cm3Task(recipe, output / "cache"), recipe.loop, output, **how)  # type: ignore[arg-type]
+    def start(
+        sources: list[dict[str, object]], overrides: Sequence[str], output: Path, **how: object
+    ) -> Path:
+        from cm3kit.training.decoder import DecoderRecipe, DecoderTask
+
+        recipe = resolve(DecoderRecipe, [{"objective": {"name": objective}}, *sources], overrides)
+        keep(recipe, output)
+        return train(DecoderTask(recipe, output / "cache"), recipe.loop, output, **how)  # type: ignore[arg-type]
+
+    return start
+
+
+trainable("cm3")(_decoder("cm3"))
+trainable("mdm")(_decoder("masked-diffusion"))
+trainable("block")(_decoder("block-diffusion"))
+trainable("hybrid")(_decoder("hybrid"))
 
 
 def run(
@@ -56,7 +68,7 @@ def run(
     report: Report = lambda step, total, figures: None,
     warn: Warn = lambda line: None,
 ) -> Path:
-    """Train `kind` (vqgan, text or cm3) by the merged recipes, and return the folder of the result.
+    """Train `kind` (vqgan, text, cm3, mdm, block or hybrid) by the merged recipes, and return the folder of the result.
 
     A recipe is a YAML file, or the name of one that ships (such as `emoji-vqgan`).
     """

@@ -1,0 +1,224 @@
+"""Masked diffusion: hide ids of a page at a drawn noise level, and score all of them at once.
+
+MDLM (arXiv:2406.07524), LLaDA (arXiv:2502.09992), UniDisc (arXiv:2503.20853) and MeDiM (arXiv:2510.06131) on
+pages. The negative evidence bound weighs hidden ids by −α'(t) / (1 − α(t)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Generator
+
+from cm3kit.objectives.gaps import GapLaw, Layout, draw_gaps, lay_out
+from cm3kit.objectives.noise import Noise, schedule, times
+from cm3kit.objectives.units import cuts, too_small, window
+from cm3kit.registry import objective
+from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
+from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.errors import PageError
+from cm3kit_tokenizers.vocab import Vocab
+
+Weighting = Literal["bound", "flat"]
+Norm = Literal["token", "sequence", "batch"]
+LAW = GapLaw()
+
+
+@objective("masked-diffusion")
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """Absorbing-state diffusion on pages.
+
+    Args:
+        schedule: of the noise; see `noise.schedule`.
+        weighting: of hidden ids: by the evidence bound, or all alike (MaskGIT, arXiv:2202.04200, eq. 1).
+        snr_cap: γ of the softly capped weight, or None.
+        norm: divisor of the loss: ids that could be hidden, sequences with each divided by its own ids, or sequences.
+        hides: the gaps that `law` draws, the rest being given and never noised; or every id of the page.
+        text_weight: factor on ids that are no image codes, and `image_weight` on those that are.
+        drop: chance that all given text and pictures of a page are hidden without a loss, for guidance.
+        modality: chance that one modality of a page's gaps is hidden whole and has no loss.
+        pairs: give each page twice, hiding every id in exactly one of the two.
+        ends: how many `<eoss>` of a gap have a loss; None is all.
+        shift: read an id off the place before it (Dream, DiffuCoder), as causal models do.
+        continues: for each text id, whether it starts inside a UTF-8 character.
+        grid: (rows, columns) of a picture's codes.
+
+    Raises:
+        ConfigError: the schedule is unknown.
+    """
+
+    vocab: Vocab
+    schedule: str = "linear"
+    weighting: Weighting = "bound"
+    snr_cap: float | None = None
+    norm: Norm = "token"
+    hides: Literal["gaps", "all"] = "gaps"
+    law: GapLaw = LAW
+    text_weight: float = 1.0
+    image_weight: float = 1.0
+    drop: float = 0.0
+    modality: float = 0.0
+    pairs: bool = False
+    ends: int | None = None
+    shift: bool = False
+    continues: Sequence[bool] | None = None
+    grid: tuple[int, int] | None = None
+    _noise: Noise = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_noise", schedule[self.schedule])
+
+    @property
+    def causal(self) -> bool:
+        """Every id looks everywhere."""
+        return False
+
+    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+        """Hide ids of each document at times that are spread evenly over the documents."""
+        drawn = times(len(documents), rng)
+        return [
+            each
+            for ids, t in zip(documents, drawn, strict=True)
+            for each in self.exercise(ids, t, rng, budget)
+        ]
+
+    def exercise(self, ids: Sequence[int], t: float, rng: Generator, budget: int) -> list[Exercise]:
+        """One document at time t, and with `pairs` its complement, at the time that hides as many.
+
+        Raises:
+            ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
+        """
+        layout = self.lay_out(ids, rng, budget)
+        odds_T = torch.rand(len(layout.ids), generator=rng, dtype=torch.float64)
+        noise = 1 - self._noise.alpha(t)
+        hidden = [gap and odd < noise for gap, odd in zip(layout.hidden, odds_T.tolist(), strict=True)]
+        whole, unseen = self._whole(layout, rng)
+        out = [self._ask(layout, hidden, t, whole, unseen)]
+        if self.pairs:
+            rest = [gap and not now for gap, now in zip(layout.hidden, hidden, strict=True)]
+            out.append(self._ask(layout, rest, self._noise.complement(t), whole, unseen))
+        return out
+
+    def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
+        """The document between `<eod>`, with its gaps; or a slice that has `<eod>` only at a true end."""
+        part: Span | None = Span(0, len(ids))
+        if len(ids) > budget - 2:
+            where = float(torch.rand((), generator=rng, dtype=torch.float64))
+            part = window(cuts(ids, self.vocab, self.continues), budget - 2, where) if budget > 2 else None
+        if part is None or not ids:
+            raise too_small(budget)
+        opening = [self.vocab.eod] if part.start == 0 else []
+        closing = [self.vocab.eod] if part.stop == len(ids) else []
+        inside = ids[part.start : part.stop]
+        if self.hides == "all":
+            layout = Layout(list(inside), [True] * len(inside), ())
+        else:
+            gaps = draw_gaps(inside, self.law, self.vocab, self.grid, self.continues, rng)
+            layout = lay_out(inside, gaps, self.law, self.vocab, budget - 2 - len(inside), rng)
+        first = len(opening)
+        return Layout(
+            [*opening, *layout.ids, *closing],
+            [*[False] * first, *layout.hidden, *[False] * len(closing)],
+            tuple(Span(each.start + first, each.stop + first) for each in layout.answers),
+        )
+
+    def _whole(self, layout: Layout, rng: Generator) -> tuple[Callable[[int], bool], bool]:
+        """Which ids of gaps are hidden for good, and whether the given ones are."""
+        draws = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
+        start = self.vocab.image.start
+        if draws[0] < self.modality:
+            images = draws[1] < 0.5
+            return (lambda id: (id >= start) == images), draws[2] < self.drop
+        return (lambda id: False), draws[2] < self.drop
+
+    def _ask(
+        self, layout: Layout, hidden: list[bool], t: float, whole: Callable[[int], bool], unseen: bool
+    ) -> Exercise:
+        inputs, weights = list(layout.ids), [0.0] * len(layout.ids)
+        maskable = 0
+        level = self._weight(t)
+        run = 0
+        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
+            run = run + 1 if id == self.vocab.eoss and gap else 0
+            if not gap:
+                if unseen and id >= self.vocab.text.start:
+                    inputs[place] = self.vocab.mask
+                continue
+            if whole(id):
+                inputs[place] = self.vocab.mask
+                continue
+            maskable += 1
+            if hidden[place]:
+                inputs[place] = self.vocab.mask
+                scored = self.ends is None or run <= self.ends
+                weights[place] = level * self._factor(id) if scored else 0.0
+        if self.norm == "sequence" and maskable:
+            weights = [each / maskable for each in weights]
+        mass = {"token": float(maskable), "sequence": 1.0, "batch": 1.0}[self.norm]
+        if self.weighting == "flat":
+            mass = float(sum(hidden)) if self.norm == "token" else mass
+        return self._exercise(layout, inputs, weights, t, mass)
+
+    def _exercise(
+        self, layout: Layout, inputs: list[int], weights: list[float], t: float, mass: float
+    ) -> Exercise:
+        size = len(layout.ids)
+        return Exercise(
+            layout.ids, weights, layout.answers, inputs, [0] * size, [True] * size,
+            time=t, shift=self.shift, mass=mass,
+        )  # fmt: skip
+
+    def _weight(self, t: float) -> float:
+        return 1.0 if self.weighting == "flat" else self._noise.weight(t, self.snr_cap)
+
+    def _factor(self, id: int) -> float:
+        return self.image_weight if id >= self.vocab.image.start else self.text_weight
+
+    def lay(self, ids: Sequence[int | Gap], slots: Callable[[Gap], int], seed: int) -> Laid:
+        """Open slots where the gaps of a page are: `slots(gap)` for a gap of unknown length.
+
+        Raises:
+            PageError: there is no gap.
+        """
+        out: list[int] = [self.vocab.eod]
+        stretches: list[Stretch] = []
+        gaps = []
+        for each in ids:
+            if not isinstance(each, Gap):
+                out.append(each)
+                continue
+            padded = each.length is None and each.kind != "image"
+            size = each.length if each.length is not None else slots(each)
+            stretches.append(Stretch(each.kind, len(out), len(out) + size, padded, each.index, each.part))
+            gaps.append(each)
+            out += [self.vocab.mask] * size
+        if not gaps:
+            raise PageError(
+                "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
+            )
+        return Laid(Board((*out, self.vocab.eod), tuple(stretches), seed=seed), tuple(gaps))
+
+    def guided(self, board: Board) -> Board:
+        """The board with its guide: the same one with all given text and pictures masked."""
+        start = self.vocab.text.start
+        return Board(
+            board.ids,
+            board.stretches,
+            tuple(self.vocab.mask if id >= start else id for id in board.ids),
+            board.seed,
+        )
+
+    def read(self, laid: Laid, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
+        """Put each fill where its gap was; ValueError unless there are as many fills as gaps."""
+        rest = iter(zip(laid.gaps, fills, strict=True))
+        out: list[int] = []
+        for each in ids:
+            if isinstance(each, Gap):
+                out += next(rest)[1].ids
+            else:
+                out.append(each)
+        return out

@@ -1,0 +1,114 @@
+"""What `train cm3`, `mdm`, `block` and `hybrid` train: a decoder on pages of which something is hidden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from torch import Generator, Tensor, nn
+from transformers import PreTrainedModel
+
+from cm3kit.config import Settings
+from cm3kit.data.corpus import load_documents
+from cm3kit.models.attention import block_mask
+from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, load_backbone, save_backbone
+from cm3kit.pipelines.folder import Defaults
+from cm3kit.training.loop import LoopSettings
+from cm3kit.training.preview import preview
+from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack
+from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+
+class DecoderRecipe(Settings):
+    """Everything that training a decoder needs.
+
+    `text` and `image` are folders of trained tokenizers; `window` is the length of a packed row;
+    `backbone_from` is a folder or hub id to start from instead of fresh weights of `backbone`; `previews`
+    are the prompts that previews draw.
+    """
+
+    data: Path = Path("data/emoji")
+    text: Path = Path("runs/text/final")
+    image: Path = Path("runs/vqgan/final")
+    objective: ObjectiveSettings = ObjectiveSettings()
+    window: int = Field(512, ge=16)
+    backbone: BackboneConfig = BackboneConfig()
+    backbone_from: str | None = None
+    previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
+    loop: LoopSettings = LoopSettings()
+
+
+class Scorer(nn.Module):
+    """The backbone behind one call, so that compiling and distributed wrappers see all of it."""
+
+    def __init__(self, backbone: PreTrainedModel) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Tensor, places_BT: Tensor) -> Tensor:
+        """Nats (B, T) of each target; inside this call, so that compiling fuses softmax and loss."""
+        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, places_BT).float()
+        target_BT = logits_BTV.gather(-1, targets_BT[..., None])[..., 0]
+        nats_BT: Tensor = logits_BTV.logsumexp(-1) - target_BT
+        return nats_BT
+
+
+class DecoderTask:
+    """Training on packed pages by any objective; implements `cm3kit.training.loop.Task`."""
+
+    def __init__(self, recipe: DecoderRecipe, cache: Path) -> None:
+        self.recipe = recipe
+        text, self.image = TextTokenizer.load(recipe.text), ImageTokenizer.load(recipe.image)
+        self.vocab = Vocab(text.size, self.image.size)
+        self.objective = make_objective(recipe.objective, self.vocab, text, self.image.grid)
+        self.tokenizer = PageTokenizer(text, self.vocab)
+        self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
+        size = len(self.vocab)
+        fresh = recipe.backbone_from is None
+        backbone = (
+            build_backbone(recipe.backbone, size) if fresh else load_backbone(str(recipe.backbone_from), size)
+        )
+        self.model = Scorer(backbone).train()
+        self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
+
+    def batch(self, rng: Generator, size: int) -> Packed:
+        """`size` rows of packed exercises."""
+        window = self.recipe.window
+        count = int(1.3 * size * window / self._mean) + 2
+        drawn = list(self.documents.draw(rng, count))
+        return pack(self.objective.exercises(drawn, rng, window), size, window)
+
+    def loss(
+        self, model: nn.Module, batch: Packed, step: int, rng: Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
+        device = next(model.parameters()).device
+        on = Packed(*(each.to(device) for each in batch))
+        mask_B1TT = block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT)
+        nats_BT = model(on.ids_BT, on.targets_BT, mask_B1TT, on.places_BT)
+        total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
+        return total, self._figures(nats_BT.detach(), on)
+
+    def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
+        scored_BT = on.weights_BT > 0
+        image_BT = on.targets_BT >= self.vocab.image.start
+        figures = {"filled": float((on.documents_BT > 0).float().mean())}
+        for name, noisy in (("", False), ("hidden ", True)):
+            of_BT = scored_BT & (on.noisy_BT == noisy)
+            for kind, kind_BT in (("image", of_BT & image_BT), ("text", of_BT & ~image_BT)):
+                if bool(kind_BT.any()):
+                    figures[name + kind] = float(nats_BT[kind_BT].mean())
+        return figures
+
+    def preview(self, model: nn.Module, path: Path) -> None:
+        """A few prompts as pictures, and a page with its gaps filled."""
+        defaults = Defaults(window=self.recipe.window, preset=self.recipe.objective.preset)
+        text, prompts = self.tokenizer.text, self.recipe.previews
+        preview(text, self.image, self.vocab, self.model.backbone, defaults, prompts, path)
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """The backbone in half precision, and the id space."""
+        save_backbone(self.model.backbone, folder, half=True)
