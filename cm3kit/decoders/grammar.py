@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cm3kit.decoders.elements import CONTENT, TOP
 from cm3kit.decoders.utf8 import TextAutomaton
-from cm3kit.types import Blank
+from cm3kit.types import Blank, BlankKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import ATTRIBUTES, MARKUP, Vocab
 
@@ -93,6 +93,11 @@ class Grammar:
     def __init__(self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None) -> None:
         self.vocab, self.image_length = vocab, image_length
         self._text = TextAutomaton(vocab.text_size, text_bytes)
+        self._words = [
+            [[vocab.text.start + token for token in tokens] for tokens in groups.values()]
+            for groups in self._text.groups
+        ]
+        self._image = list(vocab.image)
         self._menus: dict[tuple[Any, ...], _Menu] = {}
         self._codes: dict[State, State] = {}
         self._actions = dict(self._action_table())
@@ -108,22 +113,50 @@ class Grammar:
 
     def start(self, blank: Blank, prompt: Sequence[int]) -> State:
         """State before the first id of a blank; ConfigError (`bad_value`) if its budget can't close it."""
-        vocab, exact = self.vocab, blank.length is not None
-        if blank.kind == "image":
-            return self._state(State(Mode.CODES, vocab.eoss, exact=True))
-        if blank.kind == "attribute":
-            return self._state(State(Mode.TEXT, vocab.eoss, exact=exact))
-        if blank.kind == "content":
-            outer = self._elements_around(blank, prompt)
-            return self._state(State(Mode.CONTENT, vocab.eoss, exact=exact, outer=outer))
-        state = self._follow(State(Mode.CONTENT, vocab.eod), prompt)
-        if state.cost > blank.max_tokens:
+        ids = prompt if blank.kind in ("content", "document") else ()
+        if blank.kind == "content" and blank.lead and blank.lead[-1] in prompt:
+            ids = prompt[: list(prompt).index(blank.lead[-1])]
+        exact = blank.length is not None and blank.kind != "document"
+        state = self.begin(blank.kind, exact, self.after(ids))
+        if blank.kind == "document" and state.cost > blank.max_tokens:
             raise ConfigError(
                 f"A budget of {blank.max_tokens} ids cannot close what the prompt opens;"
                 f" allow at least {state.cost}.",
                 code="bad_value",
             )
         return state
+
+    def begin(self, kind: BlankKind, exact: bool, before: State) -> State:
+        """State before the first id of a run of this kind.
+
+        Args:
+            exact: whether the run has a fixed length, and so no end id.
+            before: where the page stands there, as `after` tells; only content and documents depend on it.
+        """
+        end = self.vocab.eoss
+        if kind == "image":
+            return self._state(State(Mode.CODES, end, exact=True))
+        if kind == "attribute":
+            return self._state(State(Mode.TEXT, end, exact=exact))
+        if kind == "content":
+            return self._state(State(Mode.CONTENT, end, exact=exact, outer=before.stack))
+        return self._state(replace(before, end=self.vocab.eod, exact=exact))
+
+    def after(self, ids: Sequence[int], state: State | None = None) -> State:
+        """Where a page stands after more of its ids; specials and sentinels change nothing.
+
+        Args:
+            state: where it stood before them; None at the start of a page.
+        """
+        state = state or self._state(State(Mode.CONTENT, self.vocab.eoss))
+        for id in ids:
+            state = self.advance(state, id)
+        return state
+
+    def closed(self, state: State) -> bool:
+        """Whether a run that stands here is a whole answer: everything is closed, and something is written."""
+        whole = state.mode in (Mode.CONTENT, Mode.TEXT, Mode.CODES) and not state.stack and not state.utf8
+        return whole and state.written
 
     def allowed(self, state: State, budget: int) -> Tensor:
         """Ids that may come next, bool (V,), cached: do not write to it.
@@ -166,21 +199,9 @@ class Grammar:
             self._codes[state] = following
         return following
 
-    def _follow(self, state: State, ids: Sequence[int]) -> State:
-        state = self._state(state)
-        for id in ids:
-            state = self.advance(state, id)
-        return state
-
-    def _elements_around(self, blank: Blank, prompt: Sequence[int]) -> tuple[str, ...]:
-        ids = list(prompt)
-        if blank.lead and blank.lead[-1] in ids:
-            ids = ids[: ids.index(blank.lead[-1])]
-        return self._follow(State(Mode.CONTENT, self.vocab.eoss), ids).stack
-
     def _state(self, state: State) -> State:
         """Fill in `cost` and `key`."""
-        return replace(state, cost=self._cost(state), key=self._key(state))
+        return replace(state, cost=self._cost(state), key=self.key(state))
 
     def _cost(self, state: State) -> int:
         cost = len(state.stack) + self._text.debt[state.utf8]
@@ -190,7 +211,8 @@ class Grammar:
             cost += 1 + (state.tag == "a") + 2 * (not _complete(state))
         return cost
 
-    def _key(self, state: State) -> tuple[Any, ...]:
+    def key(self, state: State) -> tuple[Any, ...]:
+        """What `State.key` holds."""
         run = (state.mode, state.end, state.exact, state.written, state.utf8)
         if state.mode is Mode.CONTENT:
             around = (*state.outer, *state.stack)
@@ -203,12 +225,11 @@ class Grammar:
 
     def _menu(self, state: State) -> _Menu:
         by_price: dict[int, list[int]] = {}
-        for ids in self._candidates(state):
+        for ids in self.moves(state):
             price = 1 + self.advance(state, ids[0]).cost - state.cost
             by_price.setdefault(price, []).extend(ids)
         prices = sorted(by_price)
-        closed = state.mode in (Mode.CONTENT, Mode.TEXT) and not state.stack and not state.utf8
-        may_end = closed and state.written and not state.exact
+        may_end = self.closed(state) and not state.exact
         return _Menu(prices, [by_price[price] for price in prices], state.end if may_end else None)
 
     def _mask(self, menu: _Menu, affordable: int, state: State) -> Tensor:
@@ -219,19 +240,20 @@ class Grammar:
             mask_V[state.end] = True
         return mask_V
 
-    def _candidates(self, state: State) -> Iterator[list[int]]:
-        """Groups of ids that may come next if money allows; those of one group lead to one cost."""
+    def moves(self, state: State) -> Iterator[list[int]]:
+        """Groups of ids that may come next if money allows; those of one group lead to one state.
+
+        A group of more than one id is the same list wherever it comes up; do not write to it.
+        """
         if state.mode is Mode.CODES or (state.mode is Mode.SRC and state.left):
-            yield list(self.vocab.image)
+            yield self._image
             return
         text = state.mode in (Mode.VALUE, Mode.TEXT)
         if state.mode is Mode.CONTENT:
             around = (*state.outer, *state.stack)
             text = "" in (CONTENT[around[-1]] if around else TOP)
         if text:
-            start = self.vocab.text.start
-            for tokens in self._text.groups[state.utf8].values():
-                yield [start + token for token in tokens]
+            yield from self._words[state.utf8]
         if not state.utf8:
             for piece in _PIECES[state.mode](state, self.image_length):
                 yield [self.vocab.markup_id(piece)]

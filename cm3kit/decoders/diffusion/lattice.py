@@ -1,0 +1,163 @@
+"""What may stand in each slot of a board, so that the whole stays well-formed in whatever order it is written.
+
+Id v may come into slot i iff it leads from a state that the slots before i can leave the automaton in to one
+from which the slots after i can reach the end: the forward and backward pass over a trellis (Bahl et al.,
+IEEE Trans. Inf. Theory 20(2), 1974), with "possible" in the place of probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from cm3kit.decoders.diffusion.automaton import build
+from cm3kit.decoders.diffusion.subsets import ANY, Subsets, meet
+from cm3kit.decoders.grammar import Grammar, State
+from cm3kit.types import Board, Stretch
+from cm3kit_tokenizers.errors import ConfigError
+
+DEPTH = 3
+_SUBSETS: WeakKeyDictionary[Grammar, dict[tuple[Any, ...], Subsets]] = WeakKeyDictionary()
+
+
+class Lattice:
+    """The slots of one stretch.
+
+    Whatever was committed, some filling of the rest is allowed.
+
+    Args:
+        subsets: what may follow what, shared by all stretches of one kind and place.
+        length: how many slots there are, from 0 on.
+    """
+
+    def __init__(self, subsets: Subsets, length: int) -> None:
+        self._subsets, self._length = subsets, length
+        self._classes = [ANY] * length
+        # left[i] holds the states before slot i, right[i] those after slot i - 1 that reach the end.
+        self._left, self._right = [subsets.start], [subsets.final]
+        for _ in range(length):
+            self._left.append(subsets.after(self._left[-1], ANY))
+            self._right.append(subsets.before(self._right[-1], ANY))
+        self._right.reverse()
+
+    @property
+    def possible(self) -> bool:
+        """Whether the stretch can be filled at all."""
+        return meet(self._left[0], self._right[0])
+
+    def allowed(self, slot: int) -> Tensor:
+        """Ids that may come into a slot, or into the place of what stands there; bool (V,), not to be written to."""
+        return self._subsets.allowed(self._left[slot], self._right[slot + 1])
+
+    def commit(self, slot: int, id: int) -> None:
+        """Write an id; ValueError if it may not stand there."""
+        if not self.allowed(slot)[id]:
+            raise ValueError(f"id {id} may not stand in slot {slot} of its stretch")
+        self._set(slot, int(self._subsets.automaton.class_V[id]))
+
+    def release(self, slot: int) -> None:
+        """Open a slot again."""
+        self._set(slot, ANY)
+
+    def _set(self, slot: int, number: int) -> None:
+        """Note the class of a slot, and go on in both directions for as long as something changes."""
+        self._classes[slot] = number
+        for place in range(slot, self._length):
+            states = self._subsets.after(self._left[place], self._classes[place])
+            if states is self._left[place + 1]:
+                break
+            self._left[place + 1] = states
+        for place in range(slot, -1, -1):
+            states = self._subsets.before(self._right[place + 1], self._classes[place])
+            if states is self._right[place]:
+                break
+            self._right[place] = states
+
+
+class BoardConstraint:
+    """The `Constraint` of a board in this project's own vocabulary: one lattice for each stretch.
+
+    Ids that stand in a stretch already are taken as committed.
+
+    Args:
+        board: the sequence; what stands outside its stretches is fixed.
+        grammar: what is well-formed.
+        depth: how many elements a gap may open inside one another.
+
+    Raises:
+        ConfigError: a stretch cannot hold any allowed answer, or not what stands in it (`bad_value`).
+    """
+
+    def __init__(self, board: Board, grammar: Grammar, depth: int = DEPTH) -> None:
+        self._size = len(grammar)
+        self._slots: dict[int, tuple[Lattice, int]] = {}
+        for stretch, before in _places(board, grammar):
+            subsets = _subsets(grammar, stretch, before, depth)
+            lattice = Lattice(subsets, stretch.stop - stretch.start)
+            if not lattice.possible:
+                raise ConfigError(_too_short(stretch, before, subsets.shortest()), code="bad_value")
+            self._slots |= {
+                slot: (lattice, slot - stretch.start) for slot in range(stretch.start, stretch.stop)
+            }
+            self._take(board, stretch, grammar.vocab.mask)
+
+    def allowed(self, slots: Sequence[int]) -> Tensor:
+        """Ids that may come into each of these slots, if it alone is written now: bool (M, V)."""
+        masks = [lattice.allowed(slot) for lattice, slot in map(self._slots.__getitem__, slots)]
+        return torch.stack(masks) if masks else torch.empty(0, self._size, dtype=torch.bool)
+
+    def commit(self, slot: int, id: int) -> None:
+        """Take note that an id was written, over another one or not; ValueError if it is not allowed there."""
+        lattice, place = self._slots[slot]
+        lattice.commit(place, id)
+
+    def release(self, slot: int) -> None:
+        """Take note that a slot is open again."""
+        lattice, place = self._slots[slot]
+        lattice.release(place)
+
+    def _take(self, board: Board, stretch: Stretch, mask: int) -> None:
+        for slot in range(stretch.start, stretch.stop):
+            id = board.ids[slot]
+            if id != mask:
+                try:
+                    self.commit(slot, id)
+                except ValueError as error:
+                    raise ConfigError(
+                        f"Id {id} at place {slot} of the board cannot stand in its {stretch.kind} gap;"
+                        " leave the slot open.",
+                        code="bad_value",
+                    ) from error
+
+
+def _places(board: Board, grammar: Grammar) -> Iterator[tuple[Stretch, State]]:
+    """Each stretch and where the page stands before it; a gap leaves the page where it was."""
+    state, at = grammar.after(()), 0
+    for stretch in sorted(board.stretches, key=lambda each: each.start):
+        if stretch.start < at:
+            raise ValueError(f"stretches overlap at place {stretch.start} of the board")
+        state = grammar.after(board.ids[at : stretch.start], state)
+        at = stretch.stop
+        yield stretch, state
+
+
+def _subsets(grammar: Grammar, stretch: Stretch, before: State, depth: int) -> Subsets:
+    start = grammar.begin(stretch.kind, not stretch.padded, before)
+    known = _SUBSETS.setdefault(grammar, {})
+    key = (start.key, start.stack, start.left, start.tag, start.last, stretch.padded, depth)
+    if key not in known:
+        known[key] = Subsets(build(grammar, start, stretch.padded, depth))
+    return known[key]
+
+
+def _too_short(stretch: Stretch, before: State, shortest: int | None) -> str:
+    count = stretch.stop - stretch.start
+    inside = f" inside <{before.stack[-1]}>" if stretch.kind == "content" and before.stack else ""
+    what = f"A gap of kind {stretch.kind}{inside} cannot be filled with {count} ids"
+    if shortest is None:
+        return f"{what}, nor with any other number; choose another place."
+    return f"{what}; its shortest answer takes {shortest}."
