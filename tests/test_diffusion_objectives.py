@@ -1,0 +1,453 @@
+"""Masked diffusion against closed forms, enumeration and counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cm3kit.models.attention import block_mask
+from cm3kit.objectives import BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion
+from cm3kit.objectives.gaps import LENGTHS, GapLaw
+from cm3kit.objectives.noise import EPSILON, schedule, times
+from cm3kit.rng import generator
+from cm3kit.training.questions import pack
+from cm3kit.types import Exercise, Fill
+from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.errors import ConfigError, PageError
+from cm3kit_tokenizers.vocab import Vocab
+
+VOCAB = Vocab(text_size=60, image_size=20, sentinels=8)
+GRID = (2, 3)
+MASK, EOSS, EOD = VOCAB.mask, VOCAB.eoss, VOCAB.eod
+PIECE = VOCAB.markup_id
+WORDS = list(VOCAB.text)
+CODES = list(VOCAB.image)
+
+
+def page(words: int = 3, pictures: int = 1) -> list[int]:
+    """<title>words</title><p>words</p> and pictures with alt texts."""
+    ids = [
+        PIECE("<title>"),
+        *WORDS[:words],
+        PIECE("</title>"),
+        PIECE("<p>"),
+        *WORDS[5 : 5 + words],
+        PIECE("</p>"),
+    ]
+    for number in range(pictures):
+        codes = CODES[number : number + GRID[0] * GRID[1]]
+        ids += [
+            PIECE("<img"),
+            PIECE(' alt="'),
+            *WORDS[10:12],
+            PIECE('"'),
+            PIECE(' src="'),
+            *codes,
+            PIECE('"'),
+            PIECE(">"),
+        ]
+    return ids
+
+
+def masked(**how: Any) -> MaskedDiffusion:
+    return MaskedDiffusion(VOCAB, grid=GRID, **how)
+
+
+SCHEDULES = ("linear", "log-linear", "cosine", "geometric")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_weights_are_the_slope_of_survival_over_what_is_hidden(name: str) -> None:
+    noise = schedule[name]
+    for t in (0.05, 0.3, 0.7, 0.95):
+        step = 1e-6
+        slope = (noise.alpha(t + step) - noise.alpha(t - step)) / (2 * step)
+        assert noise.slope(t) == pytest.approx(-slope, rel=1e-4)
+        assert noise.weight(t) == pytest.approx(-slope / (1 - noise.alpha(t)), rel=1e-4)
+        sigma = -math.log(noise.alpha(t))
+        rate = -slope / noise.alpha(t)
+        assert noise.weight(t) == pytest.approx(rate / math.expm1(sigma), rel=1e-4)
+        assert noise.weight(t, 5.0) == pytest.approx(rate / (math.expm1(sigma) + 1 / 5), rel=1e-4)
+        assert 1 - noise.alpha(noise.complement(t)) == pytest.approx(noise.alpha(t), abs=2e-3)
+    assert noise.alpha(1.0) == pytest.approx(0, abs=2e-3) and noise.alpha(1e-9) == pytest.approx(1, abs=2e-4)
+
+
+def test_linear_and_log_linear_weigh_by_one_over_t() -> None:
+    for t in (0.01, 0.2, 1.0):
+        assert schedule["linear"].weight(t) == pytest.approx(1 / t)
+        assert schedule["log-linear"].weight(t) == pytest.approx(1 / t)
+
+
+LENGTH, SIZE = 3, 2
+
+
+def tables(seed: int) -> dict[tuple[int, frozenset[int]], float]:
+    """Arbitrary −log p(x_i | the places that are not hidden), which no joint distribution needs to agree with."""
+    rng = generator(seed)
+    found = {}
+    for count in range(1, LENGTH + 1):
+        for hidden in itertools.combinations(range(LENGTH), count):
+            for place in hidden:
+                p = float(torch.rand((), generator=rng, dtype=torch.float64)) * 0.9 + 0.05
+                found[place, frozenset(hidden)] = -math.log(p)
+    return found
+
+
+def bound_by_sets(nats: dict[tuple[int, frozenset[int]], float]) -> float:
+    """Sum over what may be hidden of 1 / (|M| C(L, |M|)) of its nats."""
+    total = 0.0
+    for count in range(1, LENGTH + 1):
+        for hidden in itertools.combinations(range(LENGTH), count):
+            share = 1 / (count * math.comb(LENGTH, count))
+            total += share * sum(nats[place, frozenset(hidden)] for place in hidden)
+    return total
+
+
+def bound_by_orders(nats: dict[tuple[int, frozenset[int]], float]) -> float:
+    """Mean over orders of writing of the nats along them."""
+    orders = list(itertools.permutations(range(LENGTH)))
+    return sum(
+        nats[place, frozenset(order[step:])] for order in orders for step, place in enumerate(order)
+    ) / len(orders)
+
+
+def bound_by_time(nats: dict[tuple[int, frozenset[int]], float], name: str, low: float = 0.0) -> float:
+    """The integral over time of weight times expected nats, by the midpoint rule in √t, which spreads out t = 0."""
+    noise, steps, total = schedule[name], 4000, 0.0
+    for step in range(steps):
+        u = (step + 0.5) / steps
+        t = low + (1 - low) * u**2
+        width = (1 - low) * 2 * u / steps
+        hide = 1 - noise.alpha(t)
+        expected = 0.0
+        for count in range(1, LENGTH + 1):
+            for hidden in itertools.combinations(range(LENGTH), count):
+                chance = hide**count * (1 - hide) ** (LENGTH - count)
+                expected += chance * sum(nats[place, frozenset(hidden)] for place in hidden)
+        total += noise.weight(t) * expected * width
+    return total
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_bound_is_the_same_by_sets_by_orders_and_under_every_schedule(seed: int) -> None:
+    nats = tables(seed)
+    exact = bound_by_sets(nats)
+    assert bound_by_orders(nats) == pytest.approx(exact, abs=1e-9)
+    for name, slack in (("linear", 1e-6), ("cosine", 1e-5)):
+        assert bound_by_time(nats, name) == pytest.approx(exact, rel=slack)
+    for name in (
+        "log-linear",
+        "geometric",
+    ):  # their ends are at ε and e^−20, so the integral misses that much
+        assert bound_by_time(nats, name) == pytest.approx(exact, rel=3e-3)
+
+
+def test_a_consistent_joint_gives_its_own_log_probability() -> None:
+    rng = generator(5)
+    joint = torch.rand((SIZE,) * LENGTH, generator=rng, dtype=torch.float64)
+    joint /= joint.sum()
+    x = (0, 1, 1)
+    nats = {}
+    for count in range(1, LENGTH + 1):
+        for hidden in itertools.combinations(range(LENGTH), count):
+            for place in hidden:
+                seen = tuple(slice(None) if at in hidden else x[at] for at in range(LENGTH))
+                with_place = tuple(
+                    slice(None) if at in hidden and at != place else x[at] for at in range(LENGTH)
+                )
+                nats[place, frozenset(hidden)] = -math.log(float(joint[with_place].sum() / joint[seen].sum()))
+    assert bound_by_sets(nats) == pytest.approx(-math.log(float(joint[x])), abs=1e-12)
+
+
+def test_exercises_estimate_the_bound_without_bias_and_cutting_time_at_epsilon_costs_a_known_share() -> None:
+    nats = tables(1)
+    objective = MaskedDiffusion(Vocab(60, 0), hides="all")
+    ids = WORDS[:LENGTH]
+    rng = generator(0)
+    samples = []
+    for _ in range(300):
+        for each in objective.exercises([ids] * 100, rng, 20):
+            assert each.inputs is not None
+            hidden = frozenset(at - 1 for at in range(1, 1 + LENGTH) if each.inputs[at] == MASK)
+            samples.append(sum(each.weights[at + 1] * nats[at, hidden] for at in hidden))
+    values = torch.tensor(samples, dtype=torch.float64)
+    error = float(values.std()) / math.sqrt(len(values))
+    assert abs(float(values.mean()) - bound_by_sets(nats)) < 4 * error + 2e-3
+    # With t from [ε, 1) alike, every number of hidden places k counts by its incomplete beta integral.
+    flat = {key: 1.0 for key in nats}
+    assert bound_by_time(flat, "linear", low=EPSILON) == pytest.approx(LENGTH * (1 - EPSILON), rel=1e-6)
+
+
+def hidden_of(each: Exercise) -> list[bool]:
+    assert each.inputs is not None
+    return [seen == MASK and id != MASK for seen, id in zip(each.inputs, each.ids, strict=True)]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_ids_are_hidden_at_the_rate_of_the_schedule(name: str) -> None:
+    objective = masked(schedule=name, hides="all")
+    rng, t, ids = generator(2), 0.4, WORDS[:40]
+    rate = 1 - schedule[name].alpha(t)
+    count = sum(sum(hidden_of(objective.exercise(ids, t, rng, 60)[0])) for _ in range(400))
+    spread = math.sqrt(400 * 40 * rate * (1 - rate)) + 1e-9
+    assert abs(count - 400 * 40 * rate) < 4.5 * spread + 1
+
+
+def test_times_hit_every_part_once() -> None:
+    for count in (1, 3, 16):
+        drawn = times(count, generator(count), 0.0, 1.0)
+        assert sorted(int(t * count + 1e-9) % count for t in drawn) == list(range(count))
+
+
+def test_what_is_given_and_padding_have_no_loss_and_no_gradient() -> None:
+    rng = generator(3)
+    exercises = masked().exercises([page(pictures=2)] * 30, rng, 90)
+    for each in exercises:
+        assert each.inputs is not None and each.noisy == [True] * len(each.ids)
+        for seen, id, weight in zip(each.inputs, each.ids, each.weights, strict=True):
+            assert (weight > 0) <= (seen == MASK)
+            assert seen in (MASK, id)
+    packed = pack(exercises[:3], 2, 100)
+    logits_BTV = torch.zeros(2, 100, len(VOCAB), requires_grad=True)
+    nats_BT = torch.nn.functional.cross_entropy(
+        logits_BTV.transpose(1, 2), packed.targets_BT, reduction="none"
+    )
+    (nats_BT * packed.weights_BT).sum().backward()
+    touched_BT = logits_BTV.grad.abs().sum(-1) > 0
+    assert torch.equal(touched_BT, packed.weights_BT > 0)
+    assert not touched_BT[packed.documents_BT == 0].any() and not touched_BT[packed.ids_BT != MASK].any()
+
+
+def test_answers_alone_are_noised_over_a_thousand_draws() -> None:
+    rng, ids = generator(4), page(pictures=1)
+    objective = masked(law=GapLaw(all=0, picture=1, box=0, words=0, exact=1))
+    given = [id for id in ids if id < VOCAB.image.start]
+    for _ in range(1000):
+        (each,) = objective.exercise(ids, 1.0, rng, 60)
+        assert each.inputs is not None
+        assert [id for id in each.inputs if id != MASK][1:-1] == given
+
+
+def test_norms_of_a_case_by_hand() -> None:
+    def loss(norm: Any, nats: float = 2.0) -> float:
+        exercises = [
+            masked(hides="all", norm=norm)._ask(layout, hidden, 0.5, lambda id: False, False)
+            for layout, hidden in cases
+        ]
+        packed = pack(exercises, 2, 8)
+        return float((packed.weights_BT * nats).sum() / packed.mass)
+
+    from cm3kit.objectives.gaps import Layout
+
+    cases = [
+        (Layout(WORDS[:3], [True] * 3, ()), [True, False, True]),
+        (Layout(WORDS[:2], [True] * 2, ()), [False, True]),
+    ]
+    assert loss("token") == pytest.approx((2 * 2 * 2 + 2 * 2) / 5)
+    assert loss("sequence") == pytest.approx((8 / 3 + 4 / 2) / 2)
+    assert loss("batch") == pytest.approx((8 + 4) / 2)
+
+
+def test_pairs_hide_every_id_of_a_gap_exactly_once() -> None:
+    rng = generator(6)
+    for name in SCHEDULES:
+        for t in (0.01, 0.3, 0.9, 1.0):
+            first, second = masked(pairs=True, schedule=name).exercise(page(), t, rng, 80)
+            assert first.ids == second.ids
+            slots = [a != b for a, b in zip(hidden_of(first), hidden_of(second), strict=True)]
+            assert sum(slots) == sum(hidden_of(first)) + sum(hidden_of(second))
+            gaps = {at for span in first.spans for at in range(span.start, span.stop)}
+            assert {at for at, slot in enumerate(slots) if slot} == gaps
+
+
+def test_text_gaps_end_in_eoss_to_a_length_that_use_knows_and_pictures_never() -> None:
+    rng, seen = generator(7), set()
+    for each in masked().exercises([page(words=5, pictures=2)] * 300, rng, 200):
+        for span in each.spans:
+            answer = each.ids[span.start : span.stop]
+            if answer[0] in VOCAB.image:
+                assert EOSS not in answer and len(answer) <= 6
+                continue
+            if EOSS in answer:
+                first = answer.index(EOSS)
+                assert first and set(answer[first:]) == {EOSS} and len(answer) in LENGTHS
+                seen.add(len(answer))
+        kept = [id for id in each.ids if id not in (EOSS, EOD)]
+        assert kept == page(words=5, pictures=2)
+    assert len(seen) >= 3
+
+
+@pytest.mark.parametrize("budget", [26, 27, 30, 33, 40])
+def test_exercises_keep_to_their_budget(budget: int) -> None:
+    rng = generator(budget)
+    for each in masked(pairs=True).exercises([page(words=5, pictures=2)] * 60, rng, budget):
+        assert len(each.ids) <= budget and any(hidden_of(each)) in (True, False)
+        starts = {
+            at for at, id in enumerate(each.ids) if id in VOCAB.image and each.ids[at - 1] not in VOCAB.image
+        }
+        assert all(set(each.ids[at : at + 6]) <= set(CODES) for at in starts)
+    with pytest.raises(ConfigError):
+        masked().exercises([page()], rng, 2)
+
+
+def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() -> None:
+    rng = generator(8)
+    for each in masked(drop=1.0).exercises([page(pictures=2)] * 20, rng, 120):
+        assert each.inputs is not None
+        gaps = {at for span in each.spans for at in range(span.start, span.stop)}
+        for at, seen in enumerate(each.inputs):
+            if at not in gaps:
+                assert (seen == MASK) == (each.ids[at] >= VOCAB.text.start) and not each.weights[at]
+
+
+def test_a_modality_is_hidden_whole_and_has_no_loss() -> None:
+    rng, law, kinds = generator(9), GapLaw(all=1.0), set()
+    for each in masked(modality=1.0, law=law).exercises([page()] * 40, rng, 120):
+        assert each.inputs is not None
+        gaps = [at for span in each.spans for at in range(span.start, span.stop)]
+        scored = {each.ids[at] >= VOCAB.image.start for at in gaps if each.weights[at]}
+        assert len(scored) <= 1
+        kinds |= scored
+        for images in {True, False} - scored if scored else ():
+            assert all(
+                each.inputs[at] == MASK for at in gaps if (each.ids[at] >= VOCAB.image.start) == images
+            )
+    assert kinds == {True, False}
+
+
+def test_only_so_many_ends_have_a_loss() -> None:
+    rng = generator(10)
+    law = GapLaw(all=1.0, exact=0)
+    for each in masked(ends=2, law=law).exercises([page()] * 30, rng, 200):
+        for span in each.spans:
+            ends = [at for at in range(span.start, span.stop) if each.ids[at] == EOSS]
+            assert not any(each.weights[at] for at in ends[2:])
+
+
+def test_weights_by_modality_and_flat_ones() -> None:
+    rng = generator(11)
+    how = masked(weighting="flat", text_weight=0.5, image_weight=3.0, law=GapLaw(all=1.0))
+    for each in how.exercises([page()] * 20, rng, 120):
+        for id, weight in zip(each.ids, each.weights, strict=True):
+            assert weight in (0.0, 3.0 if id >= VOCAB.image.start else 0.5)
+        assert each.mass == sum(hidden_of(each))
+
+
+def test_shifted_targets_stand_one_place_earlier_when_packed() -> None:
+    rng = generator(12)
+    exercises = masked(shift=True).exercises([page()] * 2, rng, 60)
+    packed = pack(exercises, 1, 120)
+    for number, each in enumerate(exercises, 1):
+        at = (packed.documents_BT[0] == number).nonzero()[:, 0]
+        assert packed.targets_BT[0, at].tolist()[:-1] == each.ids[1:]
+        assert packed.weights_BT[0, at].tolist() == pytest.approx([*each.weights[1:], 0.0])
+        assert packed.times_BT[0, at].tolist() == pytest.approx([each.time] * len(at))
+
+
+def sees(each: Exercise) -> Tensor:
+    packed = pack([each], 1, len(each.ids))
+    return block_mask(packed.documents_BT, packed.blocks_BT, packed.noisy_BT)[0, 0]
+
+
+def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
+    rng, ids = generator(13), WORDS[:6]
+    objective = BlockDiffusion(VOCAB, block_size=4)
+    each = objective.exercise(ids, rng, 40)
+    assert each.inputs is not None and each.places == [*range(8), *range(8)]
+    assert each.ids[:8] == each.ids[8:] == each.inputs[8:] == [EOD, *ids, EOD]
+    assert not any(each.weights[8:]) and each.shift is False
+    mask_QK = sees(each)
+    # With 8 ids and blocks of 4: 32 pairs inside noised blocks, 16 to earlier clean ones, 48 among clean ids.
+    assert [int(mask_QK[:8, :8].sum()), int(mask_QK[:8, 8:].sum()), int(mask_QK[8:, 8:].sum())] == [
+        32,
+        16,
+        48,
+    ]
+    assert not mask_QK[8:, :8].any()
+    one, whole = (
+        BlockDiffusion(VOCAB, 1).exercise(ids, rng, 40),
+        BlockDiffusion(VOCAB, 99).exercise(ids, rng, 40),
+    )
+    assert torch.equal(sees(one)[8:, 8:], torch.ones(8, 8, dtype=torch.bool).tril())
+    assert sees(whole)[:8, :8].all() and not sees(whole)[:8, 8:].any()
+
+
+def test_blocks_have_times_of_their_own_that_spread_evenly() -> None:
+    each = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).exercise(WORDS[:14], generator(14), 60)
+    assert isinstance(each.time, list)
+    levels = each.time[:16:2]
+    assert each.time[:16] == [t for t in levels for _ in range(2)] and each.time[16:] == [0.0] * 16
+    assert sorted(int((t - 0.3) / 0.5 * 8) for t in levels) == list(range(8))
+    for weight, seen, t in zip(each.weights[:16], (each.inputs or [])[:16], each.time[:16], strict=True):
+        assert weight == (pytest.approx(1 / t) if seen == MASK else 0)
+    for bad in ({"block_size": 0}, {"low": 0.5, "high": 0.5}):
+        with pytest.raises(ConfigError):
+            BlockDiffusion(VOCAB, **bad)
+
+
+def test_hybrid_keeps_its_share_in_every_batch_and_in_the_long_run() -> None:
+    objective = Hybrid(CausalMask(VOCAB, grid=GRID), masked(shift=True), share=0.3)
+    rng, causal = generator(15), 0
+    for _ in range(200):
+        made = objective.exercises([page()] * 7, rng, 120)
+        count = sum(each.noisy is None for each in made)
+        assert len(made) == 7 and count in (2, 3)
+        causal += count
+    assert causal / 1400 == pytest.approx(0.3, abs=0.02)
+    assert not objective.causal
+    with pytest.raises(ConfigError):
+        Hybrid(CausalMask(VOCAB), masked(), share=1.5)
+
+
+def test_boards_open_slots_in_place_and_read_puts_answers_back() -> None:
+    objective = masked()
+    ids = [
+        PIECE("<p>"),
+        WORDS[0],
+        Gap(0, "content"),
+        PIECE("</p>"),
+        *CODES[:2],
+        Gap(1, "image", 2),
+        *CODES[4:6],
+    ]
+    laid = objective.lay(ids, lambda gap: 4, seed=9)
+    board = laid.board
+    assert board.ids == (
+        EOD,
+        PIECE("<p>"),
+        WORDS[0],
+        *[MASK] * 4,
+        PIECE("</p>"),
+        *CODES[:2],
+        MASK,
+        MASK,
+        *CODES[4:6],
+        EOD,
+    )
+    assert [(each.start, each.stop, each.padded, each.kind) for each in board.stretches] == [
+        (3, 7, True, "content"), (10, 12, False, "image"),
+    ]  # fmt: skip
+    guide = objective.guided(board).guide
+    assert guide == (EOD, PIECE("<p>"), MASK, *[MASK] * 4, PIECE("</p>"), *[MASK] * 6, EOD)
+    fills = [Fill((WORDS[3],), -1.0, True), Fill(tuple(CODES[7:9]), -1.0, True)]
+    assert objective.read(laid, ids, fills) == [
+        PIECE("<p>"), WORDS[0], WORDS[3], PIECE("</p>"), *CODES[:2], *CODES[7:9], *CODES[4:6],
+    ]  # fmt: skip
+    with pytest.raises(PageError):
+        objective.lay([PIECE("<p>")], lambda gap: 4, 0)
+    with pytest.raises(ValueError):
+        objective.read(laid, ids, fills[:1])
+
+
+def test_exercises_depend_on_the_generator_alone() -> None:
+    for objective in (masked(pairs=True, drop=0.3, modality=0.3), BlockDiffusion(VOCAB, 4)):
+        state = torch.get_rng_state()
+        first = objective.exercises([page()] * 5, generator(1), 90)
+        assert first == objective.exercises([page()] * 5, generator(1), 90)
+        assert first != objective.exercises([page()] * 5, generator(2), 90)
+        assert torch.equal(state, torch.get_rng_state())
