@@ -1,0 +1,151 @@
+"""A transformers model as a denoiser: full attention over the row's own ids, the head on what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.decoders.engine import LeanEngine, supports
+from cm3kit.models.backbone import head, hidden_states
+from cm3kit_tokenizers.errors import ConfigError
+
+Hidden = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
+"""`hidden(ids_BT, lengths, times)`: last hidden states (B, T, D) after the final norm."""
+
+
+class _Body(Protocol):
+    def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor: ...
+
+    def logits_of(self, hidden_MD: Tensor) -> Tensor: ...
+
+
+class BackboneDenoiser:
+    """Scores slots with a backbone. Positions count from the row's first id, and padding is seen by nobody.
+
+    On a CPU each row is computed alone, without padding, and rows that want nothing not at all; elsewhere the
+    batch goes through in one piece, whose shape does not depend on which rows are in use.
+
+    Args:
+        backbone: a model of transformers; `LeanEngine` reads its weights here where it can.
+        mask: id of an open slot.
+        vocab_size: logits are given for this many ids, from 0.
+        shift: whether the model scores place i + 1 at place i, as those made from causal models do
+            (Dream, DiffuCoder); its first place must then be given.
+        hidden: computes hidden states instead, for models that look at the time.
+        lean: use `LeanEngine` where it can; without, weights that change later are seen.
+        together: whether to compute the batch in one piece.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        mask: int,
+        vocab_size: int,
+        *,
+        shift: bool = False,
+        hidden: Hidden | None = None,
+        lean: bool = True,
+        together: bool | None = None,
+    ) -> None:
+        self._mask, self._shift, self._vocab_size = mask, int(shift), vocab_size
+        self._window = int(backbone.config.max_position_embeddings)
+        self._device = backbone.get_input_embeddings().weight.device
+        self._together = self._device.type != "cpu" if together is None else together
+        # The lean engine has no time, and its weights are those of now.
+        lean = lean and hidden is None and supports(backbone)
+        self._body: _Body = _Lean(backbone, vocab_size) if lean else _Module(backbone, vocab_size, hidden)
+
+    @property
+    def mask(self) -> int:
+        """Id that stands for what is not written yet."""
+        return self._mask
+
+    def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
+        """Nothing is kept between passes."""
+
+    def logits(self, ask: Ask) -> list[Tensor]:
+        """For each row fp32 logits (M, V) of what belongs at its slots.
+
+        Raises:
+            ConfigError: a row is longer than the model's window (`too_long`), or a shifted model is asked
+                for its first place (`bad_value`).
+        """
+        self._check(ask)
+        if self._together:
+            return self._all_at_once(ask)
+        return [self._alone(*row) for row in zip(ask.ids_BT, ask.lengths, ask.slots, ask.times, strict=True)]
+
+    def _check(self, ask: Ask) -> None:
+        if max(ask.lengths, default=0) > self._window:
+            raise ConfigError(
+                f"The page takes {max(ask.lengths)} ids, the model's window holds {self._window};"
+                " shorten the page or ask for less.",
+                code="too_long",
+            )
+        if self._shift and any(len(slots) and int(slots[0]) == 0 for slots in ask.slots):
+            raise ConfigError(
+                "This model scores each place at the one before, and the first has none;"
+                " put an id before what is to be written.",
+                code="bad_value",
+            )
+
+    def _alone(self, ids_T: Tensor, length: int, slots: Tensor, time: float) -> Tensor:
+        if not len(slots):
+            return torch.empty(0, self._vocab_size)
+        ids_1T = ids_T[None, :length].to(self._device)
+        hidden_1TD = self._body.encode(ids_1T, [length], [time])
+        return self._body.logits_of(hidden_1TD[0, slots.to(self._device) - self._shift])
+
+    def _all_at_once(self, ask: Ask) -> list[Tensor]:
+        hidden_BTD = self._body.encode(ask.ids_BT.to(self._device), ask.lengths, ask.times)
+        rows = zip(hidden_BTD, ask.slots, strict=True)
+        # The head takes each row's slots by themselves: their number is nobody else's business.
+        return [
+            self._body.logits_of(hidden_TD[slots.to(self._device) - self._shift]) for hidden_TD, slots in rows
+        ]
+
+
+class _Lean:
+    """The lean engine, which has no time."""
+
+    def __init__(self, backbone: PreTrainedModel, vocab_size: int) -> None:
+        self._engine = LeanEngine(backbone, vocab_size, "fp32", rows=256)
+
+    def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
+        return self._engine.encode(ids_BT, lengths)
+
+    def logits_of(self, hidden_MD: Tensor) -> Tensor:
+        return self._engine.logits_of(hidden_MD)
+
+
+class _Module:
+    """The module itself, in fp32 and as it stands in memory."""
+
+    def __init__(self, backbone: PreTrainedModel, vocab_size: int, hidden: Hidden | None) -> None:
+        self._backbone, self._vocab_size, self._hidden = backbone, vocab_size, hidden
+
+    @torch.no_grad()
+    def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
+        if self._hidden is not None:
+            return self._hidden(ids_BT, lengths, times)
+        width = ids_BT.shape[1]
+        if all(length == width for length in lengths):
+            return hidden_states(self._backbone, ids_BT, "full")
+        place_T = torch.arange(width, device=ids_BT.device)
+        length_B = torch.tensor(lengths, device=ids_BT.device).clamp(min=1)
+        seen_B11T = (place_T < length_B[:, None])[:, None, None]
+        return hidden_states(
+            self._backbone,
+            ids_BT,
+            seen_B11T.expand(-1, 1, width, -1),
+            place_T.clamp(max=int(self._backbone.config.max_position_embeddings) - 1)[None],
+        )
+
+    @torch.no_grad()
+    def logits_of(self, hidden_MD: Tensor) -> Tensor:
+        return head(self._backbone, hidden_MD)[..., : self._vocab_size].float()

@@ -1,0 +1,207 @@
+"""Fill boards everywhere at once, a few slots at a pass (LLaDA, arXiv:2502.09992, sec. 2.4).
+
+Every board has its own plan, dice and end. A batch has a fixed number of places, and boards of one padded
+length share it, so that neighbours change nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from cm3kit.decoders.diffusion.denoiser import Ask, Constraint, Denoiser
+from cm3kit.decoders.diffusion.guidance import mix, weight
+from cm3kit.decoders.diffusion.job import Job, make_job
+from cm3kit.decoders.diffusion.phases import Opener, make_opener
+from cm3kit.decoders.diffusion.plan import plan
+from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.writer import Writer
+from cm3kit.decoders.diffusion.written import Metered, Written
+from cm3kit.types import Board, Commit, Step, Watch, unwatched
+
+# Lengths are rounded up to this, so that few shapes occur.
+PADDING = 32
+
+
+class Diffusion:
+    """The decoder of masked-diffusion models.
+
+    A row's result depends on the row, the settings and the batch size, not on the other rows.
+
+    Args:
+        denoiser: the model.
+        constrain: makes the constraint of a board; each is used for one filling.
+        config: how to fill.
+        eoss: id that ends the answer of a padded stretch.
+        image: ids of image codes, drawn as `config.image` says.
+
+    Raises:
+        ConfigError: an axis is unknown (`unknown_name`), or one of its options is (`bad_config`).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        constrain: Callable[[Board], Constraint],
+        config: DiffusionConfig,
+        *,
+        eoss: int,
+        image: range,
+    ) -> None:
+        self._denoiser, self._constrain, self._config, self._eoss = denoiser, constrain, config, eoss
+        self._writer = Writer(config, denoiser.mask, image)
+        self._opener = make_opener(config)
+
+    def fill(self, boards: Sequence[Board], watch: Watch = unwatched) -> list[Written]:
+        """Fill every open slot of every board; a board without any costs no pass.
+
+        Raises:
+            ConfigError: a board is malformed (`bad_value`).
+            ModelError: the model's scores are not finite (`bad_checkpoint`).
+        """
+        jobs = [self._job(row, board) for row, board in enumerate(boards)]
+        progress = _Progress(watch, jobs, self._config)
+        groups: dict[tuple[int, int, int], list[Job]] = {}
+        for job in jobs:
+            if not job.done:
+                groups.setdefault(self._group(job), []).append(job)
+        for (width, streams, _), group in sorted(groups.items()):
+            _Batch(self._denoiser, self._writer, self._opener, self._config, group, width, streams).run(
+                progress
+            )
+        return [job.written() for job in jobs]
+
+    def _job(self, row: int, board: Board) -> Job:
+        constraint = self._constrain(board)
+        return make_job(row, board, constraint, self._denoiser.mask, self._eoss, self._config)
+
+    def _group(self, job: Job) -> tuple[int, int, int]:
+        width = -(-len(job.ids) // PADDING) * PADDING
+        # What a cache holds belongs to one block of the whole batch.
+        return width, 2 if job.guide else 1, job.origin if self._config.cache != "none" else 0
+
+
+class _Progress:
+    """Numbers the steps and tells the watcher of them."""
+
+    def __init__(self, watch: Watch, jobs: Sequence[Job], config: DiffusionConfig) -> None:
+        self._watch, self._rows, self._index = watch, len(jobs), 0
+        ends = [0] * config.batch_size
+        for job in jobs:
+            ends[ends.index(min(ends))] += sum(map(len, plan(job.board, config)))
+        self._total = max(ends)
+
+    def report(self, commits: Iterable[tuple[int, Commit]]) -> None:
+        by_row: list[Commit | None] = [None] * self._rows
+        for row, commit in commits:
+            by_row[row] = commit
+        total = max(self._total, self._index + 1)
+        self._watch(Step(self._index, total, (None,) * self._rows, tuple(by_row)))
+        self._index += 1
+
+
+class _Batch:
+    """Boards of one padded length in a fixed number of places; a free place takes the next board.
+
+    Guided boards take two rows of a pass each, b and b + places. With a cache all boards go from block to
+    block together.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        writer: Writer,
+        opener: Opener,
+        config: DiffusionConfig,
+        jobs: Sequence[Job],
+        width: int,
+        streams: int,
+    ) -> None:
+        self._denoiser, self._writer, self._opener, self._config = denoiser, writer, opener, config
+        self._waiting = deque(jobs)
+        self._places: list[Job | None] = [None] * config.batch_size
+        self._together = config.cache != "none"
+        self._streams = streams
+        self._ids_BT = torch.zeros(config.batch_size * streams, width, dtype=torch.long)
+
+    def run(self, progress: _Progress) -> None:
+        """Fill every board."""
+        while self._admit():
+            self._enter_blocks()
+            progress.report(self._pass())
+
+    @property
+    def _jobs(self) -> list[Job]:
+        return [job for job in self._places if job is not None]
+
+    def _admit(self) -> bool:
+        self._places = [None if job is None or job.done else job for job in self._places]
+        if not (self._together and self._jobs):
+            for place, job in enumerate(self._places):
+                if job is None and self._waiting:
+                    self._places[place] = self._waiting.popleft()
+        return bool(self._jobs)
+
+    def _enter_blocks(self) -> None:
+        if not self._together:
+            for job in self._jobs:
+                if not job.slots:
+                    job.enter(job.window_of(job.open[0]), self._opener)
+        elif not any(job.slots for job in self._jobs):
+            window = min(job.window_of(job.open[0]) for job in self._jobs)
+            for job in self._jobs:
+                job.enter(window, self._opener)
+            self._denoiser.open_block(self._canvas(), self._lengths(), window)
+            self._count([len(job.slots) if job else 0 for job in self._places], opening=True)
+
+    def _canvas(self) -> Tensor:
+        for place, job in enumerate(self._places):
+            for stream in range(self._streams if job else 0):
+                ids = (job.guide if stream else job.ids) if job else []
+                self._ids_BT[stream * len(self._places) + place, : len(ids)] = torch.tensor(ids)
+        return self._ids_BT
+
+    def _lengths(self) -> tuple[int, ...]:
+        return tuple(len(job.ids) if job else 0 for job in self._places) * self._streams
+
+    def _pass(self) -> list[tuple[int, Commit]]:
+        """One pass of the model, and what it leads to in each board."""
+        wanted = [job.want() if job else [] for job in self._places]
+        weights = [weight(self._config, job.time) if job else 1.0 for job in self._places]
+        logits = self._ask(wanted)
+        self._count([len(slots) for slots in wanted])
+        commits: list[tuple[int, Commit]] = []
+        for place, (job, slots) in enumerate(zip(self._places, wanted, strict=True)):
+            if job is None or job.phase is None or not slots:
+                continue
+            logits_MV = mixed_MV = logits[place]
+            if self._streams == 2:
+                mixed_MV = mix(logits_MV, logits[len(self._places) + place], weights[place])
+            commit = self._writer.write(job, job.phase, slots, logits_MV, mixed_MV)
+            commits.append((job.row, commit))
+            job.cost.wasted += 0 if commit.positions else self._streams
+            job.step += 1
+        return commits
+
+    def _ask(self, wanted: Sequence[Sequence[int]]) -> list[Tensor]:
+        slots = tuple(torch.tensor(each, dtype=torch.long) for each in wanted) * self._streams
+        times = tuple(job.time if job else 0.0 for job in self._places) * self._streams
+        block = self._jobs[0].window if self._together else None
+        ask = Ask(self._canvas(), self._lengths(), slots, times, block)
+        return [each.detach().float().cpu() for each in self._denoiser.logits(ask)]
+
+    def _count(self, rows: Sequence[int], opening: bool = False) -> None:
+        """Take down what a call cost each board of which so many rows were asked."""
+        metered = isinstance(self._denoiser, Metered)
+        if opening and not metered:
+            return
+        lengths = self._lengths()
+        computed = self._denoiser.computed if isinstance(self._denoiser, Metered) else lengths
+        for index, (places, length) in enumerate(zip(computed, lengths, strict=True)):
+            job, asked = self._places[index % len(rows)], rows[index % len(rows)]
+            if job is not None and asked:
+                job.cost.add(places, length)
+                job.cost.head_rows += 0 if opening else asked

@@ -1,0 +1,27 @@
+"""What the decoder is going to do with a board, without a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cm3kit.decoders.diffusion.job import block_of, block_origin, open_slots
+from cm3kit.decoders.diffusion.phases import quotas
+from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.types import Board
+
+
+def plan(board: Board, config: DiffusionConfig) -> list[list[int]]:
+    """How many slots each pass of each block is to write; blocks without open slots are left out.
+
+    A threshold may write more at a pass, an early end saves passes, and remasking adds some. What
+    the ancestral sampler draws by lot is given at its mean.
+
+    Raises:
+        ConfigError: the board is malformed (`bad_value`) or the quota is unknown (`unknown_name`).
+    """
+    slots = open_slots(board)
+    if not slots:
+        return []
+    origin = block_origin(slots, config)
+    starts = [block_of(slot, origin, config.block_size, len(board.ids))[0] for slot in slots]
+    return [quotas(config, blanks) for _, blanks in sorted(Counter(starts).items())]
