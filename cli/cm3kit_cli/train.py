@@ -1,19 +1,26 @@
-"""`cm3kit train`: the image tokenizer, the text tokenizer, and the decoder."""
+"""`cm3kit train`: the tokenizers, and decoders by each objective."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
 
-Kind = Literal["vqgan", "text", "cm3"]
-
 app = typer.Typer(name="train", help="Train a tokenizer or a decoder.")
+
+KINDS = {
+    "vqgan": "Train the image tokenizer.",
+    "text": "Train the text tokenizer.",
+    "cm3": "Train a decoder with the causally masked objective.",
+    "mdm": "Train a decoder by masked diffusion; --from converts a causal one.",
+    "block": "Train a decoder by block diffusion; --from converts a causal one.",
+    "hybrid": "Train one decoder by causal masking and by masked diffusion.",
+}
 
 RunFolder = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the run; unless given, runs/ and the kind.")
@@ -21,61 +28,57 @@ RunFolder = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on from the newest whole checkpoint of the folder.")
 ]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="A model, by name or folder, to go on from: its tokenizers and weights.",
+    ),
+]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many steps.")]
 
 
-@app.command()
-def vqgan(
-    config: options.Config = None,
-    overrides: options.Overrides = None,
-    output: RunFolder = None,
-    resume: Resume = True,
-    max_steps: MaxSteps = None,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> Reply:
-    """Train the image tokenizer."""
-    return _train("vqgan", config, overrides, output, resume, max_steps, device, quiet)
+def _add(kind: str, summary: str) -> None:
+    @app.command(kind, help=summary)
+    def command(
+        config: options.Config = None,
+        overrides: options.Overrides = None,
+        output: RunFolder = None,
+        start: From = None,
+        resume: Resume = True,
+        max_steps: MaxSteps = None,
+        device: options.Device = "auto",
+        as_json: options.Json = False,
+        quiet: options.Quiet = False,
+        verbose: options.Verbose = False,
+    ) -> Reply:
+        chosen = [*_from(kind, start), *(overrides or [])]
+        return _train(kind, config or [], chosen, output, resume, max_steps, device, quiet)
 
 
-@app.command()
-def text(
-    config: options.Config = None,
-    overrides: options.Overrides = None,
-    output: RunFolder = None,
-    resume: Resume = True,
-    max_steps: MaxSteps = None,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> Reply:
-    """Train the text tokenizer."""
-    return _train("text", config, overrides, output, resume, max_steps, device, quiet)
+for _kind, _summary in KINDS.items():
+    _add(_kind, _summary)
 
 
-@app.command()
-def cm3(
-    config: options.Config = None,
-    overrides: options.Overrides = None,
-    output: RunFolder = None,
-    resume: Resume = True,
-    max_steps: MaxSteps = None,
-    device: options.Device = "auto",
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-) -> Reply:
-    """Train the decoder with the causally masked objective."""
-    return _train("cm3", config, overrides, output, resume, max_steps, device, quiet)
+def _from(kind: str, start: str | None) -> list[str]:
+    """Overrides that make a model the start of training."""
+    if start is None:
+        return []
+    if kind == "text":
+        raise typer.BadParameter("the text tokenizer is trained from nothing; leave --from out.")
+    from cm3kit.pipelines.folder import find
+
+    folder = find(start)
+    if kind == "vqgan":
+        return [f"start_from={folder / 'image'}"]
+    return [f"text={folder / 'text'}", f"image={folder / 'image'}", f"backbone_from={folder / 'decoder'}"]
 
 
 def _train(
-    kind: Kind,
-    config: list[Path] | None,
-    overrides: list[str] | None,
+    kind: str,
+    config: Sequence[Path],
+    overrides: Sequence[str],
     output: Path | None,
     resume: bool,
     max_steps: int | None,
@@ -87,7 +90,7 @@ def _train(
     folder = output or Path("runs", kind)
     with progress(f"training {kind}", quiet) as watch:
         done = training.run(
-            kind, config or [], overrides or [], folder, resume=resume, max_steps=max_steps, device=device,
+            kind, config, overrides, folder, resume=resume, max_steps=max_steps, device=device,
             report=lambda step, total, figures: watch(step, total, note(figures)),
             warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
