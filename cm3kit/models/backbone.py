@@ -27,6 +27,8 @@ from transformers import (
 from transformers.utils import logging
 
 from cm3kit.config import Settings
+from cm3kit.models.embeddings import grow_vocabulary
+from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
 from cm3kit_tokenizers.errors import ModelError
 
 Attention = Literal["causal", "full"] | Tensor
@@ -112,11 +114,12 @@ def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor
     return nn.functional.dropout(output, rate, module.training)
 
 
-def load_backbone(source: str | Path, vocab_size: int) -> PreTrainedModel:
+def load_backbone(source: str | Path, vocab_size: int, mean: bool = False) -> PreTrainedModel:
     """Load a causal language model from a folder or by its hub id, in fp32 and in eval mode.
 
-    Embeddings grow to `vocab_size` if the saved vocabulary is smaller; a larger one stays as it is.
-    Remote code is never run and pickled weights are never read.
+    Embeddings grow to `vocab_size` if the saved vocabulary is smaller, with `mean` by rows that are the mean
+    of the others; a larger one stays as it is. A folder that holds a time too (`models.timestep`) gives a
+    model that is conditioned on it. Remote code is never run and pickled weights are never read.
 
     Raises:
         ModelError: nothing is there (`unknown_model`), or tensors are missing, unexpected or mis-shaped,
@@ -130,16 +133,19 @@ def load_backbone(source: str | Path, vocab_size: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = _read(source)
-        if model.get_input_embeddings().weight.shape[0] < vocab_size:
-            model.resize_token_embeddings(vocab_size, mean_resizing=False)
-    return model.eval()
+        grow_vocabulary(model, vocab_size, mean)
+    return load_timestep(model, folder).eval()
 
 
 def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False) -> None:
-    """Write config.json and model.safetensors, in fp16 with `half`; `load_backbone` reads them as fp32."""
+    """Write config.json and model.safetensors, in fp16 with `half`; `load_backbone` reads them as fp32.
+
+    What a time adds goes to files of its own, so that transformers opens the folder as it does any other.
+    """
     saved = copy.deepcopy(model).half() if half else model
     with _quiet():
-        saved.save_pretrained(folder)
+        saved.save_pretrained(folder, state_dict=plain_state(saved))
+    save_timestep(saved, Path(folder))
 
 
 @contextmanager
@@ -178,11 +184,7 @@ def _read(source: str | Path) -> PreTrainedModel:
         for name, found, expected in sorted(report["mismatched_keys"])
     ]
     misfits += [f"{name} is not finite" for name, each in model.named_parameters() if not _finite(each)]
-    if misfits:
-        raise ModelError(
-            f"{source} does not fit its configuration ({len(misfits)} tensors): {'; '.join(misfits[:5])}.",
-            code="bad_checkpoint",
-        )
+    refuse_misfits(source, misfits)
     return model
 
 
@@ -215,15 +217,20 @@ def hidden_states(
     ids_BT: Tensor,
     attention: Attention = "causal",
     position_ids_BT: Tensor | None = None,
+    times: Tensor | None = None,
 ) -> Tensor:
     """Last hidden states after the final norm, (B, T, D); `head` turns any selection of them into logits.
 
     Args:
         attention: "causal", "full", or a boolean mask (B or 1, 1, T, T), True where a position may look.
+        times: diffusion times in [0, 1], (B,) or (B, T), of a model that is conditioned on them.
+
+    Raises:
+        ConfigError: times are missing where the model wants them, or given where it does not (`bad_config`).
     """
+    options: dict[str, Any] = {**time_inputs(model, times, ids_BT.shape)}
     if position_ids_BT is None:
         position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    options: dict[str, Any] = {}
     if isinstance(attention, Tensor):
         options["attention_mask"] = attention
     elif attention == "full":
@@ -244,6 +251,7 @@ def forward(
     ids_BT: Tensor,
     attention: Attention = "causal",
     position_ids_BT: Tensor | None = None,
+    times: Tensor | None = None,
 ) -> Tensor:
     """Logits (B, T, V) of ids (B, T) under an attention pattern; see `hidden_states`."""
-    return head(model, hidden_states(model, ids_BT, attention, position_ids_BT))
+    return head(model, hidden_states(model, ids_BT, attention, position_ids_BT, times))
