@@ -1,0 +1,68 @@
+"""Accept rules: which of the scored slots are written now.
+
+The quota is the least that a rule accepts, and one slot at least. Slots are taken best score first, and
+among equal scores from left to right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cm3kit.decoders.diffusion.axes import accept
+from cm3kit.decoders.diffusion.options import number
+
+
+@accept("top")
+def top(score_M: Tensor, quota: int) -> Tensor:
+    """The `quota` best slots."""
+    return _first(score_M, quota)
+
+
+@accept("threshold")
+def threshold(score_M: Tensor, quota: int, *, tau: float = 0.9) -> Tensor:
+    """Every slot whose score is `tau` or more, or the `quota` best if these are more.
+
+    Fast-dLLM (arXiv:2505.22618, sec. 3.3) with one slot a step as the quota; LLaDA2 and SDAR with others.
+    Above 1 nothing but the quota is accepted, at 0 everything.
+    """
+    return _first(score_M, max(quota, int((score_M >= number("tau", tau)).sum())))
+
+
+@accept("factor")
+def factor(score_M: Tensor, quota: int, *, f: float = 1.0) -> Tensor:
+    """The n best, for the largest n such that the r-th best is at least 1 - f / (r + 1), r = 2..n.
+
+    Fast-dLLM (arXiv:2505.22618, sec. 3.3 and theorem 1): the more slots at once, the surer each must be.
+    """
+    f = number("f", f, 0.0)
+    best_M = score_M.sort(descending=True).values
+    ranks_M = torch.arange(1, len(score_M) + 1, device=score_M.device)
+    sure_M = (best_M >= 1 - f / (ranks_M + 1)) | (ranks_M == 1)
+    return _first(score_M, max(quota, _leading(sure_M)))
+
+
+@accept("entropy-bound")
+def entropy_bound(score_M: Tensor, quota: int, *, bound: float = 0.1) -> Tensor:
+    """The surest slots, while the entropies of those before each sum to at most `bound` nats.
+
+    EB-Sampler (arXiv:2505.24857): the sum without its largest term bounds what the slots tell of
+    each other. Meant for scores of the order `entropy`, which are exp(-H).
+    """
+    bound = number("bound", bound, 0.0)
+    entropy_M = -score_M.clamp(0.0, 1.0).log().sort(descending=True).values
+    before_M = entropy_M.cumsum(0).roll(1)
+    before_M[:1] = 0.0
+    return _first(score_M, max(quota, _leading(before_M <= bound)))
+
+
+def _first(score_M: Tensor, count: int) -> Tensor:
+    order_M = score_M.sort(descending=True, stable=True).indices
+    accepted_M = torch.zeros_like(score_M, dtype=torch.bool)
+    accepted_M[order_M[: max(count, 1)]] = True
+    return accepted_M
+
+
+def _leading(true_M: Tensor) -> int:
+    """Length of the run of True at the start."""
+    return int(true_M.long().cumprod(0).sum())
