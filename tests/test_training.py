@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from cm3kit.config import Settings
-from cm3kit.models.backbone import BackboneConfig
+from cm3kit.models.backbone import BackboneConfig, load_backbone
+from cm3kit.models.timestep import is_timed
 from cm3kit.publish import newest, verify
 from cm3kit.rng import generator
 from cm3kit.training import run as train_kind
@@ -548,3 +549,56 @@ def test_a_killed_run_goes_on(tmp_path: Path, corpus: Path) -> None:
     train_kind("vqgan", [recipe], output=run, device="cpu")
     train_kind("vqgan", [recipe], output=tmp_path / "straight", device="cpu")
     assert outcome(run) == outcome(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("objective", "changes"),
+    [
+        ("masked-diffusion", {"timestep": 8}),
+        ("masked-diffusion", {"attention": "causal"}),
+        ("block-diffusion", {"timestep": 8}),
+        ("hybrid", {"anneal": 0.5}),
+        ("next-token", {}),
+    ],
+)
+def test_every_objective_learns_from_the_same_loop(
+    tmp_path: Path, corpus: Path, objective: str, changes: dict[str, Any]
+) -> None:
+    task = toy_decoder(corpus, dropout=0.0, objective=objective, **changes)
+    losses = []
+    settings = LoopSettings(
+        steps=30, batch_size=4, learning_rate=0.01, save_every=30, preview_every=99, log_every=1
+    )
+    final = train(
+        task,
+        settings,
+        tmp_path,
+        device="cpu",
+        report=lambda step, total, figures: losses.append(figures["loss"]),
+    )
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+    again = load_backbone(final, len(task.vocab))
+    assert is_timed(again) == ("timestep" in changes)
+
+
+def test_annealed_attention_begins_causal_and_ends_full(corpus: Path) -> None:
+    task = toy_decoder(corpus, objective="masked-diffusion", anneal=1.0)
+    batch = task.batch(generator(0), 2)
+    length = batch.ids_BT.shape[1]
+    left_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    start, end = (task._mask(batch, step, generator(0)) for step in (0, task.recipe.loop.steps))
+    assert not (start & ~left_TT).any() and (end & ~left_TT).any()
+    causal = toy_decoder(corpus, objective="masked-diffusion", attention="causal")
+    assert torch.equal(causal._mask(batch, 0, generator(0)), start)
+
+
+def test_a_converted_model_starts_from_the_mean_mask_embedding(tmp_path: Path, corpus: Path) -> None:
+    first = toy_decoder(corpus, dropout=0.0)
+    first.export(first.model, tmp_path / "causal")
+    for how in ("mean", "keep"):
+        task = toy_decoder(
+            corpus, objective="hybrid", backbone_from=str(tmp_path / "causal"), mask_embedding=how
+        )
+        table = task.model.backbone.get_input_embeddings().weight
+        others = torch.cat([table[: task.vocab.mask], table[task.vocab.mask + 1 :]])
+        assert torch.allclose(table[task.vocab.mask], others.mean(0), atol=1e-6) == (how == "mean")

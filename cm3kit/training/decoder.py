@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.data.corpus import load_documents
-from cm3kit.models.attention import block_mask
+from cm3kit.models.attention import annealed, block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, load_backbone, save_backbone
+from cm3kit.models.embeddings import init_mask_embedding
+from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.pipelines.folder import Defaults
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
@@ -25,9 +29,17 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 class DecoderRecipe(Settings):
     """Everything that training a decoder needs.
 
-    `text` and `image` are folders of trained tokenizers; `window` is the length of a packed row;
-    `backbone_from` is a folder or hub id to start from instead of fresh weights of `backbone`; `previews`
-    are the prompts that previews draw.
+    Attributes:
+        text: folder of a trained text tokenizer, and `image` of an image tokenizer.
+        window: length of a packed row.
+        backbone_from: a folder or hub id to start from instead of fresh weights of `backbone`.
+        mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, for
+            a model that has never seen a mask, or what is there.
+        timestep: width of the embedding of the diffusion time, which every layer is conditioned on; None is
+            a model without (MeDiM, arXiv:2510.06131, sec. 3.2).
+        attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
+        anneal: share of the steps over which hidden pages go from causal to full attention.
+        previews: prompts that previews draw.
     """
 
     data: Path = Path("data/emoji")
@@ -37,6 +49,10 @@ class DecoderRecipe(Settings):
     window: int = Field(512, ge=16)
     backbone: BackboneConfig = BackboneConfig()
     backbone_from: str | None = None
+    mask_embedding: Literal["mean", "keep"] = "mean"
+    timestep: int | None = Field(None, ge=2)
+    attention: Literal["objective", "causal"] = "objective"
+    anneal: float = Field(0.0, ge=0, le=1)
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
     loop: LoopSettings = LoopSettings()
 
@@ -48,9 +64,12 @@ class Scorer(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Tensor, places_BT: Tensor) -> Tensor:
+    def forward(
+        self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Tensor, places_BT: Tensor,
+        times_BT: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Nats (B, T) of each target; inside this call, so that compiling fuses softmax and loss."""
-        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, places_BT).float()
+        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, places_BT, times_BT).float()
         target_BT = logits_BTV.gather(-1, targets_BT[..., None])[..., 0]
         nats_BT: Tensor = logits_BTV.logsumexp(-1) - target_BT
         return nats_BT
@@ -66,13 +85,20 @@ class DecoderTask:
         self.objective = make_objective(recipe.objective, self.vocab, text, self.image.grid)
         self.tokenizer = PageTokenizer(text, self.vocab)
         self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
-        size = len(self.vocab)
-        fresh = recipe.backbone_from is None
-        backbone = (
-            build_backbone(recipe.backbone, size) if fresh else load_backbone(str(recipe.backbone_from), size)
-        )
-        self.model = Scorer(backbone).train()
+        self.model = Scorer(self._backbone()).train()
         self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
+
+    def _backbone(self) -> PreTrainedModel:
+        recipe, size = self.recipe, len(self.vocab)
+        if recipe.backbone_from is None:
+            model = build_backbone(recipe.backbone, size)
+        else:
+            model = load_backbone(recipe.backbone_from, size)
+            if not self.objective.causal:
+                init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
+        if recipe.timestep is not None and not is_timed(model):
+            add_timestep(model, recipe.timestep, recipe.loop.seed)
+        return model
 
     def batch(self, rng: Generator, size: int) -> Packed:
         """`size` rows of packed exercises."""
@@ -87,10 +113,19 @@ class DecoderTask:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
         on = Packed(*(each.to(device) for each in batch))
-        mask_B1TT = block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT)
-        nats_BT = model(on.ids_BT, on.targets_BT, mask_B1TT, on.places_BT)
+        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
+        nats_BT = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
         total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
         return total, self._figures(nats_BT.detach(), on)
+
+    def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor:
+        recipe = self.recipe
+        if recipe.attention == "causal":
+            return block_mask(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+        open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
+        if open_share < 1:
+            return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng)
+        return block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT)
 
     def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
         scored_BT = on.weights_BT > 0
