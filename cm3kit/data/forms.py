@@ -41,10 +41,18 @@ def _link(word: Word) -> str:
     return f'<a href="{word.slug}.html" title="{escape(word.name)}">{escape(word.name)}</a>'
 
 
-def _definition(word: Word) -> str:
-    kind = f' A kind of <a href="{escape(word.kind_of.replace(" ", "-"))}.html" title="{escape(word.kind_of)}">' \
-        f"{escape(word.kind_of)}</a>." if word.kind_of else ""  # fmt: skip
-    return f"<p>{escape(_sentence(word.definition))}.{kind}</p>" if word.definition else ""
+def _definition(word: Word, words: Mapping[str, Word]) -> str:
+    if not word.definition:
+        return ""
+    kind = f" A kind of {_kind(word.kind_of, words)}." if word.kind_of else ""
+    return f"<p>{escape(_sentence(word.definition))}.{kind}</p>"
+
+
+def _kind(name: str, words: Mapping[str, Word]) -> str:
+    slug = name.replace(" ", "-")
+    if slug not in words:  # most kinds are too general to have a picture, hence a page
+        return escape(name)
+    return f'<a href="{escape(slug)}.html" title="{escape(name)}">{escape(name)}</a>'
 
 
 def _sentence(text: str) -> str:
@@ -66,7 +74,7 @@ def entry(word: Word, words: Mapping[str, Word]) -> str:
     """A dictionary page: title, description, heading, picture, definition, related entries."""
     related = ", ".join(_link(words[slug]) for slug in word.related[:2])
     see = f"<p>See also {related}.</p>\n" if related else ""
-    body = f"<h1>{escape(word.name)}</h1>\n<p>{_img(word)}</p>\n{_definition(word)}\n{see}"
+    body = f"<h1>{escape(word.name)}</h1>\n<p>{_img(word)}</p>\n{_definition(word, words)}\n{see}"
     return _page(word.name, f'<meta name="description" content="{_words(word)}">\n', body)
 
 
@@ -90,7 +98,9 @@ def figure(word: Word, words: Mapping[str, Word]) -> str:
 
 def article(word: Word, words: Mapping[str, Word]) -> str:
     """A heading, the definition, then the picture."""
-    return _page(word.name, "", f"<h1>{escape(word.name)}</h1>\n{_definition(word)}\n<p>{_img(word)}</p>\n")
+    return _page(
+        word.name, "", f"<h1>{escape(word.name)}</h1>\n{_definition(word, words)}\n<p>{_img(word)}</p>\n"
+    )
 
 
 def table(word: Word, words: Mapping[str, Word]) -> str:
