@@ -14,6 +14,7 @@ from cm3kit.config import Settings
 from cm3kit.data.pictures import PictureSet, load_pictures
 from cm3kit.pipelines.outputs import grid
 from cm3kit.training.loop import LoopSettings
+from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vq.losses import laplacian, psnr, ssim
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig, to_picture, to_signed, to_uint8
 from cm3kit_tokenizers.vq.quantize import Codebook
@@ -42,8 +43,9 @@ class VqganRecipe(Settings):
     """Everything that `train vqgan` needs.
 
     `data` is a corpus folder (or any folder of pictures); `shift` is the largest random shift in
-    pixels; `start_from` is a saved tokenizer to go on from; `freeze_codes` keeps its encoder and codes
-    as they are, so that ids stay valid, and trains the decoder alone.
+    pixels, less than the tokenizer's resolution; `start_from` is a saved tokenizer to go on from;
+    `freeze_codes` keeps its encoder and codes as they are, so that ids stay valid, and trains the
+    decoder alone.
     """
 
     data: Path = Path("data/emoji")
@@ -89,6 +91,12 @@ class VqganTask:
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(recipe.loop.seed)
                 tokenizer = ImageTokenizer(recipe.tokenizer)
+        if recipe.shift >= tokenizer.config.resolution:
+            raise ConfigError(
+                f"shift = {recipe.shift}: it moves whole pictures out of sight;"
+                f" less than the resolution, {tokenizer.config.resolution}.",
+                code="bad_config",
+            )
         self.model = Autoencoder(tokenizer, recipe.codebook).train()
         if recipe.start_from is not None:
             self.model.codebook.started.fill_(True)
