@@ -22,6 +22,9 @@ from torch import Generator, Tensor
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`mod(row, head, query, key)`: whether that query may look at that key (FlexAttention, arXiv:2412.05496)."""
 
+Numbers = tuple[Tensor, Tensor, Tensor]
+"""Document, block, and whether noisy, of some ids."""
+
 WHOLE = slice(None)
 
 
@@ -36,11 +39,11 @@ def block_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, querie
         queries: the places whose rows of the mask are wanted; all by default.
     """
     noisy_BT = noisy_BT.bool()
-    keys = [each_BT[:, None, :] for each_BT in (documents_BT, blocks_BT, noisy_BT)]
-    asking = [each_BT[:, queries, None] for each_BT in (documents_BT, blocks_BT, noisy_BT)]
+    asking = documents_BT[:, queries, None], blocks_BT[:, queries, None], noisy_BT[:, queries, None]
+    asked = documents_BT[:, None], blocks_BT[:, None], noisy_BT[:, None]
     places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     itself_QT = places_T[queries, None] == places_T
-    return (itself_QT | _sees(*asking, *keys))[:, None]
+    return (itself_QT | _sees(asking, asked))[:, None]
 
 
 def mask_mod(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> MaskMod:
@@ -48,10 +51,9 @@ def mask_mod(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> MaskM
     noisy_BT = noisy_BT.bool()
 
     def mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        asking = [each_BT[row, query] for each_BT in (documents_BT, blocks_BT, noisy_BT)]
-        return (query == key) | _sees(
-            *asking, documents_BT[row, key], blocks_BT[row, key], noisy_BT[row, key]
-        )
+        asking = documents_BT[row, query], blocks_BT[row, query], noisy_BT[row, query]
+        asked = documents_BT[row, key], blocks_BT[row, key], noisy_BT[row, key]
+        return (query == key) | _sees(asking, asked)
 
     return mod
 
@@ -95,9 +97,8 @@ def annealed(
     return mask_B1TT & (left_TT | open_BTT)[:, None]
 
 
-def _sees(
-    document: Tensor, block: Tensor, noisy: Tensor, of_document: Tensor, of_block: Tensor, of_noisy: Tensor
-) -> Tensor:
-    """Whether ids with the first three numbers may look at ids with the last three; padding sees nothing."""
+def _sees(asking: Numbers, asked: Numbers) -> Tensor:
+    """Whether ids with these numbers may look at ids with those; padding sees nothing."""
+    (document, block, noisy), (of_document, of_block, of_noisy) = asking, asked
     own = (block == of_block) & (noisy == of_noisy)
     return (document == of_document) & (document > 0) & (own | (~of_noisy & (of_block < block)))

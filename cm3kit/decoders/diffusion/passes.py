@@ -1,0 +1,140 @@
+"""Parts of rows through a backbone of transformers, and logits of single slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.models.backbone import head
+from cm3kit_tokenizers.errors import ConfigError
+
+
+class Passes:
+    """Runs some places of rows against keys and values kept before.
+
+    Args:
+        backbone: a causal language model of transformers whose layers take a boolean mask and a `DynamicCache`.
+        vocab_size: logits are given for this many ids, from 0.
+        shift: whether the logits of a slot are those of the place before it, as in models that were causal;
+            the first place of a row, which has none before it, uses its own.
+
+    Attributes:
+        alone: whether rows go through one by one; on a CPU.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, vocab_size: int, shift: bool) -> None:
+        self._backbone, self._vocab_size, self.shift = backbone, vocab_size, shift
+        self._window = int(backbone.config.max_position_embeddings)
+        self.device: torch.device = backbone.get_input_embeddings().weight.device
+        self.alone = self.device.type == "cpu"
+
+    @torch.no_grad()
+    def run(self, ids_BQ: Tensor, mask_B1QK: Tensor, start: int, past: DynamicCache | None = None) -> Tensor:
+        """Hidden states (B, Q, D) of the places from `start` on.
+
+        Args:
+            mask_B1QK: who may look where; keys are those in `past` in their order, then those of `ids_BQ`.
+            past: keys and values, to which those of `ids_BQ` are added.
+        """
+        places_1Q = torch.arange(start, start + ids_BQ.shape[1], device=self.device)[None]
+        output = self._backbone.model(
+            input_ids=ids_BQ.to(self.device),
+            attention_mask=mask_B1QK.to(self.device),
+            position_ids=places_1Q,
+            past_key_values=past,
+            use_cache=past is not None,
+        )
+        hidden_BQD: Tensor = output.last_hidden_state
+        return hidden_BQD
+
+    @torch.no_grad()
+    def read(
+        self, hidden_BQD: Tensor, start: int, before_BD: Tensor | None, slots: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """For each row fp32 logits (M, V) of its slots.
+
+        Args:
+            hidden_BQD: hidden states of the places from `start` on.
+            before_BD: hidden state of the place before `start`, for shifted logits; None at a row's start.
+        """
+        if self.shift:
+            first_BD = hidden_BQD[:, 0] if before_BD is None else before_BD
+            hidden_BQD = torch.cat([first_BD[:, None], hidden_BQD[:, :-1]], 1)
+        asked_MD = [hidden_BQD[row, each.to(self.device) - start] for row, each in enumerate(slots)]
+        logits_MV = head(self._backbone, torch.cat(asked_MD))[:, : self._vocab_size].float()
+        return list(torch.split(logits_MV, [len(each) for each in slots]))
+
+    def each(
+        self, ask: Ask, run: Callable[[int, Ask], tuple[list[Tensor], tuple[int, int]]]
+    ) -> tuple[list[Tensor], tuple[int, ...]]:
+        """Put a call through row by row, without padding, or in one piece.
+
+        What a row computes then does not depend on which rows stand beside it.
+
+        Args:
+            run: `run(row, part)` gives logits of a part that begins at that row, and the places it computed.
+
+        Returns:
+            logits (M, V) of each row, and how many of its places were computed, padding not counted.
+
+        Raises:
+            ConfigError: a row is longer than the model's window (`too_long`).
+        """
+        self._check(max(ask.lengths, default=0))
+        found = [torch.empty(0, self._vocab_size, device=self.device)] * len(ask.slots)
+        counts = [0] * len(ask.slots)
+        for row, part in _parts(ask, self.alone):
+            logits, (start, stop) = run(row, part)
+            found[row : row + len(logits)] = logits
+            counts[row : row + len(logits)] = [max(0, min(stop, each) - start) for each in part.lengths]
+        return found, tuple(counts)
+
+    def _check(self, length: int) -> None:
+        if length > self._window:
+            raise ConfigError(
+                f"The page takes {length} ids, the model's window holds {self._window};"
+                " shorten the page or ask for less.",
+                code="too_long",
+            )
+
+
+def _parts(ask: Ask, alone: bool) -> list[tuple[int, Ask]]:
+    if not any(len(each) for each in ask.slots):
+        return []
+    if not alone:
+        return [(0, ask)]
+    return [
+        (row, Ask(ask.ids_BT[row : row + 1, :length], (length,), (slots,), (time,), ask.block))
+        for row, (length, slots, time) in enumerate(zip(ask.lengths, ask.slots, ask.times, strict=True))
+        if len(slots)
+    ]
+
+
+@dataclass(slots=True)
+class Verification:
+    """How far logits that were read with a cache are from those of the same rows without one.
+
+    Attributes:
+        passes: passes that were compared.
+        slots: slots that were compared.
+        largest: largest difference of two logits.
+        flips: slots where the best id differs.
+    """
+
+    passes: int = 0
+    slots: int = 0
+    largest: float = 0.0
+    flips: int = 0
+
+    def add(self, cached: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+        """Compare what a pass gave, for each row logits (M, V), with what it should have given."""
+        self.passes += 1
+        cached_MV, plain_MV = torch.cat(list(cached)), torch.cat(list(plain))
+        self.slots += len(cached_MV)
+        self.largest = max(self.largest, float((cached_MV - plain_MV).abs().max()))
+        self.flips += int((cached_MV.argmax(-1) != plain_MV.argmax(-1)).sum())
