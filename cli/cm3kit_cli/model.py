@@ -58,7 +58,7 @@ def assemble(
     from cm3kit.pipelines import folder
     from cm3kit.training.run import recipe_path
 
-    settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults))] if defaults else [])
+    settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults, defaults=True))] if defaults else [])
     made = folder.assemble(output, text, image, decoder, settings, folder.read_card(card))
     return Reply({"folder": made}, (str(made),))
 

@@ -86,9 +86,9 @@ def run(
     )
 
 
-def recipe_path(name: Path) -> Path:
-    """A recipe's file: the path itself, or the recipe that ships under that name; ConfigError if there is neither."""
-    shipped = {path.stem: path for path in shipped_recipes()}
+def recipe_path(name: Path, defaults: bool = False) -> Path:
+    """A recipe's file: the path itself, or what ships under that name (see below); ConfigError if there is neither."""
+    shipped = {path.stem: path for path in shipped_recipes(defaults)}
     if name.exists():
         return name
     if str(name) in shipped:
@@ -98,9 +98,10 @@ def recipe_path(name: Path) -> Path:
     raise ConfigError(f"no recipe {str(name)!r}: neither a file nor one that ships; {hint}", code="no_file")
 
 
-def shipped_recipes() -> list[Path]:
-    """Files of the recipes that ship."""
-    return sorted(Path(str(resources.files("cm3kit.training"))).glob("recipes/*.yaml"))
+def shipped_recipes(defaults: bool = False) -> list[Path]:
+    """Files of the recipes that ship, or those of the `defaults` of models, which nothing is trained by."""
+    found = sorted(Path(str(resources.files("cm3kit.training"))).glob("recipes/*.yaml"))
+    return [path for path in found if path.stem.endswith("-defaults") == defaults]
 
 
 def keep(recipe: Settings, output: Path) -> None:

@@ -1,0 +1,39 @@
+"""What ships for training and what ships for use are told apart by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cm3kit.config import dump, read_yaml, resolve
+from cm3kit.pipelines.folder import Defaults
+from cm3kit.training.run import recipe_path, run, shipped_recipes
+from cm3kit_tokenizers.errors import ConfigError
+
+
+def test_recipes_and_defaults_share_no_name() -> None:
+    recipes = [path.stem for path in shipped_recipes()]
+    defaults = [path.stem for path in shipped_recipes(defaults=True)]
+    assert "emoji-cm3" in recipes and "emoji-defaults" in defaults
+    assert not set(recipes) & set(defaults)
+    folder = shipped_recipes()[0].parent
+    assert {*recipes, *defaults} == {path.stem for path in folder.glob("*.yaml")}
+
+
+@pytest.mark.parametrize("path", shipped_recipes(defaults=True), ids=lambda path: path.stem)
+def test_defaults_are_found_by_name_and_resolve(path: Path) -> None:
+    assert recipe_path(Path(path.stem), defaults=True) == path
+    found = resolve(Defaults, [read_yaml(path)])
+    assert resolve(Defaults, [yaml.safe_load(dump(found))]) == found
+
+
+def test_nothing_is_trained_by_defaults(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no recipe 'emoji-defaults'") as caught:
+        run("cm3", [Path("emoji-defaults")], [], tmp_path / "run")
+    assert caught.value.code == "no_file" and not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="no recipe 'emoji-cm3'"):
+        recipe_path(Path("emoji-cm3"), defaults=True)
+    with pytest.raises(ConfigError, match="did you mean 'emoji-defaults'"):
+        recipe_path(Path("emoji-default"), defaults=True)
