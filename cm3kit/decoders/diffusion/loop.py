@@ -170,7 +170,7 @@ class _Batch:
     def _pass(self) -> list[tuple[int, Commit]]:
         """One pass of the model, and what it leads to in each board."""
         wanted = [job.want() if job else [] for job in self._places]
-        weights = [weight(self._config, job.time) if job else 1.0 for job in self._places]
+        weights = [self._weight(job) for job in self._places]
         logits = self._ask(wanted)
         self._count([len(slots) for slots in wanted])
         commits: list[tuple[int, Commit]] = []
@@ -185,6 +185,11 @@ class _Batch:
             job.cost.wasted += 0 if commit.positions else self._streams
             job.step += 1
         return commits
+
+    def _weight(self, job: Job | None) -> float:
+        if job is None or job.phase is None:
+            return 1.0
+        return weight(self._config, job.time, min(job.phase.step, job.phase.steps), job.phase.steps)
 
     def _ask(self, wanted: Sequence[Sequence[int]]) -> list[Tensor]:
         slots = tuple(torch.tensor(each, dtype=torch.long) for each in wanted) * self._streams

@@ -36,7 +36,8 @@ class DiffusionConfig(Settings):
         confidence: whether the order reads the model's distribution, or that which the picks were drawn from.
         text: sampling of text, markup and end ids. image: sampling of image codes.
         guidance: weight of the condition; 1 guides nothing and costs no second pass.
-        guidance_schedule: whether the weight is constant, or grows as 1 + (guidance - 1)(1 - t).
+        guidance_schedule: whether the weight is constant, or grows as 1 + (guidance - 1)(1 - t), where t is the share
+            of slots still open (linear), or falls from 1 in equal steps (steps).
         block_size: slots of a block, written left to right; None writes the whole board at once.
         cache: keys and values kept between passes: exact (models trained block-causally), or the prefix and
             dual approximations (arXiv:2505.22618).
@@ -55,7 +56,7 @@ class DiffusionConfig(Settings):
     text: Sampling = Sampling(temperature=0)
     image: Sampling = Sampling()
     guidance: float = Field(1.0, ge=0, le=100)
-    guidance_schedule: Literal["constant", "linear"] = "constant"
+    guidance_schedule: Literal["constant", "linear", "steps"] = "constant"
     block_size: int | None = Field(None, ge=1)
     cache: Literal["none", "exact", "prefix", "dual"] = "none"
     early_exit: bool = True

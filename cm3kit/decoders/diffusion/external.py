@@ -1,0 +1,132 @@
+"""Other people's masked-diffusion models as denoisers: LLaDA, Dream, SDAR, or any callable that gives logits.
+
+The three families differ in two things. Dream and DiffuCoder predict a place from the hidden state before
+it (arXiv:2508.15487, 2506.20639); LLaDA (arXiv:2502.09992) and SDAR (arXiv:2510.06303) from its own. LLaDA
+and Dream look everywhere, SDAR at its own block and those before.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit_tokenizers.errors import ConfigError
+
+Looks = Literal["own", "full", "blocks"]
+KNOWN = ("attention_mask", "position_ids", "use_cache", "logits_to_keep")
+
+
+class ModuleDenoiser:
+    """A `Denoiser` around `model(input_ids, …)`, which returns logits (B, T, V) or an object that has them.
+
+    Of `attention_mask`, `position_ids`, `use_cache` and `logits_to_keep`, a model is handed those that its
+    signature names. With the last, its head runs only at the places that some row asks for.
+
+    Args:
+        model: a module of transformers or any callable; it stays in the mode that it is in.
+        mask_id: id of an open slot.
+        shift: whether the logits of a place stand at the place before it; the first place takes its own.
+        attention: "own" leaves the pattern to the model and masks the padding with (B, T) where there is
+            any, as LLaDA expects; "full" lets every place see all others, through a boolean mask
+            (B, 1, T, T), as Dream and any causal module of transformers can take; "blocks" hides later blocks.
+        block_size: places of a block for "blocks", counted from the first place of the row.
+
+    Raises:
+        ConfigError: "blocks" without a block size, or the reverse (`bad_value`), or the model takes no
+            attention mask where one is needed (`bad_config`).
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        mask_id: int,
+        shift: bool = False,
+        attention: Looks = "own",
+        block_size: int | None = None,
+    ) -> None:
+        if (attention == "blocks") != (block_size is not None) or (block_size is not None and block_size < 1):
+            raise ConfigError(
+                f"attention {attention!r} with block size {block_size}: give a positive block size"
+                ' with "blocks", and none otherwise.',
+                code="bad_value",
+            )
+        self._model, self._mask, self._shift = model, mask_id, shift
+        self._attention, self._block_size = attention, block_size
+        self._takes = _takes(model)
+        if attention != "own" and "attention_mask" not in self._takes:
+            raise ConfigError(
+                f'attention {attention!r} needs a model that takes attention_mask; use "own".',
+                code="bad_config",
+            )
+
+    @property
+    def mask(self) -> int:
+        """Id that stands for what is not written yet."""
+        return self._mask
+
+    def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
+        """Nothing is kept between passes."""
+
+    @torch.no_grad()
+    def logits(self, ask: Ask) -> list[Tensor]:
+        """For each row fp32 logits (M, V) of what belongs at its M slots.
+
+        Raises:
+            ConfigError: rows of several lengths meet a model that takes no attention mask (`bad_config`).
+        """
+        sources = [(slots - 1).clamp(min=0) if self._shift else slots for slots in ask.slots]
+        if not any(len(each) for each in sources):
+            return [torch.empty(0, 0) for _ in sources]
+        kept_K = torch.cat(sources).unique()
+        options = self._options(ask.ids_BT, ask.lengths)
+        if "logits_to_keep" in self._takes:
+            options["logits_to_keep"] = kept_K.to(ask.ids_BT.device)
+        output = self._model(ask.ids_BT, **options)
+        logits_BKV: Tensor = output if isinstance(output, Tensor) else output.logits
+        if "logits_to_keep" in self._takes:
+            sources = [torch.searchsorted(kept_K, each) for each in sources]
+        return [
+            row_KV[each.to(row_KV.device)].float()
+            for row_KV, each in zip(logits_BKV, sources, strict=True)
+        ]  # fmt: skip
+
+    def _options(self, ids_BT: Tensor, lengths: Sequence[int]) -> dict[str, Any]:
+        length, device = ids_BT.shape[1], ids_BT.device
+        options: dict[str, Any] = {}
+        if "use_cache" in self._takes:
+            options["use_cache"] = False
+        if "position_ids" in self._takes:
+            options["position_ids"] = torch.arange(length, device=device)[None].expand(len(ids_BT), -1)
+        valid_BT = torch.arange(length, device=device) < torch.tensor(lengths, device=device)[:, None]
+        padded = not bool(valid_BT.all())
+        if self._attention != "own":
+            options["attention_mask"] = self._pattern(valid_BT)
+        elif padded and "attention_mask" not in self._takes:
+            raise ConfigError(
+                f"Rows of {min(lengths)} to {max(lengths)} ids need a model that takes attention_mask;"
+                " decode one row at a time (batch_size 1).",
+                code="bad_config",
+            )
+        elif padded:
+            options["attention_mask"] = valid_BT.long()
+        return options
+
+    def _pattern(self, valid_BT: Tensor) -> Tensor:
+        """Boolean (B, 1, T, T). Padding looks like any other place, so that no query is left without a key."""
+        length = valid_BT.shape[1]
+        seen_B1TT = valid_BT[:, None, None, :].expand(-1, 1, length, -1)
+        if self._block_size is None:
+            return seen_B1TT
+        block_T = torch.arange(length, device=valid_BT.device) // self._block_size
+        return seen_B1TT & (block_T[:, None] >= block_T[None, :])
+
+
+def _takes(model: Callable[..., Any]) -> frozenset[str]:
+    """Which of the known inputs a model names."""
+    called = model.forward if isinstance(model, torch.nn.Module) else model
+    return frozenset(KNOWN) & frozenset(inspect.signature(called).parameters)
