@@ -113,10 +113,15 @@ class DecoderTask:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
         on = Packed(*(each.to(device) for each in batch))
-        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
-        nats_BT = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
+        nats_BT = self.nats(model, on, step, rng)
         total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
         return total, self._figures(nats_BT.detach(), on)
+
+    def nats(self, model: nn.Module, on: Packed, step: int, rng: Generator) -> Tensor:
+        """Nats (B, T) of each target as a model of this step is asked for them."""
+        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
+        nats_BT: Tensor = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
+        return nats_BT
 
     def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor:
         recipe = self.recipe
