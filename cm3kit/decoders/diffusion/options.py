@@ -23,6 +23,19 @@ def number(option: str, value: object, least: float = -math.inf, most: float = m
     return float(value)
 
 
+def whole(option: str, value: object, least: int) -> int:
+    """The value of an option, if it is a whole number from `least` on.
+
+    Raises:
+        ConfigError: it is not (`bad_config`).
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(
+            f"option {option!r} is {value!r}; give a whole number from {least} on.", code="bad_config"
+        )
+    return value
+
+
 def one_of(option: str, value: object, known: tuple[str, ...]) -> str:
     """The value of an option, if it is one of these words.
 

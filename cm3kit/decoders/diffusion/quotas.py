@@ -11,6 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from cm3kit.decoders.diffusion.axes import quota
 from cm3kit.decoders.diffusion.options import number, one_of
 from cm3kit_tokenizers.errors import ConfigError
@@ -28,16 +30,18 @@ def uniform(blanks: int, steps: int) -> list[int]:
 
 
 @quota("cosine")
-def cosine(blanks: int, steps: int) -> list[int]:
+def cosine(blanks: int, steps: int, *, precision: Literal["exact", "fp32"] = "exact") -> list[int]:
     """Few slots first: floor(N cos(πr/2)) of N slots are still open at r, at least one less than before.
 
     MaskGIT (arXiv:2202.04200, sec. 3.2 and 3.3; Muse, aMUSEd, Show-o and MMaDA use it too). N counts the
     slots that were open at the start, so a half-given image is filled at the same pace.
     """
+    exact = one_of("precision", precision, ("exact", "fp32")) == "exact"
     steps = _usable(blanks, steps)
     left, counts = blanks, []
     for step in range(1, steps + 1):
-        rest = math.floor(blanks * math.cos(math.pi / 2 * step / steps)) if step < steps else 0
+        share = math.cos(math.pi / 2 * step / steps) if exact else _cosine_fp32(step, steps)
+        rest = math.floor(blanks * share) if step < steps else 0
         rest = min(rest, left - 1)
         counts.append(left - rest)
         left = rest
@@ -45,16 +49,23 @@ def cosine(blanks: int, steps: int) -> list[int]:
 
 
 @quota("arccos")
-def arccos(blanks: int, steps: int) -> list[int]:
+def arccos(blanks: int, steps: int, *, rounding: Literal["remainder", "nearest"] = "remainder") -> list[int]:
     """Shares proportional to arccos(1 - j / (S - 1)), j = 0..S-1 (UniDisc, arXiv:2503.20853; MeDiM).
 
-    Shares are rounded by largest remainder, and a step without a slot takes one from the first of the
-    fullest. Rounding each by itself, so that the last step pays, turns its count negative when steps are many.
+    By largest `remainder`, where a step without a slot takes one from the first of the fullest; or each to
+    the `nearest` count above 0, and the last step pays, as released. Where these sum to more than there are,
+    the last steps are left out, for counts must not be negative.
     """
-    steps = _usable(blanks, steps)
+    nearest = one_of("rounding", rounding, ("remainder", "nearest")) == "nearest"
+    wanted, steps = steps, _usable(blanks, steps)
+    if wanted > blanks:
+        return [1] * blanks
     if steps < 2:
         return [blanks] * steps
-    counts = _apportion(blanks, [math.acos(1 - j / (steps - 1)) for j in range(steps)])
+    weights = [math.acos(1 - j / (steps - 1)) for j in range(steps)]
+    if nearest:
+        return _paid_last(blanks, [max(1, round(blanks * w / math.fsum(weights))) for w in weights])
+    counts = _apportion(blanks, weights)
     for k in range(steps):
         if counts[k] == 0:
             fullest = counts.index(max(counts))
@@ -142,6 +153,11 @@ def _usable(blanks: int, steps: int) -> int:
     return min(blanks, steps)
 
 
+def _cosine_fp32(step: int, steps: int) -> float:
+    ratio = torch.tensor(step, dtype=torch.float32) / steps
+    return float(torch.cos(math.pi / 2 * ratio))
+
+
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     """Whole shares of `total` by largest remainder; among equal remainders the later share grows."""
     scale = total / math.fsum(weights)
@@ -152,3 +168,11 @@ def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     for j in by_remainder[: total - sum(counts)]:
         counts[j] += 1
     return counts
+
+
+def _paid_last(total: int, counts: Sequence[int]) -> list[int]:
+    """The counts as long as anything is left, and at the end whatever is."""
+    taken: list[int] = []
+    for count in counts[:-1]:
+        taken.append(min(count, total - sum(taken)))
+    return [count for count in (*taken, total - sum(taken)) if count]
