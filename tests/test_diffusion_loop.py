@@ -14,13 +14,19 @@ from cm3kit.decoders.diffusion import axes
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.denoiser import Ask, Constraint
 from cm3kit.decoders.diffusion.free import Free
+from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.loop import Diffusion
+from cm3kit.decoders.diffusion.phases import Reverse
+from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.writer import drawn_from
 from cm3kit.decoders.diffusion.written import Written
 from cm3kit.decoders.settings import Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
-from cm3kit.types import BlankKind, Board, Stretch
+from cm3kit.rng import generator
+from cm3kit.types import BlankKind, Board, Step, Stretch
+from cm3kit_tokenizers.errors import ConfigError, ModelError
 
 EOSS, MASK, VOCAB = 2, 3, 40
 IMAGE = range(30, 40)
@@ -49,6 +55,21 @@ def over(score_M: Tensor, quota: int, *, least: float) -> Tensor:
     accepted_M = score_M >= least
     accepted_M[score_M.argmax()] = True
     return accepted_M
+
+
+@axes.accept("test:none")
+def none(score_M: Tensor, quota: int) -> Tensor:
+    return torch.zeros(len(score_M), dtype=torch.bool)
+
+
+@axes.order("test:left")
+def left(scores: Scores) -> Tensor:
+    return -scores.slots_M.double()
+
+
+@axes.order("test:random")
+def random(scores: Scores) -> Tensor:
+    return torch.rand(len(scores.slots_M), generator=scores.rng, dtype=torch.float64)
 
 
 PLAIN: dict[str, Any] = {"quota": "test:even", "order": "test:probability", "accept": "test:top"}
@@ -199,3 +220,662 @@ def test_logits_are_those_of_the_module_under_full_attention(family: str, togeth
     # The first place sees the last one: no causal mask is left.
     ids_BT[0, 19] = (ids_BT[0, 19] + 1) % VOCAB
     assert not torch.allclose(scores.logits(Ask(ids_BT, lengths, slots, (1.0,) * 3))[0][0], found[0][0])
+
+
+# What a board costs.
+
+
+def gaps(*sizes: int, length: int = 64, padded: bool = False) -> tuple[list[int], Board]:
+    """A board with runs of so many open slots, three places apart, and its target."""
+    target = torch.randint(4, 30, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    stretches, start = [], 3
+    for size in sizes:
+        stretches.append(Stretch("content", start, start + size, padded))
+        start += size + 3
+    return target, blanked(target, *stretches)
+
+
+def passes(board_of: tuple[list[int], Board], **options: Any) -> int:
+    oracle = Oracle([board_of[0]])
+    (written,) = fill(oracle, [board_of[1]], **options)
+    assert list(written.ids) == board_of[0]
+    assert written.cost.forwards == written.cost.full == oracle.passes
+    assert written.cost.token_forwards == oracle.passes * len(board_of[0])
+    assert written.cost.wasted == 0
+    assert len({commit.step for commit in written.trajectory.commits}) == oracle.passes
+    return oracle.passes
+
+
+@pytest.mark.parametrize(("size", "steps"), [(1, 1), (1, 9), (7, 3), (16, 16), (16, 5), (16, 40), (13, None)])
+def test_a_uniform_quota_takes_as_many_passes_as_steps_or_slots(size: int, steps: int | None) -> None:
+    assert passes(gaps(size), steps=steps) == min(steps or size, size)
+
+
+@pytest.mark.parametrize(("block", "steps"), [(4, 2), (4, 9), (5, 5), (16, 3), (100, 3), (1, 1)])
+def test_every_block_has_its_own_plan(block: int, steps: int) -> None:
+    # 16 slots from place 3 on: the last block may be shorter.
+    blocks = [min(block, 16 - start) for start in range(0, 16, block)]
+    assert passes(gaps(16), block_size=block, steps=steps) == sum(min(steps, each) for each in blocks)
+
+
+def test_blocks_without_open_slots_cost_nothing() -> None:
+    # Slots 3-4, 8-9 and 13: blocks of 3 from place 3 on hold 2, 1 (8), 1 (9), 1 of them.
+    assert passes(gaps(2, 2, 1), block_size=3, steps=1) == 4
+    assert plan(gaps(2, 2, 1)[1], settings(block_size=3, steps=1)) == [[2], [1], [1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [(0.0, 4), (2.0, 16)],
+)
+def test_a_threshold_ranges_from_a_pass_a_block_to_a_pass_a_slot(least: float, expected: int) -> None:
+    assert passes(gaps(16), block_size=4, accept={"name": "test:over", "least": least}) == expected
+
+
+def test_first_hitting_writes_one_slot_a_pass() -> None:
+    heat = {"text": Sampling(temperature=0)}
+    assert passes(gaps(16), sampler="first-hitting", **heat) == 16
+    assert passes(gaps(16), sampler="first-hitting", block_size=5, **heat) == 16
+
+
+def test_ancestral_passes_are_the_steps_that_write() -> None:
+    target, board = gaps(16)
+    for steps in (1, 4, 40):
+        for written in fill(
+            Oracle([target]), [board, replace(board, seed=1)], sampler="ancestral", steps=steps
+        ):
+            assert list(written.ids) == target and written.cost.wasted == 0
+            assert written.cost.forwards == len(written.trajectory.commits) <= min(steps, 16)
+            assert steps > 1 or written.cost.forwards == 1
+        # The mean over phases is S (1 - (1 - 1/S)^L), the number of steps in which any of L slots falls.
+        counts = []
+        for seed in range(400):
+            phase, rng, left = Reverse(16, steps), generator(seed), list(range(16))
+            while left:
+                written_now = phase.want(left, rng)
+                left = [slot for slot in left if slot not in written_now]
+            counts.append(phase.step)
+        mean = steps * (1 - (1 - 1 / steps) ** 16)
+        assert abs(sum(counts) / 400 - mean) <= 4 * 1.3 / 400**0.5
+
+
+def test_guidance_doubles_the_passes_and_a_weight_of_one_does_not() -> None:
+    targets, boards = ragged(guide=True)
+    plain = fill(Oracle(targets), boards, guidance=1.0, steps=3)
+    guided = fill(Oracle(targets), boards, guidance=1.5, steps=3)
+    unguided = fill(Oracle(targets), [replace(each, guide=()) for each in boards], guidance=1.5, steps=3)
+    for one, two, none in zip(plain, guided, unguided, strict=True):
+        assert two.cost.forwards == 2 * one.cost.forwards == 2 * none.cost.forwards <= 6
+        assert two.cost.head_rows == 2 * one.cost.head_rows
+        assert two.cost.wasted == 0
+
+
+def test_nothing_open_costs_nothing() -> None:
+    oracle = Oracle([])
+    board = Board((5, 6, 7), (Stretch("content", 1, 1), Stretch("content", 2, 2, padded=True)))
+    steps: list[Step] = []
+    (written,) = fill(oracle, [board], steps.append)
+    assert written.ids == board.ids and written.trajectory.commits == () and oracle.passes == 0
+    assert [fill.ids for fill in written.fills] == [(), ()]
+    assert [fill.ended for fill in written.fills] == [True, False]
+    assert steps == [] and fill(oracle, []) == []
+
+
+def test_the_head_sees_the_open_slots_of_the_block_alone() -> None:
+    target, board = gaps(16)
+    oracle = Oracle([target])
+    (written,) = fill(oracle, [board], block_size=4, steps=2)
+    for ask in oracle.asked:
+        start = 3 + (int(ask.slots[0][0]) - 3) // 4 * 4
+        open_ = [slot for slot in range(start, start + 4) if int(ask.ids_BT[0, slot]) == MASK]
+        assert ask.slots[0].tolist() == open_ and all(len(each) == 0 for each in ask.slots[1:])
+    assert written.cost.head_rows == 4 * (4 + 2) == sum(len(ask.slots[0]) for ask in oracle.asked)
+
+
+def test_times_are_the_share_that_is_open() -> None:
+    target, board = gaps(16)
+    oracle = Oracle([target])
+    fill(oracle, [board], block_size=8, steps=4)
+    assert [ask.times[0] for ask in oracle.asked] == [1 - step / 8 for step in range(8)]
+    oracle = Oracle([target])
+    fill(oracle, [board], sampler="ancestral", steps=4)
+    assert all(ask.times[0] in (1.0, 0.75, 0.5, 0.25) for ask in oracle.asked)
+
+
+def test_the_plan_is_what_happens() -> None:
+    target, board = gaps(9, 5)
+    for options in ({"steps": 4}, {"block_size": 6, "steps": 2}, {}, {"sampler": "first-hitting"}):
+        (written,) = fill(Oracle([target]), [board], **options)
+        found = [len(commit.positions) for commit in written.trajectory.commits]
+        assert found == [count for block in plan(board, settings(**options)) for count in block]
+
+
+# What is written, and in what order.
+
+
+HOT: dict[str, Any] = {"text": Sampling(temperature=1.2, top_k=20), "image": Sampling(top_p=0.9), "steps": 4}
+WAYS: list[dict[str, Any]] = [
+    HOT,
+    {**HOT, "block_size": 5},
+    {**HOT, "sampler": "ancestral"},
+    {**HOT, "sampler": "first-hitting"},
+    {**HOT, "guidance": 1.7, "guidance_schedule": "linear"},
+    {**HOT, "confidence": "tempered"},
+    {**HOT, "early_exit": False},
+    {"steps": 3},
+]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_given_places_stay_and_no_mask_is_left(options: dict[str, Any]) -> None:
+    _, boards = ragged(guide=True)
+    for board, written in zip(boards, fill(denoiser(), boards, **options), strict=True):
+        assert len(written.ids) == len(board.ids) and MASK not in written.ids
+        given = [place for place, id in enumerate(board.ids) if id != MASK]
+        assert all(written.ids[place] == board.ids[place] for place in given)
+        gap, picture = board.stretches
+        answer = written.ids[gap.start : gap.stop]
+        end = answer.index(EOSS) if EOSS in answer else len(answer)
+        assert set(answer[:end]) <= set(range(4, 30)) and set(answer[end:]) <= {EOSS}
+        assert set(written.ids[picture.start : picture.stop]) <= set(IMAGE)
+        assert written.cost.wasted == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "together"), [*((each, False) for each in WAYS), (HOT, True), (WAYS[4], True)]
+)
+def test_a_row_is_the_same_alone_in_company_and_in_any_order(options: dict[str, Any], together: bool) -> None:
+    _, boards = ragged(guide=True)
+    scores = denoiser(together=together)
+    state = torch.get_rng_state()
+    company = fill(scores, boards, **options)
+    assert fill(scores, boards[::-1], **options)[::-1] == company
+    assert [fill(scores, [board], **options)[0] for board in boards[:3]] == company[:3]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeds_matter_where_dice_are_thrown_and_nowhere_else() -> None:
+    _, boards = ragged(3)
+    others = [replace(board, seed=board.seed + 99) for board in boards]
+    ids = [[each.ids for each in fill(denoiser(), some, **HOT)] for some in (boards, others)]
+    assert all(one != two for one, two in zip(*ids, strict=True))
+    cold = {"image": Sampling(temperature=0)}
+    assert [e.ids for e in fill(denoiser(), boards, **cold)] == [
+        e.ids for e in fill(denoiser(), others, **cold)
+    ]
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_the_trajectory_replays_and_its_logprobs_can_be_computed_again(options: dict[str, Any]) -> None:
+    _, boards = ragged(4, guide=True)
+    model = tiny()
+    for board, written in zip(
+        boards, fill(BackboneDenoiser(model, MASK, VOCAB), boards, **options), strict=True
+    ):
+        ids, last, sums = list(board.ids), -1, [0.0] * len(board.stretches)
+        for commit in written.trajectory.commits:
+            assert commit.step == last + 1 and commit.kind == "write"
+            assert sorted(commit.scores, reverse=True) == list(commit.scores)
+            with torch.no_grad():
+                logits_TV = forward(model, torch.tensor([ids]), "full")[0, :, :VOCAB]
+            logits_TV[:, MASK] = -torch.inf
+            logp_TV = logits_TV.log_softmax(-1)
+            for slot, id, logprob in zip(commit.positions, commit.ids, commit.logprobs, strict=True):
+                assert ids[slot] == MASK != id
+                forced = logprob == 0.0 and id == EOSS
+                assert forced or logprob == pytest.approx(float(logp_TV[slot, id]), abs=1e-4)
+            for slot, id, logprob in zip(commit.positions, commit.ids, commit.logprobs, strict=True):
+                ids[slot] = id
+                for index, each in enumerate(board.stretches):
+                    stop = each.start + len(written.fills[index].ids) + 1
+                    if each.start <= slot < min(stop, each.stop):
+                        sums[index] += logprob
+            last = commit.step
+        assert tuple(ids) == written.ids
+        assert sums == pytest.approx([fill.logprob for fill in written.fills], abs=1e-5)
+
+
+def test_greedy_decoding_is_that_of_a_loop_of_ten_lines() -> None:
+    model, (_, board) = tiny(), gaps(9, 4, length=40)
+    (written,) = fill(BackboneDenoiser(model, MASK, VOCAB), [board], steps=5)
+    ids, order = torch.tensor([board.ids]), []
+    for count in (3, 3, 3, 2, 2):
+        with torch.no_grad():
+            p_TV = forward(model, ids, "full")[0, :, :VOCAB]
+        p_TV[:, [0, 1, EOSS, MASK, *IMAGE]] = -torch.inf
+        best_T, pick_T = p_TV.softmax(-1).max(-1)
+        best_T[ids[0] != MASK] = -1
+        top_K = best_T.topk(count).indices
+        ids[0, top_K] = pick_T[top_K]
+        order.append(tuple(top_K.tolist()))
+    assert written.ids == tuple(ids[0].tolist())
+    assert [commit.positions for commit in written.trajectory.commits] == order
+
+
+def test_blocks_are_written_one_after_the_other_and_one_that_holds_all_changes_nothing() -> None:
+    _, board = gaps(9, 4, length=40)
+    for sampler in ("confidence", "ancestral", "first-hitting"):
+        options: dict[str, Any] = {**HOT, "sampler": sampler}
+        (whole,) = fill(denoiser(), [board], **options)
+        assert fill(denoiser(), [board], block_size=16, **options) == [whole]
+        (blocked,) = fill(denoiser(), [board], block_size=4, **options)
+        blocks = [[(slot - 3) // 4 for slot in each.positions] for each in blocked.trajectory.commits]
+        assert all(len(set(each)) == 1 for each in blocks)
+        assert [each[0] for each in blocks] == sorted(each[0] for each in blocks)
+        assert blocked.ids != whole.ids
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "exact"])
+def test_with_a_cache_the_rows_of_a_batch_share_their_blocks(cache: str) -> None:
+    targets, boards = ragged(12)
+    oracle = Oracle(targets)
+    found = fill(oracle, boards, block_size=4, steps=2, cache=cache, image=Sampling(temperature=0))
+    assert [list(each.ids) for each in found] == targets
+    if cache == "none":
+        assert oracle.blocks == [] and all(ask.block is None for ask in oracle.asked)
+        return
+    assert len(oracle.blocks) < len(oracle.asked)
+    for ask in oracle.asked:
+        assert ask.block is not None and ask.block in oracle.blocks
+        start, stop = ask.block
+        assert all(start <= slot < stop for slots in ask.slots for slot in slots.tolist())
+        assert start % 4 == (0 if cache == "exact" else 3) and stop - start <= 4
+        # Nothing to the left of the block is open in a row that is being written.
+        for row_T, slots in zip(ask.ids_BT, ask.slots, strict=True):
+            assert not len(slots) or MASK not in row_T[:start].tolist()
+    asked = sum(any(len(slots) for slots in ask.slots) for ask in oracle.asked)
+    assert asked == oracle.passes
+
+
+def test_early_exit_saves_passes_and_changes_no_answer() -> None:
+    target, board = gaps(12, length=24, padded=True)
+    target[8:15] = [EOSS] * 7
+    for options in ({}, {"block_size": 4}, {"steps": 4}):
+        ends, full = Oracle([target]), Oracle([target])
+        (early,) = fill(ends, [board], order="test:left", **options)
+        (late,) = fill(full, [board], order="test:left", early_exit=False, **options)
+        assert early.fills[0].ids == late.fills[0].ids == tuple(target[3:8]) and early.ids == late.ids
+        assert early.fills[0].logprob == late.fills[0].logprob
+        assert early.fills[0].ended and ends.passes < full.passes
+        last = early.trajectory.commits[-1]
+        forced = [p for p, logprob in zip(last.positions, last.logprobs, strict=True) if logprob == 0]
+        assert forced == list(range(15 - len(forced), 15)) and {*last.ids[-len(forced) :]} == {EOSS}
+    assert (ends.passes, full.passes) == (2, 4)
+
+
+def test_steps_tell_of_every_commit() -> None:
+    _, boards = ragged()
+    steps: list[Step] = []
+    found = fill(denoiser(), boards, steps.append, **HOT)
+    assert [step.index for step in steps] == list(range(len(steps)))
+    assert all(step.index < step.total and len(step.commits) == len(step.ids) == 10 for step in steps)
+    for row, written in enumerate(found):
+        assert tuple(step.commits[row] for step in steps if step.commits[row]) == written.trajectory.commits
+
+
+@dataclass
+class Distinct:
+    """No id of a board's slots may occur twice."""
+
+    left: set[int]
+
+    def allowed(self, slots: Sequence[int]) -> Tensor:
+        allowed_MV = torch.zeros(len(slots), VOCAB, dtype=torch.bool)
+        allowed_MV[:, sorted(self.left)] = True
+        return allowed_MV
+
+    def commit(self, slot: int, id: int) -> None:
+        self.left.remove(id)
+
+    def release(self, slot: int) -> None: ...
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_picks_of_one_step_that_exclude_each_other_are_drawn_again(steps: int) -> None:
+    # Every slot wants id 9 most and then, less and less, 8, 7, 6, 5.
+    @dataclass
+    class Greedy(Oracle):
+        def _row(self, ids_T: Tensor, length: int, slots_M: Tensor) -> Tensor:
+            wish_V = torch.zeros(VOCAB)
+            wish_V[5:10] = torch.arange(5.0)
+            return wish_V.repeat(len(slots_M), 1) * (1 + slots_M[:, None] / 9)
+
+    board = gaps(5)[1]
+    oracle = Greedy([])
+    decoder = Diffusion(
+        oracle, lambda _: Distinct(set(range(5, 10))), settings(steps=steps), eoss=2, image=IMAGE
+    )
+    (written,) = decoder.fill([board])
+    assert sorted(written.fills[0].ids) == [5, 6, 7, 8, 9]
+    assert oracle.passes == steps and written.cost.wasted == 0
+    first = written.trajectory.commits[0]
+    # The surest slot is the last one; it goes first and gets the id that all of them want.
+    assert first.positions[0] == 7 and first.ids[0] == 9
+    if steps == 1:
+        assert (first.positions, first.ids) == ((7, 6, 5, 4, 3), (9, 8, 7, 6, 5))
+
+
+def test_what_a_rule_leaves_over_is_written_all_the_same() -> None:
+    # The plan of the first block has one step of 6 slots, of which the rule takes none by itself.
+    target, board = gaps(6)
+    assert passes((target, board), steps=1, accept={"name": "test:over", "least": 2.0}) == 6
+    assert passes((target, board), steps=2, accept="test:none") == 6
+
+
+# Chances.
+
+
+@dataclass
+class Joint:
+    """Exact conditionals of pairs of neighbours, each pair with the same joint distribution over ids 4 to 6."""
+
+    p_KK: Tensor
+    mask: int = MASK
+
+    def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None: ...
+
+    def logits(self, ask: Ask) -> list[Tensor]:
+        return [self._row(ids_T, slots_M) for ids_T, slots_M in zip(ask.ids_BT, ask.slots, strict=True)]
+
+    def _row(self, ids_T: Tensor, slots_M: Tensor) -> Tensor:
+        # Pairs stand at places 2k and 2k + 1; what is open, and what stands there, says which table to read.
+        first, second = (
+            torch.cat([self.p_KK.T, self.p_KK.sum(1)[None]]),
+            torch.cat([self.p_KK, self.p_KK.sum(0)[None]]),
+        )
+        partner_M = ids_T[slots_M ^ 1]
+        table_M = torch.where(partner_M == MASK, 3, partner_M - 4)
+        logits_MV = torch.full((len(slots_M), VOCAB), -1e4)
+        logits_MV[:, 4:7] = torch.where((slots_M % 2 == 0)[:, None], first[table_M], second[table_M]).log()
+        return logits_MV
+
+
+def chi2(counts: Tensor, p: Tensor) -> float:
+    expected = p * counts.sum()
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sampler": "first-hitting"}, {"sampler": "ancestral", "steps": 1000}, {"order": "test:random"}],
+)
+def test_one_slot_at_a_time_samples_the_joint_distribution(options: dict[str, Any]) -> None:
+    rng = torch.Generator().manual_seed(1)
+    p_KK = torch.rand(3, 3, generator=rng) ** 2
+    p_KK /= p_KK.sum()
+    pairs = 150
+    board = Board((5, 5, *[MASK] * 2 * pairs), (Stretch("content", 2, 2 + 2 * pairs),))
+    (written,) = fill(Joint(p_KK), [board], text=Sampling(), batch_size=1, **options)
+    counts_KK = torch.zeros(3, 3)
+    for first, second in zip(written.ids[2::2], written.ids[3::2], strict=True):
+        counts_KK[first - 4, second - 4] += 1
+    # 8 degrees of freedom: 1 in 10,000 draws lies beyond 32; pairs of independent slots would be far off.
+    assert chi2(counts_KK.flatten(), p_KK.flatten()) < 32
+    assert chi2(counts_KK.flatten(), (p_KK.sum(1)[:, None] * p_KK.sum(0)).flatten()) > 32
+
+
+@dataclass
+class Constant:
+    """The same logits everywhere, and others where the condition is masked."""
+
+    logits_V: Tensor
+    guide_V: Tensor | None = None
+    mask: int = MASK
+
+    def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None: ...
+
+    def logits(self, ask: Ask) -> list[Tensor]:
+        rows = zip(ask.ids_BT[:, 0].tolist(), ask.slots, strict=True)
+        return [self._of(first).repeat(len(slots), 1) for first, slots in rows]
+
+    def _of(self, first: int) -> Tensor:
+        return self.guide_V if self.guide_V is not None and first == MASK else self.logits_V
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "ancestral"])
+def test_ids_come_as_often_as_the_tempered_and_cut_distribution_says(sampler: str) -> None:
+    logits_V = torch.randn(VOCAB, generator=torch.Generator().manual_seed(2)) * 2
+    boards = [Board((5, *[MASK] * 160), (Stretch("image", 1, 161),), seed=seed) for seed in range(20)]
+    way = Sampling(temperature=1.5, top_k=7, top_p=0.8)
+    # An order that looks at the picks would prefer the likelier ones.
+    options = {"sampler": sampler, "order": "test:random", "steps": 3, "batch_size": 20}
+    found = fill(Constant(logits_V), boards, image=way, **options)
+    p_N = (logits_V[30:40] / 1.5).softmax(-1)
+    rank_N = p_N.argsort(descending=True)
+    kept = rank_N[:7]
+    share = (p_N[kept] / p_N[kept].sum()).cumsum(0)
+    kept = kept[: int((share < 0.8).sum()) + 1]
+    ids = torch.tensor([id for each in found for id in each.ids[1:]])
+    counts_N = torch.bincount(ids - 30, minlength=10)
+    assert set(counts_N.nonzero()[:, 0].tolist()) == set(kept.tolist())
+    assert chi2(counts_N[kept].float(), p_N[kept] / p_N[kept].sum()) < 28
+
+
+def test_a_cut_to_one_id_is_the_best_one() -> None:
+    _, boards = ragged(4)
+    cold = fill(denoiser(), boards, text=Sampling(temperature=0), image=Sampling(temperature=0))
+    for way in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-9)):
+        assert [e.ids for e in fill(denoiser(), boards, text=way, image=way)] == [e.ids for e in cold]
+
+
+@pytest.mark.parametrize("way", [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.6), (0.9, 12, 0.4), (0.0, 3, 1.0)])
+def test_tempered_confidence_is_the_distribution_that_is_drawn_from(way: tuple[float, int, float]) -> None:
+    logits_MV = torch.randn(3, 30, generator=torch.Generator().manual_seed(4))
+    logits_MV[1, 9:] = -torch.inf
+    heat, top_k, top_p = way
+    ways = (torch.full((3,), heat).double(), torch.full((3,), top_k), torch.full((3,), top_p).double())
+    found_MV = drawn_from(logits_MV, *ways)
+    for logits_V, found_V in zip(logits_MV, found_MV, strict=True):
+        p_V = (logits_V / (heat or 1.0)).softmax(-1)
+        ids = p_V.argsort(descending=True)[: top_k or 30]
+        p_V = torch.zeros(30).index_put((ids,), p_V[ids] / p_V[ids].sum())
+        before = 0.0
+        for id in ids.tolist():
+            mass, before = float(p_V[id]), before + float(p_V[id])
+            if before - mass >= top_p:
+                p_V[id] = 0.0
+        assert torch.allclose(found_V.exp(), p_V / p_V.sum(), atol=1e-6)
+
+
+def test_confidence_of_the_drawn_distribution_ties_where_that_of_the_model_does_not() -> None:
+    # Two choices, 4 nats apart in one slot and 5 in the other: at temperature 0.1 both round to 1.
+    logits_MV = torch.tensor([[4.0, 0.0], [5.0, 0.0]])
+    ways = (torch.full((2,), 0.1).double(), torch.zeros(2, dtype=torch.long), torch.ones(2).double())
+    tempered_M, base_M = drawn_from(logits_MV, *ways)[:, 0], logits_MV.log_softmax(-1)[:, 0]
+    assert float(tempered_M[0].exp()) == float(tempered_M[1].exp()) == 1.0
+    assert float(base_M[0]) < float(base_M[1])
+
+
+@dataclass
+class Uneven(Constant):
+    """Two likely ids, the surer the further to the right."""
+
+    def logits(self, ask: Ask) -> list[Tensor]:
+        found = []
+        for slots in ask.slots:
+            logits_MV = torch.full((len(slots), VOCAB), -20.0)
+            logits_MV[:, 4], logits_MV[:, 5] = 4 + slots, 0.0
+            found.append(logits_MV)
+        return found
+
+
+def test_tempered_confidence_writes_left_to_right_where_the_model_would_not() -> None:
+    board = gaps(6, length=12)[1]
+    orders = {}
+    for source in ("base", "tempered"):
+        (written,) = fill(Uneven(torch.zeros(1)), [board], confidence=source, text=Sampling(temperature=0.1))
+        orders[source] = [slot for commit in written.trajectory.commits for slot in commit.positions]
+    assert orders == {"base": [8, 7, 6, 5, 4, 3], "tempered": [3, 4, 5, 6, 7, 8]}
+
+
+def test_an_ancestral_step_writes_each_slot_with_probability_one_minus_s_over_t() -> None:
+    steps, slots = 5, 6000
+    phase, rng, left = Reverse(slots, steps), generator(1), slots
+    for step in range(steps):
+        written = len(phase.want(range(left), rng))
+        # t = 1 - step / 5 and s = t - 1/5, so that 1 - s/t = 1 / (5 - step).
+        p = 1 / (steps - step)
+        assert phase.time(left) == pytest.approx(1 - step / steps)
+        assert abs(written - p * left) <= 4 * (p * (1 - p) * left) ** 0.5
+        left -= written
+    assert left == 0
+
+
+def test_first_hitting_times_are_those_of_independent_uniform_slots() -> None:
+    # Each slot of the linear schedule is written at a uniform time: event k of n, from 1 down, is an order statistic.
+    slots, boards = 4, 600
+    sums = [0.0] * slots
+    for seed in range(boards):
+        phase, rng = Reverse(slots), generator(seed)
+        for event in range(slots):
+            phase.want(range(slots - event), rng)
+            sums[event] += phase.time(slots - event)
+    means = [total / boards for total in sums]
+    assert means == pytest.approx([4 / 5, 3 / 5, 2 / 5, 1 / 5], abs=4 * 0.2 / boards**0.5)
+
+
+# Guidance.
+
+
+def test_guidance_mixes_raw_logits() -> None:
+    rng = torch.Generator().manual_seed(5)
+    c_V, u_V = torch.randn(VOCAB, generator=rng), torch.randn(VOCAB, generator=rng)
+    assert torch.equal(mix(c_V, c_V, 7.0), c_V) and torch.equal(mix(c_V, u_V, 0.0), u_V)
+    assert torch.allclose(mix(c_V, u_V, 1.0), c_V) and torch.allclose(
+        mix(c_V, u_V, 3.0), 3 * c_V - 2 * u_V, atol=1e-5
+    )
+    # An id that may not stand there is -inf after mixing only: no -inf less -inf.
+    c_V[MASK] = u_V[MASK] = 50.0
+    board = Board((5, *[MASK] * 3), (Stretch("content", 1, 4),), (MASK,) * 4)
+    (written,) = fill(Constant(c_V, u_V), [board], guidance=100.0)
+    menu_V = torch.full((VOCAB,), -torch.inf)
+    menu_V[4:30] = (c_V - u_V)[4:30]
+    assert (
+        set(written.ids[1:])
+        == {int((u_V + 100 * (menu_V - 0)).argmax())}
+        == {int((menu_V * 100 + u_V).argmax())}
+    )
+    # Log-probabilities are those of the model without guidance.
+    c_V[MASK] = -torch.inf
+    assert written.trajectory.commits[0].logprobs[0] == pytest.approx(
+        float(c_V.log_softmax(-1)[written.ids[1]]), abs=1e-5
+    )
+
+
+def test_the_same_condition_on_both_sides_guides_nothing() -> None:
+    _, boards = ragged(4)
+    same = [replace(board, guide=board.ids) for board in boards]
+    plain = fill(denoiser(), boards, **HOT)
+    assert [e.fills for e in fill(denoiser(), same, guidance=1.0, **HOT)] == [e.fills for e in plain]
+    cold = {"image": Sampling(temperature=0)}
+    guided = fill(denoiser(), same, guidance=4.0, **cold)
+    assert [e.ids for e in guided] == [e.ids for e in fill(denoiser(), boards, **cold)]
+
+
+def test_the_guide_is_written_along() -> None:
+    targets, boards = ragged(4, guide=True)
+    oracle = Oracle(targets)
+    fill(oracle, boards, guidance=2.0, batch_size=2, image=Sampling(temperature=0))
+    for ask in oracle.asked:
+        for row in range(2):
+            ids_T, guide_T = ask.ids_BT[row, : ask.lengths[row]], ask.ids_BT[row + 2, : ask.lengths[row]]
+            assert ask.lengths[row] == ask.lengths[row + 2]
+            assert torch.equal(ask.slots[row], ask.slots[row + 2])
+            seen_T = guide_T != MASK
+            assert torch.equal(guide_T[seen_T], ids_T[seen_T])
+    assert any(bool((ask.ids_BT[2] != MASK).any()) for ask in oracle.asked[2:])
+
+
+def test_the_linear_weight_grows_from_one() -> None:
+    config = settings(guidance=5.0, guidance_schedule="linear")
+    assert [weight(config, time) for time in (1.0, 0.75, 0.5, 0.0)] == [1.0, 2.0, 3.0, 5.0]
+    assert weight(settings(guidance=5.0), 0.3) == 5.0
+
+
+# Models.
+
+
+def test_a_shifted_model_is_read_one_place_before() -> None:
+    model, (_, board) = tiny(), gaps(7, length=20)
+    shifted = BackboneDenoiser(model, MASK, VOCAB, shift=True)
+    ask = Ask(torch.tensor([board.ids]), (20,), (torch.tensor([3, 6]),), (1.0,))
+    with torch.no_grad():
+        logits_TV = forward(model, ask.ids_BT, "full")[0, :, :VOCAB]
+    assert torch.allclose(shifted.logits(ask)[0], logits_TV[[2, 5]], atol=1e-4)
+    first = replace(ask, slots=(torch.tensor([0, 3]),))
+    with pytest.raises(ConfigError, match="first has none") as caught:
+        shifted.logits(first)
+    assert caught.value.code == "bad_value"
+    assert torch.allclose(denoiser().logits(first)[0], logits_TV[[0, 3]], atol=1e-4)
+
+
+class Planted:
+    """Hidden states that are the one-hot target, of the place itself or of the next one."""
+
+    def __init__(self, target: Sequence[int], ahead: int, width: int) -> None:
+        self.target_T, self.ahead, self.width = torch.tensor(target), ahead, width
+
+    def __call__(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
+        one_hot_TV = torch.nn.functional.one_hot(self.target_T.roll(-self.ahead), self.width).float()
+        return one_hot_TV.repeat(len(ids_BT), 1, 1) * 9
+
+
+@pytest.mark.parametrize(("ahead", "shift", "found"), [(0, False, True), (1, True, True), (1, False, False)])
+def test_slots_of_text_and_picture_are_read_where_the_model_puts_them(
+    ahead: int, shift: bool, found: bool
+) -> None:
+    target = [5, 6, 7, 8, 9, *range(30, 39), 10]
+    board = blanked(target, Stretch("content", 2, 4), Stretch("image", 5, 14))
+    model = tiny()
+    model.set_output_embeddings(torch.nn.Linear(VOCAB, VOCAB, bias=False))
+    model.get_output_embeddings().weight.data = torch.eye(VOCAB)
+    hidden = Planted(target, ahead, VOCAB)
+    scores = BackboneDenoiser(model, MASK, VOCAB, shift=shift, hidden=hidden)
+    (written,) = fill(scores, [board], image=Sampling(temperature=0))
+    assert (list(written.ids) == target) is found
+
+
+def test_too_long_a_page_and_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="81 ids, the model's window holds 80") as long:
+        fill(denoiser(), [gaps(5, length=81)[1]])
+    assert long.value.code == "too_long"
+    assert MASK not in fill(denoiser(together=True), [gaps(5, length=79)[1]])[0].ids
+    with pytest.raises(ModelError, match="row 0 are not finite") as broken:
+        fill(Constant(torch.full((VOCAB,), torch.nan)), [gaps(5)[1]])
+    assert broken.value.code == "bad_checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("board", "message"),
+    [
+        (Board((5, MASK), (Stretch("content", 0, 2),)), "every place of a stretch must hold the mask"),
+        (Board((MASK, MASK), (Stretch("content", 1, 2),)), "stands outside the stretches"),
+        (Board((MASK, MASK), (Stretch("content", 0, 2), Stretch("content", 1, 2))), "overlap or leave"),
+        (Board((MASK, MASK), (Stretch("content", 0, 3),)), "overlap or leave"),
+        (Board((MASK, MASK), (Stretch("content", -1, 1),)), "overlap or leave"),
+        (Board((MASK, 5), (Stretch("content", 0, 1),), guide=(MASK,)), "in the guide too"),
+        (Board((MASK, 5), (Stretch("content", 0, 1),), guide=(7, MASK)), "in the guide too"),
+    ],
+)
+def test_malformed_boards_are_refused(board: Board, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        fill(denoiser(), [board])
+    assert caught.value.code == "bad_value"
+
+
+def test_free_knows_ranges_bans_and_ends() -> None:
+    stretches = (Stretch("content", 0, 4, padded=True), Stretch("image", 4, 6), Stretch("document", 6, 7))
+    rules = Free(Board((MASK,) * 7, stretches), VOCAB, MASK, EOSS, banned=(0, 1, 8), ranges=RANGES)
+    text, codes = {*range(4, 30)} - {8}, {*IMAGE}
+
+    def ids(*slots: int) -> list[set[int]]:
+        return [set(row.nonzero()[:, 0].tolist()) for row in rules.allowed(slots)]
+
+    assert ids(0, 3, 4, 6) == [text | {EOSS}, text | {EOSS}, codes, text | codes]
+    rules.commit(2, 9)
+    assert ids(0, 1, 3) == [text, text, text | {EOSS}]
+    rules.release(2)
+    rules.commit(1, EOSS)
+    assert ids(0, 2, 3) == [text | {EOSS}, {EOSS}, {EOSS}]
+    with pytest.raises(ConfigError, match="Nothing may stand in a stretch of kind 'image'"):
+        Free(Board((MASK,) * 7, stretches), VOCAB, MASK, EOSS, banned=IMAGE, ranges=RANGES)

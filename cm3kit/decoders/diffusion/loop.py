@@ -7,7 +7,7 @@ length share it, so that neighbours change nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class Diffusion:
         config: how to fill.
         eoss: id that ends the answer of a padded stretch.
         image: ids of image codes, drawn as `config.image` says.
+        ends: end ids that `config.eoser` ranks lower; by default `eoss` alone.
 
     Raises:
         ConfigError: an axis is unknown (`unknown_name`), or one of its options is (`bad_config`).
@@ -50,10 +51,11 @@ class Diffusion:
         *,
         eoss: int,
         image: range,
+        ends: Collection[int] | None = None,
     ) -> None:
         self._denoiser, self._constrain, self._config, self._eoss = denoiser, constrain, config, eoss
         self._writer = Writer(config, denoiser.mask, image)
-        self._opener = make_opener(config)
+        self._opener = make_opener(config, (eoss,) if ends is None else ends)
 
     def fill(self, boards: Sequence[Board], watch: Watch = unwatched) -> list[Written]:
         """Fill every open slot of every board; a board without any costs no pass.

@@ -1,18 +1,19 @@
 """How one block of a board is written, by each of the samplers: which slots a pass scores, and which it writes.
 
 `Confidence` is the loop of LLaDA (arXiv:2502.09992, alg. 5) with quota, order and accept rule exchangeable.
-`Ancestral` and `FirstHitting` simulate the reverse process of the linear schedule alpha = 1 - t.
+`Reverse` simulates the reverse process, in steps or event by event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion import axes
+from cm3kit.decoders.diffusion import accepts, axes, orders, quotas  # noqa: F401  (they register themselves)
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 
@@ -71,79 +72,70 @@ class Confidence:
         return ranked_M[accepted_M[ranked_M]] if bool(accepted_M.any()) else ranked_M[:1], score_M
 
 
-class Ancestral:
-    """Reverse steps t = 1 - i/S to s = 1 - (i + 1)/S: an open slot is written with probability 1 - s/t.
+class Reverse:
+    """The reverse process of alpha = 1 - t, in which every slot is written at a uniform time of its own.
 
-    MDLM (arXiv:2406.07524, eq. 7). Which slots a step writes does not depend on the model, so steps that
-    write nothing need no pass, whether or not the model looks at the time; at s = 0 nothing stays masked.
+    In `steps` steps from t = 1 - i/S to s = 1 - (i + 1)/S an open slot is written with probability 1 - s/t
+    (ancestral sampling; MDLM, arXiv:2406.07524, eq. 7): those whose time lies between s and t, with the model
+    at t. Without steps each is written at its own time, and the next of n slots comes at t u^(1/n)
+    (first-hitting sampling, arXiv:2409.02908, alg. 2). The times do not depend on the model, so that steps
+    that write nothing need no pass even where the model looks at the time, and at 0 nothing is open.
     """
 
-    def __init__(self, blanks: int, steps: int) -> None:
-        self.blanks, self.steps, self.step = blanks, steps, 0
-        self._at, self._dice = 0, torch.empty(0, dtype=torch.float64)
+    def __init__(self, blanks: int, steps: int | None = None) -> None:
+        self.blanks, self.steps, self.step = blanks, steps or blanks, 0
+        self._grid = steps
+        self._now, self._time = 1.0, 1.0
+        self._when: dict[int, float] = {}
+        self._written: list[float] = []
 
     def time(self, left: int) -> float:
-        """The time t of the step."""
-        return 1 - self._at / self.steps
-
-    def want(self, slots: Sequence[int], rng: Generator) -> list[int]:
-        """Those that the next step with any writes."""
-        while True:
-            dice_M = torch.rand(len(slots), generator=rng, dtype=torch.float64)
-            self._at = min(self.step, self.steps - 1)
-            written_M = dice_M < 1 / (self.steps - self._at)
-            self.step += 1
-            if bool(written_M.any()):
-                self._dice = dice_M[written_M]
-                return [slots[index] for index in written_M.nonzero()[:, 0].tolist()]
-
-    def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """All that were scored, in the order of their dice."""
-        score_M = 1 - self._dice
-        return score_M.sort(descending=True, stable=True).indices, score_M
-
-
-class FirstHitting:
-    """One slot a pass, at the time when the continuous process writes it (arXiv:2409.02908, alg. 2).
-
-    With n open slots the next time is t u^(1/n) for uniform u, and the slot is any of them.
-    """
-
-    def __init__(self, blanks: int) -> None:
-        self.blanks, self.steps, self.step = blanks, blanks, 0
-        self._time = 1.0
-
-    def time(self, left: int) -> float:
-        """The time of the event."""
+        """The time t of the step, or that of the slot."""
         return self._time
 
     def want(self, slots: Sequence[int], rng: Generator) -> list[int]:
-        """One of them."""
-        when, where = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
-        self._time *= when ** (1 / len(slots))
+        """Those that the next step writes."""
+        # A slot that was opened again has the rest of the time.
+        new = [slot for slot in slots if self._when.get(slot, 2.0) > self._now]
+        dice = torch.rand(len(new), generator=rng, dtype=torch.float64).tolist()
+        self._when.update((slot, (1 - die) * self._now) for slot, die in zip(new, dice, strict=True))
+        self._time = max(self._tick(self._when[slot]) for slot in slots)
+        chosen = [slot for slot in slots if self._tick(self._when[slot]) == self._time]
+        self._written = [self._when.pop(slot) for slot in chosen]
+        self._now = self._time - 1 / self._grid if self._grid else self._time
         self.step += 1
-        return [slots[int(where * len(slots))]]
+        return chosen
 
     def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """The one that was scored."""
-        return torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.float64)
+        """All that were scored, in the order of their times."""
+        score_M = torch.tensor(self._written, dtype=torch.float64)
+        return score_M.sort(descending=True, stable=True).indices, score_M
+
+    def _tick(self, when: float) -> float:
+        return max(1, math.ceil(when * self._grid)) / self._grid if self._grid else when
 
 
-def make_opener(config: DiffusionConfig) -> Opener:
+def make_opener(config: DiffusionConfig, ends: Collection[int]) -> Opener:
     """How blocks are begun under these settings.
+
+    Args:
+        config: the settings.
+        ends: end ids, which `config.eoser` ranks lower.
 
     Raises:
         ConfigError: an axis is unknown (`unknown_name`), or one of its options is (`bad_config`).
     """
     if config.sampler == "first-hitting":
-        return FirstHitting
+        return Reverse
     if config.sampler == "ancestral":
-        return lambda blanks: Ancestral(blanks, config.steps or blanks)
+        return lambda blanks: Reverse(blanks, config.steps or blanks)
     order, accept = axes.bind(axes.order, config.order), axes.bind(axes.accept, config.accept)
-    return lambda blanks: Confidence(quotas(config, blanks), order, accept)
+    if config.eoser is not None:
+        order = orders.eoser(order, config.eoser, ends)
+    return lambda blanks: Confidence(plan_block(config, blanks), order, accept)
 
 
-def quotas(config: DiffusionConfig, blanks: int) -> list[int]:
+def plan_block(config: DiffusionConfig, blanks: int) -> list[int]:
     """How many of a block's slots each pass is to write; ancestral steps are taken at their mean."""
     steps = config.steps or blanks
     if config.sampler == "first-hitting":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cm3kit.decoders.diffusion.job import block_of, block_origin, open_slots
-from cm3kit.decoders.diffusion.phases import quotas
+from cm3kit.decoders.diffusion.phases import plan_block
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.types import Board
 
@@ -24,4 +24,4 @@ def plan(board: Board, config: DiffusionConfig) -> list[list[int]]:
         return []
     origin = block_origin(slots, config)
     starts = [block_of(slot, origin, config.block_size, len(board.ids))[0] for slot in slots]
-    return [quotas(config, blanks) for _, blanks in sorted(Counter(starts).items())]
+    return [plan_block(config, blanks) for _, blanks in sorted(Counter(starts).items())]
