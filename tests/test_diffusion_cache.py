@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from cm3kit.decoders.diffusion import accepts, orders, quotas  # noqa: F401  (they register their names)
+from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser
+from cm3kit.decoders.diffusion.free import Free
+from cm3kit.decoders.diffusion.loop import Diffusion
+from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.written import Written
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, head, hidden_states
+from cm3kit.types import Board, Stretch
 from cm3kit_tokenizers.errors import ConfigError
 
 V, MASK = 40, 3
@@ -78,6 +86,9 @@ def full(model: Any, ask: Ask, shift: bool = False) -> list[Tensor]:
     """Logits under full attention, each row alone."""
     found = []
     for ids_T, length, slots in zip(ask.ids_BT, ask.lengths, ask.slots, strict=True):
+        if not len(slots):
+            found.append(torch.empty(0, V))
+            continue
         with torch.no_grad():
             hidden_TD = hidden_states(model, ids_T[None, :length], "full")[0]
             found.append(head(model, hidden_TD[(slots - int(shift)).clamp(min=0)]))
@@ -92,6 +103,9 @@ def as_trained(model: Any, ask: Ask, size: int, shift: bool = False) -> list[Ten
     assert ask.block is not None
     start, found = ask.block[0], []
     for ids_T, length, slots in zip(ask.ids_BT, ask.lengths, ask.slots, strict=True):
+        if not len(slots):
+            found.append(torch.empty(0, V))
+            continue
         clean_T = ids_T[:length].clone()
         clean_T[start:] = torch.arange(len(clean_T[start:])) % V
         place_1T = torch.arange(length).repeat(2)[None]
@@ -386,6 +400,16 @@ def test_a_pass_that_fails_leaves_nothing_half_done(monkeypatch: pytest.MonkeyPa
         assert_close(denoiser.logits(ask), before)
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_block_is_whole_even_where_the_window_is_not(shift: bool) -> None:
+    model = net()
+    ids_BT, lengths = rows(board(20, 8))
+    ask = Ask(ids_BT, lengths, (torch.tensor([8, 9]),), (1.0,), (8, 10))
+    denoiser = ExactCache(model, MASK, V, 8, shift=shift)
+    assert_close(denoiser.logits(ask), as_trained(model, ask, 8, shift))
+    assert denoiser.computed == (16,)
+
+
 def test_what_cannot_be_computed_is_refused() -> None:
     model = net(max_positions=32)
     ids_BT, lengths = rows(board(16, 8))
@@ -402,3 +426,92 @@ def test_what_cannot_be_computed_is_refused() -> None:
         with pytest.raises(ConfigError, match="33 ids, the model's window holds 32") as caught:
             denoiser.logits(Ask(long_BT, long, slots, (1.0,), (8, 12)))
         assert caught.value.code == "too_long"
+
+
+class AsTrained:
+    """The layout of training as a denoiser, without any cache."""
+
+    mask = MASK
+
+    def __init__(self, model: Any, size: int, shift: bool) -> None:
+        self._model, self._size, self._shift = model, size, shift
+
+    def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
+        pass
+
+    def logits(self, ask: Ask) -> list[Tensor]:
+        return as_trained(self._model, ask, self._size, self._shift)
+
+
+def pages() -> list[Board]:
+    """Boards of several lengths, with gaps in the middle, of two runs, and with guides."""
+    given = torch.randint(5, V, (4, 40), generator=torch.Generator().manual_seed(3)).tolist()
+    runs = [[(6, 22)], [(9, 14), (25, 33)], [(1, 20)], [(30, 31)]]
+    boards = []
+    for seed, (ids, each, length) in enumerate(zip(given, runs, (26, 37, 20, 40), strict=True)):
+        board = [MASK if any(a <= at < b for a, b in each) else id for at, id in enumerate(ids[:length])]
+        stretches = tuple(Stretch("content", a, b, padded=seed == 2) for a, b in each)
+        boards.append(Board(tuple(board), stretches, seed=seed))
+    return boards
+
+
+def fill(denoiser: Denoiser, boards: Sequence[Board], **options: Any) -> list[Written]:
+    config = DiffusionConfig.model_validate({"batch_size": 3, **options})
+    return Diffusion(denoiser, lambda board: Free(board, V, MASK, 2), config, eoss=2, image=range(V, V)).fill(
+        boards
+    )
+
+
+WARM: dict[str, Any] = {"text": {"temperature": 1.0}}
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_a_board_is_written_alike_with_and_without_the_exact_cache(shift: bool) -> None:
+    model, options = net(), {**WARM, "block_size": 6, "steps": 3, "cache": "exact"}
+    denoiser = ExactCache(model, MASK, V, 6, shift=shift, verify=True)
+    written = fill(denoiser, pages(), **options)
+    plain = fill(AsTrained(model, 6, shift), pages(), **options)
+    for found, expected in zip(written, plain, strict=True):
+        assert found.ids == expected.ids
+        assert [each.positions for each in found.trajectory.commits] == [
+            each.positions for each in expected.trajectory.commits
+        ]
+        assert [each.logprob for each in found.fills] == pytest.approx(
+            [each.logprob for each in expected.fills]
+        )
+        assert found.cost.forwards == expected.cost.forwards
+        assert found.cost.token_forwards < expected.cost.token_forwards
+    assert denoiser.verification is not None and denoiser.verification.largest < 1e-5
+    # Blocks 6:12, 12:18, 18:24 of the first board, in 3 passes each, of which the first also stores 6 places.
+    (alone,) = fill(denoiser, pages()[:1], **options)
+    assert (alone.cost.token_forwards, alone.cost.forwards) == (3 * (6 + 3 * 6), 9)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_approximations_through_the_loop(dual: bool) -> None:
+    model, kind = net(), "dual" if dual else "prefix"
+    denoiser = ApproximateCache(model, MASK, V, dual=dual, verify=True)
+    uncached = BackboneDenoiser(model, MASK, V)
+    # At one pass a block nothing is ever taken from the cache.
+    options = {**WARM, "block_size": 6, "cache": kind}
+    once, plain = (fill(each, pages(), **options, steps=1) for each in (denoiser, uncached))
+    assert [each.ids for each in once] == [each.ids for each in plain]
+    assert denoiser.verification is not None and denoiser.verification.passes == 0
+    board = Board((7,) * 10 + (MASK,) * 20, (Stretch("content", 10, 30),), seed=1)
+    (written,) = fill(denoiser, [board], **{**options, "block_size": 5}, steps=5)
+    later = 5 if dual else None
+    assert written.cost.token_forwards == sum(30 + 4 * (later or 20 - 5 * block) for block in range(4))
+    assert (written.cost.full, written.cost.partial) == (4, 16)
+    assert written.cost.head_rows == 4 * (5 + 4 + 3 + 2 + 1)
+    assert denoiser.verification.passes == 16 and denoiser.verification.largest > 0.01
+
+
+def test_guided_boards_keep_both_streams() -> None:
+    model, options = net(), {**WARM, "block_size": 6, "steps": 2, "cache": "exact", "guidance": 2.0}
+    boards = [replace(each, guide=(MASK,) * 5 + each.ids[5:]) for each in pages()[:2]]
+    denoiser = ExactCache(model, MASK, V, 6)
+    written, plain = (fill(each, boards, **options) for each in (denoiser, AsTrained(model, 6, False)))
+    assert [each.ids for each in written] == [each.ids for each in plain]
+    alone = fill(denoiser, [replace(each, guide=()) for each in boards], **options)
+    assert [each.ids for each in alone] != [each.ids for each in written]
+    assert written[0].cost.token_forwards == 2 * 3 * (6 + 2 * 6)

@@ -67,18 +67,18 @@ class ExactCache:
         self.computed = (0,) * len(lengths)
 
     def logits(self, ask: Ask) -> list[Tensor]:
-        """For each row fp32 logits (M, V) of its slots, which lie in the window `ask.block`.
+        """For each row fp32 logits (M, V) of its slots, which lie in the block that begins with `ask.block`.
 
         Raises:
-            ConfigError: the window, or the row where there is none, is longer than a block (`bad_config`), or
+            ConfigError: `ask.block`, or the row where there is none, is longer than a block (`bad_config`), or
                 a row is longer than the model's window (`too_long`).
-            ValueError: a slot lies outside the window.
+            ValueError: a slot lies outside the block.
         """
         found, self.computed = self._passes.each(ask, self._part)
         return found
 
     def _part(self, row: int, ask: Ask) -> Found:
-        start, stop = self._window(ask)
+        start, stop = self._block(ask)
         origin = start % self.block_size
         # What a pass leaves half done when it fails must not be found by the next one.
         stored = self._stored.pop(row, None)
@@ -95,19 +95,22 @@ class ExactCache:
             self.verification.add(found, self._plain(ask, start, stop))
         return found, (known, stop)
 
-    def _window(self, ask: Ask) -> tuple[int, int]:
-        start, stop = ask.block or (0, ask.ids_BT.shape[1])
+    def _block(self, ask: Ask) -> tuple[int, int]:
+        """The active block: as in training it is whole, even where the window ends before it does."""
+        width = ask.ids_BT.shape[1]
+        start, stop = ask.block or (0, width)
         if stop - start > self.block_size:
             raise ConfigError(
                 f"{stop - start} places are written at once, and the model's blocks hold {self.block_size};"
                 f" set block_size to {self.block_size}.",
                 code="bad_config",
             )
+        stop = min(start + self.block_size, width)
         if not _lie_in(ask, start, stop):
             raise ValueError(
                 f"A slot outside {start}:{stop} was asked for; only the block's own are computed."
             )
-        return start, min(stop, ask.ids_BT.shape[1])
+        return start, stop
 
     def _known(self, stored: _Stored, ids_BT: Tensor, start: int) -> int:
         """How many places from the left are as they were stored; whole blocks."""
