@@ -55,7 +55,8 @@ class Blank:
 
     `lead` is forced first (the sentinel). `length` is the exact number of ids, or None where
     `<eoss>` (or `<eod>` for a document) ends it within `max_tokens`, the end id not counted.
-    `gap` and `part` say where the run belongs on the page.
+    `gap` and `part` say where the run belongs on the page. `end` is another id that ends it; one that
+    the next lead begins with is written once.
     """
 
     kind: BlankKind
@@ -64,6 +65,7 @@ class Blank:
     length: int | None = None
     gap: int = 0
     part: int = 0
+    end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

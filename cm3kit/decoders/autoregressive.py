@@ -113,7 +113,9 @@ class _Batch:
         self.mask_BV = torch.ones(places, vocab, dtype=torch.bool, device=device)
         self.seen_BV = torch.zeros(places, vocab, dtype=torch.bool, device=device)
         self.bias_V = torch.zeros(vocab, device=device)
-        self.bias_V[[grammar.vocab.eoss, grammar.vocab.eod]] = config.eoss_bias
+        # Sentinels are allowed only where one ends a run.
+        ends = [grammar.vocab.eoss, grammar.vocab.eod, *grammar.vocab.sentinel_range]
+        self.bias_V[ends] = config.eoss_bias
 
     def run(self, progress: _Progress) -> None:
         """Fill every job."""

@@ -42,6 +42,7 @@ class State:
     Attributes:
         end: id that ends the run.
         exact: whether the run has a fixed length, and so no end id.
+        whole: whether the run goes on to the end of the page, and may hold what only a page has.
         stack: elements that the run itself must close.
         outer: elements around a gap.
         tag: element whose attributes are being written, `last` the index of its latest attribute.
@@ -55,6 +56,7 @@ class State:
     mode: Mode
     end: int
     exact: bool = False
+    whole: bool = False
     stack: tuple[str, ...] = ()
     outer: tuple[str, ...] = ()
     tag: str = ""
@@ -118,6 +120,8 @@ class Grammar:
             ids = prompt[: list(prompt).index(blank.lead[-1])]
         exact = blank.length is not None and blank.kind != "document"
         state = self.begin(blank.kind, exact, self.after(ids))
+        if blank.end is not None:
+            state = self._state(replace(state, end=blank.end))
         if blank.kind == "document" and state.cost > blank.max_tokens:
             raise ConfigError(
                 f"A budget of {blank.max_tokens} ids cannot close what the prompt opens;"
@@ -140,7 +144,7 @@ class Grammar:
             return self._state(State(Mode.TEXT, end, exact=exact))
         if kind == "content":
             return self._state(State(Mode.CONTENT, end, exact=exact, outer=before.stack))
-        return self._state(replace(before, end=self.vocab.eod, exact=exact))
+        return self._state(replace(before, end=self.vocab.eod, exact=exact, whole=True))
 
     def after(self, ids: Sequence[int], state: State | None = None) -> State:
         """Where a page stands after more of its ids; specials and sentinels change nothing.
@@ -213,7 +217,7 @@ class Grammar:
 
     def key(self, state: State) -> tuple[Any, ...]:
         """What `State.key` holds."""
-        run = (state.mode, state.end, state.exact, state.written, state.utf8)
+        run = (state.mode, state.end, state.exact, state.whole, state.written, state.utf8)
         if state.mode is Mode.CONTENT:
             around = (*state.outer, *state.stack)
             inside = around[-1] if around else ""
@@ -315,7 +319,7 @@ def _close_tag(state: State) -> State:
 def _content_pieces(state: State, image_length: int) -> Iterator[str]:
     around = (*state.outer, *state.stack)
     children = CONTENT[around[-1]] if around else TOP
-    if state.end != Vocab.eod:
+    if not state.whole:
         children = children - {"title", "meta"}
     for name in sorted(children - {""}):
         if name == "a" and "a" in around:

@@ -77,7 +77,8 @@ class Job:
         self.fills.append(Fill(tuple(self.written), self.logprob, ended))
         self.written, self.logprob = [], 0.0
         if not self.done:
-            self.forced.extend((self.state.end, *self.blanks[len(self.fills)].lead))
+            end, lead = self.state.end, self.blanks[len(self.fills)].lead
+            self.forced.extend(lead if lead[:1] == (end,) else (end, *lead))
 
 
 def make_jobs(

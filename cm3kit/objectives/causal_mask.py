@@ -13,7 +13,7 @@ sec. 2.2 does). Where the preset ends spans by `<eod>` alone, that id follows th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -279,11 +279,14 @@ class CausalMask:
             )  # fmt: skip
         if max_tokens < 0:
             raise ConfigError(f"max_tokens = {max_tokens}: at least 0.", code="bad_value")
-        blanks = tuple(self._blank(gap, index, max_tokens) for index, gap in enumerate(gaps))
+        blanks = [self._blank(gap, index, max_tokens) for index, gap in enumerate(gaps)]
+        if self.chosen.end == "eod":  # a span ends where the next begins, the last by `<eod>`
+            ends = [*(blank.lead[0] for blank in blanks[1:]), self.vocab.eod]
+            blanks = [replace(blank, end=end) for blank, end in zip(blanks, ends, strict=True)]
         numbers = iter(self.vocab.sentinel_range)
         page = [next(numbers) if isinstance(each, Gap) else each for each in ids]
         closing = [self.vocab.eod] if self.chosen.end == "eoss" else []
-        return Posed(Row((self.vocab.eod, *page, *closing), blanks, seed=seed), gaps)
+        return Posed(Row((self.vocab.eod, *page, *closing), tuple(blanks), seed=seed), gaps)
 
     def _blank(self, gap: Gap, index: int, max_tokens: int) -> Blank:
         length = gap.length
