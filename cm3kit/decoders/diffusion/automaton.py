@@ -43,11 +43,11 @@ class Search:
         grammar: what is well-formed.
         start: state of the grammar before the first slot.
         padded: whether the end id may end a run, and then repeats up to its last slot.
-        depth: how many elements may be open at once; those around a gap do not count.
+        depth: how many elements a run may have open that were not open at its start.
     """
 
     def __init__(self, grammar: Grammar, start: State, padded: bool, depth: int) -> None:
-        self._grammar, self._deepest = grammar, max(depth, len(start.stack))
+        self._grammar, self._start, self._depth = grammar, start.stack, depth
         self._moves: dict[object, list[_Move]] = {}
         self.groups: list[list[int]] = []
         self._group_numbers: dict[tuple[int, int], int] = {}
@@ -72,9 +72,10 @@ class Search:
         state = replace(self._forms[form], stack=stack)
         if self._grammar.closed(state):
             self.final.append(source)
-        alike = (form, self._grammar.key(state), len(stack) >= self._deepest)
+        full = len(stack) - _shared(stack, self._start) >= self._depth
+        alike = (form, self._grammar.key(state), full)
         if alike not in self._moves:
-            self._moves[alike] = self._ask(state)
+            self._moves[alike] = self._ask(state, full)
         for move in self._moves[alike]:
             there = ((*stack[: len(stack) - move.closes], *move.opens), move.form)
             if there not in self._places:
@@ -83,14 +84,14 @@ class Search:
             self.edges.append(Edge(source, move.group, self._places[there]))
         return new
 
-    def _ask(self, state: State) -> list[_Move]:
+    def _ask(self, state: State, full: bool) -> list[_Move]:
         moves, height = [], len(state.stack)
         for ids in self._grammar.moves(state):
             reached = self._grammar.advance(state, ids[0])
             # A picture in a gap is a gap of its own.
             draws = reached.tag == "img" and not state.tag
-            if len(reached.stack) <= self._deepest and not draws:
-                closes, opens = max(0, height - len(reached.stack)), reached.stack[height:]
+            closes, opens = max(0, height - len(reached.stack)), reached.stack[height:]
+            if not draws and not (full and opens):
                 moves.append(_Move(self._group(ids), closes, opens, self._form(reached)))
         return moves
 
@@ -158,6 +159,14 @@ def build(grammar: Grammar, start: State, padded: bool, depth: int) -> Automaton
     number_S = alive_S.cumsum() - 1
     final_S = np.isin(np.flatnonzero(alive_S), search.final)
     return Automaton(class_V, class_E[on_E], number_S[source_E[on_E]], number_S[target_E[on_E]], final_S)
+
+
+def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """How many elements two stacks share from the outside in."""
+    count = 0
+    while count < min(len(one), len(other)) and one[count] == other[count]:
+        count += 1
+    return count
 
 
 def _classes(groups: Sequence[list[int]], size: int) -> tuple[NDArray[np.int64], list[list[int]]]:

@@ -21,6 +21,8 @@ from cm3kit.types import Board, Stretch
 from cm3kit_tokenizers.errors import ConfigError
 
 DEPTH = 3
+KEPT = 32
+"""Automata that are kept for one grammar; those that were used last."""
 _SUBSETS: WeakKeyDictionary[Grammar, dict[tuple[Any, ...], Subsets]] = WeakKeyDictionary()
 
 
@@ -149,9 +151,11 @@ def _subsets(grammar: Grammar, stretch: Stretch, before: State, depth: int) -> S
     start = grammar.begin(stretch.kind, not stretch.padded, before)
     known = _SUBSETS.setdefault(grammar, {})
     key = (start.key, start.stack, start.left, start.tag, start.last, stretch.padded, depth)
-    if key not in known:
-        known[key] = Subsets(build(grammar, start, stretch.padded, depth))
-    return known[key]
+    found = known.pop(key, None) or Subsets(build(grammar, start, stretch.padded, depth))
+    known[key] = found
+    if len(known) > KEPT:
+        del known[next(iter(known))]
+    return found
 
 
 def _too_short(stretch: Stretch, before: State, shortest: int | None) -> str:

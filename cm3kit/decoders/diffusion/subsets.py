@@ -15,7 +15,7 @@ from cm3kit.decoders.diffusion.automaton import Automaton
 
 ANY = -1
 """The class of a slot that is not written yet."""
-HELD = 1 << 26
+HELD = 1 << 25
 """Bytes that one automaton's sets may take before they are forgotten."""
 
 Edges = tuple[NDArray[np.int64], NDArray[np.int64]]
