@@ -139,7 +139,7 @@ def test_rewritten_slots_count_where_they_were_written_last() -> None:
 
 
 def record(trajectory: Trajectory) -> Record:
-    seen = {id for each in trajectory.commits for id in each.ids if id in VOCAB.text}
+    seen = {*trajectory.board.ids, *(id for each in trajectory.commits for id in each.ids)} & {*VOCAB.text}
     pieces = {id: bytes([id - TEXT]) for id in seen}
     return Record(
         trajectory, VOCAB, pieces, (4, 4), "tiny", {"image/x": "00"}, {"prompt": "ä <b>", "seed": 7}

@@ -15,6 +15,7 @@ import typer
 from typer.main import get_command
 
 from cm3kit_cli import data, generate, infill, model, train
+from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
 from cm3kit_cli.render import Failure, Reply, show, show_failure, version
@@ -28,6 +29,7 @@ app.command("infill")(infill.infill)
 app.add_typer(train.app)
 app.add_typer(data.app)
 app.add_typer(model.app)
+app.add_typer(show_files.app)
 
 
 def _print_version(wanted: bool) -> None:

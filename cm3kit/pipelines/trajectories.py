@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "cm3kit-trajectory", 1
 SUFFIX = ".traj.safetensors"
-KINDS = ("write", "remask", "edit")
+KINDS: tuple[Literal["write", "remask", "edit"], ...] = ("write", "remask", "edit")
 COLUMNS = {
     "ids": "int64", "guide": "int64", "commit_step": "int64", "commit_kind": "uint8", "commit_stop": "int64",
     "position": "int64", "id": "int64", "logprob": "float64", "score": "float64",
@@ -108,9 +108,8 @@ def load_trajectory(path: Path) -> Record:
 
 def record_of(trajectory: Trajectory, kit: Kit, how: Mapping[str, Any] | None = None) -> Record:
     """A trajectory with what its model knows about its ids."""
-    board, text = trajectory.board, kit.vocab.text
-    seen = {*board.ids, *board.guide, *(id for each in trajectory.commits for id in each.ids)}
-    pieces = {id: kit.text.pieces[id - text.start] for id in sorted(seen) if id in text}
+    start = kit.vocab.text.start
+    pieces = {id: kit.text.pieces[id - start] for id in sorted(_text_ids(trajectory, kit.vocab))}
     folder, grid = kit.parts.folder, kit.image.grid
     return Record(trajectory, kit.vocab, pieces, grid, kit.parts.name, fingerprints(folder), dict(how or {}))
 
@@ -244,9 +243,17 @@ def _record(header: dict[str, Any], arrays: Arrays) -> Record:
         header["sha256"],
         header["how"],
     )
+    if missing := _text_ids(trajectory, record.vocab) - record.pieces.keys():
+        raise ValueError(f"it does not say what the text id {min(missing)} is")
     for _ in replay(trajectory):
         pass
     return record
+
+
+def _text_ids(trajectory: Trajectory, vocab: Vocab) -> set[int]:
+    board = trajectory.board
+    seen = {*board.ids, *board.guide, *(id for each in trajectory.commits for id in each.ids)}
+    return {id for id in seen if id in vocab.text}
 
 
 def _commits(arrays: Arrays) -> Iterator[Commit]:

@@ -1,0 +1,86 @@
+"""`cm3kit show`: files of cm3kit as something to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cm3kit_cli import options
+from cm3kit_cli.render import Reply, one_line, progress
+
+app = typer.Typer(name="show", help="Look at what was written, and how.")
+
+
+@app.callback()
+def show() -> None:
+    """Look at what was written, and how."""
+
+
+@app.command()
+def traj(
+    file: Annotated[Path, typer.Argument(help="A trajectory, as --traj writes it.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A name in .html (a player), .gif or .webp, a folder (ends with /), or - for the page on standard"
+            " output; unless given, FILE's name in .html.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Model that draws the pictures; unless given, the one that wrote."
+        ),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(min=0.25, max=32, callback=options.finite, help="Pixels to a pixel of a picture.")
+    ] = 6,
+    fps: Annotated[float, typer.Option(min=0.1, max=50, callback=options.finite, help="Steps a second.")] = 8,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Play how a row was written: the picture emerging, the words beside it, and how left to right it went.
+
+    Example: cm3kit show traj apple.traj.safetensors -o apple.gif
+    """  # fmt: skip
+    if as_json and output == "-":
+        raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+    from cm3kit.evaluation.arness import stats
+    from cm3kit.pipelines import showing
+    from cm3kit.pipelines.trajectories import load_trajectory
+
+    record = load_trajectory(file)
+    path = showing.target(file, output, force)
+    kind = showing.SUFFIXES[path.suffix.lower()] if path else showing.HTML
+    figures = stats(record.trajectory)
+    with progress("drawing", quiet) as watch:
+        made = showing.animate(record, kind, figures, showing.Look(scale, fps), model, watch)
+    if not quiet and not as_json:
+        for line in (*(f"warning: {each}" for each in made.warnings), *_notes(figures)):
+            typer.echo(one_line(line), err=True)
+    if path is None:
+        return Reply({}, content=made.content)
+    showing.write(path, made.content, force)
+    data = {"path": path, "frames": made.frames, "steps": made.steps, "model": record.model, "stats": figures}
+    return Reply(data, (str(path),), warnings=made.warnings)
+
+
+def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
+    """The figures that `--json` gives in full, in a few lines."""
+    speed = f"{figures['parallelism']:.2f} a pass" if figures["parallelism"] is not None else "none"
+    yield f"{figures['written']} of {figures['slots']} slots in {figures['passes']} passes, {speed}"
+    for kind, each in figures["arness"].items():
+        shares = (
+            f"{name}@{k} {value:.2f}"
+            for name in ("local", "global")
+            for k, value in each[f"{name}_at"].items()
+            if value is not None
+        )
+        yield f"AR-ness of {kind} slots: {' '.join(shares)}"
