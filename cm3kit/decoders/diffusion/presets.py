@@ -1,7 +1,7 @@
-"""Named settings of the diffusion decoder: published samplers as their code has them, and combinations that we recommend.
+"""Named settings of the diffusion decoder: published samplers as their code has them, and what we recommend.
 
-A preset says what it reproduces of the code it is named after, and which of its slips it leaves out; all leave out that code's
-habit of writing the mask id where the model prefers it.
+A preset says what it reproduces of the code it is named after, and which of its slips it leaves out. All leave
+out one more: that code writes the mask id again where the model prefers it.
 """
 
 from __future__ import annotations
