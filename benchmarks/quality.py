@@ -58,8 +58,7 @@ def draw(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str, 
         entries = chosen(pictures.entries, split, args.names)[: args.names]
         ranks = []
         for done, entry in enumerate(entries):
-            options = GenerateOptions(guidance=args.guidance, temperature=args.temperature, top_p=args.top_p)
-            made = kit.generate(entry.name, n=args.n, seed=7, options=options)
+            made = kit.generate(entry.name, n=args.n, seed=7, options=options_of(args, args.n))
             pixels = kit.image.pixels([each.image for each in made if each.image is not None])
             ranks.append(index.ranks(pixels, [entry.name] * len(made)))
             _note("draw", split, done, len(entries))
@@ -69,6 +68,14 @@ def draw(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str, 
             "top1": round(top(all_ranks, 1), 3), "top5": round(top(all_ranks, 5), 3),
         }  # fmt: skip
     return out
+
+
+def options_of(args: argparse.Namespace, rows: int) -> GenerateOptions:
+    """What the command line asks for; no more places than rows, since rows without a sample compute along."""
+    return GenerateOptions(
+        guidance=args.guidance, temperature=args.temperature, top_p=args.top_p, batch_size=min(rows, 8),
+        decoder=args.decoder, sampler=args.sampler, steps=args.steps,
+    )  # fmt: skip
 
 
 CAPTION = '<!DOCTYPE html><img alt="<mask>" src="pictures/{slug}.png">'
@@ -97,7 +104,8 @@ def words(kit: Kit, pictures: PictureSet, args: argparse.Namespace) -> dict[str,
                 ("definition", DEFINITION, sentence),
             ):
                 page = form.format(slug=entry.slug, name=entry.name, definition=sentence)
-                filled = kit.infill(cm3kit.Page.parse(page.encode(), base=args.data), seed=7)[0]
+                parsed = cm3kit.Page.parse(page.encode(), base=args.data)
+                filled = kit.infill(parsed, seed=7, options=options_of(args, 1))[0]
                 formed.append(not JustHTML(filled.html.decode(), collect_errors=True).errors)
                 gaps = filled.gaps[:1] if kind != "title" else filled.gaps[:2]
                 text = [gap.text.split(". A kind of")[0].rstrip(".") for gap in gaps]
@@ -125,6 +133,9 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--temperature", type=float)
     parser.add_argument("--top-p", type=float)
+    parser.add_argument("--decoder", choices=("cm3", "diffusion"))
+    parser.add_argument("--sampler", help="a preset of the diffusion decoder")
+    parser.add_argument("--steps", type=int, help="passes of the diffusion decoder")
     parser.add_argument("--names", type=int, default=200, help="the most names of a split")
     args = parser.parse_args()
     torch.set_num_threads(1)

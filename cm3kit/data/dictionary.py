@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import shutil
 from collections import Counter
@@ -119,7 +118,8 @@ def read_entries(share: Path) -> list[Entry]:
                 (sense.kind_of or "") if sense else "",
                 _neighbours(kin.get(each.subgroup, []), slugs[each.name]),
                 split[each.name],
-                1 / math.sqrt(sizes[each.base]),
+                # Variants are many and alike: by the square root they would be seen too seldom to be told apart.
+                sizes[each.base] ** -0.25,
             )
         )
     return entries
