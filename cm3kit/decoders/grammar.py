@@ -217,12 +217,12 @@ class Grammar:
 
     def key(self, state: State) -> tuple[Any, ...]:
         """What `State.key` holds."""
-        run = (state.mode, state.end, state.exact, state.whole, state.written, state.utf8)
+        run = (state.mode, state.end, state.exact, state.written, state.utf8)
         if state.mode is Mode.CONTENT:
             around = (*state.outer, *state.stack)
             inside = around[-1] if around else ""
             closes = state.stack[-1] if state.stack else ""
-            return (*run, inside, closes, "a" in around, len(state.stack) >= MAX_DEPTH)
+            return (*run, inside, closes, "a" in around, len(state.stack) >= MAX_DEPTH, state.whole)
         if state.mode is Mode.SRC:
             return (*run, state.left > 0)
         return (*run, state.tag, state.last)
