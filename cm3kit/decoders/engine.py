@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.settings import Precision
+from cm3kit.models.timestep import is_timed
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -66,6 +67,7 @@ def supports(model: PreTrainedModel) -> bool:
         and not getattr(config, "use_sliding_window", False)
         and rope.get("rope_type", "default") in STATIC_ROPE
         and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and not is_timed(model)
     )
 
 

@@ -47,7 +47,11 @@ def _pack_bf16(weight_NK: Tensor, rows: int) -> Product:
     weight_NK = weight_NK.bfloat16().contiguous()
     if not _has_mkldnn(weight_NK):
         return lambda x_MK: linear(x_MK.bfloat16(), weight_NK).float()
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
+    except RuntimeError:  # a processor without products of bf16: round as they do, at the speed of fp32
+        rounded = _pack_fp32(weight_NK, rows)
+        return lambda x_MK: rounded(x_MK.bfloat16().float()).bfloat16().float()
     return lambda x_MK: torch.ops.mkldnn._linear_pointwise(
         x_MK.bfloat16(), packed, None, "none", [], ""
     ).float()
