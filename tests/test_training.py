@@ -503,7 +503,7 @@ def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
         "vqgan": VqganRecipe,
         "text": TextRecipe,
         "cm3": DecoderRecipe,
-        "hybrid": DecoderRecipe,
+        "mdm": DecoderRecipe,
         "defaults": Defaults,
     }
     names = [path.stem for path in shipped_recipes()]
