@@ -2,7 +2,7 @@
 
 The three families differ in two things. Dream and DiffuCoder predict a place from the hidden state before
 it (arXiv:2508.15487, 2506.20639); LLaDA (arXiv:2502.09992) and SDAR (arXiv:2510.06303) from its own. LLaDA
-and Dream look everywhere, SDAR at its own block and those before.
+and Dream look everywhere, SDAR at its own block and those before. None of them looks at the diffusion time.
 """
 
 from __future__ import annotations

@@ -92,10 +92,10 @@ _add(
 )
 _add(
     "medim",
-    """MeDiM (arXiv:2510.06131; model_eval.py, which has it from UniDisc, arXiv:2503.20853). Arccos quotas over text
-    and picture together, each rounded by itself, with one slot at least and the last paying; Gumbel noise
-    of 10 times t; guidance 1 + 5 (1 - t) with t going from 1 to 0.001 in equal steps. Left out: a first
-    pass that exponentiates raw logits, ties that write too much, and a closing pass over nothing.""",
+    """MeDiM (arXiv:2510.06131; model_eval.py, which has it from UniDisc, arXiv:2503.20853). Arccos quotas over
+    text and picture together, each rounded by itself, with one slot at least and the last paying; Gumbel
+    noise of 10 times t; guidance 1 + 5 (1 - t) with t falling from 1 in equal steps. Left out: a first pass
+    that exponentiates raw logits, ties that write too much, and a closing pass over nothing.""",
     steps=128,
     quota={"name": "arccos", "rounding": "nearest"},
     order={"name": "maskgit", "tau": 10.0, "ratio": "now"},
