@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from cm3kit.decoders.diffusion.denoiser import Ask, Constraint
 from cm3kit.decoders.diffusion.free import Free
 from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.loop import Diffusion
+from cm3kit.decoders.diffusion.modifiers import Remasker, make
 from cm3kit.decoders.diffusion.phases import Reverse
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
@@ -25,7 +27,7 @@ from cm3kit.decoders.diffusion.written import Written
 from cm3kit.decoders.settings import Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.rng import generator
-from cm3kit.types import BlankKind, Board, Step, Stretch
+from cm3kit.types import BlankKind, Board, Commit, Step, Stretch
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 
 EOSS, MASK, VOCAB = 2, 3, 40
@@ -60,6 +62,11 @@ def over(score_M: Tensor, quota: int, *, least: float) -> Tensor:
 @axes.accept("test:none")
 def none(score_M: Tensor, quota: int) -> Tensor:
     return torch.zeros(len(score_M), dtype=torch.bool)
+
+
+@axes.quota("test:short")
+def short(blanks: int, steps: int) -> list[int]:
+    return [blanks - 1]
 
 
 @axes.order("test:left")
@@ -362,13 +369,15 @@ WAYS: list[dict[str, Any]] = [
     {**HOT, "guidance": 1.7, "guidance_schedule": "linear"},
     {**HOT, "confidence": "tempered"},
     {**HOT, "early_exit": False},
+    {**HOT, "steps": 6, "modifiers": [{"name": "remdm-cap", "eta": 0.3}, {"name": "edit", "threshold": 0.3}]},
+    {**HOT, "sampler": "ancestral", "modifiers": [{"name": "remdm-rescale", "eta": 0.4}], "block_size": 8},
     {"steps": 3},
 ]
 
 
 @pytest.mark.parametrize("options", WAYS)
 def test_given_places_stay_and_no_mask_is_left(options: dict[str, Any]) -> None:
-    _, boards = ragged(guide=True)
+    _, boards = ragged(3, guide=True)
     for board, written in zip(boards, fill(denoiser(), boards, **options), strict=True):
         assert len(written.ids) == len(board.ids) and MASK not in written.ids
         given = [place for place, id in enumerate(board.ids) if id != MASK]
@@ -378,7 +387,9 @@ def test_given_places_stay_and_no_mask_is_left(options: dict[str, Any]) -> None:
         end = answer.index(EOSS) if EOSS in answer else len(answer)
         assert set(answer[:end]) <= set(range(4, 30)) and set(answer[end:]) <= {EOSS}
         assert set(written.ids[picture.start : picture.stop]) <= set(IMAGE)
-        assert written.cost.wasted == 0
+        # Only an editor looks at a full block again, and finds nothing to do.
+        editing = "edit" in str(options.get("modifiers"))
+        assert written.cost.wasted == 0 or (editing and written.cost.wasted == 1)
 
 
 @pytest.mark.parametrize(
@@ -386,16 +397,18 @@ def test_given_places_stay_and_no_mask_is_left(options: dict[str, Any]) -> None:
 )
 def test_a_row_is_the_same_alone_in_company_and_in_any_order(options: dict[str, Any], together: bool) -> None:
     _, boards = ragged(guide=True)
+    # Ten rows of several lengths where the settings are simple, and some of them under all settings.
+    boards = boards if options is HOT else boards[:5]
     scores = denoiser(together=together)
     state = torch.get_rng_state()
     company = fill(scores, boards, **options)
     assert fill(scores, boards[::-1], **options)[::-1] == company
-    assert [fill(scores, [board], **options)[0] for board in boards[:3]] == company[:3]
+    assert [fill(scores, [board], **options)[0] for board in boards[:2]] == company[:2]
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_seeds_matter_where_dice_are_thrown_and_nowhere_else() -> None:
-    _, boards = ragged(3)
+    _, boards = ragged(2)
     others = [replace(board, seed=board.seed + 99) for board in boards]
     ids = [[each.ids for each in fill(denoiser(), some, **HOT)] for some in (boards, others)]
     assert all(one != two for one, two in zip(*ids, strict=True))
@@ -407,11 +420,14 @@ def test_seeds_matter_where_dice_are_thrown_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize("options", WAYS)
 def test_the_trajectory_replays_and_its_logprobs_can_be_computed_again(options: dict[str, Any]) -> None:
-    _, boards = ragged(4, guide=True)
+    _, boards = ragged(2, guide=True)
     model = tiny()
     for board, written in zip(
         boards, fill(BackboneDenoiser(model, MASK, VOCAB), boards, **options), strict=True
     ):
+        if "modifiers" in options:
+            replayed(written)
+            continue
         ids, last, sums = list(board.ids), -1, [0.0] * len(board.stretches)
         for commit in written.trajectory.commits:
             assert commit.step == last + 1 and commit.kind == "write"
@@ -453,13 +469,13 @@ def test_greedy_decoding_is_that_of_a_loop_of_ten_lines() -> None:
 
 
 def test_blocks_are_written_one_after_the_other_and_one_that_holds_all_changes_nothing() -> None:
-    _, board = gaps(9, 4, length=40)
+    _, board = gaps(5, 2, length=16)
     for sampler in ("confidence", "ancestral", "first-hitting"):
         options: dict[str, Any] = {**HOT, "sampler": sampler}
         (whole,) = fill(denoiser(), [board], **options)
-        assert fill(denoiser(), [board], block_size=16, **options) == [whole]
-        (blocked,) = fill(denoiser(), [board], block_size=4, **options)
-        blocks = [[(slot - 3) // 4 for slot in each.positions] for each in blocked.trajectory.commits]
+        assert fill(denoiser(), [board], block_size=10, **options) == [whole]
+        (blocked,) = fill(denoiser(), [board], block_size=3, **options)
+        blocks = [[(slot - 3) // 3 for slot in each.positions] for each in blocked.trajectory.commits]
         assert all(len(set(each)) == 1 for each in blocks)
         assert [each[0] for each in blocks] == sorted(each[0] for each in blocks)
         assert blocked.ids != whole.ids
@@ -603,7 +619,7 @@ def test_one_slot_at_a_time_samples_the_joint_distribution(options: dict[str, An
     rng = torch.Generator().manual_seed(1)
     p_KK = torch.rand(3, 3, generator=rng) ** 2
     p_KK /= p_KK.sum()
-    pairs = 150
+    pairs = 100
     board = Board((5, 5, *[MASK] * 2 * pairs), (Stretch("content", 2, 2 + 2 * pairs),))
     (written,) = fill(Joint(p_KK), [board], text=Sampling(), batch_size=1, **options)
     counts_KK = torch.zeros(3, 3)
@@ -652,7 +668,7 @@ def test_ids_come_as_often_as_the_tempered_and_cut_distribution_says(sampler: st
 
 
 def test_a_cut_to_one_id_is_the_best_one() -> None:
-    _, boards = ragged(4)
+    _, boards = ragged(2)
     cold = fill(denoiser(), boards, text=Sampling(temperature=0), image=Sampling(temperature=0))
     for way in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-9)):
         assert [e.ids for e in fill(denoiser(), boards, text=way, image=way)] == [e.ids for e in cold]
@@ -709,29 +725,206 @@ def test_tempered_confidence_writes_left_to_right_where_the_model_would_not() ->
 
 
 def test_an_ancestral_step_writes_each_slot_with_probability_one_minus_s_over_t() -> None:
-    steps, slots = 5, 6000
-    phase, rng, left = Reverse(slots, steps), generator(1), slots
+    steps = 5
+    phase, rng, left = Reverse(6000, steps), generator(1), list(range(6000))
     for step in range(steps):
-        written = len(phase.want(range(left), rng))
+        written = set(phase.want(left, rng))
         # t = 1 - step / 5 and s = t - 1/5, so that 1 - s/t = 1 / (5 - step).
         p = 1 / (steps - step)
-        assert phase.time(left) == pytest.approx(1 - step / steps)
-        assert abs(written - p * left) <= 4 * (p * (1 - p) * left) ** 0.5
-        left -= written
-    assert left == 0
+        assert phase.time(len(left)) == pytest.approx(1 - step / steps)
+        assert abs(len(written) - p * len(left)) <= 4 * (p * (1 - p) * len(left)) ** 0.5
+        left = [slot for slot in left if slot not in written]
+    assert left == []
 
 
 def test_first_hitting_times_are_those_of_independent_uniform_slots() -> None:
-    # Each slot of the linear schedule is written at a uniform time: event k of n, from 1 down, is an order statistic.
+    # Event k of n, from 1 down, is an order statistic: its mean is 1 - k / (n + 1). Every slot is as often first.
     slots, boards = 4, 600
-    sums = [0.0] * slots
+    sums, firsts = [0.0] * slots, torch.zeros(slots)
     for seed in range(boards):
-        phase, rng = Reverse(slots), generator(seed)
+        phase, rng, left = Reverse(slots), generator(seed), list(range(slots))
         for event in range(slots):
-            phase.want(range(slots - event), rng)
-            sums[event] += phase.time(slots - event)
-    means = [total / boards for total in sums]
-    assert means == pytest.approx([4 / 5, 3 / 5, 2 / 5, 1 / 5], abs=4 * 0.2 / boards**0.5)
+            (slot,) = phase.want(left, rng)
+            left.remove(slot)
+            sums[event] += phase.time(len(left))
+            firsts[slot] += event == 0
+    assert [total / boards for total in sums] == pytest.approx(
+        [0.8, 0.6, 0.4, 0.2], abs=4 * 0.2 / boards**0.5
+    )
+    assert chi2(firsts, torch.full((slots,), 1 / slots)) < 22
+
+
+# Taking back and replacing.
+
+
+def remdm(name: str = "remdm-cap", **options: Any) -> dict[str, Any]:
+    return {"modifiers": [{"name": name, **options}]}
+
+
+def replayed(written: Written) -> list[tuple[Commit, list[int]]]:
+    """Every commit with the board after it; what a commit says of the board before it must hold."""
+    ids, states = list(written.trajectory.board.ids), []
+    for commit in written.trajectory.commits:
+        for slot, id in zip(commit.positions, commit.ids, strict=True):
+            if commit.kind == "remask":
+                assert ids[slot] == id
+                ids[slot] = MASK
+            else:
+                assert (ids[slot] == MASK) is (commit.kind == "write") and id != MASK
+                ids[slot] = id
+        states.append((commit, list(ids)))
+    assert tuple(ids) == written.ids
+    return states
+
+
+@pytest.mark.parametrize("name", ["remdm-cap", "remdm-rescale", "remdm-conf", "remdm-loop"])
+@pytest.mark.parametrize("sampler", ["confidence", "ancestral"])
+def test_remasking_keeps_the_plan_and_given_places(name: str, sampler: str) -> None:
+    slots, steps = 400, 10
+    board = Board((5, *[MASK] * slots, 6), (Stretch("content", 1, 1 + slots),))
+    eta = {"remdm-conf": 1.0, "remdm-loop": 0.05}.get(name, 0.2)
+    options = {"quota": "uniform", "sampler": sampler, "steps": steps, **remdm(name, eta=eta)}
+    (written,) = fill(Constant(torch.zeros(VOCAB)), [board], **options)
+    assert MASK not in written.ids and written.ids[0] == 5 and written.ids[-1] == 6
+    assert written.cost.wasted == 0 and written.cost.forwards <= steps
+    remasked = [commit for commit, _ in replayed(written) if commit.kind == "remask"]
+    assert remasked
+    made = make(options["modifiers"][0])
+    assert isinstance(made, Remasker)
+    counts = made.plan(slots, steps)
+    # With a pass at every step, what is written after each of them is what the plan says.
+    after = {commit.step: sum(id != MASK for id in ids) - 2 for commit, ids in replayed(written)}
+    assert len(after) == steps
+    for step, found in after.items():
+        planned = sum(counts[: step + 1])
+        spread = 0 if sampler == "confidence" else 4 * (planned * (slots - planned) / slots) ** 0.5 + 1
+        assert abs(found - planned) <= spread
+
+
+def test_the_quota_says_how_remasked_boards_fill_where_it_is_not_uniform() -> None:
+    board = Board((5, *[MASK] * 100), (Stretch("content", 1, 101),))
+    options = {"quota": "cosine", "steps": 8, **remdm(eta=0.3)}
+    (written,) = fill(Constant(torch.zeros(VOCAB)), [board], **options)
+    after = {commit.step: sum(id == MASK for id in ids) for commit, ids in replayed(written)}
+    assert list(after.values()) == [98, 92, 83, 70, 55, 38, 19, 0]
+    assert any(commit.kind == "remask" for commit in written.trajectory.commits)
+
+
+def test_without_a_chance_remasking_is_ancestral_sampling() -> None:
+    board = Board((5, *[MASK] * 3000), (Stretch("content", 1, 3001),))
+    (written,) = fill(Constant(torch.zeros(VOCAB)), [board], sampler="ancestral", steps=4, **remdm(eta=0.0))
+    left = 3000
+    for step, commit in enumerate(written.trajectory.commits):
+        p = 1 / (4 - step)
+        assert commit.kind == "write"
+        assert abs(len(commit.positions) - p * left) <= 4 * (p * (1 - p) * left) ** 0.5
+        left -= len(commit.positions)
+    assert left == 0
+
+
+@dataclass
+class Wavering(Oracle):
+    """Wants id 4 everywhere until half of a board is written, and its target from then on."""
+
+    def _row(self, ids_T: Tensor, length: int, slots_M: Tensor) -> Tensor:
+        logits_MV = torch.zeros(len(slots_M), VOCAB)
+        if length:
+            target_T = torch.tensor(self.targets[0])
+            early = int((ids_T[:length] == MASK).sum()) > 4
+            best_M = torch.full_like(slots_M, 4) if early else target_T[slots_M]
+            logits_MV[torch.arange(len(slots_M)), best_M] = 8.0 + slots_M / 10
+        return logits_MV
+
+
+def test_an_editor_puts_right_what_was_written_too_early() -> None:
+    target, board = gaps(8, length=14)
+    (plain,) = fill(Wavering([target]), [board])
+    assert plain.fills[0].ids == (*target[3:7], 4, 4, 4, 4)
+    oracle = Wavering([target])
+    (written,) = fill(oracle, [board], **remdm("edit"))
+    assert list(written.ids) == target
+    edits = [commit for commit, _ in replayed(written) if commit.kind == "edit"]
+    assert [sorted(commit.positions) for commit in edits] == [[7, 8, 9, 10]]
+    assert edits[0].positions == (10, 9, 8, 7) and edits[0].step == 4
+    # Eight passes that write, and one over the full block that changes nothing.
+    assert oracle.passes == written.cost.forwards == 9 and written.cost.wasted == 1
+    assert all(ask.slots[0].tolist() == list(range(3, 11)) for ask in oracle.asked)
+    # V - 1 ids are possible, and each slot has one at 8 + slot / 10 nats above the others.
+    sure = sum(8 + slot / 10 - math.log(VOCAB - 2 + math.exp(8 + slot / 10)) for slot in range(3, 11))
+    assert written.fills[0].logprob == pytest.approx(sure, abs=1e-4)
+    (unsure,) = fill(Wavering([target]), [board], **remdm("edit", threshold=1.0))
+    assert unsure.ids == plain.ids
+    oracle = Wavering([target])
+    fill(oracle, [board], **remdm("edit", post_steps=0))
+    assert oracle.passes == 8
+
+
+def test_an_editor_keeps_to_the_constraint() -> None:
+    @dataclass
+    class Swap(Oracle):
+        """Wants 5 6 7 8 9 in this order while any slot is open, and the reverse once none is."""
+
+        def _row(self, ids_T: Tensor, length: int, slots_M: Tensor) -> Tensor:
+            logits_MV = torch.zeros(len(slots_M), VOCAB)
+            full = MASK not in ids_T[:length].tolist()
+            wish_M = 12 - slots_M if full else slots_M + 2
+            return logits_MV.scatter(1, wish_M[:, None], 9.0) if len(slots_M) else logits_MV
+
+    class Permutation(Distinct):
+        def __init__(self) -> None:
+            super().__init__(set(range(5, 10)))
+            self.ids: dict[int, int] = {}
+
+        def commit(self, slot: int, id: int) -> None:
+            super().commit(slot, id)
+            self.ids[slot] = id
+
+        def release(self, slot: int) -> None:
+            self.left.add(self.ids.pop(slot))
+
+    config = settings(steps=1, **remdm("edit"))
+    (written,) = Diffusion(Swap([]), lambda _: Permutation(), config, eoss=EOSS, image=IMAGE).fill(
+        [gaps(5)[1]]
+    )
+    # No id can be replaced by itself: every other one stands elsewhere.
+    assert written.fills[0].ids == (5, 6, 7, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampler": "first-hitting", **remdm()}, "no steps at which slots could open"),
+        ({"modifiers": ["remdm-cap", "remdm-loop"]}, "give one of each at most"),
+        ({"sampler": "ancestral", "eoser": {}}, "leave one of them out"),
+        ({"quota": "test:short"}, "must sum to them"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        fill(Oracle([]), [gaps(3)[1]], **options)
+    assert caught.value.code == "bad_config"
+
+
+def test_ends_wait_under_early_rejection() -> None:
+    @dataclass
+    class Ending(Oracle):
+        """Prefers <eoss> by far, and something else at place 3 and 4."""
+
+        def _row(self, ids_T: Tensor, length: int, slots_M: Tensor) -> Tensor:
+            logits_MV = torch.zeros(len(slots_M), VOCAB)
+            logits_MV[:, EOSS] = 9.0
+            logits_MV[slots_M < 5, 7] = 9.5
+            return logits_MV
+
+    board = gaps(6, length=12, padded=True)[1]
+    firsts = {}
+    for least in (1.0, 0.1):
+        (written,) = fill(Ending([]), [board], eoser={"least": least, "most": 1.0}, order="probability")
+        firsts[least] = written.trajectory.commits[0].ids[0]
+        assert written.fills[0].ids == (7, 7)
+    assert firsts == {1.0: EOSS, 0.1: 7}
+    (hard,) = fill(Ending([]), [board], eoser={"hard": 0.5}, order="probability")
+    assert hard.trajectory.commits[0].ids[0] == 7 and hard.fills[0].ids == (7, 7)
 
 
 # Guidance.
@@ -763,7 +956,7 @@ def test_guidance_mixes_raw_logits() -> None:
 
 
 def test_the_same_condition_on_both_sides_guides_nothing() -> None:
-    _, boards = ragged(4)
+    _, boards = ragged(2)
     same = [replace(board, guide=board.ids) for board in boards]
     plain = fill(denoiser(), boards, **HOT)
     assert [e.fills for e in fill(denoiser(), same, guidance=1.0, **HOT)] == [e.fills for e in plain]

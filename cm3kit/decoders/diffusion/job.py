@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Generator
+import torch
+from torch import Generator, Tensor
 
+from cm3kit.decoders.diffusion.blocks import block_of, block_origin, open_slots
 from cm3kit.decoders.diffusion.denoiser import Constraint
+from cm3kit.decoders.diffusion.modifiers import Block, Editor
 from cm3kit.decoders.diffusion.phases import Opener, Phase
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.diffusion.written import Cost, Written
@@ -32,8 +35,14 @@ class Job:
         guide: the same with the condition masked; empty where nothing guides.
         open: open slots, ascending.
         phase: how the current block is written; None between blocks.
+        editor: what may replace written ids; None leaves them.
         window: places `start:stop` of the current block.
         step: index of the next forward pass.
+        total: slots of the board.
+        posts: passes over the block since it was full, and `settled` whether the last of them changed nothing.
+        told: how many of the commits were reported.
+        logprobs: of what stands in each slot, of the model itself.
+        confidences: the same probability after guidance and masks.
     """
 
     row: int
@@ -47,29 +56,49 @@ class Job:
     guide: list[int]
     open: list[int]
     rng: Generator
+    editor: Editor | None = None
     phase: Phase | None = None
     window: tuple[int, int] = (0, 0)
     step: int = 0
     total: int = field(init=False)
     _stretches: dict[int, Stretch] = field(init=False)
+    posts: int = 0
+    settled: bool = False
+    told: int = 0
     logprobs: dict[int, float] = field(default_factory=dict)
+    confidences: dict[int, float] = field(default_factory=dict)
     commits: list[Commit] = field(default_factory=list)
     cost: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
         self.total = len(self.open)
         stretches = self.board.stretches
-        self._stretches = {slot: each for each in stretches for slot in range(each.start, each.stop)}
+        of_slot = {slot: each for each in stretches for slot in range(each.start, each.stop)}
+        self._stretches = dict(sorted(of_slot.items()))
 
     @property
     def done(self) -> bool:
-        """Whether nothing is open."""
-        return not self.open
+        """Whether nothing is open, and nothing will be changed any more."""
+        return not self.open and self.idle
+
+    @property
+    def idle(self) -> bool:
+        """Whether the current block is done, or there is none."""
+        return self.phase is None or not (self.slots or self.phase.lasting or self._editing)
+
+    @property
+    def _editing(self) -> bool:
+        return self.editor is not None and self.posts < self.editor.post_steps and not self.settled
 
     @property
     def slots(self) -> list[int]:
         """Open slots of the current block, ascending."""
-        return self.open[bisect_left(self.open, self.window[0]) : bisect_left(self.open, self.window[1])]
+        return _between(self.open, self.window)
+
+    @property
+    def written_slots(self) -> list[int]:
+        """Slots of the current block that are written, ascending."""
+        return [slot for slot in _between(list(self._stretches), self.window) if slot in self.logprobs]
 
     @property
     def time(self) -> float:
@@ -85,12 +114,53 @@ class Job:
 
     def enter(self, window: tuple[int, int], opener: Opener) -> None:
         """Go on to a block."""
-        self.window = window
+        self.window, self.posts, self.settled = window, 0, False
         self.phase = opener(len(self.slots)) if self.slots else None
 
     def want(self) -> list[int]:
-        """The slots that the next pass must score; none where the block is done."""
-        return self.phase.want(self.slots, self.rng) if self.phase and self.slots else []
+        """Open slots that the next pass must score. None where the block is done, or but for edits.
+
+        Steps that need no pass are taken on the way.
+        """
+        phase = self.phase
+        while phase is not None and (self.slots or phase.lasting):
+            wanted = phase.want(self.slots, self.rng, self.block() if phase.lasting else None)
+            if wanted:
+                return wanted
+            self.reopen()
+        return []
+
+    def scored(self, wanted: Sequence[int]) -> list[int]:
+        """The slots that the next pass must score, ascending: with an editor the written ones too."""
+        if self.editor is None or self.idle:
+            return list(wanted)
+        return sorted([*wanted, *self.written_slots])
+
+    def passed(self, full: bool, edited: bool) -> None:
+        """Take note of a pass, over a block that was full or not."""
+        self.step += 1
+        self.posts += full
+        self.settled = full and not edited
+
+    def news(self) -> list[Commit]:
+        """The commits since this was asked last."""
+        news = self.commits[self.told :]
+        self.told = len(self.commits)
+        return news
+
+    def block(self) -> Block:
+        """The current block as modifiers see it."""
+        slots = _between(list(self._stretches), self.window)
+        step, steps = (self.phase.step, self.phase.steps) if self.phase else (0, 1)
+        return Block(
+            torch.tensor(slots),
+            torch.tensor([self.ids[slot] for slot in slots]),
+            torch.tensor([slot in self.logprobs for slot in slots]),
+            torch.tensor([self.confidences.get(slot, 0.0) for slot in slots], dtype=torch.float64),
+            step,
+            steps,
+            self.phase.alphas if self.phase else None,
+        )
 
     def stretch_of(self, slot: int) -> Stretch:
         """The stretch that a slot belongs to."""
@@ -101,12 +171,36 @@ class Job:
         stretch = self.stretch_of(slot)
         return stretch.kind == "image" and not stretch.padded
 
-    def put(self, slot: int, id: int, logprob: float) -> None:
+    def put(self, slot: int, id: int, logprob: float, confidence: float) -> None:
         """Write an id that the constraint allows into an open slot."""
         self.constraint.commit(slot, id)
         self._set(slot, id)
-        self.logprobs[slot] = logprob
+        self.logprobs[slot], self.confidences[slot] = logprob, confidence
         del self.open[bisect_left(self.open, slot)]
+
+    def take(self, slot: int) -> int:
+        """Open a written slot again; the id that stood there."""
+        id = self.ids[slot]
+        self.constraint.release(slot)
+        self._set(slot, self.mask)
+        del self.logprobs[slot], self.confidences[slot]
+        insort(self.open, slot)
+        return id
+
+    def instead(self, slot: int) -> Tensor:
+        """Ids that may stand in a written slot, bool (V,)."""
+        self.constraint.release(slot)
+        allowed_V = self.constraint.allowed([slot])[0].clone()
+        self.constraint.commit(slot, self.ids[slot])
+        return allowed_V
+
+    def reopen(self) -> Commit | None:
+        """Open the slots that the current step is to open again."""
+        slots = self.phase.reopened if self.phase else []
+        if not slots:
+            return None
+        logprobs = [self.logprobs[slot] for slot in slots]
+        return self.log(slots, logprobs, [0.0] * len(slots), "remask", [self.take(slot) for slot in slots])
 
     def _set(self, slot: int, id: int) -> None:
         self.ids[slot] = id
@@ -119,7 +213,7 @@ class Job:
         for stretch in self.board.stretches:
             closed += self._closable(stretch)
         for slot in closed:
-            self.put(slot, self.eoss, 0.0)
+            self.put(slot, self.eoss, 0.0, 1.0)
         return closed
 
     def _closable(self, stretch: Stretch) -> list[int]:
@@ -160,7 +254,13 @@ class Job:
 
 
 def make_job(
-    row: int, board: Board, constraint: Constraint, mask: int, eoss: int, config: DiffusionConfig
+    row: int,
+    board: Board,
+    constraint: Constraint,
+    mask: int,
+    eoss: int,
+    config: DiffusionConfig,
+    editor: Editor | None = None,
 ) -> Job:
     """A job for a board.
 
@@ -192,28 +292,9 @@ def make_job(
         guide=list(board.guide) if config.guidance != 1 else [],
         open=slots,
         rng=generator(board.seed),
+        editor=editor,
     )
 
 
-def open_slots(board: Board) -> list[int]:
-    """Slots of all stretches of a board, ascending; ConfigError (`bad_value`) where they overlap or leave it."""
-    slots = sorted(slot for each in board.stretches for slot in range(each.start, each.stop))
-    inside = not slots or (slots[0] >= 0 and slots[-1] < len(board.ids))
-    if not inside or len(set(slots)) < len(slots) or any(each.stop < each.start for each in board.stretches):
-        raise ConfigError(
-            f"The stretches of a board of {len(board.ids)} places overlap or leave it.", code="bad_value"
-        )
-    return slots
-
-
-def block_origin(slots: Sequence[int], config: DiffusionConfig) -> int:
-    """Where the first block starts: at the first open slot, or on the grid that an exact cache is kept by."""
-    return slots[0] if slots and config.block_size and config.cache != "exact" else 0
-
-
-def block_of(slot: int, origin: int, size: int | None, length: int) -> tuple[int, int]:
-    """Places `start:stop` of the block around a slot of a board of this length."""
-    if size is None:
-        return 0, length
-    start = origin + (slot - origin) // size * size
-    return start, min(start + size, length)
+def _between(slots: list[int], window: tuple[int, int]) -> list[int]:
+    return slots[bisect_left(slots, window[0]) : bisect_left(slots, window[1])]

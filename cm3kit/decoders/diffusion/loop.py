@@ -7,7 +7,8 @@ length share it, so that neighbours change nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from torch import Tensor
 from cm3kit.decoders.diffusion.denoiser import Ask, Constraint, Denoiser
 from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.job import Job, make_job
-from cm3kit.decoders.diffusion.phases import Opener, make_opener
+from cm3kit.decoders.diffusion.phases import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.writer import Writer
+from cm3kit.decoders.diffusion.writer import Scored, Writer
 from cm3kit.decoders.diffusion.written import Metered, Written
 from cm3kit.types import Board, Commit, Step, Watch, unwatched
 
@@ -55,7 +56,8 @@ class Diffusion:
     ) -> None:
         self._denoiser, self._constrain, self._config, self._eoss = denoiser, constrain, config, eoss
         self._writer = Writer(config, denoiser.mask, image)
-        self._opener = make_opener(config, (eoss,) if ends is None else ends)
+        remasker, self._editor = make_modifiers(config)
+        self._opener = make_opener(config, (eoss,) if ends is None else ends, remasker)
 
     def fill(self, boards: Sequence[Board], watch: Watch = unwatched) -> list[Written]:
         """Fill every open slot of every board; a board without any costs no pass.
@@ -78,7 +80,8 @@ class Diffusion:
 
     def _job(self, row: int, board: Board) -> Job:
         constraint = self._constrain(board)
-        return make_job(row, board, constraint, self._denoiser.mask, self._eoss, self._config)
+        mask, eoss = self._denoiser.mask, self._eoss
+        return make_job(row, board, constraint, mask, eoss, self._config, self._editor)
 
     def _group(self, job: Job) -> tuple[int, int, int]:
         width = -(-len(job.ids) // PADDING) * PADDING
@@ -96,12 +99,15 @@ class _Progress:
             ends[ends.index(min(ends))] += sum(map(len, plan(job.board, config)))
         self._total = max(ends)
 
-    def report(self, commits: Iterable[tuple[int, Commit]]) -> None:
-        by_row: list[Commit | None] = [None] * self._rows
-        for row, commit in commits:
-            by_row[row] = commit
+    def report(self, jobs: Sequence[Job]) -> None:
+        """Tell what a pass has changed; where it changed one row twice, in two steps of one index."""
+        news = {job.row: job.news() for job in jobs}
         total = max(self._total, self._index + 1)
-        self._watch(Step(self._index, total, (None,) * self._rows, tuple(by_row)))
+        for commits in zip_longest(*news.values()):
+            by_row: list[Commit | None] = [None] * self._rows
+            for row, commit in zip(news, commits, strict=True):
+                by_row[row] = commit
+            self._watch(Step(self._index, total, (None,) * self._rows, tuple(by_row)))
         self._index += 1
 
 
@@ -133,7 +139,8 @@ class _Batch:
         """Fill every board."""
         while self._admit():
             self._enter_blocks()
-            progress.report(self._pass())
+            self._pass()
+            progress.report(self._jobs)
 
     @property
     def _jobs(self) -> list[Job]:
@@ -150,10 +157,10 @@ class _Batch:
     def _enter_blocks(self) -> None:
         if not self._together:
             for job in self._jobs:
-                if not job.slots:
+                if job.idle:
                     job.enter(job.window_of(job.open[0]), self._opener)
-        elif not any(job.slots for job in self._jobs):
-            window = min(job.window_of(job.open[0]) for job in self._jobs)
+        elif all(job.idle for job in self._jobs):
+            window = min(job.window_of(job.open[0]) for job in self._jobs if job.open)
             for job in self._jobs:
                 job.enter(window, self._opener)
             self._denoiser.open_block(self._canvas(), self._lengths(), window)
@@ -169,24 +176,35 @@ class _Batch:
     def _lengths(self) -> tuple[int, ...]:
         return tuple(len(job.ids) if job else 0 for job in self._places) * self._streams
 
-    def _pass(self) -> list[tuple[int, Commit]]:
+    def _pass(self) -> None:
         """One pass of the model, and what it leads to in each board."""
         wanted = [job.want() if job else [] for job in self._places]
+        scored = [job.scored(slots) if job else [] for job, slots in zip(self._places, wanted, strict=True)]
+        if not any(scored):
+            return
         weights = [self._weight(job) for job in self._places]
-        logits = self._ask(wanted)
-        self._count([len(slots) for slots in wanted])
-        commits: list[tuple[int, Commit]] = []
-        for place, (job, slots) in enumerate(zip(self._places, wanted, strict=True)):
-            if job is None or job.phase is None or not slots:
-                continue
-            logits_MV = mixed_MV = logits[place]
-            if self._streams == 2:
-                mixed_MV = mix(logits_MV, logits[len(self._places) + place], weights[place])
-            commit = self._writer.write(job, job.phase, slots, logits_MV, mixed_MV)
-            commits.append((job.row, commit))
-            job.cost.wasted += 0 if commit.positions else self._streams
-            job.step += 1
-        return commits
+        logits = self._ask(scored)
+        self._count([len(slots) for slots in scored])
+        for place, (job, slots) in enumerate(zip(self._places, scored, strict=True)):
+            if job is not None and slots:
+                logits_MV = mixed_MV = logits[place]
+                if self._streams == 2:
+                    mixed_MV = mix(logits_MV, logits[len(self._places) + place], weights[place])
+                self._write(job, wanted[place], Scored(slots, logits_MV, mixed_MV))
+
+    def _write(self, job: Job, wanted: list[int], scored: Scored) -> None:
+        """Write, edit and open again what one pass leads to in one board."""
+        before, block = len(job.commits), job.block()
+        written = job.written_slots if job.editor else []
+        if wanted and job.phase is not None:
+            self._writer.write(job, job.phase, scored.of(wanted))
+        edit = (
+            self._writer.edit(job, job.editor, block, scored.of(written)) if job.editor and written else None
+        )
+        job.cost.wasted += 0 if len(job.commits) > before else self._streams
+        if wanted:
+            job.reopen()
+        job.passed(full=not wanted, edited=edit is not None)
 
     def _weight(self, job: Job | None) -> float:
         if job is None or job.phase is None:

@@ -14,8 +14,10 @@ import torch
 from torch import Generator, Tensor
 
 from cm3kit.decoders.diffusion import accepts, axes, orders, quotas  # noqa: F401  (they register themselves)
+from cm3kit.decoders.diffusion.modifiers import Block, Editor, Remasker, make
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit_tokenizers.errors import ConfigError
 
 
 class Phase(Protocol):
@@ -23,18 +25,29 @@ class Phase(Protocol):
 
     Attributes:
         blanks: slots that were open at its start.
-        step: index of the pass that comes next, of `steps` that are planned.
+        step: index of the step that comes next, of `steps` that are planned.
+        reopened: written slots that the current step opens again, once it has written.
+        alphas: what share is planned to be written before and after the next step; None says 1 - t.
     """
 
     blanks: int
     step: int
     steps: int
+    reopened: list[int]
+
+    @property
+    def alphas(self) -> tuple[float, float] | None:
+        """See above."""
+
+    @property
+    def lasting(self) -> bool:
+        """Whether steps are left in which written slots may open again; `want` is then given the block."""
 
     def time(self, left: int) -> float:
         """Diffusion time of the block at the pass that was asked for last, with `left` slots open."""
 
-    def want(self, slots: Sequence[int], rng: Generator) -> list[int]:
-        """Which of the block's open slots the next pass must score; never none."""
+    def want(self, slots: Sequence[int], rng: Generator, block: Block | None = None) -> list[int]:
+        """Which of the block's open slots the next step must score; none only where it is `lasting`."""
 
     def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
         """Of the scored slots those to write now: indices (K,), best first, and the scores (M,) of all."""
@@ -45,27 +58,62 @@ Opener = Callable[[int], Phase]
 
 
 class Confidence:
-    """Score every open slot, and write the best of them."""
+    """Score every open slot, and write the best of them.
+
+    Args:
+        plan: how many slots each step writes for good.
+        order: scores the slots.
+        accept: which of them are written.
+        remasker: opens slots again; each step writes as many more.
+        alphas: whether the shares of the plan hold for the remasker, or its own do.
+    """
 
     def __init__(
-        self, plan: Sequence[int], order: Callable[[Scores], Tensor], accept: Callable[[Tensor, int], Tensor]
+        self,
+        plan: Sequence[int],
+        order: Callable[[Scores], Tensor],
+        accept: Callable[[Tensor, int], Tensor],
+        remasker: Remasker | None = None,
+        alphas: bool = False,
     ) -> None:
-        self._plan, self._order, self._accept = plan, order, accept
+        self._plan, self._order, self._accept, self._remasker = plan, order, accept, remasker
         self.blanks, self.steps, self.step = sum(plan), len(plan), 0
+        self.reopened: list[int] = []
+        self._alphas, self._quota = alphas, 0
+
+    @property
+    def alphas(self) -> tuple[float, float] | None:
+        """The shares of the plan."""
+        if not self._alphas:
+            return None
+        done = sum(self._plan[: self.step])
+        return done / self.blanks, (done + sum(self._plan[self.step : self.step + 1])) / self.blanks
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the remasker has steps left."""
+        return self._remasker is not None and self.step < self.steps
 
     def time(self, left: int) -> float:
         """The share of the block that is open."""
         return left / self.blanks
 
-    def want(self, slots: Sequence[int], rng: Generator) -> list[int]:
-        """All of them."""
-        return list(slots)
+    def want(self, slots: Sequence[int], rng: Generator, block: Block | None = None) -> list[int]:
+        """All of them, where the step writes any."""
+        again = self._remasker.reopen(block, rng).tolist() if self._remasker and block else []
+        self.reopened = again
+        # After the planned steps the last count holds until nothing is open.
+        planned = self._plan[self.step] if self.step < self.steps else max(1, self._plan[-1])
+        self._quota = min(planned + len(again), len(slots))
+        if self._quota:
+            return list(slots)
+        self.step += 1
+        return []
 
     def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """The accepted ones. After the planned steps the last quota holds until nothing is open."""
+        """The accepted ones."""
         score_M = self._order(scores)
-        quota = min(self._plan[min(self.step, self.steps - 1)], len(score_M))
-        accepted_M = self._accept(score_M, quota)
+        accepted_M = self._accept(score_M, self._quota)
         self.step += 1
         ranked_M = score_M.sort(descending=True, stable=True).indices
         # A rule of somebody else's that accepts nothing would go on for ever.
@@ -84,25 +132,33 @@ class Reverse:
 
     def __init__(self, blanks: int, steps: int | None = None) -> None:
         self.blanks, self.steps, self.step = blanks, steps or blanks, 0
+        self.reopened: list[int] = []
         self._grid = steps
-        self._now, self._time = 1.0, 1.0
+        self._time = 1.0
         self._when: dict[int, float] = {}
         self._written: list[float] = []
+
+    @property
+    def alphas(self) -> None:
+        """The shares are 1 - t."""
+
+    @property
+    def lasting(self) -> bool:
+        """What is written stays."""
+        return False
 
     def time(self, left: int) -> float:
         """The time t of the step, or that of the slot."""
         return self._time
 
-    def want(self, slots: Sequence[int], rng: Generator) -> list[int]:
+    def want(self, slots: Sequence[int], rng: Generator, block: Block | None = None) -> list[int]:
         """Those that the next step writes."""
-        # A slot that was opened again has the rest of the time.
-        new = [slot for slot in slots if self._when.get(slot, 2.0) > self._now]
+        new = [slot for slot in slots if slot not in self._when]
         dice = torch.rand(len(new), generator=rng, dtype=torch.float64).tolist()
-        self._when.update((slot, (1 - die) * self._now) for slot, die in zip(new, dice, strict=True))
+        self._when.update((slot, 1 - die) for slot, die in zip(new, dice, strict=True))
         self._time = max(self._tick(self._when[slot]) for slot in slots)
         chosen = [slot for slot in slots if self._tick(self._when[slot]) == self._time]
         self._written = [self._when.pop(slot) for slot in chosen]
-        self._now = self._time - 1 / self._grid if self._grid else self._time
         self.step += 1
         return chosen
 
@@ -115,34 +171,120 @@ class Reverse:
         return max(1, math.ceil(when * self._grid)) / self._grid if self._grid else when
 
 
-def make_opener(config: DiffusionConfig, ends: Collection[int]) -> Opener:
+class Remasked:
+    """Ancestral steps that open slots again (ReMDM, arXiv:2503.00307, alg. 1), each slot by its own dice."""
+
+    alphas = None
+
+    def __init__(self, blanks: int, steps: int, remasker: Remasker) -> None:
+        self.blanks, self.steps, self.step, self._remasker = blanks, steps, 0, remasker
+        self.reopened: list[int] = []
+        self._dice = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether there are steps left."""
+        return self.step < self.steps
+
+    def time(self, left: int) -> float:
+        """The share of the block that is open, which is t on average unless the remasker says otherwise."""
+        return left / self.blanks
+
+    def want(self, slots: Sequence[int], rng: Generator, block: Block | None = None) -> list[int]:
+        """Those that the next step writes; after the last one whatever is left."""
+        chance = 1.0
+        self.reopened = []
+        if block is not None:
+            self.reopened = self._remasker.reopen(block, rng).tolist()
+            chance = self._remasker.unmask(block) if self.step < self.steps - 1 else 1.0
+        dice_M = torch.rand(len(slots), generator=rng, dtype=torch.float64)
+        self.step += 1
+        written_M = dice_M < chance
+        self._dice = dice_M[written_M]
+        return [slots[index] for index in written_M.nonzero()[:, 0].tolist()]
+
+    def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        """All that were scored, in the order of their dice."""
+        score_M = 1 - self._dice
+        return score_M.sort(descending=True, stable=True).indices, score_M
+
+
+def make_opener(config: DiffusionConfig, ends: Collection[int], remasker: Remasker | None = None) -> Opener:
     """How blocks are begun under these settings.
 
     Args:
         config: the settings.
         ends: end ids, which `config.eoser` ranks lower.
+        remasker: opens slots again.
 
     Raises:
-        ConfigError: an axis is unknown (`unknown_name`), or one of its options is (`bad_config`).
+        ConfigError: an axis is unknown (`unknown_name`), or one of its options is, or the sampler has no use
+            for `eoser` or a remasker (`bad_config`).
     """
+    if config.eoser is not None and config.sampler != "confidence":
+        raise ConfigError(
+            f"eoser ranks slots, and sampler {config.sampler!r} ranks none; leave one of them out.",
+            code="bad_config",
+        )
     if config.sampler == "first-hitting":
+        if remasker is not None:
+            raise ConfigError(
+                "sampler 'first-hitting' has no steps at which slots could open again; use 'ancestral'.",
+                code="bad_config",
+            )
         return Reverse
     if config.sampler == "ancestral":
+        if remasker is not None:
+            return lambda blanks: Remasked(blanks, config.steps or blanks, remasker)
         return lambda blanks: Reverse(blanks, config.steps or blanks)
     order, accept = axes.bind(axes.order, config.order), axes.bind(axes.accept, config.accept)
     if config.eoser is not None:
         order = orders.eoser(order, config.eoser, ends)
-    return lambda blanks: Confidence(plan_block(config, blanks), order, accept)
+    shares = not _own_schedule(config)
+    return lambda blanks: Confidence(plan_block(config, blanks, remasker), order, accept, remasker, shares)
 
 
-def plan_block(config: DiffusionConfig, blanks: int) -> list[int]:
-    """How many of a block's slots each pass is to write; ancestral steps are taken at their mean."""
+def make_modifiers(config: DiffusionConfig) -> tuple[Remasker | None, Editor | None]:
+    """What opens slots again and what replaces ids.
+
+    Raises:
+        ConfigError: a modifier is unknown (`unknown_name`), or one of its options, or there are two that do
+            the same (`bad_config`).
+    """
+    made = [make(choice) for choice in config.modifiers]
+    remaskers = [each for each in made if isinstance(each, Remasker)]
+    editors = [each for each in made if isinstance(each, Editor)]
+    if len(remaskers) > 1 or len(editors) > 1:
+        raise ConfigError(
+            f"{len(remaskers)} modifiers open slots again and {len(editors)} edit; give one of each at most.",
+            code="bad_config",
+        )
+    return next(iter(remaskers), None), next(iter(editors), None)
+
+
+def _own_schedule(config: DiffusionConfig) -> bool:
+    """Whether a remasker goes by its own schedule: with equal quotas, which are what most of these say."""
+    return config.quota in ("uniform", {"name": "uniform"})
+
+
+def plan_block(config: DiffusionConfig, blanks: int, remasker: Remasker | None = None) -> list[int]:
+    """How many of a block's slots each step is to write for good; ancestral steps are taken at their mean.
+
+    0 stands for a step that only rewrites.
+    """
     steps = config.steps or blanks
     if config.sampler == "first-hitting":
         return [1] * blanks
+    if remasker is not None and (config.sampler == "ancestral" or _own_schedule(config)):
+        return remasker.plan(blanks, steps)
     if config.sampler == "ancestral":
         counts = [blanks // steps + (step < blanks % steps) for step in range(steps)]
     else:
         counts = axes.bind(axes.quota, config.quota)(blanks, steps)
+    if sum(counts) != blanks or min(counts, default=0) < 0:
+        raise ConfigError(
+            f"quota {config.quota!r} gives {counts} for {blanks} slots; it must sum to them, and none be negative.",
+            code="bad_config",
+        )
     # A step that writes nothing would be a pass for nothing.
     return [count for count in counts if count]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cm3kit.decoders.diffusion.job import block_of, block_origin, open_slots
-from cm3kit.decoders.diffusion.phases import plan_block
+from cm3kit.decoders.diffusion.blocks import block_of, block_origin, open_slots
+from cm3kit.decoders.diffusion.phases import make_modifiers, plan_block
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.types import Board
 
@@ -24,4 +24,5 @@ def plan(board: Board, config: DiffusionConfig) -> list[list[int]]:
         return []
     origin = block_origin(slots, config)
     starts = [block_of(slot, origin, config.block_size, len(board.ids))[0] for slot in slots]
-    return [plan_block(config, blanks) for _, blanks in sorted(Counter(starts).items())]
+    remasker, _ = make_modifiers(config)
+    return [plan_block(config, blanks, remasker) for _, blanks in sorted(Counter(starts).items())]

@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cm3kit.decoders.diffusion.job import Job
+from cm3kit.decoders.diffusion.modifiers import Block, Editor
 from cm3kit.decoders.diffusion.phases import Phase
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.pick import draw
 from cm3kit.types import Commit
 from cm3kit_tokenizers.errors import ModelError
+
+# Lower than any score of an order that is finite; trajectories are saved as JSON, which has no infinity.
+LOWEST = -sys.float_info.max
+
+Ways = tuple[Tensor, Tensor, Tensor]
+"""Temperature, top-k and top-p (M,) of each slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Slots of one board, ascending, and what the model says of them.
+
+    Attributes:
+        slots: M places.
+        logits_MV: of the model.
+        mixed_MV: the same after guidance.
+    """
+
+    slots: list[int]
+    logits_MV: Tensor
+    mixed_MV: Tensor
+
+    def of(self, slots: Sequence[int]) -> Scored:
+        """Some of them."""
+        if len(slots) == len(self.slots):
+            return self
+        index_K = torch.tensor([bisect_left(self.slots, slot) for slot in slots], dtype=torch.long)
+        return Scored(list(slots), self.logits_MV[index_K], self.mixed_MV[index_K])
 
 
 class Writer:
@@ -26,91 +58,106 @@ class Writer:
     """
 
     def __init__(self, config: DiffusionConfig, mask: int, image: range) -> None:
-        self._config, self._mask, self._image = config, mask, image
+        self._config, self._image = config, image
+        self._mask_1 = torch.tensor([mask])
 
-    def write(
-        self, job: Job, phase: Phase, slots: Sequence[int], logits_MV: Tensor, mixed_MV: Tensor
-    ) -> Commit:
-        """Write what the phase chooses of these slots.
-
-        Args:
-            logits_MV: of the model.
-            mixed_MV: the same after guidance.
+    def write(self, job: Job, phase: Phase, scored: Scored) -> Commit:
+        """Write what the phase chooses of these open slots.
 
         Raises:
             ModelError: no allowed id of a slot has a finite score (`bad_checkpoint`).
         """
-        masked_MV = self._restrict(mixed_MV, job.constraint.allowed(slots))
-        if not bool(masked_MV.amax(-1).isfinite().all()):
-            raise ModelError(
-                f"The model's scores of row {job.row} are not finite; train or copy it again.",
-                code="bad_checkpoint",
-            )
-        picks_M = self._draw(job, masked_MV)
-        logp_MV = self._confidence(masked_MV)
+        masked_MV = self._restrict(job, scored.mixed_MV, job.constraint.allowed(scored.slots))
+        ways = self._ways(masked_MV)
+        picks_M = self._draw(job, masked_MV, ways)
+        logp_MV = masked_MV.log_softmax(-1)
+        if self._config.confidence == "tempered":
+            logp_MV = drawn_from(masked_MV, *ways)
         at = min(phase.step, phase.steps - 1)
-        scores = Scores(torch.tensor(slots), logp_MV, picks_M, at, phase.steps, job.rng)
+        scores = Scores(torch.tensor(scored.slots), logp_MV, picks_M, at, phase.steps, job.rng)
         chosen_K, score_M = phase.choose(scores)
-        return self._commit(job, slots, chosen_K, score_M, picks_M, logits_MV, mixed_MV)
-
-    def _commit(
-        self,
-        job: Job,
-        slots: Sequence[int],
-        chosen_K: Tensor,
-        score_M: Tensor,
-        picks_M: Tensor,
-        logits_MV: Tensor,
-        mixed_MV: Tensor,
-    ) -> Commit:
-        base_KV = self._unmasked(logits_MV[chosen_K]).log_softmax(-1)
-        where: list[int] = []
-        values = [score_M[index].item() for index in chosen_K.tolist()]
-        touched: set[int] = set()
-        for index, base_V in zip(chosen_K.tolist(), base_KV, strict=True):
-            slot, id = slots[index], int(picks_M[index])
-            if job.stretch_of(slot).start in touched and not job.independent(slot):
-                id = self._again(job, slot, id, mixed_MV[index])
-            touched.add(job.stretch_of(slot).start)
-            job.put(slot, id, float(base_V[id]))
-            where.append(slot)
-        if self._config.early_exit:
+        where = self._put(job, scored, chosen_K, scores)
+        values = [max(score, LOWEST) for score in score_M[chosen_K].tolist()]
+        # What is open may come to be written, and an end taken back, as long as slots open again.
+        if self._config.early_exit and not phase.lasting:
             closed = job.close()
             values += [min(0.0, *values)] * len(closed)
             where += closed
         return job.log(where, [job.logprobs[slot] for slot in where], values)
+
+    def _put(self, job: Job, scored: Scored, chosen_K: Tensor, scores: Scores) -> list[int]:
+        """Write the picks of the chosen slots, one after the other; those slots."""
+        base_KV = self._unmasked(scored.logits_MV[chosen_K]).log_softmax(-1)
+        where: list[int] = []
+        touched: set[int] = set()
+        for index, base_V in zip(chosen_K.tolist(), base_KV, strict=True):
+            slot, id = scored.slots[index], int(scores.picks_M[index])
+            if job.stretch_of(slot).start in touched and not job.independent(slot):
+                id = self._again(job, slot, id, scored.mixed_MV[index])
+            touched.add(job.stretch_of(slot).start)
+            job.put(slot, id, float(base_V[id]), float(scores.logp_MV[index, id].exp()))
+            where.append(slot)
+        return where
+
+    def edit(self, job: Job, editor: Editor, block: Block, scored: Scored) -> Commit | None:
+        """Replace what the editor wants of these written slots, the likeliest first.
+
+        Args:
+            job: the board, with what this pass has written.
+            editor: what replaces ids.
+            block: the block as it was before the pass.
+            scored: its written slots.
+        """
+        allowed_MV = torch.stack([job.instead(slot) for slot in scored.slots])
+        logp_MV = self._restrict(job, scored.mixed_MV, allowed_MV).log_softmax(-1)
+        slots_K, ids_K = editor.edits(block, torch.tensor(scored.slots), logp_MV)
+        index_K = torch.searchsorted(torch.tensor(scored.slots), slots_K)
+        sure_K = logp_MV[index_K, ids_K].exp()
+        base_KV = self._unmasked(scored.logits_MV[index_K]).log_softmax(-1)
+        where: list[int] = []
+        values: list[float] = []
+        for at in sure_K.sort(descending=True, stable=True).indices.tolist():
+            slot, id, sure = int(slots_K[at]), int(ids_K[at]), float(sure_K[at])
+            if not where or bool(job.instead(slot)[id]):
+                job.take(slot)
+                job.put(slot, id, float(base_KV[at, id]), sure)
+                where.append(slot)
+                values.append(sure)
+        return job.log(where, [job.logprobs[slot] for slot in where], values, "edit") if where else None
 
     def _again(self, job: Job, slot: int, id: int, mixed_V: Tensor) -> int:
         """The pick, or another one where what this step wrote before does not allow it any more."""
         allowed_1V = job.constraint.allowed([slot])
         if bool(allowed_1V[0, id]):
             return id
-        return int(self._draw(job, self._restrict(mixed_V[None], allowed_1V))[0])
+        masked_1V = self._restrict(job, mixed_V[None], allowed_1V)
+        return int(self._draw(job, masked_1V, self._ways(masked_1V))[0])
 
-    def _restrict(self, mixed_MV: Tensor, allowed_MV: Tensor) -> Tensor:
-        return self._unmasked(torch.where(allowed_MV, mixed_MV, -torch.inf))
+    def _restrict(self, job: Job, mixed_MV: Tensor, allowed_MV: Tensor) -> Tensor:
+        masked_MV = self._unmasked(torch.where(allowed_MV, mixed_MV, -torch.inf))
+        if not bool(masked_MV.amax(-1).isfinite().all()):
+            raise ModelError(
+                f"The model's scores of row {job.row} are not finite; train or copy it again.",
+                code="bad_checkpoint",
+            )
+        return masked_MV
 
     def _unmasked(self, logits_MV: Tensor) -> Tensor:
         # The mask itself has probability 0 (arXiv:2406.07524, sec. 3.2.3).
-        return logits_MV.index_fill(-1, torch.tensor([self._mask]), -torch.inf)
+        return logits_MV.index_fill(-1, self._mask_1, -torch.inf)
 
-    def _ways(self, masked_MV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Temperature, top-k and top-p (M,) of each slot: those of images where nothing but codes may stand."""
+    def _ways(self, masked_MV: Tensor) -> Ways:
+        """Those of images where nothing but codes may stand."""
         open_MV = masked_MV > -torch.inf
-        codes_M = open_MV.sum(-1) == open_MV[:, self._image.start : self._image.stop].sum(-1)
-        ways = [self._config.image if code else self._config.text for code in codes_M.tolist()]
+        other_M = open_MV[:, : self._image.start].any(-1) | open_MV[:, self._image.stop :].any(-1)
+        ways = [self._config.text if other else self._config.image for other in other_M.tolist()]
         heat_M = torch.tensor([way.temperature for way in ways], dtype=torch.float64)
         top_k_M = torch.tensor([way.top_k for way in ways])
         return heat_M, top_k_M, torch.tensor([way.top_p for way in ways], dtype=torch.float64)
 
-    def _draw(self, job: Job, masked_MV: Tensor) -> Tensor:
+    def _draw(self, job: Job, masked_MV: Tensor, ways: Ways) -> Tensor:
         uniforms_M = torch.rand(len(masked_MV), generator=job.rng, dtype=torch.float64)
-        return draw(masked_MV, uniforms_M, *self._ways(masked_MV))
-
-    def _confidence(self, masked_MV: Tensor) -> Tensor:
-        if self._config.confidence == "base":
-            return masked_MV.log_softmax(-1)
-        return drawn_from(masked_MV, *self._ways(masked_MV))
+        return draw(masked_MV, uniforms_M, *ways)
 
 
 def drawn_from(masked_MV: Tensor, heat_M: Tensor, top_k_M: Tensor, top_p_M: Tensor) -> Tensor:
