@@ -362,6 +362,21 @@ def test_neighbours_change_no_bit(kind: str) -> None:
         assert len(each) == len(logits_of[0]) and all(map(torch.equal, each, logits_of[0]))
 
 
+@pytest.mark.parametrize("kind", ["exact", "prefix", "dual"])
+def test_rows_in_one_piece_are_the_rows_one_by_one(kind: str) -> None:
+    def seen(alone: bool) -> list[list[Tensor]]:
+        cache: Any = ExactCache(model, MASK, V, 6) if kind == "exact" else None
+        cache = cache or ApproximateCache(model, MASK, V, dual=kind == "dual")
+        cache._passes.alone = alone
+        found: list[list[Tensor]] = []
+        drive(cache, BOARDS, 6, lambda ask, logits: found.append(logits), at_once=3)
+        return found
+
+    model = net()
+    for together, one_by_one in zip(seen(False), seen(True), strict=True):
+        assert_close(together, one_by_one)
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_nothing_asked_costs_nothing(alone: bool) -> None:
     model = net()
