@@ -12,7 +12,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 import cm3kit
+from cm3kit.pipelines.kit import GenerateOptions
+from cm3kit.pipelines.options import OWN
 from cm3kit_cli import options, render
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ModelError, PictureError
@@ -40,6 +42,14 @@ class FakeKit:
     def info(self) -> dict[str, Any]:
         return {"name": "fake", "sha256": {"decoder": "00"}, "card": "A model.\nOf nothing."}
 
+    def record(self, modality: str | None, options: Any) -> dict[str, Any]:
+        return {"decoder": options.decoder or "cm3", "sampler": options.sampler or "cm3"}
+
+    def schedule(self, prompt: Any, *, task: str = "image", options: Any) -> list[list[list[int]]]:
+        if self.failure:
+            raise self.failure
+        return [[[1, 2, 4, 1]]] if not isinstance(prompt, Page) else [[[4, 4, 4], [2]], [[1]]]
+
     def generate(
         self, prompt: Any, *, task: str, n: int, seed: int, options: Any, watch: Callable[[int, int], None]
     ) -> list[Any]:
@@ -52,10 +62,11 @@ class FakeKit:
         results = []
         for index in range(n):
             watch(index + 1, n)
-            image = Image.new("RGB", (16, 16), (index * 40, 0, seed % 256)) if task == "image" else None
-            text = f"{prompt!s} {index}" if task in ("text", "caption") else None
+            drawn = task in ("image", "pair")
+            image = Image.new("RGB", (16, 16), (index * 40, 0, seed % 256)) if drawn else None
+            text = f"{prompt!s} {index}" if task in ("text", "caption", "pair") else None
             html = f"<!DOCTYPE html><title>{index}</title>" if task == "document" else None
-            kind: Any = {"image": "image", "document": "page"}.get(task, "text")
+            kind: Any = {"image": "image", "document": "page", "pair": "pair"}.get(task, "text")
             made = Result(kind, image, text, html, seed=seed, index=index, logprob=-1.5, ended=True)
             results.append(made)
         return results
@@ -201,6 +212,70 @@ def test_synonyms_of_flags_are_understood(
     assert (seen[0].guidance, seen[0].temperature, seen[0].top_k, seen[0].top_p) == (2.5, 0.5, 3, None)
 
 
+def test_flags_of_the_diffusion_decoder_become_options(
+    fake: FakeKit, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    seen: list[Any] = []
+    real = fake.generate
+
+    def spy(*given: Any, **named: Any) -> list[Any]:
+        seen.append(named["options"])
+        return real(*given, **named)
+
+    monkeypatch.setattr(fake, "generate", spy)
+    line = (
+        "generate x --task text -q --decoder diffusion --sampler cosine --steps 5 --quota ascending,mode=paper"
+        " --order maskgit,tau=2.5 --accept top --threshold 0.5 --eoser --block-size 8 --cache dual"
+        " --verify-cache --length 3"
+    )
+    assert run(line.split()) == 0
+    assert seen[0] == GenerateOptions(
+        decoder="diffusion", sampler="cosine", steps=5, quota={"name": "ascending", "mode": "paper"},
+        order={"name": "maskgit", "tau": 2.5}, accept="top", threshold=0.5, eoser=True, block_size=8,
+        cache="dual", verify_cache=True, length=3,
+    )  # fmt: skip
+    assert run("generate x --task text -q --decoder diffusion --no-eoser --length auto".split()) == 0
+    assert seen[1] == GenerateOptions(decoder="diffusion", eoser=False, length="auto")
+    assert run("generate x --task text -q --decoder diffusion --quota explicit,counts=[1,2]".split()) == 0
+    assert seen[2].quota == {"name": "explicit", "counts": [1, 2]}
+
+
+def test_the_command_line_knows_whose_flags_are_whose() -> None:
+    assert {"show_schedule", "traj"} | set(OWN["diffusion"]) == set(options.DIFFUSION_FLAGS)
+    assert set(OWN["cm3"]) == set(options.CM3_FLAGS)
+    shared = {field.name for field in fields(options.Decoding)} - set(options.DIFFUSION_FLAGS)
+    known = {field.name for field in fields(GenerateOptions)}
+    assert shared | set(OWN["diffusion"]) | {"parallel", "batch_size"} == known
+
+
+def test_schedules_are_printed_and_nothing_is_made(fake: FakeKit, tmp_path: Path, capsys: Capture) -> None:
+    before = contents(tmp_path)
+    assert run("generate x --decoder diffusion --show-schedule".split()) == 0
+    assert capsys.readouterr() == ("board 0: 8 places in 4 passes\n  1, 2, 4, 1\n", "")
+    assert run("infill page.html --decoder diffusion --show-schedule".split()) == 0
+    lines = [
+        "board 0: 14 places in 4 passes",
+        "  block 0: 4 × 3",
+        "  block 1: 2",
+        "board 1: 1 places in 1 passes",
+    ]
+    assert capsys.readouterr().out.splitlines() == [*lines, "  1"]
+    assert run("generate x --decoder diffusion --show-schedule --json".split()) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["boards"] == [
+        {"places": 8, "passes": 4, "blocks": [[1, 2, 4, 1]]}
+    ]
+    assert contents(tmp_path) == before
+
+
+def test_pairs_are_pictures_whose_words_are_told(fake: FakeKit, tmp_path: Path, capsys: Capture) -> None:
+    assert run("generate --task pair -n 2 --seed 1 -o p/".split()) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["p/000000-s1.png", "p/000001-s1.png", "p/grid.png"]
+    assert err.splitlines() == ["sample 0: 0", "sample 1: 1"]
+    rows = [json.loads(line) for line in (tmp_path / "p/manifest.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == [" 0", " 1"]
+
+
 def test_infill_keeps_every_other_byte(fake: FakeKit, tmp_path: Path, capsys: Capture) -> None:
     assert run(["infill", "page.html", "-o", "out.html", "--seed", "1"]) == 0
     out, err = capsys.readouterr()
@@ -306,6 +381,23 @@ MISUSES = [
     ("cannot_write", "generate x -o="),
     ("unknown_model", "generate x -m fak"),
     ("no_file", "generate missing.png --task caption"),
+    ("usage", "generate x --steps 4"),
+    ("usage", "generate x --no-eoser"),
+    ("usage", "generate x --traj t.traj.safetensors"),
+    ("usage", "generate x --show-schedule"),
+    ("usage", "generate x --decoder cm3 --sampler llada"),
+    ("usage", "generate x --decoder diffusion --precision bf16"),
+    ("usage", "generate x --decoder ar"),
+    ("usage", "generate x --decoder diffusion --cache all"),
+    ("usage", "generate x --decoder diffusion --length 0"),
+    ("usage", "generate x --decoder diffusion --length some"),
+    ("usage", "generate x --decoder diffusion --order maskgit,tau"),
+    ("usage", "generate x --decoder diffusion --threshold nan"),
+    ("exists", "generate x --decoder diffusion --traj a.png"),
+    ("cannot_write", "generate x --decoder diffusion --traj full"),
+    ("usage", "infill page.html --decoder diffusion --parallel"),
+    ("usage", "infill page.html --block-size 8"),
+    ("exists", "infill page.html --decoder diffusion --traj plain.html"),
     ("usage", "infill"),
     ("usage", "infill page.html --variants 0"),
     ("usage", "infill page.html --image a.png"),
@@ -496,7 +588,8 @@ def test_help_exists_and_honours_no_color(
 
 def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     known = set()
-    for command in ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info"):
+    commands = ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info")
+    for command in (*commands, "model assemble", "show traj"):
         assert run([*command.split(), "--help"]) == 0
         known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
     reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
     from cm3kit.pipelines.jobs import Saved
     from cm3kit.pipelines.prompts import Prompt
 
-Task = Literal["image", "text", "caption", "document"]
+Task = Literal["image", "text", "caption", "document", "pair"]
 
 
+@options.with_decoding
 def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What to start from; for --task caption the file of a picture.")
@@ -33,13 +35,9 @@ def generate(
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
-    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Results made at once.")] = None,
-    guidance: options.Guidance = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    max_tokens: options.MaxTokens = None,
-    precision: options.Precision = None,
+    batch_size: options.BatchSize = None,
+    *,
+    decoding: options.Decoding,
     output: options.Output = None,
     grid: Annotated[
         bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")
@@ -62,21 +60,26 @@ def generate(
     """
     if as_json and output == "-":
         raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+    decoding.check()
     given = [each for each in (prompt, prompt_option, prompt_file) if each is not None]
-    if len(given) != 1:
+    if len(given) > 1 or not (given or task == "pair"):
         raise typer.BadParameter("give one of PROMPT, --prompt and --prompt-file")
     from cm3kit.pipelines import jobs
-    from cm3kit.pipelines.kit import GenerateOptions
 
-    chosen = options.chosen_seed(seed, quiet)
-    settings = GenerateOptions(
-        guidance=guidance, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
-        batch_size=batch_size, precision=precision,
-    )  # fmt: skip
-    where = jobs.Where(output, force, grid, not no_prompt_metadata)
-    job = jobs.GenerateJob(_prompts(given[0], task), task, n, chosen, settings, where)
+    settings = decoding.options(batch_size=batch_size)
+    prompts = _prompts(given[0] if given else "", task)
+    chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
+    where = jobs.Where(output, force, grid, not no_prompt_metadata, decoding.traj)
+    job = jobs.GenerateJob(prompts, task, n, chosen, settings, where)
+    if decoding.show_schedule:
+        return schedule_of(jobs.schedule(model, device, job))
     with progress("generating", quiet) as watch:
         saved = jobs.generate(model, device, job, watch)
+    if not quiet and not as_json:
+        words = enumerate(saved.samples if task == "pair" else ())
+        told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
+        for line in (*told_words, *notes(saved)):
+            typer.echo(line, err=True)
     return _reply(saved, chosen)
 
 
@@ -92,5 +95,6 @@ def _prompts(given: str | Path, task: Task) -> tuple[Prompt, ...]:
 
 def _reply(saved: Saved, seed: int) -> Reply:
     data = {"seed": seed, "folder": saved.folder, "grid": saved.sheet, "samples": saved.samples}
-    shown = [*saved.paths, *([saved.sheet] if saved.sheet else [])]
+    data |= told(saved)
+    shown = [*saved.paths, *([saved.sheet] if saved.sheet else []), *saved.trajectories]
     return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

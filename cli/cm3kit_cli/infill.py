@@ -10,11 +10,13 @@ import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
     from cm3kit.pipelines.jobs import Saved
 
 
+@options.with_decoding
 def infill(
     file: Annotated[
         str, typer.Argument(help="HTML file with <mask> where something is missing; - is stdin.")
@@ -38,12 +40,9 @@ def infill(
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
-    guidance: options.Guidance = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    max_tokens: options.MaxTokens = None,
-    precision: options.Precision = None,
+    batch_size: options.BatchSize = None,
+    *,
+    decoding: options.Decoding,
     output: options.Output = None,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -55,22 +54,23 @@ def infill(
     Example: cm3kit infill samples/apple.html --variants 3 --diff
     """
     _check(file, image, box, variants, in_place, output, as_json)
+    decoding.check(parallel=parallel)
     from cm3kit.pipelines import jobs
-    from cm3kit.pipelines.kit import GenerateOptions
     from cm3kit.pipelines.pages import parse_box, read_page
 
     page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))
-    chosen = options.chosen_seed(seed, quiet)
-    settings = GenerateOptions(
-        guidance=guidance, temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens,
-        parallel=parallel, precision=precision,
-    )  # fmt: skip
-    where = jobs.Where(str(Path(file).resolve()) if in_place else output, force or in_place)
+    settings = decoding.options(parallel=parallel, batch_size=batch_size)
+    chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
+    where = jobs.Where(
+        str(Path(file).resolve()) if in_place else output, force or in_place, traj=decoding.traj
+    )
     job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, report=diff, where=where)
+    if decoding.show_schedule:
+        return schedule_of(jobs.schedule(model, device, job))
     with progress("filling", quiet) as watch:
         saved = jobs.infill(model, device, job, watch)
     if not quiet and not as_json:
-        for line in _notes(saved):
+        for line in (*_notes(saved), *notes(saved)):
             typer.echo(line, err=True)
     return _reply(saved, chosen)
 
@@ -112,5 +112,6 @@ def _note(gap: dict[str, Any]) -> str:
 
 def _reply(saved: Saved, seed: int) -> Reply:
     data = {"seed": seed, "folder": saved.folder, "report": saved.report, "variants": saved.samples}
-    shown = [*saved.paths, *([saved.report] if saved.report else [])]
+    data |= told(saved)
+    shown = [*saved.paths, *([saved.report] if saved.report else []), *saved.trajectories]
     return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

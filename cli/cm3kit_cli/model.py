@@ -45,7 +45,16 @@ def assemble(
     decoder: Annotated[Path, typer.Option(help="Folder of a trained decoder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
     defaults: Annotated[
-        Path | None, typer.Option(help="YAML with the model's defaults: window, preset, image, text.")
+        Path | None,
+        typer.Option(
+            help="YAML with the model's defaults: window, preset, decoders, image, text, diffusion."
+        ),
+    ] = None,
+    diffusion: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of another decoder, that writes in place; unless given, --decoder does both."
+        ),
     ] = None,
     card: Annotated[
         Path | None, typer.Option(help="Markdown file that becomes the model's README.md.")
@@ -59,7 +68,7 @@ def assemble(
     from cm3kit.training.run import recipe_path
 
     settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults, defaults=True))] if defaults else [])
-    made = folder.assemble(output, text, image, decoder, settings, folder.read_card(card))
+    made = folder.assemble(output, text, image, decoder, settings, folder.read_card(card), diffusion)
     return Reply({"folder": made}, (str(made),))
 
 

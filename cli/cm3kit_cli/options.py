@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from cm3kit.pipelines.kit import GenerateOptions
 
 SYNONYMS = {
     "--cfg": "--guidance-scale",
@@ -93,6 +102,68 @@ MaxTokens = Annotated[
     int | None,
     typer.Option("--max-tokens", min=1, help="Most tokens of one text or gap."),
 ]
+Decoder = Annotated[
+    Literal["cm3", "diffusion"] | None,
+    typer.Option("--decoder", help="Which decoder writes; unless given, the first that the model has."),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler", metavar="PRESET",
+        help="A named diffusion sampler: uniform, ascending, ascending-eoser, threshold, cosine, llada, dream, …",
+    ),
+]  # fmt: skip
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Passes of the model to write a block; by default the sampler's."),
+]
+Quota = Annotated[
+    str | None,
+    typer.Option("--quota", metavar="NAME", help="How many places a pass writes: uniform, cosine, ascending, …"),
+]  # fmt: skip
+Order = Annotated[
+    str | None,
+    typer.Option("--order", metavar="NAME", help="Which first: probability, margin, entropy, random, …"),
+]
+Accept = Annotated[
+    str | None,
+    typer.Option("--accept", metavar="NAME", help="Which of those scored: top, threshold, factor, entropy-bound."),
+]  # fmt: skip
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", min=0, callback=finite,
+        help="Write every place that is as sure as this, whatever the quota.",
+    ),
+]  # fmt: skip
+Eoser = Annotated[
+    bool | None,
+    typer.Option("--eoser/--no-eoser", help="Rank ends lower at first, so that texts are not cut short."),
+]
+BlockSize = Annotated[
+    int | None,
+    typer.Option("--block-size", min=1, help="Places of a block; blocks are written left to right."),
+]
+Cache = Annotated[
+    Literal["none", "exact", "prefix", "dual"] | None,
+    typer.Option("--cache", help="Keys and values kept while a block is written."),
+]
+VerifyCache = Annotated[
+    bool, typer.Option("--verify-cache", help="Compare every pass with one without a cache, and tell.")
+]
+Length = Annotated[
+    str | None,
+    typer.Option("--length", metavar="N|auto", help="Exact tokens of a text gap, or auto to try several."),
+]
+ShowSchedule = Annotated[
+    bool,
+    typer.Option("--show-schedule", help="Print how many places each pass will write, and stop."),
+]
+Traj = Annotated[
+    Path | None,
+    typer.Option("--traj", metavar="FILE", help="Also write in which order; see `show traj`."),
+]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, max=1024, help="Results made at once.")]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -114,3 +185,115 @@ Config = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, over all files; repeatable.")
 ]
+
+
+CM3_FLAGS = ("parallel", "precision")
+DIFFUSION_FLAGS = (
+    "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "block_size", "cache",
+    "verify_cache", "length", "show_schedule", "traj",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How to decode: the flags that `generate` and `infill` share."""
+
+    decoder: Decoder = None
+    guidance: Guidance = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    max_tokens: MaxTokens = None
+    precision: Precision = None
+    sampler: Sampler = None
+    steps: Steps = None
+    quota: Quota = None
+    order: Order = None
+    accept: Accept = None
+    threshold: Threshold = None
+    eoser: Eoser = None
+    block_size: BlockSize = None
+    cache: Cache = None
+    verify_cache: VerifyCache = False
+    length: Length = None
+    show_schedule: ShowSchedule = False
+    traj: Traj = None
+
+    def check(self, **more: object) -> None:
+        """Refuse a flag of the decoder that does not write; `more` are flags of one command alone."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)} | more
+        own = {"diffusion": CM3_FLAGS}.get(self.decoder or "cm3", DIFFUSION_FLAGS)
+        wrong = next((name for name in own if given.get(name) not in (None, False)), None)
+        if wrong is None and self.eoser is False and self.decoder != "diffusion":
+            wrong = "no_eoser"
+        if wrong is None:
+            return
+        flag = f"--{wrong.replace('_', '-')}"
+        if self.decoder == "diffusion":
+            raise typer.BadParameter(f"{flag} is a flag of --decoder cm3; leave it out")
+        raise typer.BadParameter(f"{flag} is a flag of the other decoder; add --decoder diffusion")
+
+    def options(self, **more: Any) -> GenerateOptions:
+        """The options of the library; `more` are those of one command alone."""
+        from cm3kit.pipelines.kit import GenerateOptions
+
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in ("show_schedule", "traj"):
+            del own[name]
+        for name in ("quota", "order", "accept"):
+            own[name] = choice(own[name])
+        return GenerateOptions(**{**own, "length": length(self.length), **more})
+
+
+def with_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the flags of `Decoding` in the place of its parameter `decoding`."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        own = {each.name: given.pop(each.name) for each in fields(Decoding)}
+        return command(**given, decoding=Decoding(**own))
+
+    hints = get_type_hints(Decoding, include_extras=True)
+    flags = [
+        inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name]
+        )
+        for each in fields(Decoding)
+    ]
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for each in signature.parameters.values():
+        parameters += flags if each.name == "decoding" else [each.replace(kind=each.KEYWORD_ONLY)]
+    vars(run)["__signature__"] = signature.replace(parameters=parameters)
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def choice(text: str | None) -> str | dict[str, Any] | None:
+    """`name`, or `name,option=value,…` as a mapping; values are JSON where they can be.
+
+    >>> choice("maskgit,tau=10")
+    {'name': 'maskgit', 'tau': 10}
+    """
+    if text is None:
+        return None
+    name, *rest = re.split(r",(?![^\[]*\])", text)
+    options: dict[str, Any] = {}
+    for each in rest:
+        option, sign, value = each.partition("=")
+        if not sign or not option or option == "name":
+            raise typer.BadParameter(f"{text!r} is not NAME or NAME,option=value")
+        try:
+            options[option] = json.loads(value)
+        except ValueError:
+            options[option] = value
+    return {"name": name, **options} if options else name
+
+
+def length(text: str | None) -> int | Literal["auto"] | None:
+    """A whole number from 1, or "auto"."""
+    if text is None or text == "auto":
+        return text  # type: ignore[return-value]
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 4096:
+        raise typer.BadParameter(f"--length {text!r} is neither a number in 1..4096 nor auto")
+    return int(text)

@@ -1,4 +1,4 @@
-"""Settings of the autoregressive decoder."""
+"""Settings of the autoregressive decoder, and the names of both decoders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cm3kit.config import Settings
 
+DecoderName = Literal["cm3", "diffusion"]
 Precision = Literal["fp32", "bf16", "fp16-packed", "int8"]
 
 

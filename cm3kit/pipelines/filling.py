@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
-from cm3kit.pipelines import layout
+from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.outputs import encode_png
+from cm3kit.pipelines.ways import Ids, Trace
 from cm3kit.rng import stream
-from cm3kit.types import Fill, Posed, Row
+from cm3kit.types import Fill
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
 from cm3kit_tokenizers.errors import PageError, PictureError
 from cm3kit_tokenizers.page import Fill as PageFill
@@ -20,9 +21,7 @@ from cm3kit_tokenizers.pictures import load_picture, resolve_src
 from cm3kit_tokenizers.sequence import Codes
 
 if TYPE_CHECKING:
-    from cm3kit.pipelines.kit import GenerateOptions, Kit
-
-Ids = list[int | Gap]
+    from cm3kit.pipelines.kit import Kit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +38,13 @@ class FilledGap:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A filled page and what was written."""
+    """A filled page and what was written; `trace` tells how, where that was done in place."""
 
     html: bytes
     gaps: list[FilledGap]
     seed: int
     index: int
+    trace: Trace | None = None
 
 
 class PageFiller:
@@ -65,60 +65,37 @@ class PageFiller:
 
     def fill(self, variants: int, seed: int, watch: Callable[[int, int], None]) -> list[Filled]:
         """Fill the page `variants` times."""
+        way, options = self._kit.way(self._options), self._options
         pages: list[Ids] = [list(self._ids) for _ in range(variants)]
         fills: list[dict[tuple[int, int], Fill]] = [{} for _ in range(variants)]
-        gaps = [each for each in self._ids if isinstance(each, Gap)]
+        traces: list[list[Trace | None]] = [[] for _ in range(variants)]
+        count = sum(isinstance(each, Gap) for each in self._ids)
         done = 0
-        while done < len(gaps):
-            posed = [self._pose(ids, stream(seed, index, done)) for index, ids in enumerate(pages)]
+        while done < count:
+            asked = [way.window(ids, options, stream(seed, index, done)) for index, ids in enumerate(pages)]
+            gaps = len(asked[0].gaps)
 
-            def share(step: int, total: int, done: int = done, count: int = len(posed[0].gaps)) -> None:
-                watch(int(1000 * (done + count * step / max(1, total))), 1000 * len(gaps))
+            def share(step: int, total: int, done: int = done, gaps: int = gaps) -> None:
+                watch(int(1000 * (done + gaps * step / max(1, total))), 1000 * count)
 
-            wrote = self._decode([each.row for each in posed], posed[0].gaps, share)
-            for index, (each, answers) in enumerate(zip(posed, wrote, strict=True)):
-                named = {(gap.index, gap.part): fill for gap, fill in zip(each.gaps, answers, strict=True)}
+            for index, answer in enumerate(way.fill(asked, options, share)):
+                named = _named(answer.gaps, answer.fills)
                 fills[index].update(named)
+                traces[index].append(answer.trace)
                 pages[index] = _put(pages[index], named)
-            done += len(posed[0].gaps)
-        return [self._write(fills[index], seed, index) for index in range(variants)]
+            done += gaps
+        return [
+            self._write(fills[index], Trace.joined(traces[index]), seed, index) for index in range(variants)
+        ]
 
-    def _pose(self, ids: Ids, seed: int) -> Posed:
-        """The first window of gaps that are still open."""
-        defaults, vocab = self._kit.parts.defaults, self._kit.vocab
-        longest = {
-            place: each.length or self._longest(each)
-            for place, each in enumerate(ids)
-            if isinstance(each, Gap)
-        }
-        window = layout.windows(ids, longest, defaults.window)[0]
-        window = layout.trim(ids, window, vocab.image)
-        posed = layout.pose_window(self._kit.objective, ids, window, 0, seed)
-        blanks = tuple(
-            replace(each, max_tokens=self._most(each.kind, each.max_tokens)) for each in posed.row.blanks
-        )
-        guides = self._guides(ids[window.start : window.stop], posed)
-        return replace(posed, row=replace(posed.row, blanks=blanks, guides=guides))
-
-    def _longest(self, gap: Gap) -> int:
-        height, width = self._kit.image.grid
-        return height * width if gap.kind == "image" else self._most(gap.kind, 0)
-
-    def _most(self, kind: str, otherwise: int) -> int:
-        return otherwise if kind == "image" else self._options.max_tokens or layout.MAX_TOKENS[kind]
-
-    def _guides(self, ids: Sequence[int | Gap], posed: Posed) -> tuple[tuple[int, ...], ...]:
-        config = self._kit.config("image", self._options)
-        if config.guidance == 1 or any(gap.kind != "image" for gap in posed.gaps):
-            return ()
-        bare = layout.without_words(self._kit.tokenizer, ids)
-        return (self._kit.objective.pose(bare, 0, 0).row.prompt,)
-
-    def _decode(
-        self, rows: Sequence[Row], gaps: Sequence[Gap], watch: Callable[[int, int], None]
-    ) -> list[tuple[Fill, ...]]:
-        pictures = all(gap.kind == "image" for gap in gaps)
-        return self._kit.decode(rows, self._kit.config("image" if pictures else "text", self._options), watch)
+    def schedule(self) -> list[list[list[int]]]:
+        """What each pass of each block will write, board by board, if the texts before are left empty."""
+        way, plans, ids = self._kit.way(self._options), [], list(self._ids)
+        while any(isinstance(each, Gap) for each in ids):
+            asked = way.window(ids, self._options, 0)
+            plans.append(way.plan(asked, self._options))
+            ids = _put(ids, _named(asked.gaps, [Fill((), 0.0, True)] * len(asked.gaps)))
+        return plans
 
     def _usable(self, src: str) -> bool:
         """Keep pictures that the page's folder holds; one whose region is missing must be readable."""
@@ -141,7 +118,9 @@ class PageFiller:
         self._pictures[picture.gap] = (opened, codes)
         return codes, missing(opened.size, picture.box, self._kit.image.grid)
 
-    def _write(self, fills: dict[tuple[int, int], Fill], seed: int, index: int) -> Filled:
+    def _write(
+        self, fills: dict[tuple[int, int], Fill], trace: Trace | None, seed: int, index: int
+    ) -> Filled:  # fmt: skip
         written: dict[int, PageFill] = {}
         reports = []
         for gap in self._page.gaps:
@@ -150,7 +129,7 @@ class PageFiller:
             logprob, ended = sum(each.logprob for each in parts), all(each.ended for each in parts)
             reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line))
         html = self._page.splice(written, image_src=self._kit.picture_src)
-        return Filled(html, reports, seed, index)
+        return Filled(html, reports, seed, index, trace)
 
     def _content(self, gap: PageGap, parts: Sequence[Fill]) -> tuple[PageFill, str]:
         """A fill as the page takes it, and as a report shows it."""
@@ -206,6 +185,10 @@ def missing(size: tuple[int, int], box: tuple[int, int, int, int], grid: tuple[i
         and row * side < bottom * rows and (row + 1) * side > top * rows
         for row in range(rows) for column in range(columns)
     ]  # fmt: skip
+
+
+def _named(gaps: Sequence[Gap], fills: Sequence[Fill]) -> dict[tuple[int, int], Fill]:
+    return {(gap.index, gap.part): fill for gap, fill in zip(gaps, fills, strict=True)}
 
 
 def _put(ids: Ids, fills: dict[tuple[int, int], Fill]) -> Ids:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,11 +17,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
-from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.decoders.diffusion.presets import presets
+from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.models.backbone import load_backbone
 from cm3kit.publish import publishing, verify
 from cm3kit_tokenizers.errors import ModelError
@@ -30,24 +34,53 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 INDEX = "model_index.json"
 PARTS = {"text": "TextTokenizer", "image": "VQModel", "decoder": "CausalLM"}
+DIFFUSION = "diffusion"
 ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
+
+
+class DiffusionDefaults(Settings):
+    """How a model writes in place.
+
+    Attributes:
+        image: settings of what holds a picture to write, and `text` those of all else.
+        shift: whether the model scores each place at the one before it.
+        trained_block: places of a block, for a model that was trained block by block.
+    """
+
+    image: DiffusionConfig = presets["cosine"].config(eoser=Eoser())
+    text: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
+    shift: bool = False
+    trained_block: int | None = Field(None, ge=1)
 
 
 class Defaults(Settings):
     """How a model is used unless the user says otherwise.
 
-    `window` is the longest sequence that the decoder was trained on; `preset` the objective's.
+    Attributes:
+        window: the longest sequence that the decoder was trained on.
+        preset: the causal objective's.
+        decoders: those that the model was trained for; the first one writes unless another is asked for.
+        image: settings of the cm3 decoder for pictures, and `text` those for words.
+        diffusion: settings of the diffusion decoder, where it is one of `decoders`.
     """
 
     window: int = Field(512, ge=16)
     preset: str = "recommended"
+    decoders: tuple[DecoderName, ...] = Field(("cm3",), min_length=1)
     image: DecodeConfig = DecodeConfig()
     text: DecodeConfig = DecodeConfig()
+    diffusion: DiffusionDefaults = DiffusionDefaults()
+
+    @model_validator(mode="after")
+    def _diffusion_is_used(self) -> Defaults:
+        if "diffusion" in self.model_fields_set and DIFFUSION not in self.decoders:
+            raise ValueError("diffusion is set, but decoders does not name it")
+        return self
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a model folder holds, loaded."""
+    """What a model folder holds, loaded; a diffusion decoder of its own is not (`diffusion_backbone`)."""
 
     name: str
     folder: Path
@@ -113,21 +146,68 @@ def load_parts(folder: Path) -> Parts:
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
 
 
-def assemble(target: Path, text: Path, image: Path, decoder: Path, defaults: Defaults, card: str) -> Path:
+def own_diffusion(parts: Parts) -> bool:
+    """Whether the diffusion decoder has weights of its own."""
+    return DIFFUSION in parts.defaults.decoders and (parts.folder / DIFFUSION).is_dir()
+
+
+def diffusion_backbone(parts: Parts) -> PreTrainedModel:
+    """The weights of the diffusion decoder: its own, read now, or those of both decoders.
+
+    Raises:
+        ModelError: a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
+    """
+    return (
+        load_backbone(parts.folder / DIFFUSION, len(parts.vocab)) if own_diffusion(parts) else parts.backbone
+    )
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in the weight files of a folder, by their headers.
+
+    Raises:
+        ModelError: a file cannot be read (`bad_checkpoint`).
+    """
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{path} cannot be read: {error}.", code="bad_checkpoint") from error
+    return total
+
+
+def assemble(
+    target: Path, text: Path, image: Path, decoder: Path, defaults: Defaults, card: str,
+    diffusion: Path | None = None,
+) -> Path:  # fmt: skip
     """Publish a model folder from trained parts.
+
+    Args:
+        diffusion: folder of a decoder that writes in place; unless given, `decoder` does both where the
+            defaults say so.
 
     Raises:
         OutputError: the folder exists, or the disk is full.
         ModelError: the parts do not fit one another.
     """
     vocab = Vocab(TextTokenizer.load(text).size, ImageTokenizer.load(image).size)
-    load_backbone(decoder, len(vocab))
+    sources, index = {"text": text, "image": image, "decoder": decoder}, dict(PARTS)
+    if diffusion is not None:
+        sources[DIFFUSION], index[DIFFUSION] = diffusion, PARTS["decoder"]
+        named = dict.fromkeys((*defaults.decoders, DIFFUSION))
+        defaults = Defaults.model_validate({**defaults.model_dump(), "decoders": tuple(named)})
+    for name in ("decoder", DIFFUSION):
+        if name in sources:
+            load_backbone(sources[name], len(vocab))
     with publishing(target) as folder:
-        for name, source in (("text", text), ("image", image), ("decoder", decoder)):
+        for name, source in sources.items():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
         _write(folder / "vocab.json", vocab.to_dict())
-        _write(folder / "defaults.json", defaults.model_dump(mode="json"))
-        _write(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **PARTS})
+        unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
+        _write(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
+        _write(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
 

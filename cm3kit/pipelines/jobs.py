@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import cm3kit
-from cm3kit.pipelines import diff, outputs
+from cm3kit.pipelines import diff, outputs, traces
 from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
+from cm3kit.pipelines.records import how_made, outcome, variant, verification, whose
+from cm3kit.pipelines.ways import Task, Trace, Watch
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit, Result
+    from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
     from cm3kit_tokenizers.page import Page
 
-Task = Literal["image", "text", "caption", "document"]
-Watch = Callable[[int, int], None]
-
-SUFFIXES: Mapping[str, str] = {"image": ".png", "text": ".txt", "caption": ".txt", "document": ".html"}
+SUFFIXES: Mapping[str, str] = {
+    "image": ".png", "text": ".txt", "caption": ".txt", "document": ".html", "pair": ".png",
+}  # fmt: skip
 MAX_RESULTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What to write and where; `output` as in `outputs.plan`."""
+    """What to write and where; `output` as in `outputs.plan`, `traj` a file for how the results were written."""
 
     output: str | None = None
     force: bool = False
     sheet: bool = True
     prompt_metadata: bool = True
+    traj: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,10 @@ class InfillJob:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a job made. `content` is the result itself where it was not written to files."""
+    """What a job made. `content` is the result itself where it was not written to files.
+
+    `verification` is what a cache changed, where that was asked for.
+    """
 
     run_id: str
     samples: tuple[Mapping[str, Any], ...]
@@ -76,6 +78,8 @@ class Saved:
     folder: Path | None = None
     content: bytes | None = None
     diff: str = ""
+    trajectories: tuple[Path, ...] = ()
+    verification: Mapping[str, Any] | None = None
 
 
 def generate(
@@ -96,22 +100,32 @@ def generate(
     seeds = [seed for _, seed in rows for _ in range(job.n)]
     # Words are what a pipe wants to read; pictures and pages are files.
     output = outputs.STDOUT if job.where.output is None and SUFFIXES[job.task] == ".txt" else job.where.output
-    sheet = job.where.sheet and job.task == "image" and count > 1
+    sheet = job.where.sheet and SUFFIXES[job.task] == ".png" and count > 1
     planned = outputs.plan(outputs.run_id("generate"), output, SUFFIXES[job.task], seeds, sheet=sheet)
     outputs.check_free(planned, job.where.force)
+    traces.check_free(job.where.traj, count, job.where.force)
     kit = cm3kit.load(model, device=device)
-    how = _how(kit, job.options, job.task)
+    how = how_made(kit, job.options, job.task)
     made = [
-        (result, {**how, **_whose(rows[row][0], job.where), "seed": result.seed, "index": result.index})
+        (
+            result,
+            {
+                **how,
+                **whose(rows[row][0], job.where.prompt_metadata),
+                "seed": result.seed,
+                "index": result.index,
+            },
+        )
         for row, result in _results(kit, job, rows, watch)
     ]
     files = [_encode(result, record if job.where.prompt_metadata else None) for result, record in made]
-    samples = [{**record, **_outcome(result)} for result, record in made]
+    samples = [{**record, **outcome(result)} for result, record in made]
     extra = []
     if planned.sheet is not None:
         extra = [(planned.sheet, _sheet([result for result, _ in made], samples, how, job.where))]
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
-    return _save(planned, files, samples, record, extra, job.where.force)
+    written = [(result.trace, record) for result, record in made]
+    return _save(planned, files, samples, record, extra, job.where, kit, written)
 
 
 def _results(
@@ -141,11 +155,12 @@ def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda
         outputs.run_id("infill"), job.where.output, ".html", [job.seed] * job.variants, report=job.report
     )
     outputs.check_free(planned, job.where.force)
+    traces.check_free(job.where.traj, job.variants, job.where.force)
     kit = cm3kit.load(model, device=device)
     filled = kit.infill(job.page, variants=job.variants, seed=job.seed, options=job.options, watch=watch)
     pages = [each.html for each in filled]
-    how = _how(kit, job.options, "infill")
-    samples = [_variant(each) for each in filled]
+    how = how_made(kit, job.options, "infill")
+    samples = [variant(each) for each in filled]
     record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
     before = job.page.data
     extra = []
@@ -158,7 +173,23 @@ def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda
             if job.where.force or not path.exists()
         ]
     text = "".join(diff.unified(before, page, job.name) for page in pages) if job.report else ""
-    return _save(planned, pages, samples, record, extra, job.where.force, text)
+    written = [
+        (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
+    ]
+    return _save(planned, pages, samples, record, extra, job.where, kit, written, text)
+
+
+def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> list[list[list[int]]]:
+    """How many slots each pass of each block will write, board by board, without writing any.
+
+    Raises:
+        ModelError, ConfigError, PageError, PictureError: see `cm3kit.load` and `Kit.schedule`.
+    """
+    kit = cm3kit.load(model, device=device)
+    if isinstance(job, InfillJob):
+        return kit.schedule(job.page, options=job.options)
+    prompts = (each.content for each in job.prompts)
+    return [board for each in prompts for board in kit.schedule(each, task=job.task, options=job.options)]
 
 
 def write_all(files: Sequence[tuple[Path, bytes]], force: bool) -> None:
@@ -199,21 +230,35 @@ def _save(
     samples: Sequence[Mapping[str, Any]],
     record: Mapping[str, Any],
     extra: Sequence[tuple[Path, bytes]],
-    force: bool,
+    where: Where,
+    kit: Kit,
+    written: Sequence[tuple[Trace | None, Mapping[str, Any]]],
     text: str = "",
 ) -> Saved:
+    """Write everything; `written` says of each result how it was made."""
+    told = traces.files(where.traj, written, kit, where.prompt_metadata)
+    checked = verification(trace for trace, _ in written)
     if planned.to_stdout:
-        return Saved(planned.run_id, tuple(samples), content=b"".join(files), diff=text)
-    listed = [{**sample, "path": str(path)} for sample, path in zip(samples, planned.paths, strict=True)]
-    written = [*zip(planned.paths, files, strict=True), *extra]
-    if planned.folder is not None:
-        manifest = [{**row, "path": Path(str(row["path"])).name} for row in listed]
-        written.append((planned.folder / "manifest.jsonl", outputs.dump_jsonl(manifest).encode()))
-        written.append((planned.folder / "run.json", f"{outputs.dump_json(record, indent=2)}\n".encode()))
-    write_all(written, force)
-    return Saved(
-        planned.run_id, tuple(listed), planned.paths, planned.sheet, planned.report, planned.folder, diff=text
-    )
+        write_all(told, where.force)
+        saved = Saved(planned.run_id, tuple(samples), content=b"".join(files), diff=text)
+    else:
+        listed = [{**sample, "path": str(path)} for sample, path in zip(samples, planned.paths, strict=True)]
+        wanted = [*zip(planned.paths, files, strict=True), *extra, *told]
+        if planned.folder is not None:
+            manifest = [{**row, "path": Path(str(row["path"])).name} for row in listed]
+            wanted.append((planned.folder / "manifest.jsonl", outputs.dump_jsonl(manifest).encode()))
+            wanted.append((planned.folder / "run.json", f"{outputs.dump_json(record, indent=2)}\n".encode()))
+        write_all(wanted, where.force)
+        saved = Saved(
+            planned.run_id,
+            tuple(listed),
+            planned.paths,
+            planned.sheet,
+            planned.report,
+            planned.folder,
+            diff=text,
+        )
+    return replace(saved, trajectories=tuple(path for path, _ in told), verification=checked)
 
 
 def _encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
@@ -229,40 +274,6 @@ def _sheet(
 ) -> bytes:
     keys = ("prompt", "seed", "index", "logprob")
     tiles = [{key: sample.get(key) for key in keys} for sample in samples]
-    captions = [f"{place} · s{sample['seed']}" for place, sample in enumerate(samples)]
+    captions = [sample.get("text") or f"{place} · s{sample['seed']}" for place, sample in enumerate(samples)]
     sheet = outputs.grid([result.image for result in results if result.image is not None], captions=captions)
     return outputs.encode_png(sheet, {**how, "tiles": tiles} if where.prompt_metadata else None)
-
-
-def _outcome(result: Result) -> dict[str, Any]:
-    words = {} if result.text is None else {"text": result.text}
-    return {**words, "logprob": result.logprob, "ended": result.ended}
-
-
-def _variant(filled: Filled) -> Mapping[str, Any]:
-    return {"seed": filled.seed, "index": filled.index, "gaps": [asdict(gap) for gap in filled.gaps]}
-
-
-def _whose(prompt: Prompt, where: Where) -> dict[str, Any]:
-    """The prompt as a record shows it: words, the path of a picture, or that it was bytes."""
-    if not where.prompt_metadata:
-        return {}
-    shown = "(picture)" if isinstance(prompt.content, bytes) else str(prompt.content)
-    return {"prompt": shown} | ({} if prompt.id is None else {"id": prompt.id})
-
-
-def _how(kit: Kit, options: GenerateOptions, task: str) -> dict[str, Any]:
-    """What has to be known to make the same result again."""
-    info = kit.info()
-    kept: dict[str, Any] = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
-    settings = {key: value for key, value in asdict(options).items() if value is not None}
-    return {
-        "task": task,
-        "sampler": "cm3",
-        "options": settings,
-        "model": info.get("name"),
-        **kept,
-        "version": getattr(cm3kit, "__version__", None),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-    }

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image as Pillow
 
-from cm3kit.decoders.autoregressive import Autoregressive
 from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.settings import DecodeConfig, Precision
-from cm3kit.objectives import CausalMask
+from cm3kit.decoders.settings import DecoderName
 from cm3kit.pipelines import layout
 from cm3kit.pipelines.filling import Filled, FilledGap, PageFiller
-from cm3kit.pipelines.folder import Parts, available, find, fingerprints, load_parts
+from cm3kit.pipelines.folder import (
+    DIFFUSION,
+    Parts,
+    available,
+    count_parameters,
+    find,
+    fingerprints,
+    load_parts,
+    own_diffusion,
+)
+from cm3kit.pipelines.in_place import Boards
+from cm3kit.pipelines.options import GenerateOptions, Modality, chosen_decoder
 from cm3kit.pipelines.outputs import encode_png
 from cm3kit.pipelines.pages import read_bytes
+from cm3kit.pipelines.rows import Rows
+from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch, Way
 from cm3kit.rng import stream
-from cm3kit.types import Canvas, Fill, Row, Step
 from cm3kit_tokenizers.document import Image, Node
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.minimal import render
@@ -29,31 +39,20 @@ from cm3kit_tokenizers.pictures import load_picture, to_data_uri
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.vq.model import to_picture
 
-__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Result", "available", "load"]
+__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Result", "Trace", "available", "load"]
 
-Task = Literal["image", "text", "caption", "document"]
-Watch = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateOptions:
-    """What a user may change; None leaves the model's default."""
-
-    guidance: float | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    max_tokens: int | None = None
-    parallel: bool = False
-    batch_size: int | None = None
-    precision: Precision | None = None
+WAYS: Mapping[DecoderName, type[Rows] | type[Boards]] = {"cm3": Rows, "diffusion": Boards}
+DEFAULT = GenerateOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One sample: a picture, words or a page. `seed` and `index` make it again."""
+    """One sample: a picture, words, a picture with its words, or a page. `seed` and `index` make it again.
 
-    kind: Literal["image", "text", "page"]
+    `trace` tells how it was written, where that was done in place.
+    """
+
+    kind: Literal["image", "text", "pair", "page"]
     image: Pillow.Image | None
     text: str | None
     html: str | None
@@ -61,6 +60,7 @@ class Result:
     index: int
     logprob: float
     ended: bool
+    trace: Trace | None = None
 
 
 class Kit:
@@ -73,38 +73,30 @@ class Kit:
         self.image = parts.image.to(self.device)
         self.backbone = parts.backbone.to(self.device)
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
-        self.objective = CausalMask(
-            parts.vocab, parts.defaults.preset, continues=tuple(parts.text.continues), grid=parts.image.grid
-        )
-        self._decoders: dict[DecodeConfig, Autoregressive] = {}
+        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], text_bytes=self.text.pieces)
+        self._ground = Ground(parts, self.tokenizer, grammar)
+        self._ways: dict[DecoderName, Way[Any]] = {}
 
     def generate(
-        self, prompt: str | bytes | Path, *, task: Task = "image", n: int = 1, seed: int = 0,
+        self, prompt: str | bytes | Path = "", *, task: Task = "image", n: int = 1, seed: int = 0,
         options: GenerateOptions | None = None, watch: Watch = lambda done, total: None,
     ) -> list[Result]:  # fmt: skip
-        """`n` pictures, texts, captions or pages from one prompt.
+        """`n` pictures, texts, captions, pairs or pages from one prompt.
 
         Args:
-            prompt: words; for a caption the path or the bytes of a picture.
+            prompt: words; for a caption the path or the bytes of a picture; for a pair of picture and words
+                what kind of things they are of, or nothing.
             seed: sample i draws from the stream (seed, i), whatever `n` is.
 
         Raises:
-            ConfigError: the prompt is empty or too long, an option is out of range.
+            ConfigError: the prompt is empty or too long, an option is out of range or of another decoder.
             PictureError: the picture cannot be read.
         """
-        options = options or GenerateOptions()
-        pose, read = {
-            "image": (self._pose_image, self._read_image),
-            "text": (self._pose_text, self._read_text),
-            "caption": (self._pose_caption, self._read_text),
-            "document": (self._pose_document, self._read_document),
-        }[task]
-        config = self.config("image" if task == "image" else "text", options)
-        row = pose(prompt, config, options)
-        self._check(row)
-        rows = tuple(replace(row, seed=stream(seed, index)) for index in range(n))
-        fills = self.decode(rows, config, watch)
-        return [read(row, filled[0], seed, index) for index, filled in enumerate(fills)]
+        options = options or DEFAULT
+        way, ids = self.way(options), self._page_of(task, prompt)
+        asked = [way.task(task, ids, options, stream(seed, index)) for index in range(n)]
+        answers = way.fill(asked, options, watch) if asked else []
+        return [self._read(task, ids, answer, seed, index) for index, answer in enumerate(answers)]
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
@@ -114,40 +106,39 @@ class Kit:
 
         Raises:
             PageError: the page has no gap. PictureError: a picture with a missing region cannot be read.
+            ConfigError: an option is out of range or of another decoder.
         """
-        return PageFiller(self, page, options or GenerateOptions()).fill(variants, seed, watch)
+        return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch)
 
-    def config(self, modality: Literal["image", "text"], options: GenerateOptions) -> DecodeConfig:
-        """The decoder's settings: the model's defaults for a modality under the user's options."""
-        base = getattr(self.parts.defaults, modality)
-        chosen = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
-        changed = {key: value for key, value in chosen.items() if value is not None}
-        updates: dict[str, Any] = {
-            "text": {**base.text.model_dump(), **changed},
-            "image": {**base.image.model_dump(), **changed},
-            "parallel": options.parallel,
-        }
-        if options.guidance is not None:
-            updates["guidance"] = options.guidance
-        if options.batch_size is not None:
-            updates["batch_size"] = options.batch_size
-        if options.precision is not None:
-            updates["precision"] = options.precision
-        try:
-            return DecodeConfig.model_validate({**base.model_dump(), **updates})
-        except ValueError as error:
-            line = " ".join(str(error).split("\n")[1:3]).strip()
-            raise ConfigError(f"option out of range: {line}.", code="bad_value") from error
+    def schedule(
+        self,
+        prompt: str | bytes | Path | Page,
+        *,
+        task: Task = "image",
+        options: GenerateOptions | None = None,
+    ) -> list[list[list[int]]]:
+        """What each pass of each block will write, of the board of a prompt or of those of a page.
 
-    def decode(self, rows: Sequence[Row], config: DecodeConfig, watch: Watch) -> list[tuple[Fill, ...]]:
-        """Run the decoder over rows."""
-        if config not in self._decoders:
-            self._decoders[config] = Autoregressive(self.backbone, self._grammar(), config)
+        Raises:
+            ConfigError: as `generate`, or the decoder has no schedule (`bad_value`).
+        """
+        options = options or DEFAULT
+        if isinstance(prompt, Page):
+            return PageFiller(self, prompt, options).schedule()
+        way = self.way(options)
+        return [way.plan(way.task(task, self._page_of(task, prompt), options, 0), options)]
 
-        def hear(step: Step) -> None:
-            watch(step.index + 1, step.total)
+    def way(self, options: GenerateOptions) -> Way[Any]:
+        """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
+        name = chosen_decoder(self.parts.defaults, options, self.parts.name)
+        if name not in self._ways:
+            self._ways[name] = WAYS[name](self._ground)
+        return self._ways[name]
 
-        return self._decoders[config].fill(Canvas(tuple(rows)), hear)
+    def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
+        """How a result says by which decoder and settings it was made; None stands for both modalities."""
+        name = chosen_decoder(self.parts.defaults, options, self.parts.name)
+        return {"decoder": name, **self.way(options).record(modality, options)}
 
     def pictures(self, codes: Sequence[Sequence[int]]) -> list[Pillow.Image]:
         """Decode codes (not ids) to pictures at the tokenizer's resolution."""
@@ -168,13 +159,17 @@ class Kit:
         """Name, sizes, hashes and card."""
         parts = self.parts
         card = parts.folder / "README.md"
+        parameters = {
+            "decoder": sum(each.numel() for each in self.backbone.parameters()),
+            "image": sum(each.numel() for each in self.image.parameters()),
+        }
+        if own_diffusion(parts):
+            parameters[DIFFUSION] = count_parameters(parts.folder / DIFFUSION)
         return {
             "name": parts.name,
             "folder": str(parts.folder),
-            "parameters": {
-                "decoder": sum(each.numel() for each in self.backbone.parameters()),
-                "image": sum(each.numel() for each in self.image.parameters()),
-            },
+            "decoders": ", ".join(parts.defaults.decoders),
+            "parameters": parameters,
             "ids": {"all": len(self.vocab), "text": self.vocab.text_size, "image": self.vocab.image_size},
             "picture": {
                 "pixels": self.image.config.resolution,
@@ -187,50 +182,32 @@ class Kit:
             "card": card.read_text(encoding="utf-8") if card.is_file() else "",
         }
 
-    def _pose_image(self, prompt: str | bytes | Path, config: DecodeConfig, options: GenerateOptions) -> Row:
-        height, width = self.image.grid
-        return layout.image_row(self.tokenizer, _words(prompt), height * width, 0, config.guidance != 1)
-
-    def _pose_document(
-        self, prompt: str | bytes | Path, config: DecodeConfig, options: GenerateOptions
-    ) -> Row:
-        words = _words(prompt)
-        row = layout.document_row(self.tokenizer, words, 1, 0)
-        room = self.parts.defaults.window - len(row.prompt) - 1
-        wanted = min(options.max_tokens or layout.MAX_TOKENS["document"], max(1, room))
-        return layout.document_row(self.tokenizer, words, wanted, 0)
-
-    def _pose_text(self, prompt: str | bytes | Path, config: DecodeConfig, options: GenerateOptions) -> Row:
-        ids = self.tokenizer.encode(layout.paragraph_nodes(_words(prompt)))
-        return self.objective.pose(ids, options.max_tokens or layout.MAX_TOKENS["content"], 0).row
-
-    def _pose_caption(
-        self, prompt: str | bytes | Path, config: DecodeConfig, options: GenerateOptions
-    ) -> Row:
-        codes = self.encode_picture(load_picture(_bytes(prompt)))
-        ids = self.tokenizer.encode(layout.caption_nodes(codes))
-        return self.objective.pose(ids, options.max_tokens or layout.MAX_TOKENS["attribute"], 0).row
-
-    def _check(self, row: Row) -> None:
-        longest = len(row.prompt) + sum(blank.max_tokens + 2 for blank in row.blanks)
-        if longest > self.parts.defaults.window:
-            raise ConfigError(
-                f"the prompt and its answer take {longest} ids, but the model's window is"
-                f" {self.parts.defaults.window}; shorten the prompt or lower --max-tokens.",
-                code="too_long",
+    def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
+        """The page with gaps that a task stands for; that of a document has none."""
+        if task == "caption":
+            return self.tokenizer.encode(
+                layout.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
             )
+        nodes = {
+            "image": layout.image_nodes, "text": layout.paragraph_nodes, "document": layout.title_nodes,
+            "pair": layout.pair_nodes,
+        }[task]  # fmt: skip
+        return self.tokenizer.encode(nodes(_words(prompt, empty=task == "pair")))
 
-    def _read_image(self, row: Row, fill: Fill, seed: int, index: int) -> Result:
-        picture = self.pictures([self.codes(fill.ids)])[0]
-        return Result("image", picture, None, None, seed, index, fill.logprob, fill.ended)
-
-    def _read_text(self, row: Row, fill: Fill, seed: int, index: int) -> Result:
-        text = "".join(_plain(node) for node in self.tokenizer.decode(fill.ids)).strip()
-        return Result("text", None, text, None, seed, index, fill.logprob, fill.ended)
-
-    def _read_document(self, row: Row, fill: Fill, seed: int, index: int) -> Result:
-        html = self.page((*row.prompt, *fill.ids))
-        return Result("page", None, None, html, seed, index, fill.logprob, fill.ended)
+    def _read(self, task: Task, ids: Ids, answer: Answer, seed: int, index: int) -> Result:
+        """What was written, as the task wants it."""
+        image = text = html = None
+        for gap, fill in zip(answer.gaps, answer.fills, strict=False):
+            if gap.kind == "image":
+                image = self.pictures([self.codes(fill.ids)])[0]
+            else:
+                text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
+        if task == "document":
+            html = self.page([*(each for each in ids if isinstance(each, int)), *answer.fills[0].ids])
+        kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
+        logprob, ended = sum(each.logprob for each in answer.fills), all(each.ended for each in answer.fills)
+        kind = "pair" if task == "pair" else kind
+        return Result(kind, image, text, html, seed, index, logprob, ended, answer.trace)
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""
@@ -239,9 +216,6 @@ class Kit:
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
-
-    def _grammar(self) -> Grammar:
-        return Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], text_bytes=self.text.pieces)
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:
@@ -268,9 +242,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _words(prompt: str | bytes | Path) -> str:
+def _words(prompt: str | bytes | Path, empty: bool) -> str:
     words = " ".join(str(prompt).split()) if isinstance(prompt, str) else ""
-    if not words:
+    if not words and not empty:
         raise ConfigError("the prompt is empty; give some words.", code="bad_value")
     return words
 

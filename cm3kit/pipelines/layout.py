@@ -1,8 +1,8 @@
-"""Pages and prompts as rows for a decoder: windows of a long page, guidance prompts, prompts by task."""
+"""Pages and prompts laid out for a decoder: windows of a long page, pages by task, guidance prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cm3kit.objectives import CausalMask
@@ -10,6 +10,7 @@ from cm3kit.types import Blank, Posed, Row
 from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Text
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.vocab import Vocab
 
 MAX_TOKENS = {"attribute": 48, "content": 96, "document": 256}
 
@@ -22,11 +23,20 @@ class Window:
     stop: int
 
 
-def windows(ids: Sequence[int | Gap], longest: dict[int, int], window: int) -> list[Window]:
-    """Cut a page around its gaps so that prompt and answers fit `window`; gaps that fit together stay together.
+def gaps_of(ids: Sequence[int | Gap]) -> Iterator[tuple[int, Gap]]:
+    """Each gap with its place."""
+    return ((place, each) for place, each in enumerate(ids) if isinstance(each, Gap))
+
+
+def windows(
+    ids: Sequence[int | Gap], longest: dict[int, int], window: int, around: int = 2
+) -> list[Window]:  # fmt: skip
+    """Cut a page around its gaps so that page and answers fit `window`; gaps that fit together stay together.
 
     Args:
         longest: for each place of a gap in `ids`, the most ids that its answer can take.
+        around: ids that an answer takes besides, the place of the gap not counted: sentinel and end, or -1
+            where the answer takes the gap's own place.
 
     Raises:
         ConfigError: the pieces of one picture do not fit (`too_long`).
@@ -34,13 +44,13 @@ def windows(ids: Sequence[int | Gap], longest: dict[int, int], window: int) -> l
     groups: list[list[int]] = []
     for place in sorted(longest):
         group = [*groups[-1], place] if groups else [place]
-        needs = sum(longest[each] + 2 for each in group) + group[-1] - group[0] + 1
+        needs = sum(longest[each] + around for each in group) + group[-1] - group[0] + 1
         same = bool(groups) and _same_gap(ids[groups[-1][-1]], ids[place])
         if groups and (same or needs + 2 <= window - window // 4):
             groups[-1] = group
         else:
             groups.append([place])
-    return [_around(ids, group, sum(longest[each] + 2 for each in group), window) for group in groups]
+    return [_around(ids, group, sum(longest[each] + around for each in group), window) for group in groups]
 
 
 def _same_gap(first: int | Gap, second: int | Gap) -> bool:
@@ -90,21 +100,38 @@ def pose_window(
     return replace(posed, row=replace(posed.row, prompt=prompt))
 
 
-def image_row(tokenizer: PageTokenizer, text: str, codes: int, seed: int, guided: bool) -> Row:
-    """`<img alt="text" src="` and a whole picture to write; unguided by a hidden alt (arXiv:2309.02591, sec. 2.2)."""
-    vocab = tokenizer.vocab
-    alt, quote, src = (vocab.markup_id(piece) for piece in (' alt="', '"', ' src="'))
-    head = (vocab.eod, vocab.markup_id("<img"), alt)
-    hidden = (*head, vocab.sentinel(0), quote, src)
-    prompt = (*head, *tokenizer.text_ids(text), quote, src)
-    return Row(prompt, (Blank("image", codes, length=codes),), (hidden,) if guided else (), seed)
+def picture_row(vocab: Vocab, ids: Sequence[int | Gap], codes: int, guided: bool) -> Row:
+    """The page up to its picture, and the whole picture to write; the guide hides words (arXiv:2309.02591, 2.2)."""
+    place, _ = next(gaps_of(ids))
+    prompt = [vocab.eod, *(each for each in ids[:place] if isinstance(each, int))]
+    words = [index for index, each in enumerate(prompt) if each in vocab.text]
+    hidden = (*prompt[: words[0]], vocab.sentinel(0), *prompt[words[-1] + 1 :]) if words and guided else ()
+    return Row(tuple(prompt), (Blank("image", codes, length=codes),), (hidden,) if hidden else ())
 
 
-def document_row(tokenizer: PageTokenizer, text: str, max_tokens: int, seed: int) -> Row:
-    """`<title>text</title>` and the rest of a page to write."""
-    nodes: list[Node] = [Markup("<title>"), Text(text), Markup("</title>")]
-    ids = [each for each in tokenizer.encode(nodes) if isinstance(each, int)]
-    return Row((tokenizer.vocab.eod, *ids), (Blank("document", max_tokens),), (), seed)
+def image_nodes(text: str) -> list[Node]:
+    """A picture whose words are given."""
+    return [
+        Markup("<img"), Markup(' alt="'), Text(text), Markup('"'),
+        Markup(' src="'), Gap(0, "image"), Markup('"'), Markup(">"),
+    ]  # fmt: skip
+
+
+def title_nodes(text: str) -> list[Node]:
+    """The start of a page about something."""
+    return [Markup("<title>"), Text(text), Markup("</title>")]
+
+
+def pair_nodes(text: str) -> list[Node]:
+    """A picture and its words, both missing; of some kind of things where there is `text`."""
+    pair: list[Node] = [
+        Markup("<img"), Markup(' alt="'), Gap(0, "attribute"), Markup('"'),
+        Markup(' src="'), Gap(1, "image"), Markup('"'), Markup(">"),
+    ]  # fmt: skip
+    if not text:
+        return pair
+    head: list[Node] = [*title_nodes(text), Markup("<h2>"), Text(text), Markup("</h2>")]
+    return [*head, Markup("<figure>"), *pair, Markup("</figure>")]
 
 
 def caption_nodes(codes: Sequence[int]) -> list[Node]:
@@ -117,10 +144,8 @@ def caption_nodes(codes: Sequence[int]) -> list[Node]:
 
 def paragraph_nodes(text: str) -> list[Node]:
     """A page about something whose paragraph is missing."""
-    return [
-        Markup("<title>"), Text(text), Markup("</title>"), Markup("<h1>"), Text(text), Markup("</h1>"),
-        Markup("<p>"), Gap(0, "content"), Markup("</p>"),
-    ]  # fmt: skip
+    heading: list[Node] = [*title_nodes(text), Markup("<h1>"), Text(text), Markup("</h1>")]
+    return [*heading, Markup("<p>"), Gap(0, "content"), Markup("</p>")]
 
 
 def without_words(tokenizer: PageTokenizer, ids: Sequence[int | Gap]) -> list[int | Gap]:

@@ -1,0 +1,188 @@
+"""The way of the diffusion decoder: a page with open slots where its gaps are, written in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from cm3kit.decoders.diffusion.denoiser import Denoiser
+from cm3kit.decoders.diffusion.lattice import BoardConstraint
+from cm3kit.decoders.diffusion.loop import Diffusion
+from cm3kit.decoders.diffusion.plan import plan
+from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.written import Written
+from cm3kit.objectives.gaps import LENGTHS
+from cm3kit.objectives.masked_diffusion import MaskedDiffusion
+from cm3kit.pipelines import layout
+from cm3kit.pipelines.denoisers import Denoisers
+from cm3kit.pipelines.lengths import Found, LengthSearch
+from cm3kit.pipelines.options import GenerateOptions, Modality, diffusion_settings
+from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch
+from cm3kit.types import Board, Laid, Step
+from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.errors import ConfigError
+
+# Slots of a text gap of unknown length, unless the caller says how much it may hold.
+SLOTS = {"attribute": 16, "content": 32}
+
+
+class Boards:
+    """Implements `ways.Way`. All gaps of a window are open at once, and each is written in sight of the others."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground, parts = ground, ground.parts
+        height, width = parts.image.grid
+        self._codes = height * width
+        self._objective = MaskedDiffusion(
+            parts.vocab, continues=tuple(parts.text.continues), grid=parts.image.grid
+        )
+        self._denoisers = Denoisers(parts)
+
+    def settings(self, modality: Modality, options: GenerateOptions) -> DiffusionConfig:
+        """The decoder's settings; ConfigError (`bad_value`, `unknown_name`) for options that cannot be used."""
+        return diffusion_settings(self._ground.parts.defaults.diffusion, modality, options)
+
+    def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Laid:
+        """Lay out the page of a task.
+
+        Raises:
+            ConfigError: it does not fit the model's window (`too_long`), or it is a whole page (`bad_value`).
+        """
+        if task == "document":
+            raise ConfigError(
+                "the diffusion decoder fills gaps and writes no whole pages; use --decoder cm3, or infill a"
+                " page with gaps.",
+                code="bad_value",
+            )
+        laid = self._lay(ids, options, seed)
+        self._ground.check(len(laid.board.ids))
+        return laid
+
+    def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Laid:
+        """Lay out the first gaps that fit the model's window; ConfigError (`too_long`) if not even one does."""
+        defaults = self._ground.parts.defaults
+        slots = {place: self._slots(options, each) for place, each in layout.gaps_of(ids)}
+        window = layout.windows(ids, slots, defaults.window, around=-1)[0]
+        window = layout.trim(ids, window, self._ground.parts.vocab.image)
+        laid = self._lay(ids[window.start : window.stop], options, seed)
+        return _sliced(laid, window.start > 0, window.stop < len(ids))
+
+    def fill(self, asked: Sequence[Laid], options: GenerateOptions, watch: Watch) -> list[Answer]:
+        """Write boards, and with the length "auto" their texts in several lengths.
+
+        Raises:
+            ConfigError: a gap cannot hold any answer (`bad_value`).
+        """
+        config = self.settings(_modality(asked[0]), options)
+        denoiser, decoder = self._decoder(config, options.verify_cache)
+
+        def write(boards: Sequence[Board], watch: Watch) -> list[Written]:
+            def hear(step: Step) -> None:
+                watch(step.index + 1, step.total)
+
+            guided = config.guidance != 1
+            return decoder.fill([self._objective.guided(each) if guided else each for each in boards], hear)
+
+        boards = [each.board for each in asked]
+        if options.length == "auto":
+            judge = denoiser if config.cache == "exact" else self._denoisers.plain
+            search = LengthSearch(write, self._constraint, judge, self._ground.parts.vocab, config)
+            found = search.fill(boards, partial(_most, options), watch)
+        else:
+            found = [Found(*each, each[1].cost) for each in zip(boards, write(boards, watch), strict=True)]
+        checked = getattr(denoiser, "verification", None)
+        return [
+            Answer(laid.gaps, each.written.fills, Trace((each.written.trajectory,), each.cost, checked))
+            for laid, each in zip(asked, found, strict=True)
+        ]
+
+    def plan(self, asked: Laid, options: GenerateOptions) -> list[list[int]]:
+        """How many slots each pass of each block is to write, without writing.
+
+        Raises:
+            ConfigError: lengths that are tried out have no plan of their own (`bad_value`).
+        """
+        if options.length == "auto":
+            raise ConfigError(
+                "lengths are tried out, so there is no schedule yet; give a number for the length.",
+                code="bad_value",
+            )
+        return plan(asked.board, self.settings(_modality(asked), options))
+
+    def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
+        """How files say that they were made: the preset, and every setting that was in force."""
+        kinds: tuple[Modality, ...] = (modality,) if modality else ("image", "text")
+        settings = {each: self.settings(each, options).model_dump(mode="json") for each in kinds}
+        sampler = options.sampler or "diffusion"
+        return {"sampler": sampler, "settings": settings[modality] if modality else settings}
+
+    def _decoder(self, config: DiffusionConfig, verify: bool) -> tuple[Denoiser, Diffusion]:
+        """A decoder for these settings; what a cache keeps, and finds when it is verified, is of one use."""
+        denoiser = self._denoisers.make(config, verify)
+        vocab = self._ground.parts.vocab
+        return denoiser, Diffusion(denoiser, self._constraint, config, eoss=vocab.eoss, image=vocab.image)
+
+    def _constraint(self, board: Board) -> BoardConstraint:
+        return BoardConstraint(board, self._ground.grammar)
+
+    def _lay(self, ids: Ids, options: GenerateOptions, seed: int) -> Laid:
+        exact = options.length if isinstance(options.length, int) else None
+        ids = [_of_length(each, exact) if isinstance(each, Gap) and exact else each for each in ids]
+        laid = self._objective.lay(ids, partial(self._slots, options), seed)
+        if options.max_tokens is None or options.length == "auto":
+            return laid
+        return replace(laid, board=_capped(laid.board, options.max_tokens, self._ground.parts.vocab.eoss))
+
+    def _slots(self, options: GenerateOptions, gap: Gap) -> int:
+        """Slots of a gap: those of its length, of a whole picture, or the least of training that hold the text."""
+        if gap.length is not None or gap.kind == "image":
+            return gap.length or self._codes
+        if isinstance(options.length, int):
+            return options.length
+        # Where lengths are tried, an end must have room behind the longest.
+        wanted = _most(options, gap.kind) + (options.length == "auto")
+        return next((size for size in LENGTHS if size >= wanted), wanted)
+
+
+def _most(options: GenerateOptions, kind: str) -> int:
+    """The longest text of a gap of unknown length."""
+    return options.max_tokens or SLOTS[kind]
+
+
+def _of_length(gap: Gap, length: int) -> Gap:
+    return gap if gap.kind == "image" or gap.length is not None else replace(gap, length=length)
+
+
+def _modality(laid: Laid) -> Modality:
+    """Whose defaults a board takes: those of pictures where one is written."""
+    return "image" if any(gap.kind == "image" for gap in laid.gaps) else "text"
+
+
+def _capped(board: Board, most: int, eoss: int) -> Board:
+    """The board with `<eoss>` given in every slot of a padded stretch after the first `most`.
+
+    So a gap has one of the sizes that were trained, and its answer not more ids than were allowed.
+    """
+    ids, stretches = list(board.ids), []
+    for each in board.stretches:
+        stop = min(each.stop, each.start + most) if each.padded else each.stop
+        ids[stop : each.stop] = [eoss] * (each.stop - stop)
+        stretches.append(replace(each, stop=stop))
+    return replace(board, ids=tuple(ids), stretches=tuple(stretches))
+
+
+def _sliced(laid: Laid, later: bool, earlier: bool) -> Laid:
+    """The board of a slice, which as in training shows an end of the page only where it reaches one.
+
+    Args:
+        later: whether the slice starts after the page does.
+        earlier: whether it stops before it.
+    """
+    board = laid.board
+    # A model that scores each place at the one before needs something there.
+    cut = int(later and all(each.start > 1 for each in board.stretches))
+    ids = board.ids[cut : len(board.ids) - earlier]
+    stretches = tuple(replace(each, start=each.start - cut, stop=each.stop - cut) for each in board.stretches)
+    return replace(laid, board=Board(ids, stretches, seed=board.seed))

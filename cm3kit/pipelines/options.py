@@ -1,0 +1,201 @@
+"""What a user may change, and the settings of each decoder that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import ValidationError
+
+from cm3kit.decoders.diffusion.axes import Choice
+from cm3kit.decoders.diffusion.presets import presets
+from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.settings import DecodeConfig, DecoderName, Precision
+from cm3kit.pipelines.folder import Defaults, DiffusionDefaults
+from cm3kit_tokenizers.errors import ConfigError
+
+Modality = Literal["image", "text"]
+Config = TypeVar("Config", DecodeConfig, DiffusionConfig)
+
+OWN: Mapping[DecoderName, tuple[str, ...]] = {
+    "cm3": ("parallel", "precision"),
+    "diffusion": (
+        "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "block_size", "cache",
+        "verify_cache", "length",
+    ),
+}  # fmt: skip
+"""Options that one decoder has and the other has not."""
+
+# What a preset leaves as the model has it, unless it names it.
+KEPT = ("text", "image", "guidance", "guidance_schedule", "block_size", "cache", "batch_size")
+# Quotas that fix the number of steps themselves.
+STEPLESS = ("ascending", "explicit")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """What a user may change; None leaves the model's default.
+
+    Attributes:
+        decoder: which of the model's decoders writes; by default the first that it was trained for.
+        guidance: weight of the condition; 1 guides nothing.
+        max_tokens: most ids of one text.
+        parallel: fill gaps unaware of one another (cm3), as `precision` is of its weights.
+        sampler: name of a preset of the diffusion decoder. It replaces the model's defaults but for how ids are
+            drawn, guidance, block size, cache and batch size, which it may name too.
+        steps: forward passes of a block.
+        quota: how many slots a pass writes, `order` which first, `accept` which of those scored: a name, or a
+            mapping with `name` and options.
+        threshold: accept every slot that is as sure as this.
+        eoser: whether ends are ranked lower at first.
+        block_size: slots of a block, written left to right.
+        cache: keys and values kept between passes; `verify_cache` compares every pass with one without.
+        length: exact number of ids of every text gap, or "auto" to try several.
+    """
+
+    guidance: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    parallel: bool = False
+    batch_size: int | None = None
+    precision: Precision | None = None
+    decoder: DecoderName | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    quota: Choice | None = None
+    order: Choice | None = None
+    accept: Choice | None = None
+    threshold: float | None = None
+    eoser: bool | None = None
+    block_size: int | None = None
+    cache: Literal["none", "exact", "prefix", "dual"] | None = None
+    verify_cache: bool = False
+    length: int | Literal["auto"] | None = None
+
+
+def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> DecoderName:
+    """The decoder that writes.
+
+    Raises:
+        ConfigError: the model was not trained for it, or an option belongs to the other one (`bad_value`).
+    """
+    name = options.decoder or defaults.decoders[0]
+    if name not in defaults.decoders:
+        raise ConfigError(
+            f"model {model!r} was not trained for the decoder {name!r}; use {' or '.join(defaults.decoders)},"
+            " or a model whose `cm3kit model info` lists it.",
+            code="bad_value",
+        )
+    for other, own in OWN.items():
+        given = [option for option in own if getattr(options, option) not in (None, False)]
+        if other == "diffusion" and options.eoser is False:
+            given.append("eoser")
+        if other != name and given:
+            raise ConfigError(
+                f"option {given[0]} belongs to the decoder {other!r}, and {name!r} writes; leave it out"
+                f" or choose the decoder {other!r}.",
+                code="bad_value",
+            )
+    return name
+
+
+def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOptions) -> DecodeConfig:
+    """The model's defaults for a modality under the user's options; ConfigError (`bad_value`) out of range."""
+    base: DecodeConfig = getattr(defaults, modality)
+    updates = {**_drawing(base, options), "parallel": options.parallel}
+    if options.precision is not None:
+        updates["precision"] = options.precision
+    return _valid(DecodeConfig, {**base.model_dump(), **updates})
+
+
+def diffusion_settings(
+    defaults: DiffusionDefaults, modality: Modality, options: GenerateOptions
+) -> DiffusionConfig:
+    """The model's defaults for a modality, or those of a preset, under the user's options.
+
+    Raises:
+        ConfigError: an option is out of range or contradicts another (`bad_value`), or a name is unknown
+            (`unknown_name`).
+    """
+    base: DiffusionConfig = getattr(defaults, modality)
+    found = base.model_dump()
+    if options.sampler is not None:
+        found = {**{name: found[name] for name in KEPT}, **presets[options.sampler].settings}
+    for name in ("steps", "quota", "order", "accept", "block_size", "cache"):
+        if getattr(options, name) is not None:
+            found[name] = getattr(options, name)
+    if options.threshold is not None:
+        found["accept"] = _threshold(options)
+    if options.eoser is not None:
+        found["eoser"] = _eoser(found) if options.eoser else None
+    config = _valid(DiffusionConfig, {**found, **_drawing(_valid(DiffusionConfig, found), options)})
+    _agree(config, options)
+    return config
+
+
+def _drawing(base: DecodeConfig | DiffusionConfig, options: GenerateOptions) -> dict[str, Any]:
+    """What both decoders call alike."""
+    chosen = {"temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k}
+    changed = {key: value for key, value in chosen.items() if value is not None}
+    updates: dict[str, Any] = {
+        "text": {**base.text.model_dump(), **changed},
+        "image": {**base.image.model_dump(), **changed},
+    }
+    for name in ("guidance", "batch_size"):
+        if getattr(options, name) is not None:
+            updates[name] = getattr(options, name)
+    return updates
+
+
+def _threshold(options: GenerateOptions) -> dict[str, Any]:
+    name = options.accept if isinstance(options.accept, str) else (options.accept or {}).get("name")
+    if name not in (None, "threshold"):
+        raise ConfigError(f"a threshold is of the accept rule 'threshold', not {name!r}.", code="bad_value")
+    return {"name": "threshold", "tau": options.threshold}
+
+
+def _eoser(found: Mapping[str, Any]) -> Eoser:
+    """The damping of ends that goes with the quota (arXiv:2509.23924, sec. 3.2 and 3.3)."""
+    if found.get("eoser"):
+        return Eoser.model_validate(found["eoser"])
+    return Eoser(least=0.01, schedule="ascending") if _name(found.get("quota")) == "ascending" else Eoser()
+
+
+def _agree(config: DiffusionConfig, options: GenerateOptions) -> None:
+    """Refuse options that would do nothing."""
+    if options.steps is not None and _name(config.quota) in STEPLESS:
+        raise ConfigError(
+            f"steps = {options.steps}, but the quota {_name(config.quota)!r} fixes them itself; leave one out.",
+            code="bad_value",
+        )
+    if config.cache != "none" and config.block_size is None:
+        raise ConfigError(
+            f"the cache {config.cache!r} keeps what is outside of a block; give a block size.",
+            code="bad_value",
+        )
+    if options.verify_cache and config.cache == "none":
+        raise ConfigError("there is no cache to verify; choose one.", code="bad_value")
+    if isinstance(options.length, int):
+        if options.length < 1:
+            raise ConfigError(f"length = {options.length}: at least 1.", code="bad_value")
+        if options.max_tokens is not None:
+            raise ConfigError(
+                f"length = {options.length} is exact, so max_tokens = {options.max_tokens} limits nothing;"
+                " leave one out.",
+                code="bad_value",
+            )
+
+
+def _name(choice: Choice | None) -> object:
+    return choice.get("name") if isinstance(choice, dict) else choice
+
+
+def _valid(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        line = " ".join(str(error).split("\n")[1:3]).strip()
+        raise ConfigError(f"option out of range: {line}.", code="bad_value") from error

@@ -1,0 +1,73 @@
+"""What files say of results: how they were made, from which prompt, how sure the model was, at what cost."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import cm3kit
+from cm3kit.pipelines.options import GenerateOptions, Modality
+from cm3kit.pipelines.prompts import Prompt
+from cm3kit.pipelines.ways import Trace
+
+if TYPE_CHECKING:
+    from cm3kit.pipelines.kit import Filled, Kit, Result
+
+# Whose settings a task takes; infill takes those of either, window by window.
+MODALITIES: Mapping[str, Modality] = {
+    "image": "image", "pair": "image", "text": "text", "caption": "text", "document": "text",
+}  # fmt: skip
+
+
+def how_made(kit: Kit, options: GenerateOptions, task: str) -> dict[str, Any]:
+    """What has to be known to make the same result again."""
+    info = kit.info()
+    kept: dict[str, Any] = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
+    usual = asdict(GenerateOptions())
+    return {
+        "task": task,
+        **kit.record(MODALITIES.get(task), options),
+        "options": {key: value for key, value in asdict(options).items() if value != usual[key]},
+        "model": info.get("name"),
+        **kept,
+        "version": getattr(cm3kit, "__version__", None),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+def whose(prompt: Prompt, shown: bool) -> dict[str, Any]:
+    """The prompt as a record shows it: words, the path of a picture, or that it was bytes; nothing unless `shown`."""
+    if not shown:
+        return {}
+    words = "(picture)" if isinstance(prompt.content, bytes) else str(prompt.content)
+    return {"prompt": words} | ({} if prompt.id is None else {"id": prompt.id})
+
+
+def outcome(result: Result) -> dict[str, Any]:
+    """What is known of a sample."""
+    words = {} if result.text is None else {"text": result.text}
+    return {**words, "logprob": result.logprob, "ended": result.ended, **cost(result.trace)}
+
+
+def variant(filled: Filled) -> dict[str, Any]:
+    """What is known of a filled page."""
+    gaps = [asdict(gap) for gap in filled.gaps]
+    return {"seed": filled.seed, "index": filled.index, "gaps": gaps, **cost(filled.trace)}
+
+
+def cost(trace: Trace | None) -> dict[str, int]:
+    """Forward passes, and places that they took through the layers; nothing of what was not written in place."""
+    if trace is None:
+        return {}
+    return {"passes": trace.cost.forwards, "token_forwards": trace.cost.token_forwards}
+
+
+def verification(traces: Iterable[Trace | None]) -> dict[str, Any] | None:
+    """What a cache changed, over all results; None if nobody asked."""
+    joined = Trace.joined(traces)
+    return asdict(joined.verification) if joined and joined.verification is not None else None
