@@ -398,6 +398,7 @@ MISUSES = [
     ("usage", "infill page.html --decoder diffusion --parallel"),
     ("usage", "infill page.html --block-size 8"),
     ("exists", "infill page.html --decoder diffusion --traj plain.html"),
+    ("exists", "infill page.html --decoder diffusion --in-place --traj plain.html"),
     ("usage", "infill"),
     ("usage", "infill page.html --variants 0"),
     ("usage", "infill page.html --image a.png"),

@@ -55,12 +55,14 @@ def infill(
     """
     _check(file, image, box, variants, in_place, output, as_json)
     decoding.check(parallel=parallel)
-    from cm3kit.pipelines import jobs
+    from cm3kit.pipelines import jobs, traces
     from cm3kit.pipelines.pages import parse_box, read_page
 
     page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))
     settings = decoding.options(parallel=parallel, batch_size=batch_size)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
+    if in_place:  # which lets the page be written over, and nothing else
+        traces.check_free(decoding.traj, variants, force)
     where = jobs.Where(
         str(Path(file).resolve()) if in_place else output, force or in_place, traj=decoding.traj
     )
