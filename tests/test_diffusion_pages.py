@@ -397,6 +397,21 @@ def test_the_schedule_is_what_is_written(kit: Kit) -> None:
         kit.schedule("red apple", task="text", options=warm(length="auto"))
 
 
+def test_what_is_on_a_board_says_whose_settings_it_takes(make: Make, site: Path) -> None:
+    steps = {"image": 2, "text": 3, "mixed": 5}
+    three = cm3kit.load(
+        make(**BOTH, diffusion={name: {"steps": count} for name, count in steps.items()}), device="cpu"
+    )
+    passes = {
+        task: len(three.schedule(prompt, task=task, options=IN_PLACE)[0][0])  # type: ignore[arg-type]
+        for task, prompt in (("image", "x"), ("text", "x"), ("caption", site / "pear.png"), ("pair", ""))
+    }
+    assert passes == {"image": 2, "text": 3, "caption": 3, "pair": 5}
+    page = Page.parse(b'<p><mask><img alt="pear" src="<mask>"></p>')
+    assert [len(block) for board in three.schedule(page, options=IN_PLACE) for block in board] == [5]
+    assert three.record("mixed", IN_PLACE)["settings"]["steps"] == 5
+
+
 def test_ends_are_held_back_unless_that_is_switched_off() -> None:
     usual = DiffusionDefaults()
     assert usual.text.eoser == usual.image.eoser == Eoser()
@@ -575,7 +590,7 @@ def test_caches_are_used_and_verified(kit: Kit, cache: str) -> None:
 def test_a_model_trained_in_blocks_is_used_in_blocks(make: Make) -> None:
     how = {"cache": "exact", "block_size": 8}
     blocks = cm3kit.load(
-        make(**BOTH, diffusion={"trained_block": 8, "image": how, "text": how}), device="cpu"
+        make(**BOTH, diffusion={"trained_block": 8, "image": how, "text": how, "mixed": how}), device="cpu"
     )
     options = warm(verify_cache=True)
     page = Page.parse(b"<p>red <mask> and <mask> apple</p>")
@@ -619,7 +634,7 @@ def test_files_say_by_which_sampler_they_were_made(
     assert run(line.split()) == 0
     assert "cache: " in capsys.readouterr().err
     record = json.loads((site / "out/run.json").read_text())
-    assert record["sampler"] == "diffusion" and set(record["settings"]) == {"image", "text"}
+    assert record["sampler"] == "diffusion" and set(record["settings"]) == {"image", "text", "mixed"}
     assert record["settings"]["text"]["cache"] == "dual"
     row = json.loads((site / "out/manifest.jsonl").read_text())
     assert 0 < row["passes"] <= 33 and row["token_forwards"] > row["passes"]

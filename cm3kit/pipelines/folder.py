@@ -42,13 +42,15 @@ class DiffusionDefaults(Settings):
     """How a model writes in place.
 
     Attributes:
-        image: settings of what holds a picture to write, and `text` those of all else.
+        image: settings of boards on which there are only pictures to write, `text` of those with only text, and
+            `mixed` of all others.
         shift: whether the model scores each place at the one before it.
         trained_block: places of a block, for a model that was trained block by block.
     """
 
     image: DiffusionConfig = presets["cosine"].config(eoser=Eoser())
     text: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
+    mixed: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
     shift: bool = False
     trained_block: int | None = Field(None, ge=1)
 

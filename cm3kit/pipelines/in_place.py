@@ -19,7 +19,7 @@ from cm3kit.pipelines import layout
 from cm3kit.pipelines.denoisers import Denoisers
 from cm3kit.pipelines.lengths import Found, LengthSearch
 from cm3kit.pipelines.options import GenerateOptions, Modality, diffusion_settings
-from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch
+from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch, modality_of
 from cm3kit.types import Board, Laid, Step
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError
@@ -75,7 +75,7 @@ class Boards:
         Raises:
             ConfigError: a gap cannot hold any answer (`bad_value`).
         """
-        config = self.settings(_modality(asked[0]), options)
+        config = self.settings(modality_of(asked[0].gaps), options)
         denoiser, decoder = self._decoder(config, options.verify_cache)
 
         def write(boards: Sequence[Board], watch: Watch) -> list[Written]:
@@ -109,11 +109,11 @@ class Boards:
                 "lengths are tried out, so there is no schedule yet; give a number for the length.",
                 code="bad_value",
             )
-        return plan(asked.board, self.settings(_modality(asked), options))
+        return plan(asked.board, self.settings(modality_of(asked.gaps), options))
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
         """How files say that they were made: the preset, and every setting that was in force."""
-        kinds: tuple[Modality, ...] = (modality,) if modality else ("image", "text")
+        kinds: tuple[Modality, ...] = (modality,) if modality else ("image", "text", "mixed")
         settings = {each: self.settings(each, options).model_dump(mode="json") for each in kinds}
         sampler = options.sampler or "diffusion"
         return {"sampler": sampler, "settings": settings[modality] if modality else settings}
@@ -153,11 +153,6 @@ def _most(options: GenerateOptions, kind: str) -> int:
 
 def _of_length(gap: Gap, length: int) -> Gap:
     return gap if gap.kind == "image" or gap.length is not None else replace(gap, length=length)
-
-
-def _modality(laid: Laid) -> Modality:
-    """Whose defaults a board takes: those of pictures where one is written."""
-    return "image" if any(gap.kind == "image" for gap in laid.gaps) else "text"
 
 
 def _capped(board: Board, most: int, eoss: int) -> Board:

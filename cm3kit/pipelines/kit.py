@@ -136,7 +136,7 @@ class Kit:
         return self._ways[name]
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
-        """How a result says by which decoder and settings it was made; None stands for both modalities."""
+        """How a result says by which decoder and settings it was made; None stands for all modalities."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)
         return {"decoder": name, **self.way(options).record(modality, options)}
 

@@ -15,7 +15,9 @@ from cm3kit.decoders.settings import DecodeConfig, DecoderName, Precision
 from cm3kit.pipelines.folder import Defaults, DiffusionDefaults
 from cm3kit_tokenizers.errors import ConfigError
 
-Modality = Literal["image", "text"]
+Modality = Literal["image", "text", "mixed"]
+"""What there is to write; to a causal decoder, which writes one gap after the other, mixed is text."""
+
 Config = TypeVar("Config", DecodeConfig, DiffusionConfig)
 
 OWN: Mapping[DecoderName, tuple[str, ...]] = {
@@ -104,7 +106,7 @@ def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> 
 
 def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOptions) -> DecodeConfig:
     """The model's defaults for a modality under the user's options; ConfigError (`bad_value`) out of range."""
-    base: DecodeConfig = getattr(defaults, modality)
+    base: DecodeConfig = defaults.image if modality == "image" else defaults.text
     updates = {**_drawing(base, options), "parallel": options.parallel}
     if options.precision is not None:
         updates["precision"] = options.precision

@@ -17,9 +17,9 @@ from cm3kit.pipelines.ways import Trace
 if TYPE_CHECKING:
     from cm3kit.pipelines.kit import Filled, Kit, Result
 
-# Whose settings a task takes; infill takes those of either, window by window.
+# Whose settings a task takes; infill takes those of each window.
 MODALITIES: Mapping[str, Modality] = {
-    "image": "image", "pair": "image", "text": "text", "caption": "text", "document": "text",
+    "image": "image", "pair": "mixed", "text": "text", "caption": "text", "document": "text",
 }  # fmt: skip
 
 

@@ -115,7 +115,7 @@ class Way(Protocol[Question]):
         """How many slots each pass of each block is to write; ConfigError where there is no such plan."""
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
-        """How files say that they were made; None stands for both modalities."""
+        """How files say that they were made; None stands for all modalities."""
 
 
 def sum_costs(costs: Iterable[Cost]) -> Cost:
@@ -143,5 +143,6 @@ def sum_verifications(found: Iterable[Verification]) -> Verification | None:
 
 
 def modality_of(gaps: Sequence[Gap]) -> Modality:
-    """Whose defaults a causal decoder takes: those of pictures where there is nothing but pictures."""
-    return "image" if gaps and all(gap.kind == "image" for gap in gaps) else "text"
+    """Whose defaults a page takes; a document has no gaps, and is text."""
+    pictures = [gap.kind == "image" for gap in gaps]
+    return "text" if not any(pictures) else "image" if all(pictures) else "mixed"
