@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from cm3kit.evaluation.arness import stats
 from cm3kit.pipelines import animation, playback, showing
@@ -184,8 +184,8 @@ def test_an_animation_has_a_frame_a_step_and_tiles_where_codes_are_open(
             moving.seek(number)
             moving.load()
             assert moving.info["duration"] == (2000 if number == len(drawn) - 1 else 250)
-            if kind == "WEBP":
-                assert moving.convert("RGB").tobytes() == each.tobytes()
+            off = ImageStat.Stat(ImageChops.difference(moving.convert("RGB"), each)).rms
+            assert max(off) < 8
 
 
 def test_long_words_wrap_inside_the_panel() -> None:

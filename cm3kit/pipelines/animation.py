@@ -73,7 +73,7 @@ def encode(
     else:
         pictures, extra = (
             list(drawn),
-            {"xmp": XMP.encode(), "lossless": True, "quality": 60},
+            {"xmp": XMP.encode(), "quality": 90, "kmin": 3, "kmax": 9},
         )
     pictures[0].save(
         buffer,

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -111,7 +112,19 @@ def record_of(trajectory: Trajectory, kit: Kit, how: Mapping[str, Any] | None = 
     start = kit.vocab.text.start
     pieces = {id: kit.text.pieces[id - start] for id in sorted(_text_ids(trajectory, kit.vocab))}
     folder, grid = kit.parts.folder, kit.image.grid
-    return Record(trajectory, kit.vocab, pieces, grid, kit.parts.name, fingerprints(folder), dict(how or {}))
+    return Record(trajectory, kit.vocab, pieces, grid, kit.parts.name, _hashes(folder), dict(how or {}))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """`fingerprints`, read once for all rows that a model writes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    stands = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
+    return dict(_hashed(folder, stands))
+
+
+@lru_cache(maxsize=4)
+def _hashed(folder: Path, stands: tuple[tuple[str, int, int], ...]) -> Mapping[str, str]:
+    return fingerprints(folder)
 
 
 def encode_trajectory(record: Record) -> bytes:
