@@ -26,6 +26,7 @@ from cm3kit.decoders.diffusion.writer import drawn_from
 from cm3kit.decoders.diffusion.written import Written
 from cm3kit.decoders.settings import Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
+from cm3kit.models.timestep import add_timestep
 from cm3kit.rng import generator
 from cm3kit.types import BlankKind, Board, Commit, Step, Stretch
 from cm3kit_tokenizers.errors import ConfigError, ModelError
@@ -1000,6 +1001,24 @@ def test_a_shifted_model_is_read_one_place_before() -> None:
         shifted.logits(first)
     assert caught.value.code == "bad_value"
     assert torch.allclose(denoiser().logits(first)[0], logits_TV[[0, 3]], atol=1e-4)
+
+
+def test_a_model_that_looks_at_the_time_is_told_it() -> None:
+    model = add_timestep(tiny(), width=16)
+    for name, each in model.named_parameters():
+        if "timestep" in name:
+            each.data = torch.randn(each.shape, generator=torch.Generator().manual_seed(len(name))) / 4
+    ids_BT = torch.randint(4, VOCAB, (2, 32), generator=torch.Generator().manual_seed(0))
+    ask = Ask(ids_BT, (12, 20), (torch.tensor([3]), torch.tensor([6, 8])), (0.9, 0.2))
+    for together in (False, True):
+        found = BackboneDenoiser(model, MASK, VOCAB, together=together).logits(ask)
+        with torch.no_grad():
+            for row, length in enumerate(ask.lengths):
+                time_B = torch.tensor(ask.times[row : row + 1])
+                alone_TV = forward(model, ids_BT[row : row + 1, :length], "full", times=time_B)[0, :, :VOCAB]
+                assert torch.allclose(found[row], alone_TV[ask.slots[row]], atol=1e-4)
+    early = BackboneDenoiser(model, MASK, VOCAB).logits(replace(ask, times=(0.1, 0.2)))
+    assert not torch.allclose(early[0], found[0], atol=1e-2) and torch.allclose(early[1], found[1], atol=1e-4)
 
 
 class Planted:

@@ -234,7 +234,7 @@ def _accelerator(settings: LoopSettings, device: str) -> Accelerator:
 def _computes_bf16(cpu: bool) -> bool:
     """Whether the device that accelerate will choose has instructions for products in bf16."""
     if not cpu and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     known = torch.cpu.get_capabilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.engine import LeanEngine, supports
 from cm3kit.models.backbone import head, hidden_states
+from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
 
 Hidden = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
@@ -36,7 +37,7 @@ class BackboneDenoiser:
         vocab_size: logits are given for this many ids, from 0.
         shift: whether the model scores place i + 1 at place i, as those made from causal models do
             (Dream, DiffuCoder); its first place must then be given.
-        hidden: computes hidden states instead, for models that look at the time.
+        hidden: computes hidden states instead.
         lean: use `LeanEngine` where it can; without, weights that change later are seen.
         together: whether to compute the batch in one piece.
     """
@@ -56,7 +57,6 @@ class BackboneDenoiser:
         self._window = int(backbone.config.max_position_embeddings)
         self._device = backbone.get_input_embeddings().weight.device
         self._together = self._device.type != "cpu" if together is None else together
-        # The lean engine has no time, and its weights are those of now.
         lean = lean and hidden is None and supports(backbone)
         self._body: _Body = _Lean(backbone, vocab_size) if lean else _Module(backbone, vocab_size, hidden)
 
@@ -124,7 +124,7 @@ class _Lean:
 
 
 class _Module:
-    """The module itself, in fp32 and as it stands in memory."""
+    """The module itself, as it stands in memory; one that looks at the time is told it."""
 
     def __init__(self, backbone: PreTrainedModel, vocab_size: int, hidden: Hidden | None) -> None:
         self._backbone, self._vocab_size, self._hidden = backbone, vocab_size, hidden
@@ -133,18 +133,16 @@ class _Module:
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
         if self._hidden is not None:
             return self._hidden(ids_BT, lengths, times)
-        width = ids_BT.shape[1]
+        device, width = ids_BT.device, ids_BT.shape[1]
+        time_B = torch.tensor(times, device=device) if is_timed(self._backbone) else None
         if all(length == width for length in lengths):
-            return hidden_states(self._backbone, ids_BT, "full")
-        place_T = torch.arange(width, device=ids_BT.device)
-        length_B = torch.tensor(lengths, device=ids_BT.device).clamp(min=1)
-        seen_B11T = (place_T < length_B[:, None])[:, None, None]
-        return hidden_states(
-            self._backbone,
-            ids_BT,
-            seen_B11T.expand(-1, 1, width, -1),
-            place_T.clamp(max=int(self._backbone.config.max_position_embeddings) - 1)[None],
-        )
+            return hidden_states(self._backbone, ids_BT, "full", times=time_B)
+        place_T = torch.arange(width, device=device)
+        # A row of padding alone sees its first place: a softmax over nothing is no number.
+        length_B = torch.tensor(lengths, device=device).clamp(min=1)
+        seen_B1TT = (place_T < length_B[:, None])[:, None, None].expand(-1, 1, width, -1)
+        places_1T = place_T.clamp(max=int(self._backbone.config.max_position_embeddings) - 1)[None]
+        return hidden_states(self._backbone, ids_BT, seen_B1TT, places_1T, time_B)
 
     @torch.no_grad()
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
