@@ -16,9 +16,10 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 from cm3kit.decoders.autoregressive import Autoregressive
 from cm3kit.decoders.engine import LeanEngine, supports
 from cm3kit.decoders.fallback import ModuleEngine, make_engine
-from cm3kit.decoders.grammar import Grammar, Mode, State
+from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.guidance import cd_k, guide, streams
 from cm3kit.decoders.jobs import blank_seed
+from cm3kit.decoders.moves import Mode, State
 from cm3kit.decoders.pick import draw, penalize
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone

@@ -104,7 +104,8 @@ def test_published_counts(counts: list[int], expected: list[int]) -> None:
 
 
 def test_no_slots_need_no_steps() -> None:
-    assert all(axes.quota[name](0, 5) == [] for name in axes.quota)
+    shipped = [name for name in axes.quota if not name.startswith("test:")]
+    assert shipped and all(axes.quota[name](0, 5) == [] for name in shipped)
     assert quotas.ascending(0, 1, mode="paper") == []
 
 

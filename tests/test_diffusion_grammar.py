@@ -17,7 +17,8 @@ from cm3kit.decoders.diffusion.automaton import build
 from cm3kit.decoders.diffusion.denoiser import Constraint
 from cm3kit.decoders.diffusion.lattice import _SUBSETS, KEPT, BoardConstraint, Lattice
 from cm3kit.decoders.diffusion.subsets import Subsets
-from cm3kit.decoders.grammar import Grammar, Mode, State
+from cm3kit.decoders.grammar import Grammar
+from cm3kit.decoders.moves import Mode, State
 from cm3kit.types import Blank, BlankKind, Board, Stretch
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.minimal import render

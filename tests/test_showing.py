@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops, ImageColor, ImageStat
 
 from cm3kit.evaluation.arness import stats
 from cm3kit.pipelines import animation, playback, showing
@@ -186,6 +186,12 @@ def test_an_animation_has_a_frame_a_step_and_tiles_where_codes_are_open(
             assert moving.info["duration"] == (2000 if number == len(drawn) - 1 else 250)
             off = ImageStat.Stat(ImageChops.difference(moving.convert("RGB"), each)).rms
             assert max(off) < 8
+            if kind == "GIF":  # the marks keep their colours
+                seen = {colour for _, colour in moving.convert("RGB").getcolors(1 << 20) or []}
+                changed = {commit.kind for f in shown[number : number + 1] for commit in f.commits}
+                assert {
+                    ImageColor.getrgb(animation.EDGES[kind]) for kind in changed if kind != "edit"
+                } <= seen
 
 
 def test_long_words_wrap_inside_the_panel() -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator
 
-from cm3kit.decoders.grammar import Grammar, State
+from cm3kit.decoders.grammar import Grammar
+from cm3kit.decoders.moves import State
 from cm3kit.types import Blank, Canvas, Fill, Row
 from cm3kit_tokenizers.errors import ConfigError
 

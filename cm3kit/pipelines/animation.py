@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageColor import getrgb
 
 from cm3kit.pipelines.outputs import SOURCE_TYPE, XMP
 from cm3kit.pipelines.playback import END, OPEN, Filmed, Frame, labels
@@ -93,7 +94,13 @@ def _one_palette(drawn: Sequence[Image.Image]) -> list[Image.Image]:
     sheet = Image.new("RGB", (samples[0].width, sum(each.height for each in samples)))
     for index, each in enumerate(samples):
         sheet.paste(each, (0, index * each.height))
-    palette = sheet.quantize(256, Image.Quantize.MEDIANCUT)
+    # The colours that mean something keep their places, whatever the pictures take.
+    fixed = [getrgb(each) for each in (PAPER, *TILES, *MARKS.values(), *EDGES.values())]
+    found = sheet.quantize(256 - len(fixed), Image.Quantize.MEDIANCUT).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(
+        [*(value for colour in fixed for value in colour[:3]), *found[: 3 * (256 - len(fixed))]]
+    )
     return [each.quantize(palette=palette, dither=Image.Dither.NONE) for each in drawn]
 
 

@@ -75,7 +75,7 @@ class Defaults(Settings):
 
     @model_validator(mode="after")
     def _diffusion_is_used(self) -> Defaults:
-        if "diffusion" in self.model_fields_set and DIFFUSION not in self.decoders:
+        if self.diffusion != DiffusionDefaults() and DIFFUSION not in self.decoders:
             raise ValueError("diffusion is set, but decoders does not name it")
         return self
 

@@ -21,10 +21,15 @@ from cm3kit_tokenizers.vq.quantize import Codebook
 
 
 class LossWeights(Settings):
-    """Weights of the reconstruction terms and of the commitment term (β)."""
+    """Weights of the reconstruction terms and of the commitment term (β).
+
+    `log_l2` weighs the mean logarithm of each picture's squared error, which is its PSNR but for a factor:
+    where `l2` is ruled by the worst pictures, every picture counts the same here.
+    """
 
     l1: float = Field(1.0, ge=0)
     l2: float = Field(4.0, ge=0)
+    log_l2: float = Field(0.0, ge=0)
     laplacian: float = Field(0.5, ge=0)
     ssim: float = Field(0.1, ge=0)
     commitment: float = Field(0.25, ge=0)
@@ -133,8 +138,10 @@ class VqganTask:
             self._start_codes(len(batch), rng)
         with torch.autocast(x_BCHW.device.type, enabled=False):
             y_BCHW = y_BCHW.float()
-            l2 = F.mse_loss(y_BCHW, x_BCHW)
+            l2_B = (y_BCHW - x_BCHW).square().mean(dim=(1, 2, 3))
+            l2 = l2_B.mean()
             total = weights.l1 * F.l1_loss(y_BCHW, x_BCHW) + weights.l2 * l2
+            total = total + weights.log_l2 * l2_B.clamp_min(1e-5).log().mean()
             total = total + weights.laplacian * laplacian(y_BCHW, x_BCHW)
             total = total + weights.ssim * (1 - ssim(y_BCHW, x_BCHW)) + weights.commitment * commitment
         used = (self.model.codebook.counts_K > 0.01).float().mean()

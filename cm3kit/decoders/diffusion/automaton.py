@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cm3kit.decoders.grammar import Grammar, State
+from cm3kit.decoders.grammar import Grammar
+from cm3kit.decoders.moves import State
 
 Place = tuple[tuple[str, ...], int]
 

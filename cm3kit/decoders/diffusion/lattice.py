@@ -16,7 +16,8 @@ from torch import Tensor
 
 from cm3kit.decoders.diffusion.automaton import build
 from cm3kit.decoders.diffusion.subsets import ANY, Subsets, meet
-from cm3kit.decoders.grammar import Grammar, State
+from cm3kit.decoders.grammar import Grammar
+from cm3kit.decoders.moves import State
 from cm3kit.types import Board, Stretch
 from cm3kit_tokenizers.errors import ConfigError
 
