@@ -146,12 +146,18 @@ def test_every_module_has_a_docstring_and_postponed_annotations() -> None:
     assert not [p for p in with_code if "from __future__ import annotations" not in p.read_text()]
 
 
+def is_the_safe_load(path: Path, call: ast.Call) -> bool:
+    """The one place that opens foreign pickles, with torch's restricted unpickler."""
+    restricted = any(key.arg == "weights_only" and ast.unparse(key.value) == "True" for key in call.keywords)
+    return path.name == "pickles.py" and ast.unparse(call.func) == "torch.load" and restricted
+
+
 def test_nothing_forbidden_is_called() -> None:
     found = [
         f"{place(path, call)} {ast.unparse(call.func)}"
         for path, tree in TREES.items()
         for call in calls(tree)
-        if ast.unparse(call.func) in FORBIDDEN_CALLS
+        if (ast.unparse(call.func) in FORBIDDEN_CALLS and not is_the_safe_load(path, call))
         or any(key.arg == "trust_remote_code" and ast.unparse(key.value) != "False" for key in call.keywords)
     ]
     assert not found

@@ -1,10 +1,10 @@
-"""`cm3kit model`: which models there are, and what one is."""
+"""`cm3kit model`: which models there are, what one is, and how one is made."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -70,6 +70,51 @@ def assemble(
     settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults, defaults=True))] if defaults else [])
     made = folder.assemble(output, text, image, decoder, settings, folder.read_card(card), diffusion)
     return Reply({"folder": made}, (str(made),))
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="Weights: .ckpt, .pt, .msgpack, .safetensors, or a folder that holds them.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the converted tokenizer.")],
+    settings: Annotated[
+        Path | None,
+        typer.Option("--settings", help="YAML of the weights; unless given, the one beside them."),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            "--family", help="taming, ibq, llamagen, flax, diffusers; unless given, told from the weights."
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option("--resolution", min=8, help="Side of its pictures in pixels.")
+    ] = None,
+    pixel_range: Annotated[
+        Literal["signed", "unit"] | None,
+        typer.Option("--pixel-range", help="What the network reads: signed is [-1, 1], unit is [0, 1]."),
+    ] = None,
+    quantizer: Annotated[
+        str | None, typer.Option("--quantizer", help="Which code a vector gets; unless given, the family's.")
+    ] = None,
+    fit: Annotated[
+        Literal["pad", "crop", "stretch"] | None,
+        typer.Option("--fit", help="How pictures become square; crop unless given."),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Write half-precision weights.")] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Bring an image tokenizer of taming-transformers, Chameleon, LlamaGen, … into a folder of ours."""
+    from cm3kit.pipelines.conversion import convert as bring
+
+    wanted = {"resolution": resolution, "pixel_range": pixel_range, "quantizer": quantizer, "fit": fit}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    made = bring(source, output, settings=settings, family=family, half=half, changes=changes)
+    for note in made["notes"]:
+        typer.echo(f"note: {note}", err=True)
+    return Reply(made, (str(made["folder"]),), warnings=tuple(made["notes"]))
 
 
 def _lines(described: Mapping[str, Any], indent: str = "") -> Iterator[str]:

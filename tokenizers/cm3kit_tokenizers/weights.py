@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -18,6 +19,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be opened: {error}.", code="bad_checkpoint") from error
+    return checked(tensors, path)
+
+
+def checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The same tensors in fp32 where they are floating; ModelError if one is not finite."""
     out = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
     broken = [
         name for name, each in out.items() if each.is_floating_point() and not torch.isfinite(each).all()
@@ -32,7 +38,14 @@ def load_exactly(module: nn.Module, path: Path, tied: tuple[str, ...] = ()) -> N
 
     `tied` names tensors that may be absent because another one holds them.
     """
-    found, wanted = read_tensors(path), module.state_dict()
+    place_exactly(module, read_tensors(path), path, tied)
+
+
+def place_exactly(
+    module: nn.Module, found: Mapping[str, Tensor], path: Path, tied: tuple[str, ...] = (), cause: str = ""
+) -> None:
+    """Put tensors that came from `path` into `module`; ModelError groups what does not fit, and tells the `cause`."""
+    wanted = module.state_dict()
     missing = sorted(set(wanted) - set(found) - set(tied))
     extra = sorted(set(found) - set(wanted))
     shapes = [
@@ -40,13 +53,19 @@ def load_exactly(module: nn.Module, path: Path, tied: tuple[str, ...] = ()) -> N
         for name in sorted(set(found) & set(wanted))
         if found[name].shape != wanted[name].shape
     ]
-    parts = [f"missing {', '.join(missing[:5])}"] if missing else []
-    parts += [f"unexpected {', '.join(extra[:5])}"] if extra else []
-    parts += [f"{'; '.join(shapes[:5])}"] if shapes else []
+    parts = [f"missing {_some(missing)}"] if missing else []
+    parts += [f"unexpected {_some(extra)}"] if extra else []
+    parts += [_some(shapes, "; ")] if shapes else []
     if parts:
         count = len(missing) + len(extra) + len(shapes)
         raise ModelError(
-            f"{path} does not fit its configuration ({count} tensors): {' | '.join(parts)}.",
+            f"{path} does not fit its configuration ({count} tensors): {' | '.join(parts)}."
+            + (f" Likely cause: {cause}" if cause else ""),
             code="bad_checkpoint",
         )
-    module.load_state_dict(found, strict=False)
+    module.load_state_dict(dict(found), strict=False)
+
+
+def _some(names: list[str], between: str = ", ", most: int = 5) -> str:
+    rest = len(names) - most
+    return between.join(names[:most]) + (f"{between}and {rest} more" if rest > 0 else "")

@@ -12,25 +12,22 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from cm3kit_tokenizers.vq.quantizers import Quantizer, quantizers
+from cm3kit_tokenizers.vq.quantizers import nearest as nearest
+
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """Vectors of a grid replaced by their nearest codes.
+    """Vectors of a grid replaced by their codes.
 
-    Shapes: `vectors_BCHW` like the input, `codes_BHW` integer ids, `commitment` a scalar.
+    Shapes: `vectors_BCHW` like the input, `codes_BHW` integer ids; `commitment` (the encoder's side) and `moved` (the
+    codes' side, zero where they follow by moving average) are scalars.
     """
 
     vectors_BCHW: Tensor
     codes_BHW: Tensor
     commitment: Tensor
-
-
-def nearest(vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Index of the nearest code of each vector, in fp32 whatever the input's precision; shape (N,)."""
-    vectors_ND, codebook_KD = vectors_ND.float(), codebook_KD.float()
-    with torch.autocast(vectors_ND.device.type, enabled=False):  # it would round the product to bf16
-        distances_NK: Tensor = codebook_KD.square().sum(1) - 2 * vectors_ND @ codebook_KD.T
-    return distances_NK.argmin(1)
+    moved: Tensor
 
 
 def rotate_to(vectors_ND: Tensor, targets_ND: Tensor) -> Tensor:
@@ -49,13 +46,15 @@ def rotate_to(vectors_ND: Tensor, targets_ND: Tensor) -> Tensor:
 
 
 class Codebook(nn.Module):
-    """Codes with their moving averages.
+    """Codes in training: how often each is used, and how they move.
 
     Args:
         weight: the embedding that holds the codes (shared with the network, so it is saved with it).
         decay: of the moving averages, per step.
         restart_below: a code whose average count falls below this restarts from a vector of the batch.
         rotation: rotated gradients instead of straight-through.
+        rule: which code a vector gets; the nearest one unless given.
+        gradient: codes follow by gradient instead of by moving average, if the rule leaves the choice.
     """
 
     counts_K: Tensor
@@ -63,39 +62,73 @@ class Codebook(nn.Module):
     started: Tensor
 
     def __init__(
-        self, weight: nn.Parameter, decay: float = 0.99, restart_below: float = 0.05, rotation: bool = True
-    ) -> None:
+        self, weight: nn.Parameter, decay: float = 0.99, restart_below: float = 0.05, rotation: bool = True,
+        rule: Quantizer | None = None, gradient: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._held = (weight,)  # in a tuple, so that the network alone registers and saves it
-        self.decay, self.restart_below, self.rotation = decay, restart_below, rotation
-        weight.requires_grad_(False)
+        rule = rule if rule is not None else quantizers["vq"](*weight.shape)
+        self._held = (weight, rule)  # in a tuple, so that the network alone registers and saves them
+        self.decay, self.restart_below = decay, restart_below
+        self.rotation = rotation if rule.rotation is None else rule.rotation
+        self.averaged = rule.averaged and not gradient
+        weight.requires_grad_((rule.starts and not self.averaged) or _learns(rule))
         self.register_buffer("counts_K", torch.ones(len(weight)))
         self.register_buffer("sums_KD", weight.detach().clone())
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("started", torch.tensor(not rule.starts))
 
     @property
     def weight(self) -> nn.Parameter:
         """The codes, `(K, D)`."""
         return self._held[0]
 
+    @property
+    def rule(self) -> Quantizer:
+        """Which code a vector gets."""
+        return self._held[1]
+
     def forward(self, vectors_BCHW: Tensor, rng: Generator | None = None) -> Quantized:
         """Quantise; in training mode also move the codes, which needs `rng` for restarts."""
         B, C, H, W = vectors_BCHW.shape
         vectors_ND = vectors_BCHW.float().permute(0, 2, 3, 1).reshape(-1, C)
-        codes_N = nearest(vectors_ND, self.weight)
+        quantise = self._average if self.averaged else self._learn
+        targets_ND, codes_N, commitment, moved = quantise(vectors_ND, rng)
+        grid_BCHW = targets_ND.view(B, H, W, C).permute(0, 3, 1, 2)
+        return Quantized(grid_BCHW, codes_N.view(B, H, W), commitment, moved)
+
+    def _average(self, vectors_ND: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        vectors_ND = self.rule.prepare(vectors_ND)
+        codes_N = self.rule.codes(vectors_ND, self.weight)
         if self.training and rng is not None and bool(torch.isfinite(vectors_ND).all()):
             self._move(vectors_ND.detach(), codes_N, rng)
         targets_ND = self.weight[codes_N]
         commitment = (vectors_ND - targets_ND).square().mean()
-        if self.training:
-            straight_ND = vectors_ND + (targets_ND - vectors_ND).detach()
-            targets_ND = rotate_to(vectors_ND, targets_ND) if self.rotation else straight_ND
-        grid_BCHW = targets_ND.view(B, H, W, C).permute(0, 3, 1, 2)
-        return Quantized(grid_BCHW, codes_N.view(B, H, W), commitment)
+        return self._carried(vectors_ND, targets_ND), codes_N, commitment, commitment.new_zeros(())
+
+    def _learn(self, vectors_ND: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self.rule.settle(self.weight)
+        rng = rng if self.training and bool(torch.isfinite(vectors_ND).all()) else None
+        if (
+            rng is not None and self.rule.starts
+        ):  # before the codes are used, as autograd needs them unchanged
+            self._restart(self.rule.prepare(vectors_ND.detach()), rng)
+        targets_ND, codes_N, commitment, moved = self.rule.learn(vectors_ND, self.weight, rng)
+        if rng is not None:
+            counts_K = torch.bincount(codes_N, minlength=len(self.weight)).float()
+            self.counts_K.lerp_(counts_K, 1 - self.decay)
+        if self.rule.averaged:  # by choice of the recipe, so the gradients are those of the averaged rule
+            targets_ND = self._carried(self.rule.prepare(vectors_ND), targets_ND.detach())
+        return targets_ND, codes_N, commitment, moved
+
+    def _carried(self, vectors_ND: Tensor, targets_ND: Tensor) -> Tensor:
+        if not self.training:
+            return targets_ND
+        straight_ND = vectors_ND + (targets_ND - vectors_ND).detach()
+        return rotate_to(vectors_ND, targets_ND) if self.rotation else straight_ND
 
     @torch.no_grad()
     def start(self, vectors_ND: Tensor, rng: Generator, rounds: int = 8) -> None:
         """Place the codes on data by k-means over `vectors_ND`."""
+        vectors_ND = self.rule.prepare(vectors_ND)
         pick_K = torch.randint(len(vectors_ND), (len(self.weight),), generator=rng)
         codes_KD = vectors_ND[pick_K] + 1e-4 * torch.randn(self.weight.shape, generator=rng).to(vectors_ND)
         for _ in range(rounds):
@@ -103,10 +136,21 @@ class Codebook(nn.Module):
             sums_KD = torch.zeros_like(codes_KD).index_add_(0, codes_N, vectors_ND)
             counts_K = torch.bincount(codes_N, minlength=len(codes_KD)).float()
             codes_KD = torch.where(counts_K[:, None] > 0, sums_KD / counts_K[:, None].clamp_min(1), codes_KD)
-        self.weight.copy_(codes_KD)
+        self.weight.copy_(self.rule.prepare(codes_KD))
         self.counts_K.fill_(1.0)
         self.sums_KD.copy_(codes_KD)
         self.started.fill_(True)
+
+    @torch.no_grad()
+    def usage(self) -> dict[str, float]:
+        """Of the recent codes: the share in use, the share of dead ones, and the perplexity."""
+        shares_K = self.counts_K / self.counts_K.sum().clamp_min(1e-9)
+        entropy = -(shares_K * shares_K.clamp_min(1e-12).log()).sum()
+        return {
+            "used": float((self.counts_K > 0.01).float().mean()),
+            "dead": float((self.counts_K < self.restart_below).float().mean()),
+            "perplexity": float(entropy.exp()),
+        }
 
     @torch.no_grad()
     def _move(self, vectors_ND: Tensor, codes_N: Tensor, rng: Generator) -> None:
@@ -119,4 +163,18 @@ class Codebook(nn.Module):
             pick = torch.randint(len(vectors_ND), (len(dead_K),), generator=rng)
             self.sums_KD[dead_K] = vectors_ND[pick]
             self.counts_K[dead_K] = 1.0
-        self.weight.copy_(self.sums_KD / self.counts_K[:, None].clamp_min(1e-6))
+        self.weight.copy_(self.rule.prepare(self.sums_KD / self.counts_K[:, None].clamp_min(1e-6)))
+
+    @torch.no_grad()
+    def _restart(self, vectors_ND: Tensor, rng: Generator) -> None:
+        """Put codes that learn by gradient and have died on vectors of the batch."""
+        dead_K = (self.counts_K < self.restart_below).nonzero()[:, 0]
+        if len(dead_K):
+            pick = torch.randint(len(vectors_ND), (len(dead_K),), generator=rng)
+            self.weight[dead_K] = vectors_ND[pick]
+            self.counts_K[dead_K] = 1.0
+
+
+def _learns(rule: Quantizer) -> bool:
+    """Whether the codebook is a weight of its own, neither averaged nor computed from others."""
+    return not rule.averaged and type(rule).settle is Quantizer.settle
