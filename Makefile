@@ -2,6 +2,7 @@
 SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
+PARITY ?= $(VENV)-parity
 DEMO := outputs/demo
 PACKAGES := data/packages
 DEBIAN := fonts-noto-color-emoji unicode-data unicode-cldr-core wordnet-base
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format data model bench install install-dev clean
+.PHONY: help demo test test-parity check format data model bench install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,13 @@ demo: $(VENV)/.stamp-base ## Draw four red apples and fill the gaps of a page (i
 
 test: $(VENV)/.stamp-dev ## Run the tests (installs first)
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-parity: $(VENV)/.stamp-dev ## Compare with taming-transformers, in an environment of its own
+	$(BIN)/python -m venv --clear $(PARITY)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(PARITY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps taming-transformers==0.0.1
+	$(PARITY)/bin/python -m pytest -q tests/test_parity.py
 
 check: $(VENV)/.stamp-dev ## Lint, format check, types and import contracts
 	$(BIN)/ruff check .

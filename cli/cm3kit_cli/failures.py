@@ -18,6 +18,11 @@ def explain(error: BaseException, command: str) -> Failure:
     errors = sys.modules.get("cm3kit_tokenizers.errors")
     if errors is not None and isinstance(error, errors.Cm3kitError):
         return Failure(error.code, str(error.args[0]))
+    if "torchvision" in str(error) and not isinstance(error, OSError):
+        return Failure(
+            "broken_package",
+            f"torchvision cannot be imported, and other packages fail with it ({error}); see: cm3kit doctor",
+        )
     kind = next((kind for kind in EXPLANATIONS if isinstance(error, kind)), None)
     if kind is not None:
         return EXPLANATIONS[kind](error, command)

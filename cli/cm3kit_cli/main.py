@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit_cli import data, generate, infill, model, train
+from cm3kit_cli import data, doctor, evaluate, generate, infill, model, tokenize, train
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
@@ -29,7 +29,11 @@ app.command("infill")(infill.infill)
 app.add_typer(train.app)
 app.add_typer(data.app)
 app.add_typer(model.app)
+app.add_typer(tokenize.app)
+app.command("detokenize")(tokenize.detokenize)
+app.add_typer(evaluate.app)
 app.add_typer(show_files.app)
+app.command("doctor")(doctor.doctor)
 
 
 def _print_version(wanted: bool) -> None:
@@ -57,7 +61,7 @@ def run(argv: Sequence[str] | None = None) -> int:
             answer = get_command(app).main(args=arguments, prog_name="cm3kit", standalone_mode=False)
             if isinstance(answer, Reply):
                 show(answer, command, as_json)
-                return 0
+                return answer.status
         if answer == INTERRUPTED:
             raise KeyboardInterrupt
         return answer if isinstance(answer, int) else 0

@@ -24,13 +24,17 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a command answers: `lines` for people, `data` for programs, or `content` as it stands."""
+    """What a command answers: `lines` for people, `data` for programs, or `content` as it stands.
+
+    `status` is the exit status: 0, or 1 where the answer is that something is wrong.
+    """
 
     data: Mapping[str, Any]
     lines: tuple[str, ...] = ()
     content: bytes | None = None
     run_id: str = ""
     warnings: tuple[str, ...] = ()
+    status: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Kit:
 
     def __init__(self, parts: Parts, device: str = "auto") -> None:
         self.parts = parts
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self.text, self.vocab = parts.text, parts.vocab
         self.image = parts.image.to(self.device)
         self.backbone = parts.backbone.to(self.device)
@@ -228,7 +228,8 @@ def load(name: str | Path | None = None, device: str = "auto") -> Kit:
     return Kit(load_parts(find(name)), device)
 
 
-def _device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device of that name, `auto` being the GPU if there is one; ConfigError (`bad_value`) if it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

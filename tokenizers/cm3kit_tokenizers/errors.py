@@ -26,6 +26,7 @@ ERROR_CODES: dict[str, str] = {
     "no_space": "the disk is full",
     "cannot_write": "an output cannot be written",
     "missing_extra": "an optional package is needed",
+    "broken_package": "an installed package cannot be imported",
     "bad_data": "a data file is missing or malformed",
     "not_finite": "training met a value that is not finite",
     "interrupted": "stopped by the user",

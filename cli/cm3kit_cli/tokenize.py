@@ -1,0 +1,81 @@
+"""`cm3kit tokenize` and `cm3kit detokenize`: pictures to codes on disk, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cm3kit_cli import options
+from cm3kit_cli.render import Reply, progress
+
+app = typer.Typer(name="tokenize", help="Turn a folder of pictures into codes.")
+
+Tokenizer = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", envvar="CM3KIT_MODEL", help="A model, or the folder of an image tokenizer."
+    ),
+]
+Batch = Annotated[int, typer.Option("--batch-size", min=1, max=1024, help="Pictures at once.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"], typer.Option("--precision", help="Of the network; codes are chosen in fp32.")
+]
+
+
+@app.callback()
+def tokenize() -> None:
+    """Turn a folder of pictures into codes."""
+
+
+@app.command()
+def image(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched to the bottom.")],
+    model: Tokenizer = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of codes; unless given, FOLDER-codes.")
+    ] = None,
+    batch_size: Batch = 8,
+    shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures in a file.")] = 512,
+    precision: Precision = "fp32",
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Encode every picture once; what was encoded before is kept."""
+    from cm3kit.pipelines import tokenizing
+
+    target = output or folder.with_name(f"{folder.resolve().name}-codes")
+    with progress("encoding", quiet) as watch:
+        told = tokenizing.tokenize(
+            folder, model, target, batch=batch_size, shard=shard_size, device=device, precision=precision,
+            watch=watch, warn=lambda line: typer.echo(line, err=True),
+        )  # fmt: skip
+    if not quiet:
+        typer.echo(f"{told['encoded']} encoded, {told['kept']} kept, {told['skipped']} left out", err=True)
+    return Reply(told, (str(told["folder"]),))
+
+
+def detokenize(
+    source: Annotated[Path, typer.Argument(help="Folder of codes, or one shard.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")],
+    model: Tokenizer = None,
+    batch_size: Batch = 8,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Draw the pictures of codes; those that are there already are kept."""
+    from cm3kit.pipelines import tokenizing
+
+    with progress("drawing", quiet) as watch:
+        told = tokenizing.detokenize(
+            source, model, output, batch=batch_size, device=device, force=force, watch=watch
+        )
+    if not quiet:
+        typer.echo(f"{told['drawn']} drawn, {told['kept']} kept", err=True)
+    return Reply(told, (str(told["folder"]),))
