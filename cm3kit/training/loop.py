@@ -8,74 +8,25 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from cm3kit.config import Settings
 from cm3kit.publish import collect, load_state, newest, publishing, save_state, sweep
 from cm3kit.rng import generator
+from cm3kit.training.guard import PATIENCE, Guard
 from cm3kit.training.interrupts import interrupts_wait
 from cm3kit.training.log import add_line, forget_after
+from cm3kit.training.precision import accelerator
+from cm3kit.training.task import LoopSettings as LoopSettings
+from cm3kit.training.task import Part, Report, TaskInParts, Warn
+from cm3kit.training.task import Task as Task
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, OutputError
-
-
-class LoopSettings(Settings):
-    """How long, how fast, how careful.
-
-    `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
-    `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
-    """
-
-    steps: int = Field(1000, ge=1)
-    batch_size: int = Field(16, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: float = Field(0.05, ge=0, le=1)
-    final: float = Field(0.02, ge=0, le=1)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
-    seed: int = 0
-    save_every: int = Field(500, ge=1)
-    keep: int = Field(2, ge=1)
-    preview_every: int = Field(500, ge=1)
-    log_every: int = Field(20, ge=1)
-
-
-class Task(Protocol):
-    """What is trained."""
-
-    @property
-    def model(self) -> nn.Module:
-        """What is trained, as one module."""
-
-    def batch(self, rng: Generator, size: int) -> Any:
-        """Draw a batch, from `rng` alone."""
-
-    def loss(
-        self, model: nn.Module, batch: Any, step: int, rng: Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The scalar loss of a batch, and figures for the log."""
-
-    def preview(self, model: nn.Module, path: Path) -> None:
-        """Write a picture or page that shows how far training has come; `path` has no suffix yet."""
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the trained part as it is used afterwards."""
-
-
-Report = Callable[[int, int, dict[str, float]], None]
-Warn = Callable[[str], None]
 
 
 class Progress:
@@ -83,10 +34,13 @@ class Progress:
 
     def __init__(self, task: Task, settings: LoopSettings, accelerator: Accelerator) -> None:
         self.task, self.settings, self.accelerator = task, settings, accelerator
-        trained = [each for each in task.model.parameters() if each.requires_grad]
-        decayed: list[nn.Parameter] = [each for each in trained if each.ndim > 1]
-        plain: list[nn.Parameter] = [each for each in trained if each.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        self.parts = list(task.parts()) if isinstance(task, TaskInParts) else [Part(_trained(task.model))]
+        groups: list[dict[str, Any]] = []
+        for part in self.parts:
+            own = {"factor": part.rate, "betas": part.betas or settings.betas}
+            groups.append({"params": [each for each in part.weights if each.ndim > 1], **own})
+            plain = [each for each in part.weights if each.ndim <= 1]
+            groups.append({"params": plain, "weight_decay": 0.0, **own})
         self.optimizer = torch.optim.AdamW(
             groups,
             lr=settings.learning_rate,
@@ -95,6 +49,7 @@ class Progress:
             fused=True,
         )
         self.step, self.seconds = 0, 0.0
+        self.guard, self.scale = Guard(), 1.0
         self.saved: int | None = None
         self.whole = True  # False inside a step, when weights, moments and averages are not of one step
         self.wrapped, self.prepared = accelerator.prepare(task.model, self.optimizer)
@@ -114,7 +69,7 @@ class Progress:
         }
         weights = {name: each.detach() for name, each in self.task.model.state_dict().items()}
         with publishing(run / f"step-{self.step:08d}") as folder:
-            state = {"step": self.step, "seconds": self.seconds}
+            state = {"step": self.step, "seconds": self.seconds, "scale": self.scale}
             save_state(folder, _flat(model=weights, ema=self.ema, optimizer=moments), state)
         self.saved = self.step
         collect(run, keep=self.settings.keep)
@@ -142,6 +97,7 @@ class Progress:
             saved["state"].setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict(saved)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.scale = float(state.get("scale", 1.0))
         self.saved = self.step
 
     @contextmanager
@@ -180,10 +136,11 @@ def train(
 
     Raises:
         ConfigError: the checkpoint is of another model.
-        DataError: the loss or its gradient was not finite three times in a row (`not_finite`).
+        DataError: the loss or its gradient was not finite three times in a row, and going back did not help or there
+            was nothing to go back to (`not_finite`).
         OutputError: `run` holds what this training would have to overwrite (`exists`).
     """
-    progress = Progress(task, settings, _accelerator(settings, device))
+    progress = Progress(task, settings, accelerator(settings.precision, device))
     run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     found = newest(run, warn=warn)
@@ -197,18 +154,14 @@ def train(
     step_model: nn.Module = progress.wrapped
     if settings.compile:
         step_model = cast(nn.Module, torch.compile(step_model))
-    skipped, clock = 0, time.perf_counter()
+    clock = time.perf_counter()
     try:
         while progress.step < last:
             with interrupts_wait():
                 figures = _one_step(progress, step_model)
-            skipped = 0 if math.isfinite(figures["loss"] + figures["norm"]) else skipped + 1
-            if skipped == 3:
-                raise DataError(
-                    f"the loss or its gradient was not finite at three steps up to {progress.step};"
-                    " try a lower loop.learning_rate.",
-                    code="not_finite",
-                )
+            if progress.guard.count(figures):
+                _go_back(progress, run, warn)
+                continue
             now = time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
             _after_step(progress, run, figures, report, warn)
@@ -217,26 +170,6 @@ def train(
         raise
     progress.save(run)
     return _finish(progress, run) if progress.step == settings.steps else run
-
-
-def _accelerator(settings: LoopSettings, device: str) -> Accelerator:
-    cpu = device == "cpu"
-    fast = _computes_bf16(cpu) if settings.precision == "auto" else settings.precision == "bf16"
-    precision = "bf16" if fast else "no"
-    try:
-        return Accelerator(cpu=cpu, mixed_precision=precision)
-    except ValueError:
-        # accelerate keeps one precision and device for the whole process; an earlier training chose others.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(cpu=cpu, mixed_precision=precision)
-
-
-def _computes_bf16(cpu: bool) -> bool:
-    """Whether the device that accelerate will choose has instructions for products in bf16."""
-    if not cpu and torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 
 
 def _refuse_overwriting(progress: Progress, run: Path, found: Path | None) -> None:
@@ -271,11 +204,36 @@ def _save_what_is_whole(progress: Progress, run: Path, warn: Warn) -> None:
         warn(f"the steps since the last checkpoint are lost: {error}")
 
 
+def _go_back(progress: Progress, run: Path, warn: Warn) -> None:
+    """Take up the newest checkpoint at a lower rate; DataError where that has not helped or is not possible."""
+    settings, guard, step, scale = progress.settings, progress.guard, progress.step, progress.scale
+    found = newest(run, warn=warn)
+    if found is None or scale <= 0.5**settings.rollbacks:
+        raise DataError(
+            f"the loss or its gradient was not finite at {PATIENCE} steps up to {step} ({guard.culprit});"
+            " try a lower loop.learning_rate.",
+            code="not_finite",
+        )
+    progress.load(found)
+    progress.scale = scale / 2
+    guard.forgive()
+    forget_after(run / "log.jsonl", progress.step)
+    warn(
+        f"{guard.culprit} was not finite at {PATIENCE} steps up to {step}; going back to {found.name} with"
+        f" {progress.scale:g} of the learning rate"
+    )
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [each for each in model.parameters() if each.requires_grad]
+
+
 def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
     settings, step = progress.settings, progress.step
     rng = generator(settings.seed, step, progress.accelerator.process_index)
     for group in progress.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * schedule(step / settings.steps, settings)
+        rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
+        group["lr"] = rate * group["factor"]
     batch = progress.task.batch(rng, settings.batch_size)
     progress.whole = False
     # Dropout can only draw from the global generators: lend them a seed for this step and put it back.
@@ -289,8 +247,11 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
             loss, figures = progress.task.loss(model, batch, step, rng)
     progress.prepared.zero_grad()
     progress.accelerator.backward(loss)
-    norm = progress.accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-    value, length = loss.item(), norm.item()
+    progress.guard.look(figures, progress.task.model)
+    alone = len(progress.parts) == 1
+    clipped = [model.parameters()] if alone else [part.weights for part in progress.parts]
+    lengths = [progress.accelerator.clip_grad_norm_(each, settings.clip).item() for each in clipped]
+    value, length = loss.item(), lengths[0] if alone else math.hypot(*lengths)
     if math.isfinite(value) and math.isfinite(length):
         progress.prepared.step()
         progress.follow()
@@ -306,7 +267,7 @@ def _after_step(progress: Progress, run: Path, figures: dict[str, float], report
     if step % settings.log_every == 0 or step == settings.steps:
         report(step, settings.steps, figures)
         add_line(run / "log.jsonl", step, progress.seconds, figures)
-    if step % settings.save_every == 0:
+    if step % settings.save_every == 0 and not progress.guard.bad:  # what follows may lead back here
         progress.save(run)
     if step % settings.preview_every == 0 or step == settings.steps:
         _preview(progress, run, warn)

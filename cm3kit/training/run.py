@@ -10,7 +10,8 @@ from pathlib import Path
 from cm3kit.config import Settings, dump, read_yaml, resolve
 from cm3kit.publish import write_atomic
 from cm3kit.registry import Registry
-from cm3kit.training.loop import Report, Warn, train
+from cm3kit.training.loop import train
+from cm3kit.training.task import Report, Warn
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 Start = Callable[..., Path]

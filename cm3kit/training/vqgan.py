@@ -6,42 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from cm3kit.config import Settings
 from cm3kit.data.pictures import PictureSet, load_pictures
 from cm3kit.pipelines.outputs import grid
+from cm3kit.training.adversary import AdversarySettings, Verdict, balance
+from cm3kit.training.autoencoder import Autoencoder, Rebuilt
+from cm3kit.training.autoencoder import CodebookSettings as CodebookSettings
 from cm3kit.training.loop import LoopSettings
+from cm3kit.training.reconstruct import LossWeights, Reconstruction
+from cm3kit.training.task import Part
 from cm3kit_tokenizers.errors import ConfigError
-from cm3kit_tokenizers.vq.losses import laplacian, psnr, ssim
+from cm3kit_tokenizers.vq.losses import psnr
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig, to_picture, to_signed, to_uint8
-from cm3kit_tokenizers.vq.quantize import Codebook
-
-
-class LossWeights(Settings):
-    """Weights of the reconstruction terms and of the commitment term (β).
-
-    `log_l2` weighs the mean logarithm of each picture's squared error, which is its PSNR but for a factor:
-    where `l2` is ruled by the worst pictures, every picture counts the same here.
-    """
-
-    l1: float = Field(1.0, ge=0)
-    l2: float = Field(4.0, ge=0)
-    log_l2: float = Field(0.0, ge=0)
-    laplacian: float = Field(0.5, ge=0)
-    ssim: float = Field(0.1, ge=0)
-    commitment: float = Field(0.25, ge=0)
-
-
-class CodebookSettings(Settings):
-    """How codes move. They start from data after `start` steps of training without quantisation."""
-
-    start: int = Field(100, ge=1)
-    decay: float = Field(0.99, gt=0, lt=1)
-    restart_below: float = Field(0.05, ge=0)
-    rotation: bool = True
 
 
 class VqganRecipe(Settings):
@@ -57,30 +36,12 @@ class VqganRecipe(Settings):
     tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     loss: LossWeights = LossWeights()
     codebook: CodebookSettings = CodebookSettings()
+    adversary: AdversarySettings = AdversarySettings()
     loop: LoopSettings = LoopSettings()
     shift: int = Field(3, ge=0)
     flip: bool = True
     start_from: Path | None = None
     freeze_codes: bool = False
-
-
-class Autoencoder(nn.Module):
-    """Tokenizer network and moving codebook as one module."""
-
-    def __init__(self, tokenizer: ImageTokenizer, settings: CodebookSettings) -> None:
-        super().__init__()
-        self.tokenizer = tokenizer
-        self.codebook = Codebook(
-            tokenizer.codebook_KD, settings.decay, settings.restart_below, settings.rotation
-        )
-
-    def forward(self, x_BCHW: Tensor, quantise: bool, rng: Generator | None) -> tuple[Tensor, Tensor]:
-        """Pixels in [−1, 1] → reconstruction, commitment."""
-        z_BDHW = self.tokenizer.latents(x_BCHW).float()
-        if not quantise:
-            return self.tokenizer.render(z_BDHW), z_BDHW.new_zeros(())
-        quantised = self.codebook(z_BDHW, rng)
-        return self.tokenizer.render(quantised.vectors_BCHW), quantised.commitment
 
 
 class VqganTask:
@@ -90,25 +51,28 @@ class VqganTask:
 
     def __init__(self, recipe: VqganRecipe) -> None:
         self.recipe = recipe
-        if recipe.start_from is not None:
-            tokenizer = ImageTokenizer.load(recipe.start_from)
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(recipe.loop.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(recipe.loop.seed)
+            if recipe.start_from is not None:
+                tokenizer = ImageTokenizer.load(recipe.start_from)
+            else:
                 tokenizer = ImageTokenizer(recipe.tokenizer)
+            model = Autoencoder(tokenizer, recipe.codebook, recipe.adversary)
         if recipe.shift >= tokenizer.config.resolution:
             raise ConfigError(
                 f"shift = {recipe.shift}: it moves whole pictures out of sight;"
                 f" less than the resolution, {tokenizer.config.resolution}.",
                 code="bad_config",
             )
-        self.model = Autoencoder(tokenizer, recipe.codebook).train()
+        self.model, self.reconstruction = model.train(), Reconstruction(recipe.loss)
         if recipe.start_from is not None:
             self.model.codebook.started.fill_(True)
             self.model.codebook.sums_KD.copy_(tokenizer.codebook_KD)
         if recipe.freeze_codes:
             for part in (tokenizer.network.encoder, tokenizer.network.quant_conv):
                 part.requires_grad_(False)
+            tokenizer.quantizer.requires_grad_(False)
+            tokenizer.codebook_KD.requires_grad_(False)
         self.pictures: PictureSet = load_pictures(recipe.data, tokenizer)
 
     def batch(self, rng: Generator, size: int) -> Tensor:
@@ -128,25 +92,53 @@ class VqganTask:
     def loss(
         self, model: nn.Module, batch: Tensor, step: int, rng: Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        """Weighted reconstruction terms plus commitment; starts the codebook from data when it is time."""
-        weights, device = self.recipe.loss, next(model.parameters()).device
+        """Weighted terms of reconstruction, codes and discriminator; starts the codes from data when it is time."""
+        weights, adversary, device = self.recipe.loss, self.recipe.adversary, next(model.parameters()).device
         x_BCHW = to_signed(batch.to(device))
+        done = step / self.recipe.loop.steps
+        heard = adversary.heard(done)
         started = bool(self.model.codebook.started)
         moving = rng if not self.recipe.freeze_codes else None
-        y_BCHW, commitment = model(x_BCHW, started, moving)
+        found: Rebuilt = model(
+            x_BCHW, started, moving, temperature=weights.temperature if weights.entropy else None,
+            judged=adversary.trains(done), heard=heard > 0,
+        )  # fmt: skip
         if not started and step + 1 >= self.recipe.codebook.start:
             self._start_codes(len(batch), rng)
-        with torch.autocast(x_BCHW.device.type, enabled=False):
-            y_BCHW = y_BCHW.float()
-            l2_B = (y_BCHW - x_BCHW).square().mean(dim=(1, 2, 3))
-            l2 = l2_B.mean()
-            total = weights.l1 * F.l1_loss(y_BCHW, x_BCHW) + weights.l2 * l2
-            total = total + weights.log_l2 * l2_B.clamp_min(1e-5).log().mean()
-            total = total + weights.laplacian * laplacian(y_BCHW, x_BCHW)
-            total = total + weights.ssim * (1 - ssim(y_BCHW, x_BCHW)) + weights.commitment * commitment
-        used = (self.model.codebook.counts_K > 0.01).float().mean()
-        figures = {"psnr": float(10 * torch.log10(4 / l2.detach())), "used": float(used)}
-        return total, figures
+        with torch.autocast(device.type, enabled=False):
+            total, figures = self.reconstruction.to(device)(x_BCHW, found.y_BCHW)
+            judged, opinions = self._judged(total, found.verdict, heard)
+            total = total + weights.commitment * found.commitment + found.moved + judged
+            total = total + weights.entropy * found.entropy
+        figures |= self.model.codebook.usage() | opinions | {"commitment": float(found.commitment.detach())}
+        return total, figures | ({"entropy": float(found.entropy.detach())} if weights.entropy else {})
+
+    def _judged(
+        self, reconstruction: Tensor, verdict: Verdict | None, heard: float
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The discriminator's own loss, and the decoder's share of it."""
+        settings, adversary = self.recipe.adversary, self.model.adversary
+        if verdict is None or adversary is None:
+            return reconstruction.new_zeros(()), {}
+        total = own = adversary.own_loss(verdict, settings.lecam)
+        weight = torch.tensor(heard)
+        if verdict.heard is not None:
+            opinion = -verdict.heard.mean()
+            if settings.adaptive:
+                last = self.model.tokenizer.network.decoder.conv_out.weight
+                weight = heard * balance(reconstruction, opinion, last, settings.most)
+            total = total + weight * opinion
+        real, fake = verdict.real.detach().mean(), verdict.fake.detach().mean()
+        figures = {"d_loss": own.detach(), "d_real": real, "d_fake": fake, "g_weight": weight}
+        return total, {name: float(each) for name, each in figures.items()}
+
+    def parts(self) -> list[Part]:
+        """The autoencoder, and the discriminator at a rate of its own."""
+        adversary, settings = self.model.adversary, self.recipe.adversary
+        judge = list(adversary.parameters()) if adversary is not None else []
+        own = {id(each) for each in judge}
+        ours = [each for each in self.model.parameters() if each.requires_grad and id(each) not in own]
+        return [Part(ours), *([Part(judge, settings.rate, settings.betas)] if judge else [])]
 
     @torch.no_grad()
     def _start_codes(self, size: int, rng: Generator, batches: int = 40) -> None:
@@ -168,6 +160,7 @@ class VqganTask:
 
     def _reconstruct(self, pixels_BCHW: Tensor) -> Tensor:
         tokenizer = self.model.tokenizer
+        tokenizer.quantizer.settle(tokenizer.codebook_KD)
         if bool(self.model.codebook.started):
             return tokenizer.decode(tokenizer.encode(pixels_BCHW))
         with torch.inference_mode():

@@ -188,10 +188,10 @@ class FiniteScalar(Quantizer):
 
     @classmethod
     def check(cls, codes: int, code_dim: int, levels: Sequence[int]) -> None:
-        """ValueError unless there is a level count ≥ 2 a coordinate, with `codes` as their product."""
-        if len(levels) != code_dim or any(level < 2 for level in levels) or math.prod(levels) != codes:
+        """ValueError unless each coordinate has at least 3 levels (better 5), with the product `codes`."""
+        if len(levels) != code_dim or any(level < 3 for level in levels) or math.prod(levels) != codes:
             raise ValueError(
-                f"fsq needs {code_dim} levels of at least 2 (code_dim) with the product {codes} (codes)"
+                f"fsq needs {code_dim} levels of at least 3 (code_dim) with the product {codes} (codes)"
             )
 
     def prepare(self, vectors_ND: Tensor) -> Tensor:

@@ -42,21 +42,25 @@ def read_source(path: Path, hints: Mapping[str, Any] | None = None) -> Source:
     hashes = {file.name: _sha256(file)}
     if hints is None and settings.is_file():
         hints, hashes[settings.name] = _read_json(settings), _sha256(settings)
-    if file.suffix == ".safetensors":
-        tensors = read_tensors(file)
-    elif file.suffix == ".msgpack":
-        tensors = checked(read_msgpack(file), file)
-    elif file.suffix in PICKLES:
-        tensors = checked(_state_dict(read_pickle(file), file), file)
-    else:
-        raise ModelError(
-            f"{file} is none of .safetensors, .msgpack, {', '.join(PICKLES)}.", code="bad_checkpoint"
-        )
+    tensors = read_weights(file)
     if any(name.startswith(PREFIX) for name in tensors):
         tensors = {
             name.removeprefix(PREFIX): each for name, each in tensors.items() if name.startswith(PREFIX)
         }
     return Source(tensors, hints or {}, file, hashes)
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """Named tensors of a file of any of these formats, in fp32; ModelError if it is refused or holds none."""
+    if file.suffix == ".safetensors":
+        return read_tensors(file)
+    if file.suffix == ".msgpack":
+        return checked(read_msgpack(file), file)
+    if file.suffix in PICKLES:
+        return checked(_state_dict(read_pickle(file), file), file)
+    raise ModelError(
+        f"{file} is none of .safetensors, .msgpack, {', '.join(PICKLES)}.", code="bad_checkpoint"
+    )
 
 
 def open_foreign(

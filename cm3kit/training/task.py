@@ -1,0 +1,87 @@
+"""What the loop trains, and how long, how fast and how carefully."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from cm3kit.config import Settings
+from cm3kit.training.precision import Precision
+
+
+class LoopSettings(Settings):
+    """How long, how fast, how careful.
+
+    `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
+    `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
+    Three steps in a row that are not finite lead back to the last checkpoint at half the rate, `rollbacks` times.
+    """
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.05, ge=0, le=1)
+    final: float = Field(0.02, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    precision: Precision = "auto"
+    compile: bool = False
+    seed: int = 0
+    rollbacks: int = Field(2, ge=0)
+    save_every: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1)
+    preview_every: int = Field(500, ge=1)
+    log_every: int = Field(20, ge=1)
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, as one module."""
+
+    def batch(self, rng: Generator, size: int) -> Any:
+        """Draw a batch, from `rng` alone."""
+
+    def loss(
+        self, model: nn.Module, batch: Any, step: int, rng: Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The scalar loss of a batch, and figures for the log."""
+
+    def preview(self, model: nn.Module, path: Path) -> None:
+        """Write a picture or page that shows how far training has come; `path` has no suffix yet."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the trained part as it is used afterwards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Weights that learn in a way of their own, and whose gradients are clipped by themselves.
+
+    `rate` is a factor on the learning rate; `betas` are those of the settings unless given.
+    """
+
+    weights: Sequence[nn.Parameter]
+    rate: float = 1.0
+    betas: tuple[float, float] | None = None
+
+
+@runtime_checkable
+class TaskInParts(Protocol):
+    """A task whose weights do not all learn alike, such as two networks against each other."""
+
+    def parts(self) -> Sequence[Part]:
+        """Every weight that is trained, in one part each."""
+
+
+Report = Callable[[int, int, dict[str, float]], None]
+Warn = Callable[[str], None]
