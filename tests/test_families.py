@@ -149,9 +149,13 @@ def test_the_tokenizer_inside_a_latent_diffusion_model_is_found(tmp_path: Path) 
     torch.save(
         {"state_dict": inside | {"model.diffusion_model.out.weight": torch.zeros(1)}}, tmp_path / "m.ckpt"
     )
-    made = convert(tmp_path / "m.ckpt", tmp_path / "made", changes={"resolution": 16})
-    assert made["notes"] and torch.equal(
-        ImageTokenizer.load(tmp_path / "made").encode(pixels()), ours().encode(pixels())
+    whole = {"model": {"params": {"first_stage_config": SETTINGS["model"]}}}
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(whole))
+    made = convert(tmp_path / "m.ckpt", tmp_path / "made")
+    assert (
+        made["resolution"] == 16
+        and not made["notes"]
+        and torch.equal(ImageTokenizer.load(tmp_path / "made").encode(pixels()), ours().encode(pixels()))
     )
 
 

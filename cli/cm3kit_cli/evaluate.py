@@ -26,7 +26,7 @@ def recon(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many pictures, spread over the folder.")
     ] = None,
-    batch_size: Batch = 8,
+    batch_size: Batch = None,
     precision: Precision = "fp32",
     device: options.Device = "auto",
     as_json: options.Json = False,

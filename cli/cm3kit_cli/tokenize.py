@@ -18,7 +18,10 @@ Tokenizer = Annotated[
         "--model", "-m", envvar="CM3KIT_MODEL", help="A model, or the folder of an image tokenizer."
     ),
 ]
-Batch = Annotated[int, typer.Option("--batch-size", min=1, max=1024, help="Pictures at once.")]
+Batch = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, max=1024, help="Pictures at once; unless given, by their size."),
+]
 Precision = Annotated[
     Literal["fp32", "bf16"], typer.Option("--precision", help="Of the network; codes are chosen in fp32.")
 ]
@@ -36,7 +39,7 @@ def image(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of codes; unless given, FOLDER-codes.")
     ] = None,
-    batch_size: Batch = 8,
+    batch_size: Batch = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures in a file.")] = 512,
     precision: Precision = "fp32",
     device: options.Device = "auto",
@@ -62,7 +65,7 @@ def detokenize(
     source: Annotated[Path, typer.Argument(help="Folder of codes, or one shard.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the pictures.")],
     model: Tokenizer = None,
-    batch_size: Batch = 8,
+    batch_size: Batch = None,
     device: options.Device = "auto",
     force: options.Force = False,
     as_json: options.Json = False,

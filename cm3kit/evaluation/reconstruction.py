@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3kit.pipelines.tokenizing import find_tokenizer, listed, read
+from cm3kit.pipelines.tokenizing import find_tokenizer, listed, read, usual_batch
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.vq.losses import psnr, ssim
 from cm3kit_tokenizers.vq.model import to_signed
 
 
 def reconstruction(
-    folder: Path, model: str | Path | None, *, batch: int = 8, limit: int | None = None, device: str = "auto",
+    folder: Path, model: str | Path | None, *, batch: int | None = None, limit: int | None = None, device: str = "auto",
     precision: str = "fp32", watch: Callable[[int, int], None] = lambda done, total: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -35,6 +35,7 @@ def reconstruction(
         DataError: no picture could be read (`bad_data`).
     """
     tokenizer, names = find_tokenizer(model, device, precision), listed(folder)
+    batch = batch or usual_batch(tokenizer)
     if limit is not None and limit < len(names):
         names = [names[index * len(names) // limit] for index in range(limit)]
     counts_K = torch.zeros(tokenizer.size)

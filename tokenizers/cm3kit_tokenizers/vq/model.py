@@ -126,7 +126,9 @@ class ImageTokenizer(nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that codes and pictures depend on: settings and weights, not their origin."""
-        digest = hashlib.sha256(self.config.model_dump_json(exclude={"origin"}).encode())
+        # Settings at their defaults are left out, so that a new one does not change what is as it was.
+        settings = self.config.model_dump_json(exclude={"origin"}, exclude_defaults=True)
+        digest = hashlib.sha256(settings.encode())
         for name, each in sorted(self.state_dict().items()):
             digest.update(f"{name} {tuple(each.shape)} {each.dtype}".encode())
             digest.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -140,9 +140,9 @@ def _linear(name: str, tensor: Tensor) -> Tensor:
 
 
 def _group(hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the network, wherever they stand: model.params, model.init_args, or at the top (dalle-mini)."""
+    """Settings of the network: in model.params, model.init_args, a first_stage_config in these, or at the top."""
     inner: Any = hints.get("model", hints)
-    for key in ("params", "init_args"):
+    for key in ("params", "init_args", "first_stage_config", "params"):
         inner = inner.get(key, inner) if isinstance(inner, Mapping) else {}
     if not isinstance(inner, Mapping):
         return {}
