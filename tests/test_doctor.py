@@ -68,7 +68,9 @@ def test_the_status_says_whether_there_is_a_problem(
     assert run(["doctor"]) == status
     assert capsys.readouterr().out.split() == [state, "a:", "b", "c"]
     assert run(["doctor", "--json"]) == status
-    data = json.loads(capsys.readouterr().out)["data"]
+    told = json.loads(capsys.readouterr().out)
+    data = told["data"]
+    assert told["ok"] == (status == 0)
     assert data["problems"] == status and data["findings"][0]["name"] == "a"
 
 

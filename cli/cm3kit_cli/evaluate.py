@@ -9,7 +9,7 @@ import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
-from cm3kit_cli.tokenize import Batch, Precision, Tokenizer
+from cm3kit_cli.tokenizing import Batch, Precision, Tokenizer
 
 app = typer.Typer(name="eval", help="Measure a model.")
 

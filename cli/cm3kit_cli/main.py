@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit_cli import data, doctor, evaluate, generate, infill, model, tokenize, train
+from cm3kit_cli import data, doctor, evaluate, generate, infill, model, tokenizing, train
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
@@ -29,8 +29,8 @@ app.command("infill")(infill.infill)
 app.add_typer(train.app)
 app.add_typer(data.app)
 app.add_typer(model.app)
-app.add_typer(tokenize.app)
-app.command("detokenize")(tokenize.detokenize)
+app.add_typer(tokenizing.app)
+app.command("detokenize")(tokenizing.detokenize)
 app.add_typer(evaluate.app)
 app.add_typer(show_files.app)
 app.command("doctor")(doctor.doctor)

@@ -71,7 +71,7 @@ def envelope(command: str, reply: Reply | None, failure: Failure | None = None) 
     return json.dumps(
         {
             "schema": SCHEMA,
-            "ok": failure is None,
+            "ok": failure is None and (reply is None or reply.status == 0),
             "command": command,
             "version": version(),
             "run_id": reply.run_id if reply else "",

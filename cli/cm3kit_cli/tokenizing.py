@@ -48,11 +48,11 @@ def image(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Encode every picture once; what was encoded before is kept."""
-    from cm3kit.pipelines import tokenizing
+    from cm3kit.pipelines import tokenizing as pictures
 
-    target = output or folder.with_name(f"{folder.resolve().name}-codes")
+    target = output or folder.parent / f"{folder.resolve().name}-codes"
     with progress("encoding", quiet) as watch:
-        told = tokenizing.tokenize(
+        told = pictures.tokenize(
             folder, model, target, batch=batch_size, shard=shard_size, device=device, precision=precision,
             watch=watch, warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
@@ -73,10 +73,10 @@ def detokenize(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Draw the pictures of codes; those that are there already are kept."""
-    from cm3kit.pipelines import tokenizing
+    from cm3kit.pipelines import tokenizing as pictures
 
     with progress("drawing", quiet) as watch:
-        told = tokenizing.detokenize(
+        told = pictures.detokenize(
             source, model, output, batch=batch_size, device=device, force=force, watch=watch
         )
     if not quiet:
