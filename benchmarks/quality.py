@@ -154,7 +154,7 @@ def table(result: dict[str, Any]) -> str:
             f"gaps that ended by themselves; well-formed pages | {ended:.1%} of {count};"
             f" {words['well_formed']:.0%} of {words['pages']}"
         )
-    return "\n".join(f"| {row} |" for row in ("what | figure", "---|---", *rows))
+    return "\n".join(f"| {row} |" for row in ("what | figure", "--- | ---", *rows))
 
 
 def main() -> None:
