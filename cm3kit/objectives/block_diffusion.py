@@ -71,18 +71,21 @@ class BlockDiffusion:
         levels = times(-(-size // self.block_size), rng, max(self.low, EPSILON), self.high)
         odds = torch.rand(size, generator=rng, dtype=torch.float64).tolist()
         noised, weights, spread = list(layout.ids), [0.0] * size, [0.0] * size
+        scored = inner.scored(layout)
         for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
-            spread[place] = t = levels[place // self.block_size]
-            if gap and odds[place] < 1 - noise.alpha(t):
+            t = levels[place // self.block_size]
+            spread[place] = 1 - noise.alpha(t)
+            if gap and odds[place] < spread[place]:
                 noised[place] = self.vocab.mask
-                weights[place] = inner._weight(t) * inner._factor(id)
+                weights[place] = inner._weight(t) * inner._factor(id) if scored[place] else 0.0
         places = list(range(size))
         blocks = [place // self.block_size for place in places]
         maskable = float(sum(layout.hidden))
         if inner.norm == "sequence" and maskable:
             weights = [each / maskable for each in weights]
+        asked = float(noised.count(self.vocab.mask)) if inner.weighting == "flat" else maskable
         return Exercise(
             [*layout.ids, *layout.ids], [*weights, *[0.0] * size], layout.answers,
             [*noised, *layout.ids], [*blocks, *blocks], [*[True] * size, *[False] * size], [*places, *places],
-            time=[*spread, *[0.0] * size], shift=False, mass=maskable if inner.norm == "token" else 1.0,
+            time=[*spread, *[0.0] * size], shift=False, mass=asked if inner.norm == "token" else 1.0,
         )  # fmt: skip
