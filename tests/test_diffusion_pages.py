@@ -717,16 +717,17 @@ def test_models_are_assembled_as_their_decoders_were_trained(parts: Path, tmp_pa
         assemble(tmp_path / target, parts / "text", parts / "image", decoder, given, "# Toy\n", other)
         return cm3kit.load(tmp_path / target, device="cpu").parts.defaults
 
-    hybrid = trained("hybrid", decoders=["cm3", "diffusion"], shift=True)
-    blocks = trained("blocks", decoders=["diffusion"], trained_block=8)
+    hybrid = trained("hybrid", decoders=["cm3", "diffusion"], shift=True, window=200)
+    blocks = trained("blocks", decoders=["diffusion"], trained_block=8, window=100)
     found = defaults("one", hybrid)
-    assert found.decoders == ("cm3", "diffusion") and found.diffusion.shift
-    found = defaults("two", parts / "decoder", blocks)
+    assert found.decoders == ("cm3", "diffusion") and found.diffusion.shift and found.window == 200
+    found = defaults("two", hybrid, blocks)
     assert found.decoders == ("cm3", "diffusion") and found.diffusion.trained_block == 8
+    assert found.window == 100 and not found.diffusion.shift
     for each in (found.diffusion.image, found.diffusion.text, found.diffusion.mixed):
         assert (each.cache, each.block_size) == ("exact", 8)
-    found = defaults("three", hybrid, decoders=["diffusion"], diffusion={"shift": False})
-    assert found.decoders == ("diffusion",) and not found.diffusion.shift
+    found = defaults("three", hybrid, decoders=["diffusion"], diffusion={"shift": False}, window=64)
+    assert found.decoders == ("diffusion",) and not found.diffusion.shift and found.window == 64
     assert defaults("four", trained("causal", decoders=["cm3"])) == Defaults()
     (tmp_path / "hybrid" / "trained.json").write_text('{"shift": 7}')
     with pytest.raises(ModelError, match=r"trained\.json") as caught:

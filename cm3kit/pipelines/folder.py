@@ -188,12 +188,15 @@ def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained |
         decoder: of the model's decoder.
         diffusion: of weights that are for the diffusion decoder alone.
     """
-    decoders = defaults.decoders
-    if decoder is not None and "decoders" not in defaults.model_fields_set:
+    decoders, given = defaults.decoders, defaults.model_fields_set
+    if decoder is not None and "decoders" not in given:
         decoders = decoder.decoders
+    windows = [each.window for each in (decoder, diffusion) if each is not None and each.window is not None]
+    window = min(windows) if windows and "window" not in given else defaults.window
+    defaults = defaults.model_copy(update={"decoders": decoders, "window": window})
     trained = diffusion or decoder
     if trained is None or not (diffusion or DIFFUSION in decoders):
-        return defaults.model_copy(update={"decoders": decoders})
+        return defaults
     chosen = defaults.diffusion
     found = {name: getattr(trained, name) for name in ("shift", "trained_block")}
     if trained.trained_block is not None:
@@ -201,7 +204,7 @@ def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained |
         for name in ("image", "text", "mixed"):
             found[name] = getattr(chosen, name).model_copy(update=how)
     own = {name: value for name, value in found.items() if name not in chosen.model_fields_set}
-    return defaults.model_copy(update={"decoders": decoders, "diffusion": chosen.model_copy(update=own)})
+    return defaults.model_copy(update={"diffusion": chosen.model_copy(update=own)})
 
 
 def assemble(

@@ -15,8 +15,12 @@ NAME = "trained.json"
 
 
 class Trained(Settings):
-    """What a decoder was trained for; see `Defaults` and `DiffusionDefaults`, whose fields these are."""
+    """What a decoder was trained for; see `Defaults` and `DiffusionDefaults`, whose fields these are.
 
+    `window` is None where nobody knows.
+    """
+
+    window: int | None = Field(None, ge=1)
     decoders: tuple[DecoderName, ...] = Field(("cm3",), min_length=1)
     shift: bool = False
     trained_block: int | None = Field(None, ge=1)

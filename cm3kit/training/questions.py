@@ -78,12 +78,13 @@ def make_objective(
     return Hybrid(causal, masked, settings.share)
 
 
-def trained_as(settings: ObjectiveSettings) -> Trained:
-    """Which decoders a model can be used by that was trained with an objective, and how."""
+def trained_as(settings: ObjectiveSettings, window: int) -> Trained:
+    """Which decoders a model can be used by that was trained with an objective in rows of a length, and how."""
     how, blocks = settings.diffusion, settings.name == "block-diffusion"
     if settings.name in ("cm3", "next-token"):
-        return Trained()
+        return Trained(window=window)
     return Trained(
+        window=window // 2 if blocks else window,  # where a row holds each page twice
         decoders=("cm3", "diffusion") if settings.name == "hybrid" else ("diffusion",),
         shift=how.shift and not blocks,
         trained_block=how.block_size if blocks else None,
