@@ -52,7 +52,7 @@ class Passes:
         """
         times_BQ = times_BQ.to(self.device) if times_BQ is not None and is_timed(self._backbone) else None
         places_1Q = torch.arange(start, start + ids_BQ.shape[1], device=self.device)[None]
-        output = self._backbone.model(
+        output = self._backbone.base_model(
             input_ids=ids_BQ.to(self.device),
             attention_mask=mask_B1QK.to(self.device),
             position_ids=places_1Q,
