@@ -369,6 +369,14 @@ def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() 
         for at, seen in enumerate(each.inputs):
             if at not in gaps:
                 assert (seen == MASK) == (each.ids[at] >= VOCAB.text.start) and not each.weights[at]
+    for each in BlockDiffusion(VOCAB, 8, inner=masked(drop=1.0)).exercises([page()] * 10, rng, 240):
+        assert each.inputs is not None
+        size = len(each.ids) // 2
+        gaps = {at for span in each.spans for at in range(span.start, span.stop)}
+        for at in range(size):
+            given, clean = each.ids[at] >= VOCAB.text.start and at not in gaps, each.inputs[size + at]
+            assert (clean == MASK) == given and (each.inputs[at] == MASK or not given)
+            assert not (given and each.weights[at])
 
 
 def test_a_modality_is_hidden_whole_and_has_no_loss() -> None:

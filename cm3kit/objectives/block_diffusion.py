@@ -27,8 +27,8 @@ class BlockDiffusion:
     """Masked diffusion in blocks of `block_size` ids, each at a time of its own in [low, high).
 
     Args:
-        inner: what is hidden and how it weighs; by default every id of the page. Its `pairs`, `drop`,
-            `modality` and `shift` are not used: an id is read off its own place.
+        inner: what is hidden and how it weighs; by default every id of the page. Its `pairs` and `shift` are not
+            used: an id is read off its own place. What `drop` and `modality` hide, the clean copy hides too.
 
     Raises:
         ConfigError: `block_size` is under 1, or `low` and `high` are not in order in [0, 1].
@@ -70,22 +70,25 @@ class BlockDiffusion:
         size = len(layout.ids)
         levels = times(-(-size // self.block_size), rng, max(self.low, EPSILON), self.high)
         odds = torch.rand(size, generator=rng, dtype=torch.float64).tolist()
-        noised, weights, spread = list(layout.ids), [0.0] * size, [0.0] * size
+        whole, unseen = inner._whole(layout, rng)
+        shown, asked = inner.shown(layout, whole, unseen)
+        noised, weights, spread = list(shown), [0.0] * size, [0.0] * size
         scored = inner.scored(layout)
-        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
+        for place, id in enumerate(layout.ids):
             t = levels[place // self.block_size]
             spread[place] = 1 - noise.alpha(t)
-            if gap and odds[place] < spread[place]:
+            if asked[place] and odds[place] < spread[place]:
                 noised[place] = self.vocab.mask
                 weights[place] = inner._weight(t) * inner._factor(id) if scored[place] else 0.0
         places = list(range(size))
         blocks = [place // self.block_size for place in places]
-        maskable = float(sum(layout.hidden))
+        maskable = float(sum(asked))
         if inner.norm == "sequence" and maskable:
             weights = [each / maskable for each in weights]
-        asked = float(noised.count(self.vocab.mask)) if inner.weighting == "flat" else maskable
+        hidden = sum(now != before for now, before in zip(noised, shown, strict=True))
+        mass = float(hidden if inner.weighting == "flat" else maskable) if inner.norm == "token" else 1.0
         return Exercise(
             [*layout.ids, *layout.ids], [*weights, *[0.0] * size], layout.answers,
-            [*noised, *layout.ids], [*blocks, *blocks], [*[True] * size, *[False] * size], [*places, *places],
-            time=[*spread, *[0.0] * size], shift=False, mass=asked if inner.norm == "token" else 1.0,
+            [*noised, *shown], [*blocks, *blocks], [*[True] * size, *[False] * size], [*places, *places],
+            time=[*spread, *[0.0] * size], shift=False, mass=mass,
         )  # fmt: skip

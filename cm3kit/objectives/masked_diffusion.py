@@ -146,26 +146,28 @@ class MaskedDiffusion:
         unseen: bool,
     ) -> Exercise:
         """Hide these places, of which each weighs `level`; `noise` is the share that is hidden on average."""
-        inputs, weights = list(layout.ids), [0.0] * len(layout.ids)
-        maskable = asked = 0
-        scored = self.scored(layout)
-        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
-            if not gap:
-                if unseen and id >= self.vocab.text.start:
-                    inputs[place] = self.vocab.mask
-                continue
-            if whole(id):
-                inputs[place] = self.vocab.mask
-                continue
-            maskable += 1
-            if hidden[place]:
-                asked += 1
+        inputs, asked = self.shown(layout, whole, unseen)
+        weights, scored = [0.0] * len(layout.ids), self.scored(layout)
+        now = [ask and hide for ask, hide in zip(asked, hidden, strict=True)]
+        for place, id in enumerate(layout.ids):
+            if now[place]:
                 inputs[place] = self.vocab.mask
                 weights[place] = level * self._factor(id) if scored[place] else 0.0
+        maskable = sum(asked)
         if self.norm == "sequence" and maskable:
             weights = [each / maskable for each in weights]
-        mass = float(asked if self.weighting == "flat" else maskable) if self.norm == "token" else 1.0
+        mass = float(sum(now) if self.weighting == "flat" else maskable) if self.norm == "token" else 1.0
         return self._exercise(layout, inputs, weights, noise, mass)
+
+    def shown(
+        self, layout: Layout, whole: Callable[[int], bool], unseen: bool
+    ) -> tuple[list[int], list[bool]]:
+        """The page before it is noised, with the mask where an id is hidden for good, and what may be asked for."""
+        ids, asked = list(layout.ids), list(layout.hidden)
+        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
+            if whole(id) if gap else unseen and id >= self.vocab.text.start:
+                ids[place], asked[place] = self.vocab.mask, False
+        return ids, asked
 
     def scored(self, layout: Layout) -> list[bool]:
         """Which places of gaps have a loss where they are hidden: all but the `<eoss>` after the first `ends`."""
