@@ -231,7 +231,7 @@ def test_a_model_hears_the_share_that_is_hidden_whatever_the_schedule(name: str)
     hidden = 1 - schedule[name].alpha(t)
     assert (first.time, second.time) == pytest.approx((hidden, 1 - hidden))
     inner = masked(schedule=name, hides="all")
-    each = BlockDiffusion(VOCAB, block_size=40, inner=inner).exercise(WORDS[:30], rng, 90)
+    (each,) = BlockDiffusion(VOCAB, block_size=40, inner=inner).exercise(WORDS[:30], rng, 90)
     assert isinstance(each.time, list) and each.inputs is not None
     level = each.time[0]
     assert 0 <= level <= 1 and each.time == [level] * 32 + [0.0] * 32
@@ -445,7 +445,7 @@ def sees(each: Exercise) -> Tensor:
 def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
     rng, ids = generator(13), WORDS[:6]
     objective = BlockDiffusion(VOCAB, block_size=4)
-    each = objective.exercise(ids, rng, 40)
+    (each,) = objective.exercise(ids, rng, 40)
     assert each.inputs is not None and each.places == [*range(8), *range(8)]
     assert each.ids[:8] == each.ids[8:] == each.inputs[8:] == [EOD, *ids, EOD]
     assert not any(each.weights[8:]) and each.shift is False
@@ -458,24 +458,39 @@ def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
     ]
     assert not mask_QK[8:, :8].any()
     one, whole = (
-        BlockDiffusion(VOCAB, 1).exercise(ids, rng, 40),
-        BlockDiffusion(VOCAB, 99).exercise(ids, rng, 40),
+        BlockDiffusion(VOCAB, 1).exercise(ids, rng, 40)[0],
+        BlockDiffusion(VOCAB, 99).exercise(ids, rng, 40)[0],
     )
     assert torch.equal(sees(one)[8:, 8:], torch.ones(8, 8, dtype=torch.bool).tril())
     assert sees(whole)[:8, :8].all() and not sees(whole)[:8, 8:].any()
 
 
 def test_blocks_have_times_of_their_own_that_spread_evenly() -> None:
-    each = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).exercise(WORDS[:14], generator(14), 60)
+    (each,) = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).exercise(WORDS[:14], generator(14), 60)
     assert isinstance(each.time, list)
     levels = each.time[:16:2]
     assert each.time[:16] == [t for t in levels for _ in range(2)] and each.time[16:] == [0.0] * 16
     assert sorted(int((t - 0.3) / 0.5 * 8) for t in levels) == list(range(8))
     for weight, seen, t in zip(each.weights[:16], (each.inputs or [])[:16], each.time[:16], strict=True):
         assert weight == (pytest.approx(1 / t) if seen == MASK else 0)
-    for bad in ({"block_size": 0}, {"low": 0.5, "high": 0.5}):
+    for bad in ({"block_size": 0}, {"low": 0.5, "high": 0.5}, {"inner": masked(shift=True)}):
         with pytest.raises(ConfigError):
             BlockDiffusion(VOCAB, **bad)
+
+
+def test_pairs_of_block_diffusion_hide_every_id_of_a_block_exactly_once() -> None:
+    for name in SCHEDULES:
+        inner = masked(hides="all", pairs=True, schedule=name)
+        first, second = BlockDiffusion(VOCAB, 4, inner=inner).exercise(WORDS[:14], generator(18), 60)
+        assert (
+            isinstance(first.time, list) and isinstance(second.time, list) and first.inputs and second.inputs
+        )
+        assert first.inputs[16:] == second.inputs[16:] == first.ids[16:]
+        seen = [(a == MASK) + (b == MASK) for a, b in zip(first.inputs[:16], second.inputs[:16], strict=True)]
+        assert seen == [0, *[1] * 14, 0]
+        assert [a + b for a, b in zip(first.time[:16], second.time[:16], strict=True)] == pytest.approx(
+            [1] * 16
+        )
 
 
 def test_hybrid_keeps_its_share_in_every_batch_and_in_the_long_run() -> None:
