@@ -16,10 +16,11 @@ from cm3kit.models.attention import annealed, block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, load_backbone, save_backbone
 from cm3kit.models.embeddings import init_mask_embedding
 from cm3kit.models.timestep import add_timestep, is_timed
-from cm3kit.pipelines.folder import Defaults
+from cm3kit.pipelines.folder import Defaults, as_trained
+from cm3kit.pipelines.trained import Trained
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
-from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack
+from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack, trained_as
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -145,10 +146,15 @@ class DecoderTask:
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """A few prompts as pictures, and a page with its gaps filled."""
-        defaults = Defaults(window=self.recipe.window, preset=self.recipe.objective.preset)
+        defaults = as_trained(Defaults(preset=self.recipe.objective.preset), self._trained)
         text, prompts = self.tokenizer.text, self.recipe.previews
         preview(text, self.image, self.vocab, self.model.backbone, defaults, prompts, path)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """The backbone in half precision, and the id space."""
+        """The backbone in half precision, and what it was trained for."""
         save_backbone(self.model.backbone, folder, half=True)
+        self._trained.save(folder)
+
+    @property
+    def _trained(self) -> Trained:
+        return trained_as(self.recipe.objective, self.recipe.window)
