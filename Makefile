@@ -45,12 +45,11 @@ model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes
 	test -d runs/text/final || $(TRAIN) text -c emoji-text -o runs/text
 	$(TRAIN) vqgan -c emoji-vqgan -o runs/vqgan
 	$(TRAIN) vqgan -c emoji-vqgan-decoder -o runs/vqgan-decoder
-	$(TRAIN) vqgan -c emoji-vqgan-second -o runs/vqgan-second
 	$(TRAIN) cm3 -c emoji-cm3 -o runs/cm3
 	$(TRAIN) cm3 -c emoji-cm3-second -o runs/cm3-second
 	$(TRAIN) cm3 -c emoji-cm3-third -o runs/cm3-third
 	$(TRAIN) mdm -c emoji-mdm -o runs/mdm
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-second/final --decoder runs/cm3-third/final \
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-third/final \
 		--diffusion runs/mdm/final \
 		--defaults emoji-defaults --card checkpoints/emoji/README.md -o runs/emoji
 
