@@ -66,15 +66,7 @@ def prepare(
         ConfigError: the folder was begun with another source or other settings.
         DataError: the source is not there, or an extra is.
     """
-    from cm3kit.data.web.report import report
-
-    need("pyarrow", "web", "Writing records")
-    sources = load_sources()
-    kind = detect(place) if kind == "auto" else kind
-    options = options or SourceOptions()
-    pieces = sources[kind]().pieces(place, options)
-    job = Job(kind, output, settings or WebSettings(), options)
-    _begin(job, place, pieces)
+    job, pieces = begin(place, output, kind, settings, options)
     index, count = shard
     mine = [(number, piece) for number, piece in enumerate(pieces) if number % count == index]
     todo = [(number, piece) for number, piece in mine if not job.part(number).is_dir()]
@@ -84,11 +76,33 @@ def prepare(
     for counts in _run(job, todo, workers, warn):
         done, kept = done + 1, kept + counts["pages"].get("kept", 0)
         watch(done, len(mine), f"{kept} pages kept")
-    missing = sum(not job.part(number).is_dir() for number in range(len(pieces)))
-    found: dict[str, Any] = {"missing": missing, **(audit_of(output) if missing < len(pieces) else {})}
+    return finish(job, len(pieces))
+
+
+def begin(
+    place: str, output: Path, kind: str = "auto", settings: WebSettings | None = None,
+    options: SourceOptions | None = None,
+) -> tuple[Job, list[Piece]]:  # fmt: skip
+    """The job of a folder and its pieces; written down, or held to what is. See `prepare`."""
+    need("pyarrow", "web", "Writing records")
+    sources = load_sources()
+    kind = detect(place) if kind == "auto" else kind
+    options = options or SourceOptions()
+    pieces = sources[kind]().pieces(place, options)
+    job = Job(kind, output, settings or WebSettings(), options)
+    _write_down(job, place, pieces)
+    return job, pieces
+
+
+def finish(job: Job, pieces: int) -> dict[str, Any]:
+    """Counts of the parts that are there; with all of them there, write `audit.json` and `report.md`."""
+    from cm3kit.data.web.report import report
+
+    missing = sum(not job.part(number).is_dir() for number in range(pieces))
+    found: dict[str, Any] = {"missing": missing, **(audit_of(job.output) if missing < pieces else {})}
     if not missing:
-        write_atomic(output / "audit.json", json.dumps(found, indent=1).encode(), force=True)
-        write_atomic(output / "report.md", report(output, found).encode(), force=True)
+        write_atomic(job.output / "audit.json", json.dumps(found, indent=1).encode(), force=True)
+        write_atomic(job.output / "report.md", report(job.output, found).encode(), force=True)
     return found
 
 
@@ -112,7 +126,7 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _begin(job: Job, place: str, pieces: list[Piece]) -> None:
+def _write_down(job: Job, place: str, pieces: list[Piece]) -> None:
     """Write down what the folder is for, or refuse it where it is for something else."""
     listed = hashlib.sha256(json.dumps([asdict(each) for each in pieces]).encode("utf-8", "replace"))
     said = {
