@@ -266,7 +266,10 @@ def _with_pictures(
                 gone.add(len(out))
         out.append(node)
     if gone:
-        out = _again(_without(out, gone, settings.pictures.missing == "drop"))
+        whole = _whole(out, gone) if settings.pictures.missing == "alt" else gone
+        out = _without(out, gone, whole)
+        # What is around an empty place may now be empty too; without one, nothing moves.
+        out = _again(out) if whole else out
     return out, tuple(kept), tuple(dropped)
 
 
@@ -291,12 +294,17 @@ def _explained(address: str, error: PictureError) -> Refused:
     return Refused("remote" if remote and not address.lower().startswith("file:") else "outside")
 
 
-def _without(nodes: Sequence[Node], gone: set[int], whole: bool) -> list[Node]:
-    """Nodes without the `src` around each place of `gone`, or without the whole `<img>`."""
+def _whole(nodes: Sequence[Node], gone: set[int]) -> set[int]:
+    """Those pictures of `gone` that have nothing but their `src`."""
+    return {place for place in gone if nodes[place - 2] == Markup("<img") and nodes[place + 2] == Markup(">")}
+
+
+def _without(nodes: Sequence[Node], gone: set[int], whole: set[int]) -> list[Node]:
+    """Nodes without the `src` around each place of `gone`, or without the `<img>` where it is in `whole`."""
     cut: set[int] = set()
     for place in gone:
         first, last = place - 1, place + 1
-        if whole:
+        if place in whole:
             while nodes[first] != Markup("<img"):
                 first -= 1
             while nodes[last] != Markup(">"):
