@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import random
 import resource
 import shutil
@@ -27,6 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cm3kit.data.web.reasons import REASONS, Refused
 from cm3kit.data.web.record import Dropped, Record, html_to_record
@@ -161,7 +163,10 @@ def _with_gaps(data: bytes, rng: random.Random) -> Page | None:
         page = Page.parse(data)
     except PageError:
         return None
-    for _ in range(rng.randint(1, 3)):
+    wanted = rng.randint(1, 3)
+    for tried in range(40):
+        if page.gaps and tried >= wanted:
+            break
         tag, at, attribute = rng.choice(TAGS).partition("@")
         try:
             page = page.select(f"{tag}:nth-of-type({rng.randint(1, 4)}){at}{attribute}")
@@ -200,22 +205,23 @@ def kill(args: argparse.Namespace) -> None:
     from cm3kit.data.web.sources import SourceOptions
 
     rng, place, work = random.Random(args.seed), str(args.folders[0]), Path(tempfile.mkdtemp())
-    command = [sys.executable, "-m", "cm3kit_cli", "data", "prepare", place, "-o", str(work / "killed"), "-q"]
-    command += ["--pages", "10", "--set", "pictures.size=64", "--workers", "1"]
+    how: dict[str, Any] = {
+        "settings": WebSettings.model_validate({"pictures": {"size": 64}}), "options": SourceOptions(pages=5),
+    }  # fmt: skip
     dead = 0
     for _ in range(args.kills):
+        # Forked, so that no time passes before they work, on a machine that is busy too.
         shards = [
-            subprocess.Popen([*command, "--shard", f"{number}/{args.shards}"], stderr=subprocess.DEVNULL)
-            for number in range(args.shards)
+            _fork(lambda n=n: prepare(place, work / "killed", shard=(n, args.shards), **how))
+            for n in range(args.shards)
         ]
-        time.sleep(rng.uniform(2, 8))
+        time.sleep(rng.uniform(0, args.wait))
         for each in shards:
-            each.send_signal(signal.SIGKILL)
-        dead += sum(each.wait() == -signal.SIGKILL for each in shards)
+            os.kill(each, signal.SIGKILL)
+        dead += sum(os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) == -signal.SIGKILL for each in shards)
     done = len(list((work / "killed/parts").glob("[0-9]*")))
-    told = WebSettings.model_validate({"pictures": {"size": 64}})
-    found = prepare(place, work / "killed", settings=told, options=SourceOptions(pages=10))
-    prepare(place, work / "calm", settings=told, options=SourceOptions(pages=10))
+    found = prepare(place, work / "killed", **how)
+    prepare(place, work / "calm", **how)
     keys: Counter[str] = Counter()
     for part in part_folders(work / "killed"):
         keys.update(row["key"] for row in read_part(part, ["key"]))
@@ -232,6 +238,16 @@ def kill(args: argparse.Namespace) -> None:
         f" {sum(files[0][name] != files[1][name] for name in files[0].keys() & files[1].keys())} different"
     )
     shutil.rmtree(work)
+
+
+def _fork(work: Callable[[], object]) -> int:
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return child
 
 
 BITS = (
@@ -302,6 +318,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--sets", type=int, default=10)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--wait", type=float, default=8, help="longest time before a kill, in seconds")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
