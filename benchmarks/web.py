@@ -13,6 +13,7 @@ beautifulsoup4 and resiliparse, and leaves out what is not installed.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import itertools
 import json
@@ -202,12 +203,16 @@ def kill(args: argparse.Namespace) -> None:
     from cm3kit.data.web.report import validate
     from cm3kit.data.web.runner import prepare
     from cm3kit.data.web.settings import WebSettings
-    from cm3kit.data.web.sources import SourceOptions
+    from cm3kit.data.web.sources import SourceOptions, load_sources
 
     rng, place, work = random.Random(args.seed), str(args.folders[0]), Path(tempfile.mkdtemp())
     how: dict[str, Any] = {
-        "settings": WebSettings.model_validate({"pictures": {"size": 64}}), "options": SourceOptions(pages=5),
+        "settings": WebSettings.model_validate({"pictures": {"size": 64}}), "options": SourceOptions(pages=2),
     }  # fmt: skip
+    load_sources()
+    importlib.import_module("pyarrow.parquet")
+    picture = (Path(__file__).parents[1] / "samples/pictures/banana.png").read_bytes()
+    html_to_record(b"<p>x<img src=a>", lambda address: picture)
     dead = 0
     for _ in range(args.kills):
         # Forked, so that no time passes before they work, on a machine that is busy too.
@@ -215,11 +220,15 @@ def kill(args: argparse.Namespace) -> None:
             _fork(lambda n=n: prepare(place, work / "killed", shard=(n, args.shards), **how))
             for n in range(args.shards)
         ]
-        time.sleep(rng.uniform(0, args.wait))
+        # Until a part or three are done, or the time is over: kills land inside the work on a busy machine too.
+        start, wanted = time.monotonic(), _parts(work) + rng.randint(0, 3)
+        while _parts(work) < wanted and time.monotonic() - start < args.wait:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, args.wait / 20))
         for each in shards:
             os.kill(each, signal.SIGKILL)
         dead += sum(os.waitstatus_to_exitcode(os.waitpid(each, 0)[1]) == -signal.SIGKILL for each in shards)
-    done = len(list((work / "killed/parts").glob("[0-9]*")))
+    done = _parts(work)
     found = prepare(place, work / "killed", **how)
     prepare(place, work / "calm", **how)
     keys: Counter[str] = Counter()
@@ -238,6 +247,10 @@ def kill(args: argparse.Namespace) -> None:
         f" {sum(files[0][name] != files[1][name] for name in files[0].keys() & files[1].keys())} different"
     )
     shutil.rmtree(work)
+
+
+def _parts(work: Path) -> int:
+    return len(list((work / "killed/parts").glob("[0-9]*")))
 
 
 def _fork(work: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -89,7 +90,8 @@ def _give(worker: _Worker, waiting: list[tuple[int, Piece]], given_up: dict[int,
     worker.piece, worker.key, worker.since = None, "", time.monotonic()
     if waiting:
         worker.number, worker.piece = waiting.pop()
-        worker.pipe.send((worker.number, worker.piece, given_up.get(worker.number, {})))
+        with suppress(OSError):  # one that is dead already is found when it is listened to
+            worker.pipe.send((worker.number, worker.piece, given_up.get(worker.number, {})))
 
 
 def _replace(
