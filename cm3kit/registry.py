@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from torch import Generator
-
-from cm3kit.types import Objective, Span
 from cm3kit_tokenizers.errors import ConfigError
+
+# Registries of parts that need no torch do not wait for it.
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from cm3kit.types import Objective, Span
 
 T = TypeVar("T")
 Item = TypeVar("Item")
 
-SpanLaw = Callable[[int, int, Generator], "tuple[Span, ...] | None"]
+SpanLaw = Callable[[int, int, "Generator"], "tuple[Span, ...] | None"]
 """`law(n, size, rng)`: at most n disjoint spans of 0..size, none empty, in order; None if it found none."""
 
 

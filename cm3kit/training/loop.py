@@ -276,6 +276,12 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
     rng = generator(settings.seed, step, progress.accelerator.process_index)
     for group in progress.optimizer.param_groups:
         group["lr"] = settings.learning_rate * schedule(step / settings.steps, settings)
+    if (
+        seek := getattr(progress.task, "seek", None)
+    ) is not None:  # a task whose data have an order of their own
+        seek(
+            step, settings.batch_size, progress.accelerator.process_index, progress.accelerator.num_processes
+        )
     batch = progress.task.batch(rng, settings.batch_size)
     progress.whole = False
     # Dropout can only draw from the global generators: lend them a seed for this step and put it back.

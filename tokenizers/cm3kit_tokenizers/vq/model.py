@@ -6,6 +6,7 @@ The network equals taming-transformers' VQGAN (arXiv:2012.09841); a saved folder
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,6 +101,16 @@ class ImageTokenizer(nn.Module):
         """The codes' vectors."""
         weight: nn.Parameter = self.network.quantize.embedding.weight
         return weight
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides which codes a picture gets: another decoder changes nothing."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for name, each in sorted(self.network.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.", "quantize.")):
+                digest.update(f"{name}{tuple(each.shape)}".encode())
+                digest.update(each.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def latents(self, x_BCHW: Tensor) -> Tensor:
         """Vectors before quantisation, `(B, code_dim, h, w)`, of pixels in [−1, 1]."""
