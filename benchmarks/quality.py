@@ -121,10 +121,44 @@ def _note(part: str, split: str, done: int, total: int) -> None:
 
 
 PARTS = {"recon": recon, "draw": draw, "words": words}
+KINDS = {"train": "{} seen names", "tone": "{} held-out skin tones", "rest": "{} other held-out names"}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as the rows of a Markdown table, as they stand in the model's card."""
+    rows = []
+    if recon := result.get("recon"):
+        side, mean, total = (recon[key] for key in ("pixels", "psnr_mean_db", "psnr_of_mean_error_db"))
+        rows.append(
+            f"reconstruction of {recon['held_out']} held-out pictures, {recon['tokens']} codes for {side} × {side}"
+            f" pixels | {mean:.2f} dB mean PSNR ({total:.2f} dB of the mean error)"
+        )
+        rows.append(f"codes in use over all pictures | {recon['codes_used']:.1%}")
+    for split, kind in KINDS.items() if "draw" in result else ():
+        found, count = result["draw"][split], result["draw"]["candidates"]
+        rows.append(
+            f"drawn from {kind.format(found['names'])}: the named picture is the nearest / among the 5 nearest"
+            f" of {count} | {found['top1']:.0%} / {found['top5']:.0%}"
+        )
+    for kind in ("caption", "title", "definition") if "words" in result else ():
+        each = [result["words"][split][kind] for split in KINDS]
+        rows.append(
+            f"{kind} gaps, exact / edit similarity: seen; held-out tones; other held-out | "
+            + "; ".join(f"{one['exact']:.0%} / {one['similarity']:.2f}" for one in each)
+        )
+    if words := result.get("words"):
+        every = [one for split in KINDS for one in words[split].values()]
+        count = sum(one["count"] for one in every)
+        ended = sum(one["ended"] * one["count"] for one in every) / count
+        rows.append(
+            f"gaps that ended by themselves; well-formed pages | {ended:.1%} of {count};"
+            f" {words['well_formed']:.0%} of {words['pages']}"
+        )
+    return "\n".join(f"| {row} |" for row in ("what | figure", "--- | ---", *rows))
 
 
 def main() -> None:
-    """Measure the chosen parts and print one JSON object."""
+    """Measure the chosen parts and print one JSON object, or a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
@@ -137,6 +171,7 @@ def main() -> None:
     parser.add_argument("--sampler", help="a preset of the diffusion decoder")
     parser.add_argument("--steps", type=int, help="passes of the diffusion decoder")
     parser.add_argument("--names", type=int, default=200, help="the most names of a split")
+    parser.add_argument("--markdown", action="store_true", help="print a table")
     args = parser.parse_args()
     torch.set_num_threads(1)
     kit = cm3kit.load(args.model)
@@ -146,7 +181,7 @@ def main() -> None:
         start = time.perf_counter()
         result[part] = PARTS[part](kit, pictures, args)
         result[part]["seconds"] = round(time.perf_counter() - start, 1)
-    print(json.dumps(result, indent=2))
+    print(table(result) if args.markdown else json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

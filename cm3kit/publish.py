@@ -16,14 +16,15 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
+
+# Workers that only handle pages publish too: torch is imported where tensors are written.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MANIFEST = "manifest.json"
 TENSORS = "state.safetensors"
@@ -173,6 +174,9 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     Raises:
         DataError: a floating tensor holds a value that is not finite (`not_finite`).
     """
+    import torch
+    from safetensors.torch import save_file
+
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}
@@ -197,6 +201,8 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and JSON state that `save_state` wrote; ModelError if they cannot be read."""
+    from safetensors.torch import load_file
+
     try:
         tensors: dict[str, Tensor] = load_file(folder / TENSORS)
         saved = json.loads((folder / STATE).read_text(encoding="utf-8"))

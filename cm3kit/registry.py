@@ -7,14 +7,18 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Generator
-
-from cm3kit.types import Objective, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.registry import Registry as Registry
 
-SpanLaw = Callable[[int, int, Generator], "tuple[Span, ...] | None"]
+# Registries of parts that need no torch do not wait for it.
+if TYPE_CHECKING:
+    from torch import Generator
+
+    from cm3kit.types import Objective, Span
+
+SpanLaw = Callable[[int, int, "Generator"], "tuple[Span, ...] | None"]
 """`law(n, size, rng)`: at most n disjoint spans of 0..size, none empty, in order; None if it found none."""
 
 

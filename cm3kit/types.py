@@ -33,7 +33,8 @@ class Exercise:
         blocks: number of the block each id is in, and `noisy` whether it is of the noised copy: who looks
             where (`models.attention.block_mask`). Unless given, every id looks left.
         places: position ids; 0, 1, … unless given.
-        time: noise level in [0, 1], of the whole document or id by id.
+        time: noise level in [0, 1], the share that is hidden on average, of the whole document or id by id. In
+            use it is the share that is still open, whatever the schedule was.
         mass: what this document adds to the divisor of the loss; the sum of its weights unless given.
     """
 

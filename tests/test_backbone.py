@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from cm3kit.models.backbone import (
     BackboneConfig,
@@ -48,6 +52,41 @@ def test_full_is_an_explicit_full_mask_and_leaves_no_trace(family: str) -> None:
         assert torch.allclose(full, explicit, atol=1e-5)
         assert (full[:, 0] - before[:, 0]).abs().max() > 1e-2
         assert torch.equal(forward(model, ids(2, 9)), before)
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 30, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
+    "max_position_embeddings": 32, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": None,
+}  # fmt: skip
+WINDOWED = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "pad_token_id": None}
+OTHERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=4, n_positions=32)
+    ),
+    "gpt_neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL)),
+    "falcon": lambda: transformers.FalconForCausalLM(transformers.FalconConfig(**SMALL)),
+    "mistral": lambda: transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, **WINDOWED)),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, **WINDOWED)),
+}
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_other_families_look_both_ways_when_asked(family: str) -> None:
+    # Some do not read `is_causal`, and some see a window unless they are given a mask.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = OTHERS[family]().eval()
+    ids = torch.randint(0, 30, (1, 12), generator=torch.Generator().manual_seed(1))
+    other = ids.clone()
+    other[0, -1] = (ids[0, -1] + 1) % 30
+    with torch.no_grad():
+        full = forward(model, ids, "full")
+        assert torch.allclose(
+            full, forward(model, ids, torch.ones(1, 1, 12, 12, dtype=torch.bool)), atol=1e-5
+        )
+        assert (full[0, 0] - forward(model, other, "full")[0, 0]).abs().max() > 1e-3
+        assert torch.equal(forward(model, ids), model(input_ids=ids).logits)
+        assert torch.equal(forward(model, ids)[0, 0], forward(model, other)[0, 0])
 
 
 def test_packed_documents_do_not_see_each_other() -> None:

@@ -238,6 +238,17 @@ def test_flags_of_the_diffusion_decoder_become_options(
     assert seen[1] == GenerateOptions(decoder="diffusion", eoser=False, length="auto")
     assert run("generate x --task text -q --decoder diffusion --quota explicit,counts=[1,2]".split()) == 0
     assert seen[2].quota == {"name": "explicit", "counts": [1, 2]}
+    line = "generate x --task text -q --decoder diffusion --modifier remdm-cap,eta=0.1 --modifier edit"
+    assert run([*line.split(), "--set", "eoser.hard=0.5", "--set", "confidence=tempered"]) == 0
+    assert seen[3].modifiers == ({"name": "remdm-cap", "eta": 0.1}, "edit")
+    assert seen[3].overrides == ("eoser.hard=0.5", "confidence=tempered")
+
+
+def test_any_decoder_is_trained_by_any_objective(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("cm3kit.training.run", lambda *given, **_: seen.append(given) or Path("runs/x"))
+    assert run("train mdm --objective hybrid --set objective.share=0.3 -q".split()) == 0
+    assert seen[0][0] == "mdm" and seen[0][2] == ["objective.name=hybrid", "objective.share=0.3"]
 
 
 def test_the_command_line_knows_whose_flags_are_whose() -> None:
@@ -389,6 +400,8 @@ MISUSES = [
     ("usage", "generate x --decoder diffusion --precision bf16"),
     ("usage", "generate x --decoder ar"),
     ("usage", "generate x --decoder diffusion --cache all"),
+    ("usage", "generate x --modifier edit"),
+    ("usage", "generate x --decoder cm3 --set confidence=tempered"),
     ("usage", "generate x --decoder diffusion --length 0"),
     ("usage", "generate x --decoder diffusion --length some"),
     ("usage", "generate x --decoder diffusion --order maskgit,tau"),
@@ -427,6 +440,8 @@ MISUSES = [
     ("usage", "train cm3 --max-steps 0"),
     ("no_file", "train vqgan -c missing.yaml"),
     ("bad_config", "train vqgan --set nonsense"),
+    ("usage", "train vqgan --objective hybrid"),
+    ("bad_config", "train mdm --objective hybird"),
     ("bad_config", "train vqgan -c full/x.yaml"),
     ("usage", "data build emoji"),
     ("usage", "data build noto"),
@@ -590,7 +605,8 @@ def test_help_exists_and_honours_no_color(
 def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     known = set()
     commands = ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info")
-    for command in (*commands, "model assemble", "show traj"):
+    web = [f"data {name}" for name in ("prepare", "pack", "sample", "inspect", "validate", "card")]
+    for command in (*commands, "model assemble", "show traj", *web):
         assert run([*command.split(), "--help"]) == 0
         known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
     reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")

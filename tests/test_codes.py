@@ -74,7 +74,7 @@ def test_every_picture_is_encoded_once(pictures: Path, model: Path, tmp_path: Pa
         watch=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     folder = told["folder"]
-    assert folder.name == f"{made().fingerprint()[:16]}-fp32" and told["dtype"] == "uint16"
+    assert folder.name == f"{made().sha256[:16]}-fp32" and told["dtype"] == "uint16"
     assert (told["encoded"], told["kept"], told["skipped"]) == (5, 0, 0) and seen[-1] == (5, 5)
     assert sorted(path.name for path in folder.iterdir()) == [f"shard-0000{i}.safetensors" for i in range(3)]
     assert codes_of(folder) == expected(pictures) == codes_of(tmp_path / "codes")
@@ -233,7 +233,7 @@ def test_the_commands_print_results_and_nothing_else(
     common = ["--device", "cpu", "-m", str(model)]
     assert run(["tokenize", "image", str(pictures), "-o", codes, *common]) == 0
     told = capsys.readouterr()
-    assert told.out == f"{codes}/{made().fingerprint()[:16]}-fp32\n" and "5 encoded" in told.err
+    assert told.out == f"{codes}/{made().sha256[:16]}-fp32\n" and "5 encoded" in told.err
     assert run(["detokenize", codes, "-o", out, "--json", *common]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["drawn"] == 5
     assert run(["eval", "recon", str(pictures), "--quiet", *common]) == 0

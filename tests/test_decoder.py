@@ -22,7 +22,8 @@ from cm3kit.decoders.jobs import blank_seed
 from cm3kit.decoders.moves import Mode, State
 from cm3kit.decoders.pick import draw, penalize
 from cm3kit.decoders.settings import DecodeConfig, Sampling
-from cm3kit.models.backbone import BackboneConfig, build_backbone
+from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
+from cm3kit.models.timestep import add_timestep
 from cm3kit.types import Blank, Canvas, Fill, Row, Step
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
@@ -421,4 +422,24 @@ def test_other_architectures_run_on_their_own_module() -> None:
     assert isinstance(engine, ModuleEngine)
     assert torch.allclose(engine.score(prompts[0]), logits_of(model, prompts[0]), atol=0.2)
     with pytest.raises(ConfigError, match="gpt_neox"):
+        make_engine(model, len(VOCAB), "int8", 1)
+
+
+def test_a_model_that_looks_at_the_time_hears_nought_from_left_to_right() -> None:
+    model = add_timestep(backbone(), 16)
+    for name, each in model.named_parameters():
+        if "timestep" in name:
+            each.data = torch.randn(each.shape, generator=torch.Generator().manual_seed(len(name))) / 4
+    prompt = random_ids(9, 2)
+    decoder = Autoregressive(
+        model, Free(VOCAB, LENGTH), DecodeConfig(text=GREEDY, image=GREEDY, batch_size=2)
+    )
+    ((fill,),) = decoder.fill(Canvas((free(prompt, 6),)))
+    for count, id in enumerate(fill.ids):
+        ids = torch.tensor([[*prompt, *fill.ids[:count]]])
+        with torch.no_grad():
+            early, late = (forward(model, ids, times=torch.tensor([time]))[0, -1] for time in (0.0, 0.9))
+        early[[VOCAB.eoss, VOCAB.eod]] = -torch.inf
+        assert int(early[: len(VOCAB)].argmax()) == id and not torch.allclose(early, late, atol=1e-2)
+    with pytest.raises(ConfigError, match="looks at the time"):
         make_engine(model, len(VOCAB), "int8", 1)

@@ -21,6 +21,7 @@ from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.diffusion.written import Written
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, head, hidden_states
+from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.types import Board, Stretch
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -102,7 +103,7 @@ def as_trained(model: Any, ask: Ask, size: int, shift: bool = False) -> list[Ten
     """
     assert ask.block is not None
     start, found = ask.block[0], []
-    for ids_T, length, slots in zip(ask.ids_BT, ask.lengths, ask.slots, strict=True):
+    for ids_T, length, slots, time in zip(ask.ids_BT, ask.lengths, ask.slots, ask.times, strict=True):
         if not len(slots):
             found.append(torch.empty(0, V))
             continue
@@ -113,7 +114,8 @@ def as_trained(model: Any, ask: Ask, size: int, shift: bool = False) -> list[Ten
         mask = block_mask(torch.ones_like(place_1T), (place_1T - start) // size, noisy_1T)
         with torch.no_grad():
             ids_1T = torch.cat([ids_T[:length], clean_T])[None]
-            hidden_TD = hidden_states(model, ids_1T, mask, place_1T)[0]
+            times = time * noisy_1T if is_timed(model) else None
+            hidden_TD = hidden_states(model, ids_1T, mask, place_1T, times)[0]
             # The place before a block is clean when the block is written.
             source = (slots - int(shift)).clamp(min=0)
             found.append(head(model, hidden_TD[torch.where(source < start, source + length, source)]))
@@ -161,6 +163,28 @@ def test_the_exact_cache_is_the_model_as_trained(family: str, start: int, shift:
     assert not (ids_BT == MASK).any() and len(passes) > 10
     assert denoiser.verification is not None and denoiser.verification.slots > 50
     assert denoiser.verification.largest < 1e-5 and denoiser.verification.flips == 0
+
+
+def test_the_exact_cache_tells_the_time_of_the_block() -> None:
+    model, options = add_timestep(net(), 16), {**WARM, "block_size": 6, "steps": 3, "cache": "exact"}
+    for name, each in model.named_parameters():
+        if "timestep" in name:
+            each.data = torch.randn(each.shape, generator=torch.Generator().manual_seed(len(name))) / 4
+    plain = AsTrained(model, 6, False)
+    asked: list[Ask] = []
+    plain.logits = lambda ask: asked.append(ask) or as_trained(model, ask, 6)  # type: ignore
+    denoiser = ExactCache(model, MASK, V, 6, verify=True)
+    written, expected = (fill(each, pages()[:1], **options) for each in (denoiser, plain))
+    assert [each.ids for each in written] == [each.ids for each in expected]
+    assert denoiser.verification is not None and denoiser.verification.largest < 1e-5
+    # The board has blocks of 6, 6 and 4 open slots, each in 3 steps from all open on.
+    assert [ask.times[0] for ask in asked] == pytest.approx([1, 4 / 6, 2 / 6] * 2 + [1, 2 / 4, 1 / 4])
+    ids_BT, lengths = rows(board(26, 8))
+    early, late = (
+        denoiser.logits(Ask(ids_BT, lengths, (torch.tensor([8]),), (time,), (8, 12)))[0]
+        for time in (0.9, 0.1)
+    )
+    assert not torch.allclose(early, late, atol=1e-3)
 
 
 def test_a_clean_board_is_found_again_by_its_ids() -> None:

@@ -73,7 +73,6 @@ def test_weights_are_the_slope_of_survival_over_what_is_hidden(name: str) -> Non
         rate = -slope / noise.alpha(t)
         assert noise.weight(t) == pytest.approx(rate / math.expm1(sigma), rel=1e-4)
         assert noise.weight(t, 5.0) == pytest.approx(rate / (math.expm1(sigma) + 1 / 5), rel=1e-4)
-        assert 1 - noise.alpha(noise.complement(t)) == pytest.approx(noise.alpha(t), abs=2e-3)
     assert noise.alpha(1.0) == pytest.approx(0, abs=2e-3) and noise.alpha(1e-9) == pytest.approx(1, abs=2e-4)
 
 
@@ -116,20 +115,36 @@ def bound_by_orders(nats: dict[tuple[int, frozenset[int]], float]) -> float:
     ) / len(orders)
 
 
-def bound_by_time(nats: dict[tuple[int, frozenset[int]], float], name: str, low: float = 0.0) -> float:
-    """The integral over time of weight times expected nats, by the midpoint rule in √t, which spreads out t = 0."""
+def sums_by_count(nats: dict[tuple[int, frozenset[int]], float]) -> dict[int, float]:
+    """For each number of hidden places, the nats summed over all ways to hide so many."""
+    sums = dict.fromkeys(range(1, LENGTH + 1), 0.0)
+    for (_, hidden), each in nats.items():
+        sums[len(hidden)] += each
+    return sums
+
+
+def bound_by_counts(nats: dict[tuple[int, frozenset[int]], float]) -> float:
+    """The mean over k = 1 … L of L / k times the mean nats of k hidden places (LLaDA's estimate of likelihood)."""
+    sums = sums_by_count(nats)
+    return sum(LENGTH / k * sums[k] / math.comb(LENGTH, k) for k in sums) / LENGTH
+
+
+def bound_by_time(
+    nats: dict[tuple[int, frozenset[int]], float], name: str, low: float = 0.0, rest: bool = False
+) -> float:
+    """The integral over time of weight times expected nats, by the midpoint rule in √t, which spreads out t = 0.
+
+    With `rest` of the other copy of each pair.
+    """
     noise, steps, total = schedule[name], 4000, 0.0
+    sums = sums_by_count(nats)
     for step in range(steps):
         u = (step + 0.5) / steps
-        t = low + (1 - low) * u**2
-        width = (1 - low) * 2 * u / steps
-        hide = 1 - noise.alpha(t)
-        expected = 0.0
-        for count in range(1, LENGTH + 1):
-            for hidden in itertools.combinations(range(LENGTH), count):
-                chance = hide**count * (1 - hide) ** (LENGTH - count)
-                expected += chance * sum(nats[place, frozenset(hidden)] for place in hidden)
-        total += noise.weight(t) * expected * width
+        t = 1 - (1 - low) * u**2 if rest else low + (1 - low) * u**2
+        hide = noise.alpha(t) if rest else 1 - noise.alpha(t)
+        expected = sum(hide**k * (1 - hide) ** (LENGTH - k) * sums[k] for k in sums)
+        weight = noise.rest_weight(t) if rest else noise.weight(t)
+        total += weight * expected * (1 - low) * 2 * u / steps
     return total
 
 
@@ -138,6 +153,7 @@ def test_the_bound_is_the_same_by_sets_by_orders_and_under_every_schedule(seed: 
     nats = tables(seed)
     exact = bound_by_sets(nats)
     assert bound_by_orders(nats) == pytest.approx(exact, abs=1e-9)
+    assert bound_by_counts(nats) == pytest.approx(exact, abs=1e-9)
     for name, slack in (("linear", 1e-6), ("cosine", 1e-5)):
         assert bound_by_time(nats, name) == pytest.approx(exact, rel=slack)
     for name in (
@@ -145,6 +161,8 @@ def test_the_bound_is_the_same_by_sets_by_orders_and_under_every_schedule(seed: 
         "geometric",
     ):  # their ends are at ε and e^−20, so the integral misses that much
         assert bound_by_time(nats, name) == pytest.approx(exact, rel=3e-3)
+    for name in SCHEDULES:  # the weight of the other copy is capped where almost nothing is left to ask
+        assert bound_by_time(nats, name, rest=True) == pytest.approx(exact, rel=3e-3)
 
 
 def test_a_consistent_joint_gives_its_own_log_probability() -> None:
@@ -164,23 +182,71 @@ def test_a_consistent_joint_gives_its_own_log_probability() -> None:
     assert bound_by_sets(nats) == pytest.approx(-math.log(float(joint[x])), abs=1e-12)
 
 
-def test_exercises_estimate_the_bound_without_bias_and_cutting_time_at_epsilon_costs_a_known_share() -> None:
+def bound_from(nats: dict[tuple[int, frozenset[int]], float], low: float) -> float:
+    """The mean over t drawn from [low, 1] alike: k hidden places count by an incomplete beta integral.
+
+    That is 1 / (k C(L, k)), as without a cut, times the chance that fewer than k of L uniform numbers are under low.
+    """
+    total = 0.0
+    for k, nats_k in sums_by_count(nats).items():
+        fewer = sum(math.comb(LENGTH, j) * low**j * (1 - low) ** (LENGTH - j) for j in range(k))
+        total += nats_k / (k * math.comb(LENGTH, k)) * fewer
+    return total / (1 - low)
+
+
+def test_cutting_time_at_epsilon_costs_a_known_share() -> None:
     nats = tables(1)
-    objective = MaskedDiffusion(Vocab(60, 0), hides="all")
-    ids = WORDS[:LENGTH]
-    rng = generator(0)
+    for low in (EPSILON, 0.1):
+        by_time = bound_by_time(nats, "linear", low=low) / (1 - low)
+        assert by_time == pytest.approx(bound_from(nats, low), rel=1e-6)
+    assert bound_from(nats, 0.0) == pytest.approx(bound_by_sets(nats), abs=1e-12)
+    assert 0 < abs(bound_from(nats, EPSILON) / bound_by_sets(nats) - 1) < 1e-3
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("linear", False), ("linear", True), ("cosine", True)])
+def test_exercises_estimate_the_bound_without_bias(name: str, pairs: bool) -> None:
+    nats = tables(1)
+    objective = MaskedDiffusion(Vocab(60, 0), schedule=name, pairs=pairs, hides="all")
+    rng, each_by = generator(0), 2 if pairs else 1
     samples = []
-    for _ in range(300):
-        for each in objective.exercises([ids] * 100, rng, 20):
+    for _ in range(100):
+        for each in objective.exercises([WORDS[:LENGTH]] * 100, rng, 20):
             assert each.inputs is not None
             hidden = frozenset(at - 1 for at in range(1, 1 + LENGTH) if each.inputs[at] == MASK)
             samples.append(sum(each.weights[at + 1] * nats[at, hidden] for at in hidden))
-    values = torch.tensor(samples, dtype=torch.float64)
-    error = float(values.std()) / math.sqrt(len(values))
-    assert abs(float(values.mean()) - bound_by_sets(nats)) < 4 * error + 2e-3
-    # With t from [ε, 1) alike, every number of hidden places k counts by its incomplete beta integral.
-    flat = {key: 1.0 for key in nats}
-    assert bound_by_time(flat, "linear", low=EPSILON) == pytest.approx(LENGTH * (1 - EPSILON), rel=1e-6)
+    values = torch.tensor(samples, dtype=torch.float64).view(-1, each_by)
+    exact = bound_from(nats, EPSILON) if name == "linear" else bound_by_sets(nats)
+    for copy in values.unbind(1):
+        error = float(copy.std()) / math.sqrt(len(copy))
+        assert abs(float(copy.mean()) - exact) < 4 * error
+    # Each copy alone is unbiased, and no id is asked for in both: their covariance id by id is at most 0.
+    both = values.mean(1)
+    assert abs(float(both.mean()) - exact) < 4 * float(both.std()) / math.sqrt(len(both))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_model_hears_the_share_that_is_hidden_whatever_the_schedule(name: str) -> None:
+    rng, t = generator(16), 0.3
+    first, second = masked(schedule=name, pairs=True).exercise(page(), t, rng, 90)
+    hidden = 1 - schedule[name].alpha(t)
+    assert (first.time, second.time) == pytest.approx((hidden, 1 - hidden))
+    inner = masked(schedule=name, hides="all")
+    (each,) = BlockDiffusion(VOCAB, block_size=40, inner=inner).exercise(WORDS[:30], rng, 90)
+    assert isinstance(each.time, list) and each.inputs is not None
+    level = each.time[0]
+    assert 0 <= level <= 1 and each.time == [level] * 32 + [0.0] * 32
+    # 4.5 standard deviations of a count of 30.
+    assert abs(each.inputs[:32].count(MASK) - 30 * level) < 4.5 * math.sqrt(30 * level * (1 - level)) + 1
+
+
+def test_what_is_seen_does_not_tell_how_long_an_answer_is() -> None:
+    law = GapLaw(all=1.0, exact=0, spare=0)
+    seen = set()
+    for count in (1, 2, 3):
+        ids = [PIECE("<p>"), *WORDS[:count], PIECE("</p>")]
+        (each,) = masked(law=law).exercise(ids, 1.0, generator(17), 40)
+        seen.add(tuple(each.inputs or ()))
+    assert seen == {(EOD, PIECE("<p>"), *[MASK] * 4, PIECE("</p>"), EOD)}
 
 
 def hidden_of(each: Exercise) -> list[bool]:
@@ -236,7 +302,7 @@ def test_answers_alone_are_noised_over_a_thousand_draws() -> None:
 def test_norms_of_a_case_by_hand() -> None:
     def loss(norm: Any, nats: float = 2.0) -> float:
         exercises = [
-            masked(hides="all", norm=norm)._ask(layout, hidden, 0.5, lambda id: False, False)
+            masked(hides="all", norm=norm)._ask(layout, hidden, 0.5, 2.0, lambda id: False, False)
             for layout, hidden in cases
         ]
         packed = pack(exercises, 2, 8)
@@ -303,6 +369,14 @@ def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() 
         for at, seen in enumerate(each.inputs):
             if at not in gaps:
                 assert (seen == MASK) == (each.ids[at] >= VOCAB.text.start) and not each.weights[at]
+    for each in BlockDiffusion(VOCAB, 8, inner=masked(drop=1.0)).exercises([page()] * 10, rng, 240):
+        assert each.inputs is not None
+        size = len(each.ids) // 2
+        gaps = {at for span in each.spans for at in range(span.start, span.stop)}
+        for at in range(size):
+            given, clean = each.ids[at] >= VOCAB.text.start and at not in gaps, each.inputs[size + at]
+            assert (clean == MASK) == given and (each.inputs[at] == MASK or not given)
+            assert not (given and each.weights[at])
 
 
 def test_a_modality_is_hidden_whole_and_has_no_loss() -> None:
@@ -327,6 +401,12 @@ def test_only_so_many_ends_have_a_loss() -> None:
         for span in each.spans:
             ends = [at for at in range(span.start, span.stop) if each.ids[at] == EOSS]
             assert not any(each.weights[at] for at in ends[2:])
+    blocks = BlockDiffusion(VOCAB, 64, low=0.99, inner=masked(ends=2, law=law))
+    for each in blocks.exercises([page()] * 10, rng, 200):
+        for span in each.spans:
+            ends = [at for at in range(span.start, span.stop) if each.ids[at] == EOSS]
+            assert not any(each.weights[at] for at in ends[2:])
+            assert not ends or any(each.weights[at] for at in ends)
 
 
 def test_weights_by_modality_and_flat_ones() -> None:
@@ -336,6 +416,14 @@ def test_weights_by_modality_and_flat_ones() -> None:
         for id, weight in zip(each.ids, each.weights, strict=True):
             assert weight in (0.0, 3.0 if id >= VOCAB.image.start else 0.5)
         assert each.mass == sum(hidden_of(each))
+    blocks = BlockDiffusion(VOCAB, 8, inner=masked(weighting="flat", law=GapLaw(all=1.0)))
+    for each in blocks.exercises([page()] * 5, rng, 200):
+        assert each.mass == sum(weight > 0 for weight in each.weights)
+    for each in masked(weighting="flat", modality=1.0, law=GapLaw(all=1.0)).exercises(
+        [page()] * 20, rng, 120
+    ):
+        # What is hidden for good is not asked for.
+        assert each.mass == sum(weight > 0 for weight in each.weights)
 
 
 def test_shifted_targets_stand_one_place_earlier_when_packed() -> None:
@@ -357,7 +445,7 @@ def sees(each: Exercise) -> Tensor:
 def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
     rng, ids = generator(13), WORDS[:6]
     objective = BlockDiffusion(VOCAB, block_size=4)
-    each = objective.exercise(ids, rng, 40)
+    (each,) = objective.exercise(ids, rng, 40)
     assert each.inputs is not None and each.places == [*range(8), *range(8)]
     assert each.ids[:8] == each.ids[8:] == each.inputs[8:] == [EOD, *ids, EOD]
     assert not any(each.weights[8:]) and each.shift is False
@@ -370,24 +458,39 @@ def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
     ]
     assert not mask_QK[8:, :8].any()
     one, whole = (
-        BlockDiffusion(VOCAB, 1).exercise(ids, rng, 40),
-        BlockDiffusion(VOCAB, 99).exercise(ids, rng, 40),
+        BlockDiffusion(VOCAB, 1).exercise(ids, rng, 40)[0],
+        BlockDiffusion(VOCAB, 99).exercise(ids, rng, 40)[0],
     )
     assert torch.equal(sees(one)[8:, 8:], torch.ones(8, 8, dtype=torch.bool).tril())
     assert sees(whole)[:8, :8].all() and not sees(whole)[:8, 8:].any()
 
 
 def test_blocks_have_times_of_their_own_that_spread_evenly() -> None:
-    each = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).exercise(WORDS[:14], generator(14), 60)
+    (each,) = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).exercise(WORDS[:14], generator(14), 60)
     assert isinstance(each.time, list)
     levels = each.time[:16:2]
     assert each.time[:16] == [t for t in levels for _ in range(2)] and each.time[16:] == [0.0] * 16
     assert sorted(int((t - 0.3) / 0.5 * 8) for t in levels) == list(range(8))
     for weight, seen, t in zip(each.weights[:16], (each.inputs or [])[:16], each.time[:16], strict=True):
         assert weight == (pytest.approx(1 / t) if seen == MASK else 0)
-    for bad in ({"block_size": 0}, {"low": 0.5, "high": 0.5}):
+    for bad in ({"block_size": 0}, {"low": 0.5, "high": 0.5}, {"inner": masked(shift=True)}):
         with pytest.raises(ConfigError):
             BlockDiffusion(VOCAB, **bad)
+
+
+def test_pairs_of_block_diffusion_hide_every_id_of_a_block_exactly_once() -> None:
+    for name in SCHEDULES:
+        inner = masked(hides="all", pairs=True, schedule=name)
+        first, second = BlockDiffusion(VOCAB, 4, inner=inner).exercise(WORDS[:14], generator(18), 60)
+        assert (
+            isinstance(first.time, list) and isinstance(second.time, list) and first.inputs and second.inputs
+        )
+        assert first.inputs[16:] == second.inputs[16:] == first.ids[16:]
+        seen = [(a == MASK) + (b == MASK) for a, b in zip(first.inputs[:16], second.inputs[:16], strict=True)]
+        assert seen == [0, *[1] * 14, 0]
+        assert [a + b for a, b in zip(first.time[:16], second.time[:16], strict=True)] == pytest.approx(
+            [1] * 16
+        )
 
 
 def test_hybrid_keeps_its_share_in_every_batch_and_in_the_long_run() -> None:

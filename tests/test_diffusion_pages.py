@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from cm3kit.pipelines.in_place import Boards
 from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
 from cm3kit.pipelines.lengths import shortened
 from cm3kit.pipelines.options import diffusion_settings
+from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Board, Laid
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, ConfigError, ModelError, Page, Vocab
@@ -446,6 +448,32 @@ def test_a_preset_replaces_the_axes_and_keeps_what_is_the_models() -> None:
     assert found.accept == {"name": "threshold", "tau": 0.5} and found.image.temperature == 0.0
 
 
+def test_every_setting_can_be_given_for_one_call(kit: Kit) -> None:
+    mine = DiffusionDefaults()
+    options = replace(
+        IN_PLACE, modifiers=({"name": "remdm-cap", "eta": 0.3},),
+        overrides=("eoser.hard=0.5", "confidence=tempered", "guidance_schedule=linear", "text.top_p=0.5"),
+    )  # fmt: skip
+    found = diffusion_settings(mine, "text", options)
+    assert found.modifiers == ({"name": "remdm-cap", "eta": 0.3},) and found.eoser == Eoser(hard=0.5)
+    assert (found.confidence, found.guidance_schedule, found.text.top_p) == ("tempered", "linear", 0.5)
+    bare = diffusion_settings(mine, "text", replace(IN_PLACE, sampler="llada", overrides=("eoser.least=0",)))
+    assert bare.eoser == Eoser(least=0)
+    plain = kit.generate("red apple", seed=1, options=warm())[0]
+    for more in (
+        {"sampler": "ancestral", "steps": 5},
+        {"sampler": "first-hitting"},
+        {"modifiers": ({"name": "remdm-rescale", "eta": 0.5},)},
+        {"modifiers": ({"name": "edit", "threshold": 0.0},)},
+        {"overrides": ("confidence=tempered",), "order": "entropy"},
+    ):
+        made = kit.generate("red apple", seed=1, options=warm(**more))[0]
+        assert made.trace is not None and made.image is not None and not alike(made, plain)
+        kinds = {commit.kind for commit in made.trace.trajectories[0].commits}
+        wanted = {"remdm-rescale": "remask", "edit": "edit"}
+        assert kinds == {"write"} | {wanted[each["name"]] for each in more.get("modifiers", ())}  # type: ignore
+
+
 REFUSED: list[tuple[GenerateOptions, str, str]] = [
     (warm(sampler="lada"), "unknown_name", "llada"),
     (warm(quota="cosin"), "unknown_name", "cosine"),
@@ -458,6 +486,12 @@ REFUSED: list[tuple[GenerateOptions, str, str]] = [
     (warm(verify_cache=True), "bad_value", "cache"),
     (warm(cache="exact", block_size=4), "bad_value", "both ways"),
     (warm(length=0), "bad_value", "length"),
+    (warm(modifiers=("edits",)), "unknown_name", "edit"),
+    (warm(overrides=("confidnce=base",)), "bad_config", "confidence"),
+    (warm(overrides=("steps",)), "bad_config", "steps"),
+    (warm(sampler="ancestral", order="margin"), "bad_value", "order"),
+    (warm(sampler="first-hitting", steps=3), "bad_value", "steps"),
+    (warm(sampler="ancestral", eoser=True), "bad_config", "eoser"),
     (warm(length=4, max_tokens=9), "bad_value", "max_tokens"),
     (replace(IN_PLACE, temperature=-1.0), "bad_value", "temperature"),
     (replace(IN_PLACE, precision="bf16"), "bad_value", "precision"),
@@ -574,6 +608,13 @@ def test_a_model_that_looks_at_the_time_is_given_it(make: Make, kit: Kit) -> Non
     assert not torch.allclose(early, late, atol=1e-3)
     with pytest.raises(ConfigError, match="looks at the time"):
         timed.generate("red apple", options=warm(cache="prefix", block_size=4))
+    how = {"cache": "exact", "block_size": 8}
+    blocks = {"trained_block": 8, "image": how, "text": how, "mixed": how}
+    in_blocks = cm3kit.load(make(own="timed", diffusion=blocks, decoders=("diffusion",)), device="cpu")
+    for options in (warm(verify_cache=True), warm(length="auto", max_tokens=4)):
+        (page,) = in_blocks.infill(Page.parse(b"<p>red <mask></p>"), seed=1, options=options)
+        assert page.trace is not None and page.html.startswith(b"<p>red ")
+        assert page.trace.verification is None or page.trace.verification.flips == 0
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
@@ -663,6 +704,35 @@ def test_trajectories_are_written_with_the_results_or_not_at_all(
     monkeypatch.setattr("cm3kit_cli.main.show", lambda *given: None)
     assert run(hidden.split()) == 0
     assert b"secret" not in (site / "h.traj.safetensors").read_bytes()
+
+
+def test_models_are_assembled_as_their_decoders_were_trained(parts: Path, tmp_path: Path) -> None:
+    def trained(name: str, **what: object) -> Path:
+        shutil.copytree(parts / "decoder", tmp_path / name)
+        Trained.model_validate(what).save(tmp_path / name)
+        return tmp_path / name
+
+    def defaults(target: str, decoder: Path, other: Path | None = None, **own: object) -> Defaults:
+        given = Defaults.model_validate(own)
+        assemble(tmp_path / target, parts / "text", parts / "image", decoder, given, "# Toy\n", other)
+        return cm3kit.load(tmp_path / target, device="cpu").parts.defaults
+
+    hybrid = trained("hybrid", decoders=["cm3", "diffusion"], shift=True, window=200)
+    blocks = trained("blocks", decoders=["diffusion"], trained_block=8, window=100)
+    found = defaults("one", hybrid)
+    assert found.decoders == ("cm3", "diffusion") and found.diffusion.shift and found.window == 200
+    found = defaults("two", hybrid, blocks)
+    assert found.decoders == ("cm3", "diffusion") and found.diffusion.trained_block == 8
+    assert found.window == 100 and not found.diffusion.shift
+    for each in (found.diffusion.image, found.diffusion.text, found.diffusion.mixed):
+        assert (each.cache, each.block_size) == ("exact", 8)
+    found = defaults("three", hybrid, decoders=["diffusion"], diffusion={"shift": False}, window=64)
+    assert found.decoders == ("diffusion",) and not found.diffusion.shift and found.window == 64
+    assert defaults("four", trained("causal", decoders=["cm3"])) == Defaults()
+    (tmp_path / "hybrid" / "trained.json").write_text('{"shift": 7}')
+    with pytest.raises(ModelError, match=r"trained\.json") as caught:
+        defaults("five", hybrid)
+    assert caught.value.code == "bad_checkpoint" and not (tmp_path / "five").exists()
 
 
 def test_models_are_assembled_with_weights_for_diffusion(parts: Path, site: Path) -> None:

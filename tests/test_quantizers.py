@@ -187,7 +187,7 @@ def test_every_quantizer_trains_and_is_the_same_when_loaded(name: str, tmp_path:
     made.save(tmp_path / "again")
     again = ImageTokenizer.load(tmp_path / "again")
     codes_BN = made.encode(pixels)
-    assert torch.equal(again.encode(pixels), codes_BN) and again.fingerprint() == made.fingerprint()
+    assert torch.equal(again.encode(pixels), codes_BN) and again.sha256 == made.sha256
     theirs = VQModel.from_pretrained(tmp_path / "again")
     shape = (4, *made.grid, 3)
     with torch.no_grad():

@@ -27,6 +27,8 @@ from torch import Generator, Tensor, nn
 from cm3kit.config import Settings
 from cm3kit.models.backbone import BackboneConfig, load_backbone
 from cm3kit.models.timestep import is_timed
+from cm3kit.pipelines.kit import Kit
+from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import newest, verify
 from cm3kit.rng import generator
 from cm3kit.training import run as train_kind
@@ -590,6 +592,43 @@ def test_annealed_attention_begins_causal_and_ends_full(corpus: Path) -> None:
     assert not (start & ~left_TT).any() and (end & ~left_TT).any()
     causal = toy_decoder(corpus, objective="masked-diffusion", attention="causal")
     assert torch.equal(causal._mask(batch, 0, generator(0)), start)
+
+
+@pytest.mark.parametrize(
+    ("objective", "decoders", "block"),
+    [
+        ("masked-diffusion", ("diffusion",), None),
+        ("block-diffusion", ("diffusion",), 4),
+        ("hybrid", ("cm3", "diffusion"), None),
+    ],
+)
+def test_previews_are_drawn_by_the_decoder_that_is_trained(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch,
+    objective: str, decoders: tuple[str, ...], block: int | None,
+) -> None:  # fmt: skip
+    kits: list[Kit] = []
+
+    class Seen(Kit):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            kits.append(self)
+
+    monkeypatch.setattr("cm3kit.training.preview.Kit", Seen)
+    task = toy_decoder(corpus, dropout=0.0, objective=objective)
+    how = task.recipe.objective.diffusion.model_copy(update={"shift": True, "block_size": 4})
+    asked = task.recipe.objective.model_copy(update={"diffusion": how})
+    task.recipe = task.recipe.model_copy(update={"objective": asked})
+    task.preview(task.model, tmp_path / "step")
+    assert (tmp_path / "step.png").exists() and (tmp_path / "step.html").exists()
+    defaults = kits[0].parts.defaults
+    window = 64 if block else 128  # a row of block diffusion holds a page twice
+    assert (defaults.decoders, defaults.diffusion.shift, defaults.window) == (decoders, block is None, window)
+    assert defaults.diffusion.trained_block == defaults.diffusion.image.block_size == block
+    task.export(task.model, tmp_path)
+    trained = Trained.load(tmp_path)
+    assert trained == Trained.model_validate(
+        {"window": window, "decoders": decoders, "shift": block is None, "trained_block": block}
+    )
 
 
 def test_a_converted_model_starts_from_the_mean_mask_embedding(tmp_path: Path, corpus: Path) -> None:

@@ -1,17 +1,21 @@
-"""`cm3kit data`: build a corpus, and describe one."""
+"""`cm3kit data`: build a corpus, prepare web pages, pack them for training, and look at what is there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
 
-app = typer.Typer(name="data", help="Build and describe corpora.")
+if TYPE_CHECKING:
+    from cm3kit_tokenizers.text import TextTokenizer
+    from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+app = typer.Typer(name="data", help="Build, prepare, pack and describe corpora.")
 build_app = typer.Typer(name="build", help="Build a corpus.")
 app.add_typer(build_app)
 
@@ -40,13 +44,174 @@ def emoji(
     return Reply(figures, (str(output),))
 
 
+Prepared = Annotated[Path, typer.Argument(help="Folder that `data prepare` made.")]
+Text = Annotated[
+    Path | None, typer.Option("--text", help="Folder of a text tokenizer, instead of the model's.")
+]
+Image = Annotated[
+    Path | None, typer.Option("--image", help="Folder of an image tokenizer, instead of the model's.")
+]
+
+
+@app.command()
+def prepare(
+    src: Annotated[str, typer.Argument(metavar="SRC", help="File, folder or name of the source.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the prepared data.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="KIND",
+            help="auto, folder, warc, obelics, mmc4, webdataset, pairs, parquet, huggingface.",
+        ),
+    ] = "auto",
+    preset: Annotated[str, typer.Option("--preset", help="Rules to start from: cm3, htlm.")] = "cm3",
+    config: options.Config = None,
+    overrides: options.Overrides = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="i/n", help="Do only piece i, i+n, i+2n, …")
+    ] = "0/1",
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Processes; unless given, one a processor; 0 is this one."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Folder of pictures that the source only names.")
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")] = "train",
+    pages: Annotated[int, typer.Option("--pages", min=1, help="Pages or rows of one piece.")] = 500,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Turn web pages into records: minimal HTML, pictures by content, reasons for what is dropped.
+
+    The same command goes on where it was stopped.
+    """
+    from cm3kit.data.web import runner
+    from cm3kit.data.web.sources import SourceOptions
+
+    with progress("preparing", quiet) as watch:
+        found = runner.prepare(
+            src, output, kind=kind, settings=runner.settings_of(preset, config or [], overrides or []),
+            options=SourceOptions(pages, str(pictures or ""), split), shard=runner.shard_of(shard),
+            workers=runner.processors() if workers is None else workers, watch=watch,
+            warn=lambda line: typer.echo(line, err=True),
+        )  # fmt: skip
+    return Reply(found, (str(output),))
+
+
+@app.command()
+def pack(
+    folder: Prepared,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the token shards.")],
+    model: options.Model = None,
+    text: Text = None,
+    image: Image = None,
+    config: options.Config = None,
+    overrides: options.Overrides = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Turn records into token shards for training, by the tokenizers of a model."""
+    from cm3kit.data.web.pack import pack_records, pack_settings
+
+    tokenizers = _tokenizers(model, text, image)
+    settings = pack_settings(config or [], overrides or [])
+    with progress("packing", quiet) as watch:
+        index = pack_records(folder, *tokenizers, output, settings, watch)
+    return Reply(
+        {name: index[name] for name in ("documents", "tokens", "duplicates", "dtype")}, (str(output),)
+    )
+
+
+def _tokenizers(
+    model: str | None, text: Path | None, image: Path | None
+) -> tuple[TextTokenizer, ImageTokenizer]:
+    from cm3kit.pipelines.folder import find
+    from cm3kit_tokenizers.text import TextTokenizer
+    from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+    text = text or find(model) / "text"
+    return TextTokenizer.load(text), ImageTokenizer.load(image or find(model) / "image")
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Folder of prepared data or token shards.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML page to write.")],
+    model: options.Model = None,
+    text: Text = None,
+    image: Image = None,
+    count: Annotated[
+        int, typer.Option("--num-documents", "-n", min=1, help="Documents that are drawn.")
+    ] = 20,
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Write a page that shows what a model will see, token by token, the kinds of tokens in colour."""
+    from cm3kit.data.web.sample import sample as draw
+    from cm3kit.publish import write_atomic
+
+    words, codes = _tokenizers(model, text, image)
+    page = draw(folder, words, codes.size, count, seed or 0)
+    write_atomic(output, page.encode(), force)
+    return Reply({"page": output}, (str(output),))
+
+
+@app.command()
+def inspect(
+    folder: Prepared,
+    key: Annotated[str | None, typer.Argument(help="A page; unless given, the report on all.")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Show the report on prepared data, or what became of one page."""
+    from cm3kit.data.web.parts import audit_of
+    from cm3kit.data.web.report import report
+    from cm3kit.data.web.sample import inspect as look
+
+    if key is None:
+        found = audit_of(folder)
+        return Reply(found, (report(folder, found).rstrip(),))
+    page = look(folder, key)
+    return Reply(page, tuple(_table(page)))
+
+
+@app.command()
+def validate(
+    folder: Prepared,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Check prepared data whole: hashes, pictures, HTML, keys, counts."""
+    from cm3kit.data.web.report import check
+
+    with progress("validating", quiet) as watch:
+        found = check(folder, watch, lambda line: typer.echo(line, err=True))
+    return Reply(found, tuple(_table(found)))
+
+
+@app.command()
+def card(folder: Prepared, as_json: options.Json = False, verbose: options.Verbose = False) -> Reply:
+    """Print a data-set card for prepared data."""
+    from cm3kit.data.web.report import card as write
+
+    page = write(folder)
+    return Reply({"card": page}, (page.rstrip(),))
+
+
 @app.command()
 def stats(
     folder: Annotated[Path, typer.Argument(help="Folder of a corpus.")],
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Describe a corpus: pages, pictures, sizes, splits."""
+    """Describe a corpus, prepared data or token shards: pages, pictures, sizes, splits."""
     from cm3kit import data
 
     figures = data.stats(folder)

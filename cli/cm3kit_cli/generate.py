@@ -39,9 +39,7 @@ def generate(
     *,
     decoding: options.Decoding,
     output: options.Output = None,
-    grid: Annotated[
-        bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")
-    ] = True,
+    grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")] = True,
     no_prompt_metadata: Annotated[
         bool,
         typer.Option(

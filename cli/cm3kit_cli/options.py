@@ -110,7 +110,7 @@ Sampler = Annotated[
     str | None,
     typer.Option(
         "--sampler", metavar="PRESET",
-        help="A named diffusion sampler: uniform, ascending, ascending-eoser, threshold, cosine, llada, dream, …",
+        help="A named diffusion sampler: uniform, ascending, threshold, cosine, ancestral, llada, dream, …",
     ),
 ]  # fmt: skip
 Steps = Annotated[
@@ -140,6 +140,20 @@ Eoser = Annotated[
     bool | None,
     typer.Option("--eoser/--no-eoser", help="Rank ends lower at first, so that texts are not cut short."),
 ]
+Modifiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--modifier", metavar="NAME",
+        help="What takes back or replaces what was written: remdm-cap, remdm-loop, edit, …; repeatable.",
+    ),
+]  # fmt: skip
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="A.B=C",
+        help="Any other setting of the diffusion decoder: confidence=tempered, eoser.hard=0.5; repeatable.",
+    ),
+]  # fmt: skip
 BlockSize = Annotated[
     int | None,
     typer.Option("--block-size", min=1, help="Places of a block; blocks are written left to right."),
@@ -189,9 +203,11 @@ Overrides = Annotated[
 
 CM3_FLAGS = ("parallel", "precision")
 DIFFUSION_FLAGS = (
-    "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "block_size", "cache",
-    "verify_cache", "length", "show_schedule", "traj",
+    "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "modifiers", "block_size", "cache",
+    "verify_cache", "length", "overrides", "show_schedule", "traj",
 )  # fmt: skip
+# Flags that are not called as their option.
+SPELT = {"modifiers": "modifier", "overrides": "set"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +228,12 @@ class Decoding:
     accept: Accept = None
     threshold: Threshold = None
     eoser: Eoser = None
+    modifiers: Modifiers = None
     block_size: BlockSize = None
     cache: Cache = None
     verify_cache: VerifyCache = False
     length: Length = None
+    overrides: Settings = None
     show_schedule: ShowSchedule = False
     traj: Traj = None
 
@@ -223,12 +241,12 @@ class Decoding:
         """Refuse a flag of the decoder that does not write; `more` are flags of one command alone."""
         given = {each.name: getattr(self, each.name) for each in fields(self)} | more
         own = {"diffusion": CM3_FLAGS}.get(self.decoder or "cm3", DIFFUSION_FLAGS)
-        wrong = next((name for name in own if given.get(name) not in (None, False)), None)
+        wrong = next((name for name in own if given.get(name) not in (None, False, [])), None)
         if wrong is None and self.eoser is False and self.decoder != "diffusion":
             wrong = "no_eoser"
         if wrong is None:
             return
-        flag = f"--{wrong.replace('_', '-')}"
+        flag = f"--{SPELT.get(wrong, wrong).replace('_', '-')}"
         if self.decoder == "diffusion":
             raise typer.BadParameter(f"{flag} is a flag of --decoder cm3; leave it out")
         raise typer.BadParameter(f"{flag} is a flag of the other decoder; add --decoder diffusion")
@@ -242,6 +260,8 @@ class Decoding:
             del own[name]
         for name in ("quota", "order", "accept"):
             own[name] = choice(own[name])
+        own["modifiers"] = tuple(map(choice, self.modifiers)) if self.modifiers else None
+        own["overrides"] = tuple(self.overrides) if self.overrides else None
         return GenerateOptions(**{**own, "length": length(self.length), **more})
 
 

@@ -36,6 +36,14 @@ From = Annotated[
         help="A model, by name or folder, to go on from: its tokenizers and weights.",
     ),
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        metavar="NAME",
+        help="What is asked: cm3, next-token, masked-diffusion, block-diffusion or hybrid; by default the command's.",
+    ),
+]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many steps.")]
 
 
@@ -46,6 +54,7 @@ def _add(kind: str, summary: str) -> None:
         overrides: options.Overrides = None,
         output: RunFolder = None,
         start: From = None,
+        objective: Objective = None,
         resume: Resume = True,
         max_steps: MaxSteps = None,
         device: options.Device = "auto",
@@ -53,7 +62,7 @@ def _add(kind: str, summary: str) -> None:
         quiet: options.Quiet = False,
         verbose: options.Verbose = False,
     ) -> Reply:
-        chosen = [*_from(kind, start), *(overrides or [])]
+        chosen = [*_from(kind, start), *_asking(kind, objective), *(overrides or [])]
         return _train(kind, config or [], chosen, output, resume, max_steps, device, quiet)
 
 
@@ -73,6 +82,15 @@ def _from(kind: str, start: str | None) -> list[str]:
     if kind == "vqgan":
         return [f"start_from={folder / 'image'}"]
     return [f"text={folder / 'text'}", f"image={folder / 'image'}", f"backbone_from={folder / 'decoder'}"]
+
+
+def _asking(kind: str, objective: str | None) -> list[str]:
+    """Overrides that choose the objective."""
+    if objective is None:
+        return []
+    if kind in ("text", "vqgan"):
+        raise typer.BadParameter(f"--objective is of decoders, and {kind} trains a tokenizer; leave it out.")
+    return [f"objective.name={objective}"]
 
 
 def _train(

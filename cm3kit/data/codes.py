@@ -32,7 +32,7 @@ class Shard:
         codes_BN: uint16, or uint32 where there are more than 65,536 codes; row by row.
         names: the pictures' paths in their folder, with `/`.
         hashes: SHA-256 of each picture's file.
-        tokenizer: fingerprint of the tokenizer.
+        tokenizer: hash of the tokenizer (`ImageTokenizer.sha256`).
         precision: number format that it computed in, on which codes depend a little.
         grid: rows and columns.
         size: how many codes there are.

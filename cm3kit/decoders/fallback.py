@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache as TransformersCache
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.engine import Engine, LeanEngine, supports
 from cm3kit.decoders.settings import Precision
+from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
 
 
@@ -56,9 +57,10 @@ class ModuleEngine:
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, precision: Precision) -> None:
         if precision not in ("fp32", "bf16"):
+            kind = f"{model.config.model_type!r}{' that looks at the time' if is_timed(model) else ''}"
             raise ConfigError(
-                f"precision {precision!r} is for Llama and Qwen3 models,"
-                f" this is {model.config.model_type!r}; choose fp32 or bf16.",
+                f"precision {precision!r} is for plain Llama and Qwen3 models, this is {kind};"
+                " choose fp32 or bf16.",
                 code="bad_value",
             )
         config = model.config
@@ -97,6 +99,8 @@ class ModuleEngine:
 
     @torch.no_grad()
     def _forward(self, adapter: _Adapter, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor) -> Tensor:
+        # Trained beside diffusion, such a model has heard 0 on all pages that it read left to right.
+        zero_B = torch.zeros(len(ids_BT), device=self.device) if is_timed(self._model) else None
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             output = self._model(
                 input_ids=ids_BT,
@@ -104,6 +108,7 @@ class ModuleEngine:
                 attention_mask=mask,
                 past_key_values=adapter,
                 use_cache=True,
+                **time_inputs(self._model, zero_B, ids_BT.shape),
             )
         logits_BTV: Tensor = output.logits[..., : self._vocab_size].float()
         return logits_BTV

@@ -233,11 +233,23 @@ def hidden_states(
         position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
     if isinstance(attention, Tensor):
         options["attention_mask"] = attention
-    elif attention == "full":
+    elif attention == "full" and _takes_is_causal(model):
         options["is_causal"] = False
-    output = model.model(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **options)
+    elif attention == "full":
+        length = ids_BT.shape[1]
+        options["attention_mask"] = torch.ones(1, 1, length, length, dtype=torch.bool, device=ids_BT.device)
+    output = model.base_model(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **options)
     found: Tensor = output.last_hidden_state
     return found
+
+
+def _takes_is_causal(model: PreTrainedModel) -> bool:
+    """Whether it can be told to look both ways without a mask, which is faster.
+
+    Some families of transformers do not read `is_causal`, and layers that see a window make a causal mask of their
+    own; both would stay causal and say nothing.
+    """
+    return model.config.model_type in FAMILIES and getattr(model.config, "sliding_window", None) is None
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator
 
+from cm3kit.objectives.gaps import Layout
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.noise import EPSILON, times
 from cm3kit.registry import objective
@@ -27,11 +28,12 @@ class BlockDiffusion:
     """Masked diffusion in blocks of `block_size` ids, each at a time of its own in [low, high).
 
     Args:
-        inner: what is hidden and how it weighs; by default every id of the page. Its `pairs`, `drop`,
-            `modality` and `shift` are not used: an id is read off its own place.
+        inner: what is hidden and how it weighs; by default every id of the page. What `drop` and `modality` hide,
+            the clean copy hides too.
 
     Raises:
-        ConfigError: `block_size` is under 1, or `low` and `high` are not in order in [0, 1].
+        ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` has a shift:
+            the place before a block's first one sees nothing of the block.
     """
 
     vocab: Vocab
@@ -48,6 +50,11 @@ class BlockDiffusion:
                 " and times are in order in [0, 1].",
                 code="bad_config",
             )
+        if self.inner is not None and self.inner.shift:
+            raise ConfigError(
+                "shift = true, but block diffusion reads each id off its own place; leave it out.",
+                code="bad_config",
+            )
         object.__setattr__(self, "_inner", self.inner or MaskedDiffusion(self.vocab, hides="all"))
 
     @property
@@ -56,11 +63,13 @@ class BlockDiffusion:
         return False
 
     def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
-        """An `exercise` of each document."""
-        return [self.exercise(ids, rng, budget) for ids in documents]
+        """The exercises of each document."""
+        return [each for ids in documents for each in self.exercise(ids, rng, budget)]
 
-    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
+    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Exercise]:
         """The noised and the clean copy of one document, or of a slice, in at most `budget` ids together.
+
+        With `inner.pairs` a second exercise hides in every block what the first one shows.
 
         Raises:
             ConfigError: half of `budget` is under 3, or a picture that is all there is does not fit into it.
@@ -69,20 +78,42 @@ class BlockDiffusion:
         layout = inner.lay_out(ids, rng, budget // 2)
         size = len(layout.ids)
         levels = times(-(-size // self.block_size), rng, max(self.low, EPSILON), self.high)
-        odds = torch.rand(size, generator=rng, dtype=torch.float64).tolist()
-        noised, weights, spread = list(layout.ids), [0.0] * size, [0.0] * size
-        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
-            spread[place] = t = levels[place // self.block_size]
-            if gap and odds[place] < 1 - noise.alpha(t):
-                noised[place] = self.vocab.mask
-                weights[place] = inner._weight(t) * inner._factor(id)
+        t_T = [levels[place // self.block_size] for place in range(size)]
+        alpha_T = [noise.alpha(t) for t in t_T]
+        odds_T = torch.rand(size, generator=rng, dtype=torch.float64).tolist()
+        hidden_T = [odd < 1 - alpha for odd, alpha in zip(odds_T, alpha_T, strict=True)]
+        shown = inner.shown(layout, *inner._whole(layout, rng))
+        spread_T = [1 - alpha for alpha in alpha_T]
+        out = [self._ask(layout, shown, hidden_T, spread_T, [inner._weight(t) for t in t_T])]
+        if inner.pairs:
+            rest_T = [not each for each in hidden_T]
+            out.append(self._ask(layout, shown, rest_T, alpha_T, [inner._rest_weight(t) for t in t_T]))
+        return out
+
+    def _ask(
+        self,
+        layout: Layout,
+        shown: tuple[list[int], list[bool]],
+        hidden_T: list[bool],
+        spread_T: list[float],
+        level_T: list[float],
+    ) -> Exercise:
+        """Hide these places where they may be asked for: each has its block's noise level and weight."""
+        inner, (clean_T, asked_T), size = self._inner, shown, len(layout.ids)
+        noised_T, weights_T, scored_T = list(clean_T), [0.0] * size, inner.scored(layout)
+        now_T = [ask and hide for ask, hide in zip(asked_T, hidden_T, strict=True)]
+        for place, id in enumerate(layout.ids):
+            if now_T[place]:
+                noised_T[place] = self.vocab.mask
+                weights_T[place] = level_T[place] * inner._factor(id) if scored_T[place] else 0.0
+        maskable = sum(asked_T)
+        if inner.norm == "sequence" and maskable:
+            weights_T = [each / maskable for each in weights_T]
+        mass = float(sum(now_T) if inner.weighting == "flat" else maskable) if inner.norm == "token" else 1.0
         places = list(range(size))
         blocks = [place // self.block_size for place in places]
-        maskable = float(sum(layout.hidden))
-        if inner.norm == "sequence" and maskable:
-            weights = [each / maskable for each in weights]
         return Exercise(
-            [*layout.ids, *layout.ids], [*weights, *[0.0] * size], layout.answers,
-            [*noised, *layout.ids], [*blocks, *blocks], [*[True] * size, *[False] * size], [*places, *places],
-            time=[*spread, *[0.0] * size], shift=False, mass=maskable if inner.norm == "token" else 1.0,
+            [*layout.ids, *layout.ids], [*weights_T, *[0.0] * size], layout.answers,
+            [*noised_T, *clean_T], [*blocks, *blocks], [*[True] * size, *[False] * size], [*places, *places],
+            time=[*spread_T, *[0.0] * size], shift=False, mass=mass,
         )  # fmt: skip

@@ -36,7 +36,8 @@ class MaskedDiffusion:
         schedule: of the noise; see `noise.schedule`.
         weighting: of hidden ids: by the evidence bound, or all alike (MaskGIT, arXiv:2202.04200, eq. 1).
         snr_cap: γ of the softly capped weight, or None.
-        norm: divisor of the loss: ids that could be hidden, sequences with each divided by its own ids, or sequences.
+        norm: divisor of the loss: ids that could be hidden (flat: that are), sequences with each divided by its own
+            ids, or sequences.
         hides: the gaps that `law` draws, the rest being given and never noised; or every id of the page.
         text_weight: factor on ids that are no image codes, and `image_weight` on those that are.
         drop: chance that all given text and pictures of a page are hidden without a loss, for guidance.
@@ -87,20 +88,20 @@ class MaskedDiffusion:
         ]
 
     def exercise(self, ids: Sequence[int], t: float, rng: Generator, budget: int) -> list[Exercise]:
-        """One document at time t, and with `pairs` its complement, at the time that hides as many.
+        """One document at time t, and with `pairs` its complement, which hides what the first one shows.
 
         Raises:
             ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
         """
         layout = self.lay_out(ids, rng, budget)
         odds_T = torch.rand(len(layout.ids), generator=rng, dtype=torch.float64)
-        noise = 1 - self._noise.alpha(t)
-        hidden = [gap and odd < noise for gap, odd in zip(layout.hidden, odds_T.tolist(), strict=True)]
+        alpha = self._noise.alpha(t)
+        hidden = [gap and odd < 1 - alpha for gap, odd in zip(layout.hidden, odds_T.tolist(), strict=True)]
         whole, unseen = self._whole(layout, rng)
-        out = [self._ask(layout, hidden, t, whole, unseen)]
+        out = [self._ask(layout, hidden, 1 - alpha, self._weight(t), whole, unseen)]
         if self.pairs:
             rest = [gap and not now for gap, now in zip(layout.hidden, hidden, strict=True)]
-            out.append(self._ask(layout, rest, self._noise.complement(t), whole, unseen))
+            out.append(self._ask(layout, rest, alpha, self._rest_weight(t), whole, unseen))
         return out
 
     def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
@@ -136,44 +137,60 @@ class MaskedDiffusion:
         return (lambda id: False), draws[2] < self.drop
 
     def _ask(
-        self, layout: Layout, hidden: list[bool], t: float, whole: Callable[[int], bool], unseen: bool
+        self,
+        layout: Layout,
+        hidden: list[bool],
+        noise: float,
+        level: float,
+        whole: Callable[[int], bool],
+        unseen: bool,
     ) -> Exercise:
-        inputs, weights = list(layout.ids), [0.0] * len(layout.ids)
-        maskable = 0
-        level = self._weight(t)
-        run = 0
-        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
-            run = run + 1 if id == self.vocab.eoss and gap else 0
-            if not gap:
-                if unseen and id >= self.vocab.text.start:
-                    inputs[place] = self.vocab.mask
-                continue
-            if whole(id):
+        """Hide these places, of which each weighs `level`; `noise` is the share that is hidden on average."""
+        inputs, asked = self.shown(layout, whole, unseen)
+        weights, scored = [0.0] * len(layout.ids), self.scored(layout)
+        now = [ask and hide for ask, hide in zip(asked, hidden, strict=True)]
+        for place, id in enumerate(layout.ids):
+            if now[place]:
                 inputs[place] = self.vocab.mask
-                continue
-            maskable += 1
-            if hidden[place]:
-                inputs[place] = self.vocab.mask
-                scored = self.ends is None or run <= self.ends
-                weights[place] = level * self._factor(id) if scored else 0.0
+                weights[place] = level * self._factor(id) if scored[place] else 0.0
+        maskable = sum(asked)
         if self.norm == "sequence" and maskable:
             weights = [each / maskable for each in weights]
-        mass = {"token": float(maskable), "sequence": 1.0, "batch": 1.0}[self.norm]
-        if self.weighting == "flat":
-            mass = float(sum(hidden)) if self.norm == "token" else mass
-        return self._exercise(layout, inputs, weights, t, mass)
+        mass = float(sum(now) if self.weighting == "flat" else maskable) if self.norm == "token" else 1.0
+        return self._exercise(layout, inputs, weights, noise, mass)
+
+    def shown(
+        self, layout: Layout, whole: Callable[[int], bool], unseen: bool
+    ) -> tuple[list[int], list[bool]]:
+        """The page before it is noised, with the mask where an id is hidden for good, and what may be asked for."""
+        ids, asked = list(layout.ids), list(layout.hidden)
+        for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
+            if whole(id) if gap else unseen and id >= self.vocab.text.start:
+                ids[place], asked[place] = self.vocab.mask, False
+        return ids, asked
+
+    def scored(self, layout: Layout) -> list[bool]:
+        """Which places of gaps have a loss where they are hidden: all but the `<eoss>` after the first `ends`."""
+        out, run = [], 0
+        for id, gap in zip(layout.ids, layout.hidden, strict=True):
+            run = run + 1 if gap and id == self.vocab.eoss else 0
+            out.append(gap and (self.ends is None or run <= self.ends))
+        return out
 
     def _exercise(
-        self, layout: Layout, inputs: list[int], weights: list[float], t: float, mass: float
+        self, layout: Layout, inputs: list[int], weights: list[float], noise: float, mass: float
     ) -> Exercise:
         size = len(layout.ids)
         return Exercise(
             layout.ids, weights, layout.answers, inputs, [0] * size, [True] * size,
-            time=t, shift=self.shift, mass=mass,
+            time=noise, shift=self.shift, mass=mass,
         )  # fmt: skip
 
     def _weight(self, t: float) -> float:
         return 1.0 if self.weighting == "flat" else self._noise.weight(t, self.snr_cap)
+
+    def _rest_weight(self, t: float) -> float:
+        return 1.0 if self.weighting == "flat" else self._noise.rest_weight(t, self.snr_cap)
 
     def _factor(self, id: int) -> float:
         return self.image_weight if id >= self.vocab.image.start else self.text_weight

@@ -33,13 +33,14 @@ class Noise:
         alpha = self.alpha(t)
         return self.slope(t) / (1 - alpha + (alpha / snr_cap if snr_cap else 0.0))
 
-    def complement(self, t: float) -> float:
-        """The time at which as many ids are hidden as survive at t."""
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (low, middle) if 1 - self.alpha(middle) >= self.alpha(t) else (middle, high)
-        return max(high, EPSILON)
+    def rest_weight(self, t: float, snr_cap: float | None = None) -> float:
+        """Weight of an id that survives at t and is asked for in the other copy of a pair.
+
+        That copy hides the share α(t). It is `weight` with α(t) in the place of 1 − α(t) but the slope still at t,
+        since t is what is drawn: so the mean over t is the bound again, under any schedule.
+        """
+        alpha = max(self.alpha(t), EPSILON)
+        return self.slope(t) / (alpha + ((1 - alpha) / snr_cap if snr_cap else 0.0))
 
 
 schedule: Registry[Noise] = Registry("noise schedule")

@@ -38,7 +38,7 @@ class Denoisers:
             return self.plain
         vocab, shift = self._parts.vocab, self._defaults.shift
         backbone = self._weights()
-        if is_timed(backbone):
+        if is_timed(backbone) and config.cache != "exact":
             raise ConfigError(
                 f"the model looks at the time, which changes all it keeps; the cache {config.cache!r} is not"
                 " for it. Use the cache 'none'.",

@@ -26,6 +26,7 @@ from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.models.backbone import load_backbone
+from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing, verify
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -180,6 +181,32 @@ def count_parameters(folder: Path) -> int:
     return total
 
 
+def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained | None = None) -> Defaults:
+    """The defaults with what they leave open filled in from what the decoders were trained for.
+
+    Args:
+        decoder: of the model's decoder.
+        diffusion: of weights that are for the diffusion decoder alone.
+    """
+    decoders, given = defaults.decoders, defaults.model_fields_set
+    if decoder is not None and "decoders" not in given:
+        decoders = decoder.decoders
+    windows = [each.window for each in (decoder, diffusion) if each is not None and each.window is not None]
+    window = min(windows) if windows and "window" not in given else defaults.window
+    defaults = defaults.model_copy(update={"decoders": decoders, "window": window})
+    trained = diffusion or decoder
+    if trained is None or not (diffusion or DIFFUSION in decoders):
+        return defaults
+    chosen = defaults.diffusion
+    found = {name: getattr(trained, name) for name in ("shift", "trained_block")}
+    if trained.trained_block is not None:
+        how = {"cache": "exact", "block_size": trained.trained_block}
+        for name in ("image", "text", "mixed"):
+            found[name] = getattr(chosen, name).model_copy(update=how)
+    own = {name: value for name, value in found.items() if name not in chosen.model_fields_set}
+    return defaults.model_copy(update={"diffusion": chosen.model_copy(update=own)})
+
+
 def assemble(
     target: Path, text: Path, image: Path, decoder: Path, defaults: Defaults, card: str,
     diffusion: Path | None = None,
@@ -187,8 +214,8 @@ def assemble(
     """Publish a model folder from trained parts.
 
     Args:
-        diffusion: folder of a decoder that writes in place; unless given, `decoder` does both where the
-            defaults say so.
+        defaults: what they do not set is as the decoders were trained, where these say so.
+        diffusion: folder of a decoder that writes in place; unless given, `decoder` does what it was trained for.
 
     Raises:
         OutputError: the folder exists, or the disk is full.
@@ -196,6 +223,7 @@ def assemble(
     """
     vocab = Vocab(TextTokenizer.load(text).size, ImageTokenizer.load(image).size)
     sources, index = {"text": text, "image": image, "decoder": decoder}, dict(PARTS)
+    defaults = as_trained(defaults, Trained.load(decoder), Trained.load(diffusion) if diffusion else None)
     if diffusion is not None:
         sources[DIFFUSION], index[DIFFUSION] = diffusion, PARTS["decoder"]
         named = dict.fromkeys((*defaults.decoders, DIFFUSION))

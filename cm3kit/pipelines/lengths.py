@@ -120,18 +120,19 @@ class LengthSearch:
     def _score(self, board: Board, wrote: Written, before: Board, number: int) -> float:
         """Mean log-probability of the ids of one gap and of its end."""
         stretch, whole = board.stretches[number], before.stretches[number]
-        slots = sum(each.stop - each.start for each in before.stretches)
-        end = self._end(wrote.ids, stretch.stop, whole.stop, slots)
+        end = self._end(wrote.ids, stretch.stop, whole.stop, before)
         size = stretch.stop - stretch.start
         return (wrote.fills[number].logprob + end) / (size + 1)
 
-    def _end(self, ids: Sequence[int], place: int, stop: int, slots: int) -> float:
-        """Log-probability of `<eoss>` at a place, with all up to `stop` open, of so many slots of the board."""
+    def _end(self, ids: Sequence[int], place: int, stop: int, before: Board) -> float:
+        """Log-probability of `<eoss>` at a place of the board, with all up to `stop` open."""
         opened = torch.tensor([[*ids[:place], *[self.vocab.mask] * (stop - place), *ids[stop:]]])
-        block = None
+        block, within = None, range(len(ids))
         if self.config.cache == "exact":
             block = block_of(place, 0, self.config.block_size, len(ids))
-        times = ((stop - place) / slots,)
+            within = range(*block)
+        slots = [slot for each in before.stretches for slot in range(each.start, each.stop) if slot in within]
+        times = (sum(place <= slot < stop for slot in slots) / len(slots),)
         ask = Ask(opened, (len(ids),), (torch.tensor([place]),), times, block)
         logits_V = self.denoiser.logits(ask)[0][0].float().cpu()
         logits_V[self.vocab.mask] = -torch.inf

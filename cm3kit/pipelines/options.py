@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from cm3kit.config import resolve
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
@@ -23,8 +24,8 @@ Config = TypeVar("Config", DecodeConfig, DiffusionConfig)
 OWN: Mapping[DecoderName, tuple[str, ...]] = {
     "cm3": ("parallel", "precision"),
     "diffusion": (
-        "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "block_size", "cache",
-        "verify_cache", "length",
+        "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "modifiers", "block_size",
+        "cache", "verify_cache", "length", "overrides",
     ),
 }  # fmt: skip
 """Options that one decoder has and the other has not."""
@@ -33,6 +34,8 @@ OWN: Mapping[DecoderName, tuple[str, ...]] = {
 KEPT = ("text", "image", "guidance", "guidance_schedule", "block_size", "cache", "batch_size")
 # Quotas that fix the number of steps themselves.
 STEPLESS = ("ascending", "explicit")
+# What only a sampler by confidence reads.
+RANKING = ("quota", "order", "accept", "threshold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,11 @@ class GenerateOptions:
             mapping with `name` and options.
         threshold: accept every slot that is as sure as this.
         eoser: whether ends are ranked lower at first.
+        modifiers: what takes back or replaces what was written; as `quota`, instead of those of model or preset.
         block_size: slots of a block, written left to right.
         cache: keys and values kept between passes; `verify_cache` compares every pass with one without.
         length: exact number of ids of every text gap, or "auto" to try several.
+        overrides: any other setting of `DiffusionConfig`, as `a.b=c` with a value in YAML: `eoser.hard=0.5`.
     """
 
     guidance: float | None = None
@@ -76,6 +81,8 @@ class GenerateOptions:
     cache: Literal["none", "exact", "prefix", "dual"] | None = None
     verify_cache: bool = False
     length: int | Literal["auto"] | None = None
+    modifiers: tuple[Choice, ...] | None = None
+    overrides: tuple[str, ...] | None = None
 
 
 def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> DecoderName:
@@ -119,21 +126,26 @@ def diffusion_settings(
     """The model's defaults for a modality, or those of a preset, under the user's options.
 
     Raises:
-        ConfigError: an option is out of range or contradicts another (`bad_value`), or a name is unknown
-            (`unknown_name`).
+        ConfigError: an option is out of range or contradicts another (`bad_value`), a name is unknown
+            (`unknown_name`), or an override is (`bad_config`).
     """
     base: DiffusionConfig = getattr(defaults, modality)
     found = base.model_dump()
     if options.sampler is not None:
         found = {**{name: found[name] for name in KEPT}, **presets[options.sampler].settings}
-    for name in ("steps", "quota", "order", "accept", "block_size", "cache"):
+    for name in ("steps", "quota", "order", "accept", "modifiers", "block_size", "cache"):
         if getattr(options, name) is not None:
             found[name] = getattr(options, name)
     if options.threshold is not None:
         found["accept"] = _threshold(options)
     if options.eoser is not None:
         found["eoser"] = _eoser(found) if options.eoser else None
-    config = _valid(DiffusionConfig, {**found, **_drawing(_valid(DiffusionConfig, found), options)})
+    found |= _drawing(_valid(DiffusionConfig, found), options)
+    config = _valid(DiffusionConfig, found)
+    if options.overrides:
+        # What is None is left out, so that `eoser.hard=0.5` finds no `eoser` rather than one that is no group.
+        given = {name: value for name, value in config.model_dump().items() if value is not None}
+        config = resolve(DiffusionConfig, [given], options.overrides)
     _agree(config, options)
     return config
 
@@ -171,6 +183,14 @@ def _agree(config: DiffusionConfig, options: GenerateOptions) -> None:
     if options.steps is not None and _name(config.quota) in STEPLESS:
         raise ConfigError(
             f"steps = {options.steps}, but the quota {_name(config.quota)!r} fixes them itself; leave one out.",
+            code="bad_value",
+        )
+    idle = [name for name in (*RANKING, "steps") if getattr(options, name) is not None]
+    if config.sampler == "ancestral":
+        idle = [name for name in idle if name != "steps"]
+    if config.sampler != "confidence" and idle:
+        raise ConfigError(
+            f"the sampler {config.sampler!r} does not read {idle[0]}; leave one of them out.",
             code="bad_value",
         )
     if config.cache != "none" and config.block_size is None:

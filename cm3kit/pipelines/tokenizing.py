@@ -86,7 +86,7 @@ def tokenize(
 
     Args:
         model: a model, or the folder of an image tokenizer.
-        output: gets a folder named after the tokenizer's fingerprint and the precision.
+        output: gets a folder named after the tokenizer's hash and the precision.
         batch: pictures encoded at once, by default `usual_batch`; a shard holds `shard` of them.
         warn: hears of each picture that cannot be read, which is left out.
 
@@ -101,7 +101,7 @@ def tokenize(
         raise ConfigError("batch and shard are at least 1.", code="bad_value")
     tokenizer, names = find_tokenizer(model, device, precision), listed(folder)
     batch = batch or usual_batch(tokenizer)
-    whose = tokenizer.fingerprint() if precision == "fp32" else find_tokenizer(model, "cpu").fingerprint()
+    whose = tokenizer.sha256 if precision == "fp32" else find_tokenizer(model, "cpu").sha256
     target = output / f"{whose[:16]}-{precision}"
     target.mkdir(parents=True, exist_ok=True)
     old = merged(read_shards(target)) if any(target.glob("shard-*.safetensors")) else {}
@@ -182,10 +182,10 @@ def detokenize(
         DataError: `source` holds no codes, or is damaged (`bad_data`).
     """
     shards, tokenizer = read_shards(source), find_tokenizer(model, device)
-    wrong = [each.tokenizer[:16] for each in shards if each.tokenizer != tokenizer.fingerprint()]
+    wrong = [each.tokenizer[:16] for each in shards if each.tokenizer != tokenizer.sha256]
     if wrong:
         raise ModelError(
-            f"{source} was made by the tokenizer {wrong[0]}, not by {tokenizer.fingerprint()[:16]}; give its --model.",
+            f"{source} was made by the tokenizer {wrong[0]}, not by {tokenizer.sha256[:16]}; give its --model.",
             code="bad_checkpoint",
         )
     codes, batch = merged(shards), batch or usual_batch(tokenizer)

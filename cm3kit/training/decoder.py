@@ -12,14 +12,18 @@ from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.data.corpus import load_documents
+from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.models.attention import annealed, block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, load_backbone, save_backbone
 from cm3kit.models.embeddings import init_mask_embedding
 from cm3kit.models.timestep import add_timestep, is_timed
-from cm3kit.pipelines.folder import Defaults
+from cm3kit.pipelines.folder import Defaults, as_trained
+from cm3kit.pipelines.trained import Trained
+from cm3kit.rng import generator
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
-from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack
+from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack, trained_as
+from cm3kit.types import Exercise
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -30,6 +34,7 @@ class DecoderRecipe(Settings):
     """Everything that training a decoder needs.
 
     Attributes:
+        data: a folder of pages, or of token shards (`cm3kit data pack`).
         text: folder of a trained text tokenizer, and `image` of an image tokenizer.
         window: length of a packed row.
         backbone_from: a folder or hub id to start from instead of fresh weights of `backbone`.
@@ -84,9 +89,19 @@ class DecoderTask:
         self.vocab = Vocab(text.size, self.image.size)
         self.objective = make_objective(recipe.objective, self.vocab, text, self.image.grid)
         self.tokenizer = PageTokenizer(text, self.vocab)
-        self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
+        self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
+        self._next = Cursor()
+        if self.rows is None:
+            self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
+            self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
         self.model = Scorer(self._backbone()).train()
-        self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
+
+    def _shards(self) -> Rows:
+        recipe, how = self.recipe, self.recipe.objective
+        shards = TokenShards(recipe.data, self.tokenizer.text.sha256, self.image.sha256)
+        # A block-wise objective shows a document twice, clean and noised; pairs hide it in two ways.
+        copies = 2 if how.name == "block-diffusion" or how.diffusion.pairs else 1
+        return Rows(shards, recipe.window, recipe.loop.seed, copies=copies)
 
     def _backbone(self) -> PreTrainedModel:
         recipe, size = self.recipe, len(self.vocab)
@@ -100,12 +115,29 @@ class DecoderTask:
             add_timestep(model, recipe.timestep, recipe.loop.seed)
         return model
 
+    def seek(self, step: int, size: int, process: int, processes: int) -> None:
+        """Go to the rows of shards that one of several processes takes at a step."""
+        if self.rows is not None:
+            self._next = self.rows.after(Cursor(), (step * processes + process) * size)
+
     def batch(self, rng: Generator, size: int) -> Packed:
         """`size` rows of packed exercises."""
         window = self.recipe.window
+        if self.rows is not None:
+            return pack(self._next_exercises(self.rows, size), size, window)
         count = int(1.3 * size * window / self._mean) + 2
         drawn = list(self.documents.draw(rng, count))
         return pack(self.objective.exercises(drawn, rng, window), size, window)
+
+    def _next_exercises(self, rows: Rows, size: int) -> list[Exercise]:
+        """Exercises of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""
+        out: list[Exercise] = []
+        for _ in range(size):
+            for number, room in rows.row(self._next):
+                rng = generator(self.recipe.loop.seed, self._next.epoch, number)
+                out += self.objective.exercises([rows.shards[number]], rng, room)
+            self._next = rows.after(self._next, 1)
+        return out
 
     def loss(
         self, model: nn.Module, batch: Packed, step: int, rng: Generator
@@ -145,10 +177,15 @@ class DecoderTask:
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """A few prompts as pictures, and a page with its gaps filled."""
-        defaults = Defaults(window=self.recipe.window, preset=self.recipe.objective.preset)
+        defaults = as_trained(Defaults(preset=self.recipe.objective.preset), self._trained)
         text, prompts = self.tokenizer.text, self.recipe.previews
         preview(text, self.image, self.vocab, self.model.backbone, defaults, prompts, path)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """The backbone in half precision, and the id space."""
+        """The backbone in half precision, and what it was trained for."""
         save_backbone(self.model.backbone, folder, half=True)
+        self._trained.save(folder)
+
+    @property
+    def _trained(self) -> Trained:
+        return trained_as(self.recipe.objective, self.recipe.window)

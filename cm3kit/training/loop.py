@@ -234,6 +234,10 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
     for group in progress.optimizer.param_groups:
         rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
         group["lr"] = rate * group["factor"]
+    seek = getattr(progress.task, "seek", None)
+    if seek is not None:  # a task whose data have an order of their own
+        accelerator = progress.accelerator
+        seek(step, settings.batch_size, accelerator.process_index, accelerator.num_processes)
     batch = progress.task.batch(rng, settings.batch_size)
     progress.whole = False
     # Dropout can only draw from the global generators: lend them a seed for this step and put it back.

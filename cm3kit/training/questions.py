@@ -12,6 +12,7 @@ from torch import Tensor
 from cm3kit.config import Settings
 from cm3kit.objectives import PRESETS, BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion, NextToken
 from cm3kit.objectives.gaps import GapLaw
+from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Exercise, Objective
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -75,6 +76,19 @@ def make_objective(
         how = settings.diffusion
         return BlockDiffusion(vocab, how.block_size, how.low, how.high, masked)
     return Hybrid(causal, masked, settings.share)
+
+
+def trained_as(settings: ObjectiveSettings, window: int) -> Trained:
+    """Which decoders a model can be used by that was trained with an objective in rows of a length, and how."""
+    how, blocks = settings.diffusion, settings.name == "block-diffusion"
+    if settings.name in ("cm3", "next-token"):
+        return Trained(window=window)
+    return Trained(
+        window=window // 2 if blocks else window,  # where a row holds each page twice
+        decoders=("cm3", "diffusion") if settings.name == "hybrid" else ("diffusion",),
+        shift=how.shift and not blocks,
+        trained_block=how.block_size if blocks else None,
+    )
 
 
 class Packed(NamedTuple):

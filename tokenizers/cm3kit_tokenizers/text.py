@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,6 +73,11 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; broken UTF-8 becomes U+FFFD."""
         return b"".join(self.pieces[each] for each in ids).decode("utf-8", "replace")
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of everything that decides which ids a text gets."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     @cached_property
     def pieces(self) -> list[bytes]:

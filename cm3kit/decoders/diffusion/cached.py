@@ -34,7 +34,8 @@ class ExactCache:
     places and n blocks of b with s passes each take P + n s b + (n - 1) b places through the layers.
 
     Args:
-        backbone: a model trained with `models.attention.block_mask` on a noisy and a clean copy.
+        backbone: a model trained with `models.attention.block_mask` on a noisy and a clean copy; one that looks
+            at the time hears that of the block in it, and 0 before it.
         mask: id of an open slot.
         vocab_size: logits are given for this many ids, from 0.
         block_size: places of a block. Blocks are counted from the active one, so that the first of a row is
@@ -87,7 +88,8 @@ class ExactCache:
         known = self._known(stored, ask.ids_BT, start)
         stored.crop(known)
         mask_B1QK = self._sees(ask.lengths, start, stop, slice(known, stop))
-        hidden_BQD = self._passes.run(ask.ids_BT[:, known:stop], mask_B1QK, known, stored.past)
+        times_BQ = _times(ask, start, stop)[:, known:]
+        hidden_BQD = self._passes.run(ask.ids_BT[:, known:stop], mask_B1QK, known, stored.past, times_BQ)
         stored.take(ask.ids_BT, start, hidden_BQD)
         self._stored[row] = stored
         found = self._passes.read(hidden_BQD[:, start - known :], start, stored.before_BD, ask.slots)
@@ -135,8 +137,13 @@ class ExactCache:
 
     def _plain(self, ask: Ask, start: int, stop: int) -> list[Tensor]:
         mask_B1TT = self._sees(ask.lengths, start, stop, slice(0, stop))
-        hidden_BTD = self._passes.run(ask.ids_BT[:, :stop], mask_B1TT, 0)
+        hidden_BTD = self._passes.run(ask.ids_BT[:, :stop], mask_B1TT, 0, None, _times(ask, start, stop))
         return self._passes.read(hidden_BTD, 0, None, ask.slots)
+
+
+def _times(ask: Ask, start: int, stop: int) -> Tensor:
+    """Times (B, stop): as in training, 0 where a row is clean, and its own in the active block."""
+    return torch.tensor(ask.times)[:, None] * (torch.arange(stop) >= start)
 
 
 @dataclass(slots=True)

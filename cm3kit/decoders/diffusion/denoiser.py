@@ -17,7 +17,8 @@ class Ask:
         ids_BT: rows, padded on the right.
         lengths: ids of each row that are not padding.
         slots: for each row the places whose logits are wanted, ascending; a row may want none.
-        times: for each row the share of its slots that is still open (the diffusion time t).
+        times: for each row the share of its slots that is still open (the diffusion time t); of the block's
+            slots alone for models that were trained block by block.
         block: places `start:stop` that are being written, where the canvas is written block by block.
     """
 

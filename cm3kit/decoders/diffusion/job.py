@@ -108,6 +108,11 @@ class Job:
         later = len(self.open) - len(self.slots)
         return (self.phase.time(len(self.slots)) * self.phase.blanks + later) / self.total
 
+    @property
+    def block_time(self) -> float:
+        """Diffusion time of the current block alone."""
+        return self.time if self.phase is None else self.phase.time(len(self.slots))
+
     def window_of(self, slot: int) -> tuple[int, int]:
         """The block around a slot."""
         return block_of(slot, self.origin, self.block_size, len(self.ids))

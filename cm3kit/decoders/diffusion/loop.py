@@ -164,7 +164,7 @@ class _Batch:
             for job in self._jobs:
                 job.enter(window, self._opener)
             self._denoiser.open_block(self._canvas(), self._lengths(), window)
-            self._count([len(job.slots) if job else 0 for job in self._places], opening=True)
+            self._count([len(job.slots) if job else 0 for job in self._places] * self._streams, opening=True)
 
     def _canvas(self) -> Tensor:
         for place, job in enumerate(self._places):
@@ -183,17 +183,21 @@ class _Batch:
         if not any(scored):
             return
         weights = [self._weight(job) for job in self._places]
-        logits = self._ask(scored)
-        self._count([len(slots) for slots in scored])
+        guides: list[list[int]] = []
+        if self._streams == 2:  # a weight of 1 guides nothing, and costs no second pass
+            guides = [slots if each != 1 else [] for slots, each in zip(scored, weights, strict=True)]
+        logits = self._ask([*scored, *guides])
+        self._count([len(slots) for slots in (*scored, *guides)])
         for place, (job, slots) in enumerate(zip(self._places, scored, strict=True)):
             if job is not None and slots:
                 logits_MV = mixed_MV = logits[place]
-                if self._streams == 2:
+                guided = bool(guides and guides[place])
+                if guided:
                     mixed_MV = mix(logits_MV, logits[len(self._places) + place], weights[place])
-                self._write(job, wanted[place], Scored(slots, logits_MV, mixed_MV))
+                self._write(job, wanted[place], Scored(slots, logits_MV, mixed_MV), 1 + guided)
 
-    def _write(self, job: Job, wanted: list[int], scored: Scored) -> None:
-        """Write, edit and open again what one pass leads to in one board."""
+    def _write(self, job: Job, wanted: list[int], scored: Scored, passes: int) -> None:
+        """Write, edit and open again in one board what one pass, or two with that of the guide, leads to."""
         before, block = len(job.commits), job.block()
         written = job.written_slots if job.editor else []
         if wanted and job.phase is not None:
@@ -201,7 +205,7 @@ class _Batch:
         edit = (
             self._writer.edit(job, job.editor, block, scored.of(written)) if job.editor and written else None
         )
-        job.cost.wasted += 0 if len(job.commits) > before else self._streams
+        job.cost.wasted += 0 if len(job.commits) > before else passes
         if wanted:
             job.reopen()
         job.passed(full=not wanted, edited=edit is not None)
@@ -212,21 +216,25 @@ class _Batch:
         return weight(self._config, job.time, min(job.phase.step, job.phase.steps), job.phase.steps)
 
     def _ask(self, wanted: Sequence[Sequence[int]]) -> list[Tensor]:
-        slots = tuple(torch.tensor(each, dtype=torch.long) for each in wanted) * self._streams
-        times = tuple(job.time if job else 0.0 for job in self._places) * self._streams
+        slots = tuple(torch.tensor(each, dtype=torch.long) for each in wanted)
+        times = tuple(self._time(job) if job else 0.0 for job in self._places) * self._streams
         block = self._jobs[0].window if self._together else None
         ask = Ask(self._canvas(), self._lengths(), slots, times, block)
         return [each.detach().float().cpu() for each in self._denoiser.logits(ask)]
 
+    def _time(self, job: Job) -> float:
+        # Models that were trained block by block hear the level of the block: what is before it is clean.
+        return job.block_time if self._config.cache == "exact" else job.time
+
     def _count(self, rows: Sequence[int], opening: bool = False) -> None:
-        """Take down what a call cost each board of which so many rows were asked."""
+        """Take down what a call cost each board, of whose rows so many slots were asked."""
         metered = isinstance(self._denoiser, Metered)
         if opening and not metered:
             return
         lengths = self._lengths()
         computed = self._denoiser.computed if isinstance(self._denoiser, Metered) else lengths
         for index, (places, length) in enumerate(zip(computed, lengths, strict=True)):
-            job, asked = self._places[index % len(rows)], rows[index % len(rows)]
+            job, asked = self._places[index % len(self._places)], rows[index]
             if job is not None and asked:
                 job.cost.add(places, length)
                 job.cost.head_rows += 0 if opening else asked

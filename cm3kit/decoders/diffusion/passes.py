@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.models.backbone import head
+from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
 
 
@@ -34,20 +35,30 @@ class Passes:
         self.alone = self.device.type == "cpu"
 
     @torch.no_grad()
-    def run(self, ids_BQ: Tensor, mask_B1QK: Tensor, start: int, past: DynamicCache | None = None) -> Tensor:
+    def run(
+        self,
+        ids_BQ: Tensor,
+        mask_B1QK: Tensor,
+        start: int,
+        past: DynamicCache | None = None,
+        times_BQ: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states (B, Q, D) of the places from `start` on.
 
         Args:
             mask_B1QK: who may look where; keys are those in `past` in their order, then those of `ids_BQ`.
             past: keys and values, to which those of `ids_BQ` are added.
+            times_BQ: diffusion time of each place, which a model that looks at none is not told.
         """
+        times_BQ = times_BQ.to(self.device) if times_BQ is not None and is_timed(self._backbone) else None
         places_1Q = torch.arange(start, start + ids_BQ.shape[1], device=self.device)[None]
-        output = self._backbone.model(
+        output = self._backbone.base_model(
             input_ids=ids_BQ.to(self.device),
             attention_mask=mask_B1QK.to(self.device),
             position_ids=places_1Q,
             past_key_values=past,
             use_cache=past is not None,
+            **time_inputs(self._backbone, times_BQ, ids_BQ.shape),
         )
         hidden_BQD: Tensor = output.last_hidden_state
         return hidden_BQD

@@ -130,6 +130,25 @@ _add(
     early_exit=False,
 )
 
+_add(
+    "ancestral",
+    """The reverse process in steps (MDLM, arXiv:2406.07524, eq. 7): each open slot is written by chance, and what
+    it is drawn at temperature 1. Steps that write nothing cost no pass, which MDLM's cache spares only models
+    that do not look at the time. Left out: MDLM's last pass, for what rounding has left open.""",
+    sampler="ancestral",
+    text=PLAIN,
+    image=PLAIN,
+    early_exit=False,
+)
+_add(
+    "first-hitting",
+    """The reverse process without steps (arXiv:2409.02908, alg. 2; BD3-LM): one slot a pass, whichever is next.""",
+    sampler="first-hitting",
+    text=PLAIN,
+    image=PLAIN,
+    early_exit=False,
+)
+
 # --- What we recommend for pages. Padding is not written by the model. ---
 
 _add(

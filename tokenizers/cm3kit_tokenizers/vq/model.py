@@ -82,6 +82,18 @@ class ImageTokenizer(nn.Module):
         weight: nn.Parameter = self.network.quantize.embedding.weight
         return weight
 
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides which codes a picture gets: another decoder or origin changes nothing."""
+        # Settings at their defaults are left out, so that a new one does not change what is as it was.
+        settings = self.config.model_dump_json(exclude={"origin"}, exclude_defaults=True)
+        digest = hashlib.sha256(settings.encode())
+        for name, each in sorted(self.state_dict().items()):
+            if not name.startswith(("network.decoder.", "network.post_quant_conv.")):
+                digest.update(f"{name} {tuple(each.shape)} {each.dtype}".encode())
+                digest.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def latents(self, x_BCHW: Tensor) -> Tensor:
         """Vectors before quantisation, `(B, code_dim, h, w)`, of pixels in [−1, 1]."""
         if self.config.pixel_range == "unit":
@@ -123,16 +135,6 @@ class ImageTokenizer(nn.Module):
         for part in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
             getattr(self.network, part).to(dtype)
         return self
-
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that codes and pictures depend on: settings and weights, not their origin."""
-        # Settings at their defaults are left out, so that a new one does not change what is as it was.
-        settings = self.config.model_dump_json(exclude={"origin"}, exclude_defaults=True)
-        digest = hashlib.sha256(settings.encode())
-        for name, each in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tuple(each.shape)} {each.dtype}".encode())
-            digest.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
 
     def save(self, folder: Path, half: bool = False) -> None:
         """Write config.json + safetensors (a diffusers folder) and the tokenizer's own settings."""

@@ -1,0 +1,1 @@
+"""The web as training data: any page in, records and token shards out."""
