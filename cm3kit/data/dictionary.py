@@ -118,8 +118,8 @@ def read_entries(share: Path) -> list[Entry]:
                 (sense.kind_of or "") if sense else "",
                 _neighbours(kin.get(each.subgroup, []), slugs[each.name]),
                 split[each.name],
-                # Variants are many and alike: by the square root they would be seen too seldom to be told apart.
-                sizes[each.base] ** -0.25,
+                # Variants are many, and so alike that they are told apart only if they are seen almost as often as others.
+                sizes[each.base] ** -0.1,
             )
         )
     return entries
