@@ -57,7 +57,8 @@ model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes
 	$(TRAIN) cm3 -c emoji-cm3-second -o runs/cm3-second
 	$(TRAIN) cm3 -c emoji-cm3-third -o runs/cm3-third
 	$(TRAIN) cm3 -c emoji-cm3-fourth -o runs/cm3-fourth
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-fourth/final \
+	$(TRAIN) cm3 -c emoji-cm3-fifth -o runs/cm3-fifth
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-fifth/final \
 		--defaults emoji-defaults --card checkpoints/emoji/README.md -o runs/emoji
 
 bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed

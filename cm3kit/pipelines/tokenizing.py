@@ -131,13 +131,8 @@ def tokenize(
     if skipped == len(names):
         raise DataError(f"{folder}: none of {skipped} pictures could be read.", code="bad_data")
     told = {"encoded": writer.written, "kept": kept, "skipped": skipped, "dtype": str(empty.dtype)}
-    return {
-        "folder": target,
-        "tokenizer": whose,
-        **told,
-        "grid": list(tokenizer.grid),
-        "codes": tokenizer.size,
-    }
+    about = {"folder": target, "tokenizer": whose, "grid": list(tokenizer.grid), "codes": tokenizer.size}
+    return told | about
 
 
 class _Writer:
