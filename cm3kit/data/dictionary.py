@@ -118,7 +118,7 @@ def read_entries(share: Path) -> list[Entry]:
                 (sense.kind_of or "") if sense else "",
                 _neighbours(kin.get(each.subgroup, []), slugs[each.name]),
                 split[each.name],
-                # Variants are many, and so alike that they are told apart only if they are seen almost as often as others.
+                # Variants are many, and so alike that they are told apart only if seen almost as often as others.
                 sizes[each.base] ** -0.1,
             )
         )
