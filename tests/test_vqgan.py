@@ -1,7 +1,8 @@
-"""Random shifts of training pictures move them over white, and never out of sight."""
+"""Random shifts of training pictures, and what a reconstruction costs."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from PIL import Image
 
 from cm3kit.config import resolve
+from cm3kit.training.reconstruct import LossWeights, Reconstruction
 from cm3kit.training.vqgan import VqganRecipe, VqganTask, _shift
 from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.vq.losses import psnr
+from cm3kit_tokenizers.vq.model import to_signed
 
 SIDE = 8
 
@@ -45,3 +49,17 @@ def test_a_shift_out_of_the_picture_is_refused(tmp_path: Path, shift: int) -> No
     with pytest.raises(ConfigError, match=rf"shift = {shift}: .*resolution, {SIDE}\.") as caught:
         task(tmp_path, shift)
     assert caught.value.code == "bad_config"
+
+
+def test_the_logarithm_of_the_error_is_the_mean_psnr_but_for_a_factor() -> None:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(60, 196, (3, 3, SIDE, SIDE), dtype=torch.uint8, generator=rng)
+    noise = (
+        torch.randint(-40, 40, pixels.shape, generator=rng) * torch.tensor([1, 4, 20]).view(3, 1, 1, 1) // 20
+    )
+    again = (pixels + noise).to(torch.uint8)
+    none = {name: 0.0 for name in ("l1", "l2", "laplacian", "ssim")}
+    loss, _ = Reconstruction(LossWeights(**none, log_l2=1.0))(to_signed(pixels), to_signed(again))
+    scores = psnr(pixels, again)
+    assert float(scores.max() - scores.min()) > 10
+    assert float(loss) == pytest.approx(math.log(4) - float(scores.mean()) * math.log(10) / 10, abs=1e-4)

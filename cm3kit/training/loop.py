@@ -24,7 +24,7 @@ from cm3kit.training.interrupts import interrupts_wait
 from cm3kit.training.log import add_line, forget_after
 from cm3kit.training.precision import accelerator
 from cm3kit.training.task import LoopSettings as LoopSettings
-from cm3kit.training.task import Part, Report, TaskInParts, Warn
+from cm3kit.training.task import Part, Report, TaskInOrder, TaskInParts, Warn
 from cm3kit.training.task import Task as Task
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, OutputError
 
@@ -234,10 +234,9 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
     for group in progress.optimizer.param_groups:
         rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
         group["lr"] = rate * group["factor"]
-    seek = getattr(progress.task, "seek", None)
-    if seek is not None:  # a task whose data have an order of their own
-        accelerator = progress.accelerator
-        seek(step, settings.batch_size, accelerator.process_index, accelerator.num_processes)
+    if isinstance(progress.task, TaskInOrder):
+        who = progress.accelerator
+        progress.task.seek(step, settings.batch_size, who.process_index, who.num_processes)
     batch = progress.task.batch(rng, settings.batch_size)
     progress.whole = False
     # Dropout can only draw from the global generators: lend them a seed for this step and put it back.

@@ -83,5 +83,13 @@ class TaskInParts(Protocol):
         """Every weight that is trained, in one part each."""
 
 
+@runtime_checkable
+class TaskInOrder(Protocol):
+    """A task whose data have an order of their own, such as the rows of shards."""
+
+    def seek(self, step: int, size: int, process: int, processes: int) -> None:
+        """Go to the `size` rows that one of several processes takes at a step."""
+
+
 Report = Callable[[int, int, dict[str, float]], None]
 Warn = Callable[[str], None]
