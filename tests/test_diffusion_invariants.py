@@ -16,10 +16,12 @@ from cm3kit.decoders.diffusion import axes
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.diffusion.free import Free
 from cm3kit.decoders.diffusion.loop import Diffusion
+from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.diffusion.written import Written
 from cm3kit.types import BlankKind, Board, Stretch
+from cm3kit_tokenizers.errors import ConfigError
 
 EOSS, MASK, VOCAB = 2, 3, 40
 WORDS, CODES = range(4, 30), range(30, 40)
@@ -208,3 +210,42 @@ def test_where_all_is_alike_ids_and_slots_come_from_the_left() -> None:
         written = fill(Oracle([4] * 6, sure=0.0), board, order=order)
         assert [slot for commit in written.trajectory.commits for slot in commit.positions] == [1, 2, 3, 4]
         assert written.ids[1:5] == (4,) * 4  # the lowest id that may stand there
+
+
+@pytest.mark.parametrize(("blocks", "counts"), [(1, [[1, 2, 7]]), (2, [[1, 2], [7]]), (3, [[1], [2], [7]])])
+def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
+    blocks: int, counts: list[list[int]]
+) -> None:
+    options = {
+        "quota": {"name": "ascending", "mode": "paper"},
+        "ascending_blocks": blocks,
+        "early_exit": False,
+    }
+    for seed in range(10):
+        target, board = random_board(seed)
+        oracle = Oracle(target)
+        written = fill(oracle, board, **options)
+        assert list(written.ids) == target and plan(board, DiffusionConfig(**options)) == counts
+        commits = [commit.positions for commit in written.trajectory.commits]
+        assert [len(slots) for slots in commits] == [count for block in counts for count in block]
+        done = iter(sorted(slot for slots in commits for slot in slots))
+        for block in counts:  # what a block writes lies left of what comes after it
+            wrote = sorted(slot for _ in block for slot in commits.pop(0))
+            assert wrote == [next(done) for _ in wrote]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"quota": "uniform"}, "quota 'uniform'"),
+        ({"block_size": 4}, "block_size"),
+        ({"cache": "prefix"}, "cache 'prefix'"),
+        ({"modifiers": ["remdm-cap"]}, "opens slots again"),
+        ({"sampler": "ancestral"}, "sampler 'ancestral'"),
+        ({"ascending_blocks": 9}, "1 to 3"),
+    ],
+)
+def test_ascending_blocks_say_what_they_do_not_go_with(options: dict[str, Any], said: str) -> None:
+    _, board = random_board(0)
+    with pytest.raises(ConfigError, match=said):
+        fill(Oracle([]), board, **{"quota": "ascending", "ascending_blocks": 2, **options})

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.blocks import block_of, block_origin, open_slots
+from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of, open_slots
 from cm3kit.decoders.diffusion.denoiser import Constraint
 from cm3kit.decoders.diffusion.modifiers import Block, Editor
 from cm3kit.decoders.diffusion.phases import Opener, Phase
@@ -29,8 +29,7 @@ class Job:
         row: index among the boards.
         mask: id of an open slot.
         eoss: id that ends the answer of a padded stretch.
-        block_size: places of a block; None for one block.
-        origin: place where the first block starts.
+        blocks: into which the board is cut.
         ids: the board as it stands.
         guide: the same with the condition masked; empty where nothing guides.
         open: open slots, ascending.
@@ -50,8 +49,7 @@ class Job:
     constraint: Constraint
     mask: int
     eoss: int
-    block_size: int | None
-    origin: int
+    blocks: Blocks
     ids: list[int]
     guide: list[int]
     open: list[int]
@@ -113,14 +111,10 @@ class Job:
         """Diffusion time of the current block alone."""
         return self.time if self.phase is None else self.phase.time(len(self.slots))
 
-    def window_of(self, slot: int) -> tuple[int, int]:
-        """The block around a slot."""
-        return block_of(slot, self.origin, self.block_size, len(self.ids))
-
     def enter(self, window: tuple[int, int], opener: Opener) -> None:
         """Go on to a block."""
         self.window, self.posts, self.settled = window, 0, False
-        self.phase = opener(len(self.slots)) if self.slots else None
+        self.phase = opener(len(self.slots), self.blocks.later(window)) if self.slots else None
 
     def want(self) -> list[int]:
         """Open slots that the next pass must score. None where the block is done, or but for edits.
@@ -291,8 +285,7 @@ def make_job(
         constraint=constraint,
         mask=mask,
         eoss=eoss,
-        block_size=config.block_size,
-        origin=block_origin(slots, config),
+        blocks=blocks_of(slots, config, len(board.ids)),
         ids=list(board.ids),
         guide=list(board.guide) if config.guidance != 1 else [],
         open=slots,

@@ -86,7 +86,7 @@ class Diffusion:
     def _group(self, job: Job) -> tuple[int, int, int]:
         width = -(-len(job.ids) // PADDING) * PADDING
         # What a cache holds belongs to one block of the whole batch.
-        return width, 2 if job.guide else 1, job.origin if self._config.cache != "none" else 0
+        return width, 2 if job.guide else 1, job.blocks.origin if self._config.cache != "none" else 0
 
 
 class _Progress:
@@ -158,9 +158,9 @@ class _Batch:
         if not self._together:
             for job in self._jobs:
                 if job.idle:
-                    job.enter(job.window_of(job.open[0]), self._opener)
+                    job.enter(job.blocks.around(job.open[0]), self._opener)
         elif all(job.idle for job in self._jobs):
-            window = min(job.window_of(job.open[0]) for job in self._jobs if job.open)
+            window = min(job.blocks.around(job.open[0]) for job in self._jobs if job.open)
             for job in self._jobs:
                 job.enter(window, self._opener)
             self._denoiser.open_block(self._canvas(), self._lengths(), window)

@@ -53,8 +53,8 @@ class Phase(Protocol):
         """Of the scored slots those to write now: indices (K,), best first, and the scores (M,) of all."""
 
 
-Opener = Callable[[int], Phase]
-"""`opener(blanks)`: the phase of a block with so many open slots."""
+Opener = Callable[[int, bool], Phase]
+"""`opener(blanks, later)`: the phase of a block with so many open slots; `later` is that of `plan_block`."""
 
 
 class Confidence:
@@ -219,29 +219,50 @@ def make_opener(config: DiffusionConfig, ends: Collection[int], remasker: Remask
 
     Raises:
         ConfigError: an axis is unknown (`unknown_name`), or one of its options is, or the sampler has no use
-            for `eoser` or a remasker (`bad_config`).
+            for `eoser`, a remasker or ascending blocks (`bad_config`).
     """
     if config.eoser is not None and config.sampler != "confidence":
         raise ConfigError(
             f"eoser ranks slots, and sampler {config.sampler!r} ranks none; leave one of them out.",
             code="bad_config",
         )
+    if config.ascending_blocks is not None:
+        _fit_for_ascending_blocks(config, remasker)
     if config.sampler == "first-hitting":
         if remasker is not None:
             raise ConfigError(
                 "sampler 'first-hitting' has no steps at which slots could open again; use 'ancestral'.",
                 code="bad_config",
             )
-        return Reverse
+        return lambda blanks, later: Reverse(blanks)
     if config.sampler == "ancestral":
         if remasker is not None:
-            return lambda blanks: Remasked(blanks, config.steps or blanks, remasker)
-        return lambda blanks: Reverse(blanks, config.steps or blanks)
+            return lambda blanks, later: Remasked(blanks, config.steps or blanks, remasker)
+        return lambda blanks, later: Reverse(blanks, config.steps or blanks)
     order, accept = axes.bind(axes.order, config.order), axes.bind(axes.accept, config.accept)
     if config.eoser is not None:
         order = orders.eoser(order, config.eoser, ends)
     shares = not _own_schedule(config)
-    return lambda blanks: Confidence(plan_block(config, blanks, remasker), order, accept, remasker, shares)
+    return lambda blanks, later: Confidence(
+        plan_block(config, blanks, remasker, later), order, accept, remasker, shares
+    )
+
+
+def _fit_for_ascending_blocks(config: DiffusionConfig, remasker: Remasker | None) -> None:
+    quota = config.quota if isinstance(config.quota, str) else config.quota.get("name")
+    wrong = {
+        f"sampler {config.sampler!r}": config.sampler != "confidence",
+        f"quota {quota!r}": quota != "ascending",
+        "block_size": config.block_size is not None,
+        f"cache {config.cache!r}": config.cache != "none",
+        "a modifier that opens slots again": remasker is not None,
+    }
+    found = [name for name, here in wrong.items() if here]
+    if found:
+        raise ConfigError(
+            f"ascending_blocks deals out the steps of quota 'ascending', and does not go with {found[0]}.",
+            code="bad_config",
+        )
 
 
 def make_modifiers(config: DiffusionConfig) -> tuple[Remasker | None, Editor | None]:
@@ -267,11 +288,18 @@ def _own_schedule(config: DiffusionConfig) -> bool:
     return config.quota in ("uniform", {"name": "uniform"})
 
 
-def plan_block(config: DiffusionConfig, blanks: int, remasker: Remasker | None = None) -> list[int]:
+def plan_block(
+    config: DiffusionConfig, blanks: int, remasker: Remasker | None = None, later: bool = False
+) -> list[int]:
     """How many of a block's slots each step is to write for good; ancestral steps are taken at their mean.
 
-    0 stands for a step that only rewrites.
+    0 stands for a step that only rewrites. `later` says that the block is not the first of ascending ones: these
+    are written in one step each.
     """
+    if config.ascending_blocks is not None:
+        # The first of several has all powers of two, and one that is alone the schedule as it was released.
+        mode = "clip" if config.ascending_blocks > 1 else "paper"
+        return [blanks] if later else quotas.ascending(blanks, 1, mode=mode)
     steps = config.steps or blanks
     if config.sampler == "first-hitting":
         return [1] * blanks

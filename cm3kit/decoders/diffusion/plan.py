@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cm3kit.decoders.diffusion.blocks import block_of, block_origin, open_slots
+from cm3kit.decoders.diffusion.blocks import blocks_of, open_slots
 from cm3kit.decoders.diffusion.phases import make_modifiers, plan_block
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.types import Board
@@ -17,12 +17,16 @@ def plan(board: Board, config: DiffusionConfig) -> list[list[int]]:
     the ancestral sampler draws by lot is given at its mean.
 
     Raises:
-        ConfigError: the board is malformed (`bad_value`) or the quota is unknown (`unknown_name`).
+        ConfigError: the board is malformed (`bad_value`) or the quota is unknown (`unknown_name`), or there are
+            more ascending blocks than steps (`bad_config`).
     """
     slots = open_slots(board)
     if not slots:
         return []
-    origin = block_origin(slots, config)
-    starts = [block_of(slot, origin, config.block_size, len(board.ids))[0] for slot in slots]
+    blocks = blocks_of(slots, config, len(board.ids))
+    windows = Counter(blocks.around(slot) for slot in slots)
     remasker, _ = make_modifiers(config)
-    return [plan_block(config, blanks, remasker) for _, blanks in sorted(Counter(starts).items())]
+    return [
+        plan_block(config, blanks, remasker, blocks.later(window))
+        for window, blanks in sorted(windows.items())
+    ]

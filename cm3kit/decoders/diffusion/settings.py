@@ -39,6 +39,8 @@ class DiffusionConfig(Settings):
         guidance_schedule: whether the weight is constant, or grows as 1 + (guidance - 1)(1 - t), where t is the share
             of slots still open (linear), or falls from 1 in equal steps (steps).
         block_size: slots of a block, written left to right; None writes the whole board at once.
+        ascending_blocks: write so many blocks from left to right whose sizes ascend as the steps of quota `ascending`
+            do, each but the first in one step.
         cache: keys and values kept between passes: exact (models trained block-causally), or the prefix and
             dual approximations (arXiv:2505.22618).
         early_exit: stop a row once everything before its first end id is written.
@@ -58,6 +60,7 @@ class DiffusionConfig(Settings):
     guidance: float = Field(1.0, ge=0, le=100)
     guidance_schedule: Literal["constant", "linear", "steps"] = "constant"
     block_size: int | None = Field(None, ge=1)
+    ascending_blocks: int | None = Field(None, ge=1)
     cache: Literal["none", "exact", "prefix", "dual"] = "none"
     early_exit: bool = True
     batch_size: int = Field(default=8, ge=1, le=1024)
