@@ -23,7 +23,7 @@ demo: $(VENV)/.stamp-base ## Draw four red apples and fill the gaps of a page (i
 	@printf '\nThe results:\n  pictures     %s\n  filled page  %s\n' "$(CURDIR)/$(DEMO)/apple" "$(CURDIR)/$(DEMO)/page"
 
 test: $(VENV)/.stamp-dev ## Run the tests (installs first)
-	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
 
 test-parity: $(VENV)/.stamp-dev ## Compare with taming-transformers, in an environment of its own
 	$(BIN)/python -m venv --clear $(PARITY)
