@@ -426,6 +426,26 @@ def test_weights_by_modality_and_flat_ones() -> None:
         assert each.mass == sum(weight > 0 for weight in each.weights)
 
 
+def test_ordered_pages_are_hidden_from_the_right_and_scored_near_what_is_shown() -> None:
+    objective = masked(ordered=1.0, ahead=4, hides="all")
+    seen = set()
+    for seed in range(40):
+        each = objective.exercises([page()], generator(seed), 100)[0]
+        hidden = [place for place, hide in enumerate(hidden_of(each)) if hide]
+        assert hidden == list(range(hidden[0], len(each.ids) - 1))  # all but the `<eod>`
+        assert [place for place, weight in enumerate(each.weights) if weight] == hidden[:4]
+        assert each.mass == min(4, len(hidden))
+        seen.add(len(hidden))
+    assert len(seen) > 12 and max(seen) == len(page())
+    some = masked(ordered=0.5, ahead=100, hides="all").exercises([page()] * 400, generator(0), 100)
+    prefixes = sum(hide == sorted(hide) for hide in (hidden_of(each)[1:-1] for each in some))
+    assert 170 < prefixes < 260
+    with pytest.raises(ConfigError, match="ordered"):
+        masked(ordered=0.5, pairs=True)
+    with pytest.raises(ConfigError, match="ordered"):
+        BlockDiffusion(VOCAB, inner=masked(ordered=0.5))
+
+
 def test_shifted_targets_stand_one_place_earlier_when_packed() -> None:
     rng = generator(12)
     exercises = masked(shift=True).exercises([page()] * 2, rng, 60)

@@ -32,8 +32,8 @@ class BlockDiffusion:
             the clean copy hides too.
 
     Raises:
-        ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` has a shift:
-            the place before a block's first one sees nothing of the block.
+        ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` has a shift
+            (the place before a block's first one sees nothing of the block) or is `ordered`.
     """
 
     vocab: Vocab
@@ -48,6 +48,11 @@ class BlockDiffusion:
             raise ConfigError(
                 f"block_size = {self.block_size}, times in [{self.low}, {self.high}): a block holds at least one id,"
                 " and times are in order in [0, 1].",
+                code="bad_config",
+            )
+        if self.inner is not None and self.inner.ordered:
+            raise ConfigError(
+                "ordered > 0, but block diffusion hides each block at a time of its own; leave it out.",
                 code="bad_config",
             )
         if self.inner is not None and self.inner.shift:

@@ -19,7 +19,7 @@ from cm3kit.objectives.units import cuts, too_small, window
 from cm3kit.registry import objective
 from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import PageError
+from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.vocab import Vocab
 
 Weighting = Literal["bound", "flat"]
@@ -44,12 +44,15 @@ class MaskedDiffusion:
         modality: chance that one modality of a page's gaps is hidden whole and has no loss.
         pairs: give each page twice, hiding every id in exactly one of the two.
         ends: how many `<eoss>` of a gap have a loss; None is all.
+        ordered: share of pages that are hidden from the right, so that what is shown of their gaps is what a decoder
+            has written that goes from left to right, in blocks or id by id: what a causal model knows is of use there,
+            and it forgets it otherwise. Of these pages the first `ahead` hidden ids have a loss.
         shift: read an id off the place before it (Dream, DiffuCoder), as causal models do.
         continues: for each text id, whether it starts inside a UTF-8 character.
         grid: (rows, columns) of a picture's codes.
 
     Raises:
-        ConfigError: the schedule is unknown.
+        ConfigError: the schedule is unknown, or both `pairs` and `ordered` are asked for.
     """
 
     vocab: Vocab
@@ -65,6 +68,8 @@ class MaskedDiffusion:
     modality: float = 0.0
     pairs: bool = False
     ends: int | None = None
+    ordered: float = 0.0
+    ahead: int = 16
     shift: bool = False
     continues: Sequence[bool] | None = None
     grid: tuple[int, int] | None = None
@@ -72,6 +77,11 @@ class MaskedDiffusion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_noise", schedule[self.schedule])
+        if self.pairs and self.ordered:
+            raise ConfigError(
+                "pairs and ordered: the complement of a page that is hidden from the right is none; leave one out.",
+                code="bad_config",
+            )
 
     @property
     def causal(self) -> bool:
@@ -94,6 +104,8 @@ class MaskedDiffusion:
             ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
         """
         layout = self.lay_out(ids, rng, budget)
+        if self.ordered and float(torch.rand((), generator=rng, dtype=torch.float64)) < self.ordered:
+            return [self._from_the_right(layout, t, rng)]
         odds_T = torch.rand(len(layout.ids), generator=rng, dtype=torch.float64)
         alpha = self._noise.alpha(t)
         hidden = [gap and odd < 1 - alpha for gap, odd in zip(layout.hidden, odds_T.tolist(), strict=True)]
@@ -103,6 +115,21 @@ class MaskedDiffusion:
             rest = [gap and not now for gap, now in zip(layout.hidden, hidden, strict=True)]
             out.append(self._ask(layout, rest, alpha, self._rest_weight(t), whole, unseen))
         return out
+
+    def _from_the_right(self, layout: Layout, t: float, rng: Generator) -> Exercise:
+        """The document with the last share t of its gaps' ids hidden, of which those that come first are scored."""
+        whole, unseen = self._whole(layout, rng)
+        inputs, asked = self.shown(layout, whole, unseen)
+        slots = [place for place, ask in enumerate(asked) if ask]
+        hidden = slots[int((1 - t) * len(slots)) :]
+        scored, weights = self.scored(layout), [0.0] * len(layout.ids)
+        for place in hidden:
+            inputs[place] = self.vocab.mask
+        near = hidden[: self.ahead]
+        for place in near:
+            share = 1 / len(near) if self.norm == "sequence" else 1.0
+            weights[place] = share * self._factor(layout.ids[place]) if scored[place] else 0.0
+        return self._exercise(layout, inputs, weights, t, float(len(near)) if self.norm == "token" else 1.0)
 
     def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
         """The document between `<eod>`, with its gaps; or a slice that has `<eod>` only at a true end."""

@@ -35,6 +35,8 @@ class DiffusionSettings(Settings):
     modality: float = Field(0.0, ge=0, le=1)
     pairs: bool = False
     ends: int | None = Field(None, ge=1)
+    ordered: float = Field(0.0, ge=0, le=1)
+    ahead: int = Field(16, ge=1)
     shift: bool = False
     block_size: int = Field(16, ge=1)
     low: float = Field(1e-3, ge=0, lt=1)
