@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cm3kit.models.attention import annealed, block_mask, flex_mask, mask_mod
+from cm3kit.models.attention import annealed, block_mask, flex_mask, mask_mod, row_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, packed_mask
 
 V = 30
@@ -199,3 +199,24 @@ def test_annealing_repeats_with_the_generator_and_leaves_the_global_one() -> Non
 def test_a_share_is_in_the_unit_interval(share: float) -> None:
     with pytest.raises(ValueError, match="share"):
         annealing(share)
+
+
+def test_unseen_places_see_and_are_seen_by_nobody_else() -> None:
+    documents, draw = packed(3), rng(3)
+    blocks, noisy = torch.zeros_like(documents), torch.ones_like(documents, dtype=torch.bool)
+    unseen = torch.rand(documents.shape, generator=draw) < 0.4
+    mask, plain = (block_mask(documents, blocks, noisy, unseen_BT=each)[:, 0] for each in (unseen, None))
+    for row, query, key in torch.cartesian_prod(*map(torch.arange, mask.shape)).tolist():
+        expected = bool(plain[row, query, key]) and (query == key or not unseen[row, key])
+        assert bool(mask[row, query, key]) == expected
+    # A row on its own, as decoders lay it out.
+    ids, lengths = torch.where(unseen, 3, 9), [40, 17, 0]
+    mask = row_mask(ids, lengths, 3)
+    assert mask is not None and mask.any(-1).all()
+    for row, length in enumerate(lengths[:2]):
+        inside = torch.ones(1, length, dtype=torch.long)
+        kept = unseen[row : row + 1, :length]
+        alone = block_mask(inside, inside, inside.bool(), unseen_BT=kept)[0, 0]
+        assert torch.equal(mask[row, 0, :length, :length], alone)
+        assert not (mask[row, 0, :length, length:]).any()
+    assert row_mask(ids, [40, 40, 40]) is None

@@ -230,6 +230,26 @@ def test_logits_are_those_of_the_module_under_full_attention(family: str, togeth
     assert not torch.allclose(scores.logits(Ask(ids_BT, lengths, slots, (1.0,) * 3))[0][0], found[0][0])
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_open_slots_that_are_unseen_change_no_other_place(timed: bool) -> None:
+    model = add_timestep(tiny(), 16) if timed else tiny()
+    ids = [1, 7, 8, MASK, 9, MASK, MASK, 1]
+    slots = (torch.tensor([3, 5]),)
+
+    def scored(row: list[int], length: int, **options: Any) -> Tensor:
+        scores = BackboneDenoiser(model, MASK, VOCAB, unseen=True, **options)
+        return scores.logits(Ask(torch.tensor([row]), (length,), slots, (0.5,)))[0]
+
+    found = scored(ids, 8)
+    for options in ({"lean": False}, {"together": True}, {"together": True, "lean": False}):
+        assert torch.allclose(scored([*ids, 5, 5], 8, **options), found, atol=1e-4)
+    # More open slots at the end are no other question, and one that is written is.
+    assert torch.allclose(scored([*ids, MASK, MASK], 10), found, atol=1e-4)
+    assert not torch.allclose(scored([*ids, MASK, 7], 10), found, atol=1e-2)
+    seen = BackboneDenoiser(model, MASK, VOCAB)
+    assert not torch.allclose(seen.logits(Ask(torch.tensor([ids]), (8,), slots, (0.5,)))[0], found, atol=1e-2)
+
+
 # What a board costs.
 
 

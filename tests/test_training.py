@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
 from cm3kit.config import Settings
+from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
+from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.models.backbone import BackboneConfig, load_backbone
 from cm3kit.models.timestep import is_timed
 from cm3kit.pipelines.kit import Kit
@@ -592,6 +594,26 @@ def test_annealed_attention_begins_causal_and_ends_full(corpus: Path) -> None:
     assert not (start & ~left_TT).any() and (end & ~left_TT).any()
     causal = toy_decoder(corpus, objective="masked-diffusion", attention="causal")
     assert torch.equal(causal._mask(batch, 0, generator(0)), start)
+
+
+def test_open_slots_that_are_unseen_in_training_are_so_in_use(tmp_path: Path, corpus: Path) -> None:
+    task = toy_decoder(corpus, dropout=0.0, objective="masked-diffusion", masks="unseen")
+    batch = task.batch(generator(0), 1)
+    task.model.eval()
+    with torch.no_grad():
+        nats_T = task.nats(task.model, batch, task.recipe.loop.steps, generator(0))[0]
+    first_T = batch.documents_BT[0] == 1
+    places_T = (first_T & (batch.ids_BT[0] == task.vocab.mask)).nonzero()[:, 0]
+    ids_1T = batch.ids_BT[:, first_T]
+    ask = Ask(ids_1T, (ids_1T.shape[1],), (places_T,), (1.0,))
+    scores = BackboneDenoiser(task.model.backbone, task.vocab.mask, len(task.vocab), unseen=True)
+    picked_M = scores.logits(ask)[0].log_softmax(-1).gather(-1, batch.targets_BT[0, places_T, None])[:, 0]
+    assert len(places_T) and torch.allclose(-picked_M, nats_T[places_T], atol=1e-3)
+    task.export(task.model, tmp_path)
+    trained = Trained.load(tmp_path)
+    assert trained is not None and trained.unseen
+    with pytest.raises(ConfigError, match="block-diffusion"):
+        toy_decoder(corpus, objective="block-diffusion", masks="unseen")
 
 
 @pytest.mark.parametrize(

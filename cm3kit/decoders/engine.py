@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.settings import Precision
+from cm3kit.models.attention import row_mask
 from cm3kit.models.timestep import is_timed
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -139,24 +140,21 @@ class LeanEngine:
         return self._logits(self._run(ids, lambda index, heads_THD: self._attend_causally(heads_THD)))
 
     @torch.no_grad()
-    def encode(self, ids_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+    def encode(self, ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) -> Tensor:
         """Hidden states (B, T, D) of rows padded on the right, where every place sees all of its own row.
 
+        Places that hold the id `unseen` are seen by themselves alone.
         They are those before the final norm, and mean nothing at padding; `logits_of` reads them.
         """
         rows, width = ids_BT.shape
         place_T = torch.arange(width, device=self.device)
-        seen_B11T = None
-        if any(length != width for length in lengths):
-            # A row of padding alone sees its first place: a softmax over nothing is no number.
-            length_B = torch.tensor(lengths, device=self.device).clamp(min=1)
-            seen_B11T = (place_T < length_B[:, None])[:, None, None]
+        seen_B1QT = row_mask(ids_BT.to(self.device), lengths, unseen)
 
         def attend(index: int, heads_MHD: Tensor) -> Tensor:
             heads_BHTD = heads_MHD.view(rows, width, -1, self.head_dim).transpose(1, 2)
             q, k, v = torch.split(heads_BHTD, [self.heads, self.kv_heads, self.kv_heads], dim=1)
             grouped = self.heads != self.kv_heads
-            seen = scaled_dot_product_attention(q, k, v, attn_mask=seen_B11T, scale=1.0, enable_gqa=grouped)
+            seen = scaled_dot_product_attention(q, k, v, attn_mask=seen_B1QT, scale=1.0, enable_gqa=grouped)
             return seen.transpose(1, 2).reshape(rows * width, -1)
 
         cis_M1R = self._cis[place_T.clamp(max=self.window - 1)].repeat(rows, 1, 1)

@@ -13,7 +13,7 @@ halves swapped). The order in which the ids stand in the row does not matter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,13 @@ Numbers = tuple[Tensor, Tensor, Tensor]
 WHOLE = slice(None)
 
 
-def block_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, queries: slice = WHOLE) -> Tensor:
+def block_mask(
+    documents_BT: Tensor,
+    blocks_BT: Tensor,
+    noisy_BT: Tensor,
+    queries: slice = WHOLE,
+    unseen_BT: Tensor | None = None,
+) -> Tensor:
     """Attention mask of packed rows, bool (B, 1, Q, T), True where a query may look.
 
     Args:
@@ -37,13 +43,38 @@ def block_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, querie
         blocks_BT: number of the block of each id, ascending with its place in the document.
         noisy_BT: whether an id is of the noised copy (bool, or 0 and 1).
         queries: the places whose rows of the mask are wanted; all by default.
+        unseen_BT: places that see, and are seen by nobody else: open slots, where masks are not to be looked at.
     """
     noisy_BT = noisy_BT.bool()
     asking = documents_BT[:, queries, None], blocks_BT[:, queries, None], noisy_BT[:, queries, None]
     asked = documents_BT[:, None], blocks_BT[:, None], noisy_BT[:, None]
     places_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
     itself_QT = places_T[queries, None] == places_T
-    return (itself_QT | _sees(asking, asked))[:, None]
+    sees_BQT = _sees(asking, asked)
+    if unseen_BT is not None:
+        sees_BQT = sees_BQT & ~unseen_BT[:, None]
+    return (itself_QT | sees_BQT)[:, None]
+
+
+def row_mask(ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) -> Tensor | None:
+    """Attention mask of rows padded on the right, whose places see all of their own row; None where that is all.
+
+    Args:
+        unseen: an id that no other place sees, as with `unseen_BT` of `block_mask`.
+
+    Returns:
+        bool (B, 1, 1 or T, T), True where a query may look.
+    """
+    width = ids_BT.shape[1]
+    if unseen is None and all(length == width for length in lengths):
+        return None
+    place_T = torch.arange(width, device=ids_BT.device)
+    # A row of padding alone sees its first place: a softmax over nothing is no number.
+    length_B = torch.tensor(lengths, device=ids_BT.device).clamp(min=1)
+    seen_B11T = (place_T < length_B[:, None])[:, None, None]
+    if unseen is None:
+        return seen_B11T
+    return seen_B11T & (ids_BT != unseen)[:, None, None] | (place_T[:, None] == place_T)
 
 
 def mask_mod(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> MaskMod:
@@ -68,7 +99,12 @@ def flex_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> Any:
 
 
 def annealed(
-    documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, share: float, rng: Generator
+    documents_BT: Tensor,
+    blocks_BT: Tensor,
+    noisy_BT: Tensor,
+    share: float,
+    rng: Generator,
+    unseen_BT: Tensor | None = None,
 ) -> Tensor:
     """`block_mask` on the way from causal to full attention, bool (B, 1, T, T).
 
@@ -79,13 +115,14 @@ def annealed(
     Args:
         share: 0 is causal, 1 is full attention.
         rng: generator of the draws.
+        unseen_BT: as in `block_mask`.
 
     Raises:
         ValueError: `share` is outside [0, 1].
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share}: a share of the places is in [0, 1].")
-    mask_B1TT = block_mask(documents_BT, blocks_BT, noisy_BT)
+    mask_B1TT = block_mask(documents_BT, blocks_BT, noisy_BT, unseen_BT=unseen_BT)
     # Uniforms are under 1 and never under 0, so that both ends are exact.
     drawn_BTT = torch.rand(mask_B1TT[:, 0].shape, generator=rng, device=rng.device) < share
     same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]

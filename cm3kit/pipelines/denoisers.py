@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.models.backbone import hidden_states
 from cm3kit.models.timestep import is_timed
 from cm3kit.pipelines.folder import Parts, diffusion_backbone
 from cm3kit_tokenizers.errors import ConfigError
@@ -38,6 +33,12 @@ class Denoisers:
             return self.plain
         vocab, shift = self._parts.vocab, self._defaults.shift
         backbone = self._weights()
+        if self._defaults.unseen and config.cache != "exact":
+            raise ConfigError(
+                f"the cache {config.cache!r} is for models whose masks are seen, and this one's are not;"
+                " use the cache 'none'.",
+                code="bad_value",
+            )
         if is_timed(backbone) and config.cache != "exact":
             raise ConfigError(
                 f"the model looks at the time, which changes all it keeps; the cache {config.cache!r} is not"
@@ -57,9 +58,8 @@ class Denoisers:
         """The denoiser without a cache."""
         if self._plain is None:
             backbone, vocab = self._weights(), self._parts.vocab
-            hidden = _Timed(backbone) if is_timed(backbone) else None
-            shift = self._defaults.shift
-            self._plain = BackboneDenoiser(backbone, vocab.mask, len(vocab), shift=shift, hidden=hidden)
+            shift, unseen = self._defaults.shift, self._defaults.unseen
+            self._plain = BackboneDenoiser(backbone, vocab.mask, len(vocab), shift=shift, unseen=unseen)
         return self._plain
 
     def _check(self, config: DiffusionConfig) -> None:
@@ -81,20 +81,3 @@ class Denoisers:
             device = self._parts.backbone.get_input_embeddings().weight.device
             self._backbone = diffusion_backbone(self._parts).to(device)
         return self._backbone
-
-
-class _Timed:
-    """Hidden states of a model that is conditioned on the diffusion time; padding is seen by nobody."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        self._backbone = backbone
-        self._last = int(backbone.config.max_position_embeddings) - 1
-
-    def __call__(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
-        place_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
-        # A softmax over nothing is no number, so that a row in no use sees its first place.
-        length_B = torch.tensor(lengths, device=ids_BT.device).clamp(min=1)
-        seen_B1TT = (place_T < length_B[:, None])[:, None, None].expand(-1, 1, len(place_T), -1)
-        time_B = torch.tensor(times, device=ids_BT.device)
-        places_1T = place_T.clamp(max=self._last)[None]
-        return hidden_states(self._backbone, ids_BT, seen_B1TT, places_1T, time_B)

@@ -46,6 +46,7 @@ class DiffusionDefaults(Settings):
         image: settings of boards on which there are only pictures to write, `text` of those with only text, and
             `mixed` of all others.
         shift: whether the model scores each place at the one before it.
+        unseen: whether open slots are seen by themselves alone, as in training.
         trained_block: places of a block, for a model that was trained block by block.
     """
 
@@ -53,6 +54,7 @@ class DiffusionDefaults(Settings):
     text: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
     mixed: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
     shift: bool = False
+    unseen: bool = False
     trained_block: int | None = Field(None, ge=1)
 
 
@@ -198,7 +200,7 @@ def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained |
     if trained is None or not (diffusion or DIFFUSION in decoders):
         return defaults
     chosen = defaults.diffusion
-    found = {name: getattr(trained, name) for name in ("shift", "trained_block")}
+    found = {name: getattr(trained, name) for name in ("shift", "unseen", "trained_block")}
     if trained.trained_block is not None:
         how = {"cache": "exact", "block_size": trained.trained_block}
         for name in ("image", "text", "mixed"):

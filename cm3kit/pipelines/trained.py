@@ -23,6 +23,7 @@ class Trained(Settings):
     window: int | None = Field(None, ge=1)
     decoders: tuple[DecoderName, ...] = Field(("cm3",), min_length=1)
     shift: bool = False
+    unseen: bool = False
     trained_block: int | None = Field(None, ge=1)
 
     def save(self, folder: Path) -> None:

@@ -24,6 +24,7 @@ from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
 from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack, trained_as
 from cm3kit.types import Exercise
+from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -42,6 +43,8 @@ class DecoderRecipe(Settings):
             a model that has never seen a mask, or what is there.
         timestep: width of the embedding of the diffusion time, which every layer is conditioned on; None is
             a model without (MeDiM, arXiv:2510.06131, sec. 3.2).
+        masks: whether open slots are seen by other places, as usual, or see and are seen by nobody: then what is
+            written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
         previews: prompts that previews draw.
@@ -56,6 +59,7 @@ class DecoderRecipe(Settings):
     backbone_from: str | None = None
     mask_embedding: Literal["mean", "keep"] = "mean"
     timestep: int | None = Field(None, ge=2)
+    masks: Literal["seen", "unseen"] = "seen"
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
@@ -87,6 +91,11 @@ class DecoderTask:
         self.recipe = recipe
         text, self.image = TextTokenizer.load(recipe.text), ImageTokenizer.load(recipe.image)
         self.vocab = Vocab(text.size, self.image.size)
+        if recipe.masks == "unseen" and recipe.objective.name == "block-diffusion":
+            raise ConfigError(
+                "masks = unseen: block-diffusion shows its masks to their own block; leave it out.",
+                code="bad_config",
+            )
         self.objective = make_objective(recipe.objective, self.vocab, text, self.image.grid)
         self.tokenizer = PageTokenizer(text, self.vocab)
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
@@ -159,10 +168,11 @@ class DecoderTask:
         recipe = self.recipe
         if recipe.attention == "causal":
             return block_mask(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+        unseen_BT = on.ids_BT == self.vocab.mask if recipe.masks == "unseen" else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
         if open_share < 1:
-            return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng)
-        return block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT)
+            return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
+        return block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
 
     def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
         scored_BT = on.weights_BT > 0
@@ -188,4 +198,5 @@ class DecoderTask:
 
     @property
     def _trained(self) -> Trained:
-        return trained_as(self.recipe.objective, self.recipe.window)
+        unseen = self.recipe.masks == "unseen"
+        return trained_as(self.recipe.objective, self.recipe.window).model_copy(update={"unseen": unseen})

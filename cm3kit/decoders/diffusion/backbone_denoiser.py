@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.engine import LeanEngine, supports
+from cm3kit.models.attention import row_mask
 from cm3kit.models.backbone import head, hidden_states
 from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
@@ -37,6 +38,7 @@ class BackboneDenoiser:
         vocab_size: logits are given for this many ids, from 0.
         shift: whether the model scores place i + 1 at place i, as those made from causal models do
             (Dream, DiffuCoder); its first place must then be given.
+        unseen: whether the model was trained with open slots that nobody else sees (`row_mask`).
         hidden: computes hidden states instead.
         lean: use `LeanEngine` where it can; without, weights that change later are seen.
         together: whether to compute the batch in one piece.
@@ -49,6 +51,7 @@ class BackboneDenoiser:
         vocab_size: int,
         *,
         shift: bool = False,
+        unseen: bool = False,
         hidden: Hidden | None = None,
         lean: bool = True,
         together: bool | None = None,
@@ -58,7 +61,9 @@ class BackboneDenoiser:
         self._device = backbone.get_input_embeddings().weight.device
         self._together = self._device.type != "cpu" if together is None else together
         lean = lean and hidden is None and supports(backbone)
-        self._body: _Body = _Lean(backbone, vocab_size) if lean else _Module(backbone, vocab_size, hidden)
+        apart = mask if unseen else None
+        body = _Lean(backbone, vocab_size, apart) if lean else _Module(backbone, vocab_size, apart, hidden)
+        self._body: _Body = body
 
     @property
     def mask(self) -> int:
@@ -113,11 +118,11 @@ class BackboneDenoiser:
 class _Lean:
     """The lean engine, which has no time."""
 
-    def __init__(self, backbone: PreTrainedModel, vocab_size: int) -> None:
-        self._engine = LeanEngine(backbone, vocab_size, "fp32", rows=256)
+    def __init__(self, backbone: PreTrainedModel, vocab_size: int, unseen: int | None) -> None:
+        self._engine, self._unseen = LeanEngine(backbone, vocab_size, "fp32", rows=256), unseen
 
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
-        return self._engine.encode(ids_BT, lengths)
+        return self._engine.encode(ids_BT, lengths, self._unseen)
 
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
         return self._engine.logits_of(hidden_MD)
@@ -126,8 +131,10 @@ class _Lean:
 class _Module:
     """The module itself, as it stands in memory; one that looks at the time is told it."""
 
-    def __init__(self, backbone: PreTrainedModel, vocab_size: int, hidden: Hidden | None) -> None:
-        self._backbone, self._vocab_size, self._hidden = backbone, vocab_size, hidden
+    def __init__(
+        self, backbone: PreTrainedModel, vocab_size: int, unseen: int | None, hidden: Hidden | None
+    ) -> None:
+        self._backbone, self._vocab_size, self._unseen, self._hidden = backbone, vocab_size, unseen, hidden
 
     @torch.no_grad()
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
@@ -135,12 +142,10 @@ class _Module:
             return self._hidden(ids_BT, lengths, times)
         device, width = ids_BT.device, ids_BT.shape[1]
         time_B = torch.tensor(times, device=device) if is_timed(self._backbone) else None
-        if all(length == width for length in lengths):
+        seen_B1QT = row_mask(ids_BT, lengths, self._unseen)
+        if seen_B1QT is None:
             return hidden_states(self._backbone, ids_BT, "full", times=time_B)
-        place_T = torch.arange(width, device=device)
-        # A row of padding alone sees its first place: a softmax over nothing is no number.
-        length_B = torch.tensor(lengths, device=device).clamp(min=1)
-        seen_B1TT = (place_T < length_B[:, None])[:, None, None].expand(-1, 1, width, -1)
+        place_T, seen_B1TT = torch.arange(width, device=device), seen_B1QT.expand(-1, 1, width, -1)
         places_1T = place_T.clamp(max=int(self._backbone.config.max_position_embeddings) - 1)[None]
         return hidden_states(self._backbone, ids_BT, seen_B1TT, places_1T, time_B)
 
