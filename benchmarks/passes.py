@@ -27,7 +27,7 @@ from cm3kit.evaluation.words import compare
 from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
 
 CODES, SLOTS = 64, 16
-ROWS = 8
+BLOCK = 8  # a row of a picture
 
 
 def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
@@ -39,6 +39,10 @@ def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
             {"decoder": "diffusion", "sampler": "uniform", "steps": CODES // part},
             {"decoder": "diffusion", "sampler": "uniform", "steps": SLOTS // part},
         )
+    blocks: dict[str, Any] = {"decoder": "diffusion", "sampler": "uniform", "block_size": BLOCK}
+    for steps in (8, 4, 2, 1):
+        label = "one pass" if steps == 1 else f"{steps} passes"
+        out[f"blocks of {BLOCK}, {label} each"] = ({**blocks, "steps": steps},) * 2
     for preset in ("ascending", "ascending-eoser", "threshold"):
         out[preset] = ({"decoder": "diffusion", "sampler": preset},) * 2
     for steps in (8, 16):
