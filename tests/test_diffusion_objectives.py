@@ -435,6 +435,11 @@ def test_ordered_pages_are_hidden_from_the_right_and_scored_near_what_is_shown()
         assert hidden == list(range(hidden[0], len(each.ids) - 1))  # all but the `<eod>`
         assert [place for place, weight in enumerate(each.weights) if weight] == hidden[:4]
         assert each.mass == min(4, len(hidden))
+        first = each.weights[hidden[0]]
+        assert [first / each.weights[place] for place in hidden[:4]] == pytest.approx(
+            range(1, len(hidden[:4]) + 1)
+        )
+        assert sum(each.weights) == pytest.approx(each.mass)
         seen.add(len(hidden))
     assert len(seen) > 12 and max(seen) == len(page())
     some = masked(ordered=0.5, ahead=100, hides="all").exercises([page()] * 400, generator(0), 100)

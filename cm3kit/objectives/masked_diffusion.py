@@ -46,7 +46,7 @@ class MaskedDiffusion:
         ends: how many `<eoss>` of a gap have a loss; None is all.
         ordered: share of pages that are hidden from the right, so that what is shown of their gaps is what a decoder
             has written that goes from left to right, in blocks or id by id: what a causal model knows is of use there,
-            and it forgets it otherwise. Of these pages the first `ahead` hidden ids have a loss.
+            and it forgets it otherwise. Of these pages the first `ahead` hidden ids have a loss, the k-th by 1 / k.
         shift: read an id off the place before it (Dream, DiffuCoder), as causal models do.
         continues: for each text id, whether it starts inside a UTF-8 character.
         grid: (rows, columns) of a picture's codes.
@@ -126,8 +126,10 @@ class MaskedDiffusion:
         for place in hidden:
             inputs[place] = self.vocab.mask
         near = hidden[: self.ahead]
-        for place in near:
-            share = 1 / len(near) if self.norm == "sequence" else 1.0
+        # The first one is the next to be written, and 1, 1/2, 1/3 … are scaled to a mean of 1.
+        scale = len(near) / max(1.0, sum(1 / number for number in range(1, len(near) + 1)))
+        for number, place in enumerate(near, 1):
+            share = scale / number / (len(near) if self.norm == "sequence" else 1)
             weights[place] = share * self._factor(layout.ids[place]) if scored[place] else 0.0
         return self._exercise(layout, inputs, weights, t, float(len(near)) if self.norm == "token" else 1.0)
 
