@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from cm3kit.publish import collect, load_state, newest, publishing, save_state, 
 from cm3kit.rng import generator
 from cm3kit.training.guard import PATIENCE, Guard
 from cm3kit.training.interrupts import interrupts_wait
-from cm3kit.training.log import add_line, forget_after
+from cm3kit.training.observe import LogFile, Observer, Observers, Reporter, Seen
 from cm3kit.training.precision import accelerator
 from cm3kit.training.task import LoopSettings as LoopSettings
 from cm3kit.training.task import Part, Report, TaskInOrder, TaskInParts, Warn
@@ -51,6 +51,7 @@ class Progress:
         self.step, self.seconds = 0, 0.0
         self.guard, self.scale = Guard(), 1.0
         self.saved: int | None = None
+        self.observers = Observers([])
         self.whole = True  # False inside a step, when weights, moments and averages are not of one step
         self.wrapped, self.prepared = accelerator.prepare(task.model, self.optimizer)
         self.ema = {
@@ -70,6 +71,7 @@ class Progress:
         weights = {name: each.detach() for name, each in self.task.model.state_dict().items()}
         with publishing(run / f"step-{self.step:08d}") as folder:
             state = {"step": self.step, "seconds": self.seconds, "scale": self.scale}
+            state["observers"] = self.observers.state()
             save_state(folder, _flat(model=weights, ema=self.ema, optimizer=moments), state)
         self.saved = self.step
         collect(run, keep=self.settings.keep)
@@ -98,6 +100,7 @@ class Progress:
         self.optimizer.load_state_dict(saved)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.scale = float(state.get("scale", 1.0))
+        self.observers.restore(state.get("observers", {}))
         self.saved = self.step
 
     @contextmanager
@@ -127,12 +130,14 @@ class Progress:
 def train(
     task: Task, settings: LoopSettings, run: Path, *, resume: bool = True, max_steps: int | None = None,
     device: str = "auto", report: Report = lambda step, total, figures: None, warn: Warn = lambda line: None,
+    observers: Sequence[Observer] = (),
 ) -> Path:  # fmt: skip
     """Train to `settings.steps` (or stop after `max_steps`), and return the folder of the exported result.
 
     Args:
         run: gets `step-…` checkpoints, `previews/`, `log.jsonl`, and `final/` when training is done.
         resume: go on from the newest whole checkpoint.
+        observers: hear of every step, after the log and `report`.
 
     Raises:
         ConfigError: the checkpoint is of another model.
@@ -141,6 +146,9 @@ def train(
         OutputError: `run` holds what this training would have to overwrite (`exists`).
     """
     progress = Progress(task, settings, accelerator(settings.precision, device))
+    every = settings.log_every
+    watching = [LogFile(run / "log.jsonl", every), Reporter(report, every), *observers]
+    progress.observers = Observers(watching if progress.accelerator.is_main_process else [])
     run.mkdir(parents=True, exist_ok=True)
     sweep(run)
     found = newest(run, warn=warn)
@@ -149,7 +157,7 @@ def train(
         warn(f"resuming from {found.name}")
     _refuse_overwriting(progress, run, found)
     _set_damaged_aside(run, found)
-    forget_after(run / "log.jsonl", progress.step)
+    progress.observers.begin(progress.step, settings.steps)
     last = settings.steps if max_steps is None else min(settings.steps, max_steps)
     step_model: nn.Module = progress.wrapped
     if settings.compile:
@@ -157,6 +165,7 @@ def train(
     clock = time.perf_counter()
     try:
         while progress.step < last:
+            start = time.perf_counter()
             with interrupts_wait():
                 figures = _one_step(progress, step_model)
             if progress.guard.count(figures):
@@ -164,10 +173,12 @@ def train(
                 continue
             now = time.perf_counter()
             progress.seconds, clock = progress.seconds + now - clock, now
-            _after_step(progress, run, figures, report, warn)
+            _after_step(progress, run, figures, now - start, warn)
     except KeyboardInterrupt:
         _save_what_is_whole(progress, run, warn)
         raise
+    finally:
+        progress.observers.end()
     progress.save(run)
     return _finish(progress, run) if progress.step == settings.steps else run
 
@@ -217,7 +228,7 @@ def _go_back(progress: Progress, run: Path, warn: Warn) -> None:
     progress.load(found)
     progress.scale = scale / 2
     guard.forgive()
-    forget_after(run / "log.jsonl", progress.step)
+    progress.observers.begin(progress.step, settings.steps)
     warn(
         f"{guard.culprit} was not finite at {PATIENCE} steps up to {step}; going back to {found.name} with"
         f" {progress.scale:g} of the learning rate"
@@ -263,13 +274,12 @@ def _one_step(progress: Progress, model: nn.Module) -> dict[str, float]:
     return {"loss": value, "norm": length, "rate": progress.optimizer.param_groups[0]["lr"], **figures}
 
 
-def _after_step(progress: Progress, run: Path, figures: dict[str, float], report: Report, warn: Warn) -> None:
+def _after_step(progress: Progress, run: Path, figures: dict[str, float], took: float, warn: Warn) -> None:
     step, settings = progress.step, progress.settings
     if not progress.accelerator.is_main_process:
         return
-    if step % settings.log_every == 0 or step == settings.steps:
-        report(step, settings.steps, figures)
-        add_line(run / "log.jsonl", step, progress.seconds, figures)
+    rows = settings.batch_size * progress.accelerator.num_processes
+    progress.observers.saw(Seen(step, settings.steps, figures, took, progress.seconds, rows))
     if step % settings.save_every == 0 and not progress.guard.bad:  # what follows may lead back here
         progress.save(run)
     if step % settings.preview_every == 0 or step == settings.steps:

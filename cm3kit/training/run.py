@@ -11,6 +11,7 @@ from cm3kit.config import Settings, dump, read_yaml, resolve
 from cm3kit.publish import write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
+from cm3kit.training.observe import Observer
 from cm3kit.training.task import Report, Warn
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
@@ -68,6 +69,7 @@ def run(
     device: str = "auto",
     report: Report = lambda step, total, figures: None,
     warn: Warn = lambda line: None,
+    observers: Sequence[Observer] = (),
 ) -> Path:
     """Train `kind` (vqgan, text, cm3, mdm, block or hybrid) by the merged recipes, and return the folder of the result.
 
@@ -84,6 +86,7 @@ def run(
         device=device,
         report=report,
         warn=warn,
+        observers=observers,
     )
 
 
