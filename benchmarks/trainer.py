@@ -3,9 +3,11 @@
 python benchmarks/trainer.py [--steps 30] [--rounds 3] [--compile]
 
 Documents are random ids, log-normal in length (median 90, σ 0.6, less than the window), and what is asked is the next
-id. The Trainer pads each batch to its longest document, as its collator for language models does; ours packs
-documents in rows, where each sees itself alone. Both use fused AdamW in fp32 on one thread. A token that is asked for
-counts, padding does not. They take turns, so that what else the machine does hits both; seconds are of the processor,
+id. Ours packs documents in rows, where each sees itself alone. The Trainer pads each batch to its longest document,
+as its collator for language models does (`trainer`), also where documents of like length are drawn together (`by
+length`); or it is given rows that documents are cut into end to end, where they see one another (`concatenated`),
+which asks for something else but pads nothing. All use fused AdamW in fp32 on one thread. A token that is asked for
+counts, padding does not. They take turns, so that what else the machine does hits all; seconds are of the processor,
 after the first three steps of each turn. Prints the median over rounds of tokens a second, and the ratio, as JSON.
 """
 
@@ -23,7 +25,7 @@ from typing import Any
 
 import torch
 from kill import build
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from cm3kit.data.corpus import Documents
 from cm3kit.models.backbone import BackboneConfig
@@ -34,6 +36,7 @@ from cm3kit.training.observe import Seen
 from cm3kit.training.questions import Packed
 
 WARM, WINDOW, ROWS = 3, 256, 8
+THEIRS = ("trainer", "by length", "concatenated")
 SHAPE = BackboneConfig(hidden_size=128, layers=4, heads=2, kv_heads=2, intermediate_size=352)
 
 
@@ -116,8 +119,14 @@ def ours(task: Counted, start: dict[str, torch.Tensor], steps: int, compiled: bo
     return task.clock
 
 
-def theirs(model: Any, held: Documents, batch: int, steps: int, folder: Path) -> Clock:
+def theirs(model: Any, held: Documents, way: str, steps: int, folder: Path) -> Clock:
     """A turn of the Trainer."""
+    ids = list(held.ids)
+    # As many documents as our rows hold, so that a step learns from about as much.
+    batch = round(ROWS * WINDOW * 0.93 * len(ids) / sum(map(len, ids)))
+    if way == "concatenated":
+        joined, batch = [each for one in ids for each in one], ROWS
+        ids = [joined[start : start + WINDOW] for start in range(0, len(joined) - WINDOW, WINDOW)]
     clock = Clock()
 
     def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -134,11 +143,14 @@ def theirs(model: Any, held: Documents, batch: int, steps: int, folder: Path) ->
         output_dir=str(folder), per_device_train_batch_size=batch, max_steps=steps, use_cpu=True, report_to=[],
         save_strategy="no", logging_strategy="no", optim="adamw_torch_fused", learning_rate=1e-3, disable_tqdm=True,
         weight_decay=0.01, adam_beta2=0.95, seed=0,
+        train_sampling_strategy="group_by_length" if way == "by length" else "random",
     )  # fmt: skip
-    Trainer(
-        model=model, args=arguments, train_dataset=[{"input_ids": each} for each in held.ids], data_collator=collate,
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=[{"input_ids": each} for each in ids], data_collator=collate,
         callbacks=[Theirs(clock)],
-    ).train()  # fmt: skip
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # writes to standard output
+    trainer.train()
     return clock
 
 
@@ -167,14 +179,13 @@ def main() -> None:
         task.documents = documents(2000, len(task.vocab))
         task._mean = sum(map(len, task.documents.ids)) / 2000 + 1
         start = copy.deepcopy(task.model.state_dict())
-        # As many documents as our rows hold, so that a step learns from about as much.
-        batch = round(ROWS * WINDOW * 0.93 / task._mean)
         for turn in range(args.rounds):
-            for way in ("trainer", "ours", *(["ours, compiled"] if args.compile else [])):
+            for way in (*THEIRS, "ours", *(["ours, compiled"] if args.compile else [])):
                 folder = place / f"{turn}-{way}"
-                if way == "trainer":
+                if way in THEIRS:
+                    task.model.load_state_dict(start)
                     model = copy.deepcopy(task.model.backbone).train()
-                    clock = theirs(model, task.documents, batch, args.steps, folder)
+                    clock = theirs(model, task.documents, way, args.steps, folder)
                 else:
                     clock = ours(task, start, args.steps, "compiled" in way, folder)
                 rates.setdefault(way, []).append(clock.rate)
