@@ -46,6 +46,7 @@ class Progress:
         self.accumulate, self.left_out = settings.accumulate, set[int]()
         self.saved: int | None = None
         self.whole = True  # False inside a step, when weights, moments and averages are not of one step
+        self.updating = False  # True while weights and moments are changed
         self.wrapped, self.prepared = prepare(task, self.optimizer, accelerator)
         self.ema = {
             name: each.detach().float().clone() if each.is_floating_point() else each.detach().clone()

@@ -50,7 +50,8 @@ def one_step(progress: Progress, model: nn.Module, asked: Sequence[int], warn: W
         try:
             return _attempt(progress, model, asked, before)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            # A step that is half taken cannot be taken again.
+            if progress.updating or not _is_out_of_memory(error):
                 raise
             told = str(error).split("\n")[0][:100]
         # Only here, where the error no longer holds on to what the step has computed.
@@ -94,8 +95,10 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     norm = _clip(progress)
     verdict = progress.guard.judge(loss, norm)
     if _is_sound(progress, verdict):
+        progress.updating = True
         progress.prepared.step()
         progress.follow()
+        progress.updating = False
     elif verdict != "not finite":
         _put_back(progress.task.model, before)
     progress.step += 1
