@@ -153,10 +153,10 @@ def recorded(disk: Disk, patch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def save(run: Path, step: int) -> None:
+def save(run: Path, step: int, keep: int = 2) -> None:
     with publishing(run / f"step-{step:08d}") as folder:
         save_state(folder, {"a": torch.full((3,), float(step))}, {"step": step})
-    collect(run, keep=2)
+    collect(run, keep)
 
 
 def record(root: Path, patch: pytest.MonkeyPatch, write: Callable[[Path, int], None]) -> Disk:
@@ -201,10 +201,11 @@ def recovered(run: Path) -> int:
     return int(state["step"])
 
 
+@pytest.mark.parametrize("keep", [1, 2, 4])
 def test_no_crash_loses_a_step_that_was_said_to_be_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
-    disk = record(tmp_path / "disk", monkeypatch, save)
+    disk = record(tmp_path / "disk", monkeypatch, lambda run, step: save(run, step, keep))
     assert len(disk.states) > 328
     assert losses(disk, tmp_path / "again") == []
 

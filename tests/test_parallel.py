@@ -296,3 +296,34 @@ def test_launched_processes_have_one_status_and_only_the_main_one_is_heard(
     assert time.monotonic() - started < 50
     assert capfd.readouterr().err == "0\n1\n"
     assert run("sys.exit(3 if rank == '0' else 3)") == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells processes of their parent's end")
+@forks
+def test_processes_end_with_the_one_that_has_launched_them(tmp_path: Path) -> None:
+    code = "import os, time; open(os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(90)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        launcher = os.fork()
+    if not launcher:
+        os.chdir(tmp_path)
+        launch([sys.executable, "-S", "-c", code], 2)
+        os._exit(0)
+    until = time.monotonic() + 60
+
+    def pids() -> list[str]:
+        return [text for path in tmp_path.iterdir() if (text := path.read_text())]
+
+    while len(pids()) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(launcher, signal.SIGKILL)
+    os.waitpid(launcher, 0)
+    started = [Path("/proc", each, "stat") for each in pids()]
+    assert len(started) == 2
+
+    def alive(stat: Path) -> bool:
+        return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+    while any(map(alive, started)) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(map(alive, started))

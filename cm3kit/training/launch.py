@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -10,10 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO
 
+_PR_SET_PDEATHSIG = 1
 GRACE = 30.0  # seconds that processes have to end by themselves once one of them has failed or all are asked to stop
 
 
@@ -46,6 +48,7 @@ def launch(command: Sequence[str], processes: int) -> int:
                             stdout=None if rank == 0 else subprocess.DEVNULL,
                             stderr=heard[rank],
                             process_group=0,  # a Ctrl-C of the terminal comes once, from us
+                            preexec_fn=_stop_with_the_launcher,
                         )
                     )
                 return _first_failure(running, heard)
@@ -54,6 +57,12 @@ def launch(command: Sequence[str], processes: int) -> int:
                 for each in heard:
                     if each is not None:
                         each.close()
+
+
+def _stop_with_the_launcher() -> None:
+    """Have the kernel send SIGTERM to this process if the launcher dies, lest it trains on unseen (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _errors_of(folder: str, rank: int) -> IO[bytes] | None:
