@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +53,69 @@ def resolve(kind: type[Model], sources: Iterable[Mapping[str, Any]], overrides: 
 def dump(settings: BaseModel) -> str:
     """The resolved settings as YAML."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A value of settings by its full name, or a group of them, and where it was set."""
+
+    values: dict[str, tuple[Any, str]]
+
+    def as_yaml(self) -> str:
+        """The settings as YAML that can be used as a recipe, with where each is from as a comment."""
+        lines: list[tuple[str, str]] = []
+        open_groups: tuple[str, ...] = ()
+        for name, (value, origin) in self.values.items():
+            *groups, last = name.split(".")
+            same = 0
+            while same < min(len(groups), len(open_groups)) and groups[same] == open_groups[same]:
+                same += 1
+            lines += [("  " * depth + f"{groups[depth]}:", "") for depth in range(same, len(groups))]
+            open_groups = tuple(groups)
+            lines.append(("  " * len(groups) + f"{last}: {_on_one_line(value)}", origin))
+        width = min(60, max((len(text) for text, origin in lines if origin), default=0))
+        return "".join(f"{text:{width}}  # {origin}\n" if origin else f"{text}\n" for text, origin in lines)
+
+
+def trace(
+    kind: type[Model], sources: Sequence[tuple[str, Mapping[str, Any]]], overrides: Sequence[str] = ()
+) -> Traced:
+    """What `resolve` makes of named sources, with the name of the last that set each value.
+
+    A value that none has set is from `default`, one of an override from `--set`.
+    """
+    found = resolve(kind, [source for _, source in sources], overrides).model_dump(mode="json")
+    values = dict.fromkeys(_leaves(found), "default")
+    for name, source in [*sources, *(("--set", _nested(each)) for each in overrides)]:
+        for path in _leaves(source):
+            # A group that a source sets as one value counts for all that is in it.
+            for each in values:
+                if each == path or each.startswith(f"{path}."):
+                    values[each] = name
+    flat = _leaves(found)
+    return Traced({path: (flat[path], origin) for path, origin in values.items()})
+
+
+def _leaves(source: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values by their full names; what is no mapping, or an empty one, is a value."""
+    found: dict[str, Any] = {}
+    for key, value in source.items():
+        if isinstance(value, Mapping) and value:
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _nested(override: str) -> dict[str, Any]:
+    target: dict[str, Any] = {}
+    _override(target, override)
+    return target
+
+
+def _on_one_line(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _parse(text: str) -> Any:

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ def publishing(target: Path) -> Iterator[Path]:
     lock = -1
     try:
         _refuse_existing(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         temporary.mkdir()
         # Held until the end, or until the process dies: tells a folder in use from one left behind.
         lock = os.open(temporary, os.O_RDONLY)
@@ -72,6 +72,17 @@ def publishing(target: Path) -> Iterator[Path]:
     finally:
         if lock >= 0:
             os.close(lock)
+
+
+def make_folder(folder: Path) -> None:
+    """A folder, and those above it, whose names are synced too: what is synced in it would go with its name."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        _sync(each.parent)
 
 
 def verify(folder: Path) -> str | None:
@@ -105,17 +116,18 @@ def newest(run: Path, prefix: str = "step-", *, warn: Warn) -> Path | None:
     return None
 
 
-def collect(run: Path, keep: int, prefix: str = "step-") -> None:
+def collect(run: Path, keep: int, prefix: str = "step-", spare: Collection[str] = ()) -> None:
     """Remove all but the `keep` newest checkpoints, and temporary folders whose writer is gone.
 
-    The newest checkpoint that verifies always stays. What cannot be removed is left alone.
+    The newest checkpoint that verifies always stays, and so do those that `spare` names. What cannot be removed is
+    left alone.
     """
     if keep < 1:
         raise ConfigError(f"keep = {keep}: at least 1 checkpoint has to stay.", code="bad_value")
     found = _checkpoints(run, prefix)
     whole = next((folder for folder in found if verify(folder) is None), None)
     for folder in found[keep:] if whole is not None else []:
-        if folder != whole:
+        if folder != whole and folder.name not in spare:
             # Renamed first, so that a checkpoint half removed is never taken for one.
             with suppress(OSError):
                 folder.rename(run / f"{_PREFIX}{secrets.token_hex(8)}")

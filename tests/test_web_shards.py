@@ -243,6 +243,9 @@ def test_training_reads_shards_and_a_step_sees_the_same_however_it_came_there(
     assert torch.equal(first, batch(5)) and not torch.equal(first, batch(4))
     split, together = torch.cat([batch(1, 0, 2, 1), batch(1, 1, 2, 1)]), batch(1, 0, 1, 2)
     assert Counter(split.flatten().tolist()) == Counter(together.flatten().tolist()), "two processes, or one"
+    task.seek(1, 2, 0, 1)
+    numbers = [number for row in (2, 3) for number, _ in task.rows.row(Cursor(0, row))]
+    assert task.names(generator(0), 2) == [task.rows.shards.key(number)[0] for number in numbers]
     rows = task.rows.count(0)
     inside = Counter(id for step in range(rows) for id in batch(step, size=1).flatten().tolist())
     whole = Counter(id for number in range(30) for id in task.rows.shards[number])

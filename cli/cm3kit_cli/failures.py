@@ -38,6 +38,8 @@ def _usage(error: BaseException, command: str) -> Failure:
 
 
 def _no_memory(error: BaseException, command: str) -> Failure:
+    if command.startswith("train"):
+        return Failure("no_memory", "out of memory; raise loop.accumulate, or set loop.recompute=true")
     return Failure("no_memory", "out of memory; lower -n, --variants or --batch-size")
 
 

@@ -44,6 +44,14 @@ Objective = Annotated[
         help="What is asked: cm3, next-token, masked-diffusion, block-diffusion or hybrid; by default the command's.",
     ),
 ]
+NumProcesses = Annotated[
+    int,
+    typer.Option(
+        "--num-processes", min=1, metavar="N",
+        help="Train with so many processes of this machine, a GPU or a share of the CPU each; the batch stays.",
+    ),
+]  # fmt: skip
+INCOMPLETE = 3  # the exit status that says: run it again to go on
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many steps.")]
 
 
@@ -57,12 +65,22 @@ def _add(kind: str, summary: str) -> None:
         objective: Objective = None,
         resume: Resume = True,
         max_steps: MaxSteps = None,
+        num_processes: NumProcesses = 1,
         device: options.Device = "auto",
         as_json: options.Json = False,
         quiet: options.Quiet = False,
         verbose: options.Verbose = False,
-    ) -> Reply:
+    ) -> Reply | int:
         chosen = [*_from(kind, start), *_asking(kind, objective), *(overrides or [])]
+        if num_processes > 1:
+            flags = [
+                *(["--json"] if as_json else []),
+                *(["-q"] if quiet else []),
+                *(["-v"] if verbose else []),
+            ]
+            flags += ["--max-steps", str(max_steps)] if max_steps is not None else []
+            flags += ["--resume" if resume else "--no-resume", "--device", device]
+            return _launch(kind, config or [], chosen, output, flags, num_processes)
         return _train(kind, config or [], chosen, output, resume, max_steps, device, quiet)
 
 
@@ -93,6 +111,23 @@ def _asking(kind: str, objective: str | None) -> list[str]:
     return [f"objective.name={objective}"]
 
 
+def _launch(
+    kind: str, config: Sequence[Path], overrides: Sequence[str], output: Path | None, flags: Sequence[str],
+    processes: int,
+) -> int:  # fmt: skip
+    """The same command in several processes, and its exit status."""
+    import sys
+
+    from cm3kit.training.launch import launch
+
+    if kind == "text":
+        raise typer.BadParameter("the text tokenizer is trained by one process; leave --num-processes out.")
+    command = [sys.executable, "-m", "cm3kit_cli", "train", kind, "-o", str(output or Path("runs", kind))]
+    command += [each for path in config for each in ("-c", str(path))]
+    command += [each for override in overrides for each in ("--set", override)]
+    return launch([*command, *flags], processes)
+
+
 def _train(
     kind: str,
     config: Sequence[Path],
@@ -102,17 +137,22 @@ def _train(
     max_steps: int | None,
     device: str,
     quiet: bool,
-) -> Reply:
+) -> Reply | int:
     from cm3kit import training
 
-    folder = output or Path("runs", kind)
-    with progress(f"training {kind}", quiet) as watch:
-        done = training.run(
-            kind, config, overrides, folder, resume=resume, max_steps=max_steps, device=device,
-            report=lambda step, total, figures: watch(step, total, note(figures)),
-            warn=lambda line: typer.echo(line, err=True),
-        )  # fmt: skip
-    return Reply({"kind": kind, "folder": done}, (str(done),))
+    folder, main = output or Path("runs", kind), training.rank() == 0
+    try:
+        with progress(f"training {kind}", quiet or not main) as watch:
+            done = training.run(
+                kind, config, overrides, folder, resume=resume, max_steps=max_steps, device=device,
+                report=lambda step, total, figures: watch(step, total, note(figures)),
+                warn=lambda line: typer.echo(line, err=True),
+            )  # fmt: skip
+    except training.Paused as pause:
+        if main:
+            typer.echo(f"{pause}; the same command goes on from there", err=True)
+        return Reply({"kind": kind, "folder": folder}, status=INCOMPLETE) if main else INCOMPLETE
+    return Reply({"kind": kind, "folder": done}, (str(done),)) if main else 0
 
 
 def note(figures: Mapping[str, float]) -> str:

@@ -81,15 +81,26 @@ def _resolves(src: str, base: Path) -> bool:
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents as ids, without end-of-document ids, and how often each is drawn."""
+    """Documents as ids, without end-of-document ids, how often each is drawn, and where its page is in the corpus."""
 
     ids: tuple[list[int], ...]
     weights_B: Tensor
+    names: tuple[str, ...] = ()
+
+    def pick(self, rng: Generator, count: int) -> list[int]:
+        """The numbers of `count` documents, drawn by weight."""
+        picked: list[int] = torch.multinomial(self.weights_B, count, replacement=True, generator=rng).tolist()
+        return picked
 
     def draw(self, rng: Generator, count: int) -> Iterator[list[int]]:
         """`count` documents by weight."""
-        for index in torch.multinomial(self.weights_B, count, replacement=True, generator=rng).tolist():
+        for index in self.pick(rng, count):
             yield self.ids[index]
+
+    def fingerprint(self) -> str:
+        """A hash of names, lengths and weights; codes of pictures are not in it, as they may differ by the machine."""
+        known = [self.names, [len(each) for each in self.ids], self.weights_B.tolist()]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def load_documents(
@@ -104,7 +115,8 @@ def load_documents(
     documents = tuple(
         [id for part in row for id in (codes[-1 - part] if part < 0 else (part,))] for row in parsed
     )
-    return Documents(documents, torch.tensor([each.weight for each in pages]))
+    names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
+    return Documents(documents, torch.tensor([each.weight for each in pages]), names)
 
 
 def _parse_all(

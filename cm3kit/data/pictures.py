@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,16 @@ class PictureSet:
 
     def draw(self, rng: Generator, size: int) -> Tensor:
         """`size` pictures, by weight."""
-        return self.pixels_BCHW[torch.multinomial(self.weights_B, size, replacement=True, generator=rng)]
+        return self.pixels_BCHW[self.pick(rng, size)]
+
+    def pick(self, rng: Generator, size: int) -> Tensor:
+        """The numbers of `size` pictures, drawn by weight."""
+        return torch.multinomial(self.weights_B, size, replacement=True, generator=rng)
+
+    def fingerprint(self) -> str:
+        """A hash of names, weights and size."""
+        known = [self.names, self.weights_B.tolist(), list(self.pixels_BCHW.shape)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
     def held_out(self, count: int | None) -> Tensor:
         """The first `count` held-out pictures (all for None), or the first of all if none is held out."""

@@ -23,6 +23,7 @@ from cm3kit.rng import generator
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
 from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack, trained_as
+from cm3kit.training.shares import Mean
 from cm3kit.types import Exercise
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
@@ -138,6 +139,25 @@ class DecoderTask:
         drawn = list(self.documents.draw(rng, count))
         return pack(self.objective.exercises(drawn, rng, window), size, window)
 
+    def share(self, batch: Packed, rows: slice) -> Packed:
+        """Some rows; the divisor stays that of the whole batch, so that the losses of all shares add up."""
+        return Packed(*(each[rows] if each.ndim else each for each in batch))
+
+    def names(self, rng: Generator, size: int) -> list[str]:
+        """The pages that `batch` draws, some of which may have found no room in its rows."""
+        if self.rows is None:
+            count = int(1.3 * size * self.recipe.window / self._mean) + 2
+            return [self.documents.names[each] for each in self.documents.pick(rng, count)]
+        found, at = [], self._next
+        for _ in range(size):
+            found += [self.rows.shards.key(number)[0] for number, _ in self.rows.row(at)]
+            at = self.rows.after(at, 1)
+        return found
+
+    def fingerprint(self) -> str:
+        """Of the documents."""
+        return self.documents.fingerprint() if self.rows is None else self.rows.shards.fingerprint()
+
     def _next_exercises(self, rows: Rows, size: int) -> list[Exercise]:
         """Exercises of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""
         out: list[Exercise] = []
@@ -177,12 +197,12 @@ class DecoderTask:
     def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
         scored_BT = on.weights_BT > 0
         image_BT = on.targets_BT >= self.vocab.image.start
-        figures = {"filled": float((on.documents_BT > 0).float().mean())}
+        figures: dict[str, float] = {"filled": float((on.documents_BT > 0).float().mean())}
         for name, noisy in (("", False), ("hidden ", True)):
             of_BT = scored_BT & (on.noisy_BT == noisy)
             for kind, kind_BT in (("image", of_BT & image_BT), ("text", of_BT & ~image_BT)):
                 if bool(kind_BT.any()):
-                    figures[name + kind] = float(nats_BT[kind_BT].mean())
+                    figures[name + kind] = Mean(float(nats_BT[kind_BT].mean()), float(kind_BT.sum()))
         return figures
 
     def preview(self, model: nn.Module, path: Path) -> None:

@@ -9,13 +9,20 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Paused(KeyboardInterrupt):
+    """Training was asked to stop, and has saved all that it did: the same call goes on from there."""
+
+
 @contextmanager
-def interrupts_wait() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait for the end of a step, so that what is saved is of one step; twice is at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def interrupts_wait() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM wait for the end of a step, so that what is saved is of one step; twice is at once.
+
+    Yields the signals that have come.
+    """
     waiting: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield waiting
+        return
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: old for number in numbers if callable(old := signal.getsignal(number))}
 
@@ -27,7 +34,7 @@ def interrupts_wait() -> Iterator[None]:
     for number in handlers:
         signal.signal(number, note)
     try:
-        yield
+        yield waiting
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -6,55 +6,75 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from cm3kit.config import Settings, dump, read_yaml, resolve
-from cm3kit.publish import write_atomic
+from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
+from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
+from cm3kit.training.observe import Observer
+from cm3kit.training.precision import in_turn, rank
 from cm3kit.training.task import Report, Warn
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
+DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
+
 Start = Callable[..., Path]
+Shape = Callable[[], tuple[type[Settings], dict[str, Any]]]
 trainable: Registry[Start] = Registry("kind of training")
+# What a recipe of a kind is, and what is set before it; imported when it is asked for.
+recipes: Registry[Shape] = Registry("kind of training")
+
+
+@recipes("vqgan")
+def _vqgan_recipe() -> tuple[type[Settings], dict[str, Any]]:
+    from cm3kit.training.vqgan import VqganRecipe
+
+    return VqganRecipe, {}
+
+
+@recipes("text")
+def _text_recipe() -> tuple[type[Settings], dict[str, Any]]:
+    from cm3kit.training.text import TextRecipe
+
+    return TextRecipe, {}
+
+
+def _decoder_recipe(objective: str) -> Shape:
+    def shape() -> tuple[type[Settings], dict[str, Any]]:
+        from cm3kit.training.decoder import DecoderRecipe
+
+        return DecoderRecipe, {"objective": {"name": objective}}
+
+    return shape
 
 
 @trainable("vqgan")
-def _vqgan(sources: list[dict[str, object]], overrides: Sequence[str], output: Path, **how: object) -> Path:
-    from cm3kit.training.vqgan import VqganRecipe, VqganTask
+def _vqgan(recipe: Any, output: Path, **how: Any) -> Path:
+    from cm3kit.training.vqgan import VqganTask
 
-    recipe = resolve(VqganRecipe, sources, overrides)
-    keep(recipe, output)
-    return train(VqganTask(recipe), recipe.loop, output, **how)  # type: ignore[arg-type]
+    return train(VqganTask(recipe), recipe.loop, output, **how)
 
 
 @trainable("text")
-def _text(sources: list[dict[str, object]], overrides: Sequence[str], output: Path, **how: object) -> Path:
-    from cm3kit.training.text import TextRecipe, train_text
+def _text(recipe: Any, output: Path, **how: Any) -> Path:
+    from cm3kit.training.text import train_text
 
-    recipe = resolve(TextRecipe, sources, overrides)
-    keep(recipe, output)
     return train_text(recipe, output)
 
 
-def _decoder(objective: str) -> Start:
-    """A kind of training whose recipe has this objective unless it names another."""
+def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
+    """The objective is what the recipe says."""
+    from cm3kit.training.decoder import DecoderTask
 
-    def start(
-        sources: list[dict[str, object]], overrides: Sequence[str], output: Path, **how: object
-    ) -> Path:
-        from cm3kit.training.decoder import DecoderRecipe, DecoderTask
-
-        recipe = resolve(DecoderRecipe, [{"objective": {"name": objective}}, *sources], overrides)
-        keep(recipe, output)
-        return train(DecoderTask(recipe, output / "cache"), recipe.loop, output, **how)  # type: ignore[arg-type]
-
-    return start
+    # Pages are parsed once, by the main process, and read by the others.
+    task = in_turn(lambda: DecoderTask(recipe, output / "cache"), str(how.get("device", "auto")))
+    return train(task, recipe.loop, output, **how)
 
 
-trainable("cm3")(_decoder("cm3"))
-trainable("mdm")(_decoder("masked-diffusion"))
-trainable("block")(_decoder("block-diffusion"))
-trainable("hybrid")(_decoder("hybrid"))
+for _kind, _objective in DECODERS.items():
+    recipes(_kind)(_decoder_recipe(_objective))
+    trainable(_kind)(_decoder)
 
 
 def run(
@@ -68,23 +88,52 @@ def run(
     device: str = "auto",
     report: Report = lambda step, total, figures: None,
     warn: Warn = lambda line: None,
+    observers: Sequence[Observer] = (),
 ) -> Path:
     """Train `kind` (vqgan, text, cm3, mdm, block or hybrid) by the merged recipes, and return the folder of the result.
 
     A recipe is a YAML file, or the name of one that ships (such as `emoji-vqgan`).
     """
-    sources = [read_yaml(recipe_path(path)) for path in config]
     start = trainable[kind]
+    shape, base = recipes[kind]()
+    recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], list(overrides))
+    if rank() == 0:
+        keep(recipe, output)
     return start(
-        sources,
-        list(overrides),
+        recipe,
         output,
         resume=resume,
         max_steps=max_steps,
         device=device,
         report=report,
         warn=warn,
+        observers=observers,
     )
+
+
+def kind_of(config: Sequence[Path]) -> str:
+    """The kind of training that recipes are of: by the end of a name, or by their keys; ConfigError if that is open."""
+    for path in config:
+        last = path.stem.split("-")[-1]
+        if last in recipes:
+            return last
+    keys = {key for path in config for key in read_yaml(recipe_path(path))}
+    fitting = [kind for kind in ("vqgan", "text", "cm3") if keys <= set(recipes[kind]()[0].model_fields)]
+    if len(fitting) != 1:
+        raise ConfigError(
+            f"it cannot be told what {', '.join(map(str, config)) or 'no recipe'} trains; name it, with --kind: "
+            f"{', '.join(recipes)}.",
+            code="bad_config",
+        )
+    return fitting[0]
+
+
+def traced(config: Sequence[Path], overrides: Sequence[str] = (), kind: str | None = None) -> Traced:
+    """What merged recipes come to, each value with where it is from."""
+    kind = kind or kind_of(config)
+    shape, base = recipes[kind]()
+    sources = [(f"train {kind}", base), *((str(path), read_yaml(recipe_path(path))) for path in config)]
+    return trace(shape, sources, list(overrides))
 
 
 def recipe_path(name: Path, defaults: bool = False) -> Path:
@@ -108,7 +157,7 @@ def shipped_recipes(defaults: bool = False) -> list[Path]:
 def keep(recipe: Settings, output: Path) -> None:
     """Write the resolved recipe beside the run."""
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
     except OSError as error:
         raise OutputError(
             f"{output} cannot be made: {error.strerror}; choose another --output.", code="cannot_write"

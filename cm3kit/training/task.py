@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import Generator, Tensor, nn
@@ -17,13 +17,21 @@ from cm3kit.training.precision import Precision
 class LoopSettings(Settings):
     """How long, how fast, how careful.
 
+    `batch_size` is the rows of a step, over all processes and micro-batches; `accumulate` is how many micro-batches
+    each process cuts its share into. `shard` spreads weights and moments over the processes (FSDP2) instead of copying
+    them. `recompute` saves memory by computing activations twice.
     `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
     `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
     Three steps in a row that are not finite lead back to the last checkpoint at half the rate, `rollbacks` times.
+    A loss further above the median of the last 128 than `spike` times their spread (the standard deviation that their
+    quartiles tell of) is a spike: its step is taken all the same (`ignore`), changes nothing (`skip`), leads back to
+    the last checkpoint and is left out on the second way (`roll_back`), or ends training (`stop`).
+    `best` is a figure of the log, such as `loss`: the checkpoint up to which it was lowest is kept besides the last.
     """
 
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(16, ge=1)
+    accumulate: int = Field(1, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.05, ge=0, le=1)
     final: float = Field(0.02, ge=0, le=1)
@@ -33,10 +41,15 @@ class LoopSettings(Settings):
     ema: float = Field(0.999, ge=0, lt=1)
     precision: Precision = "auto"
     compile: bool = False
+    shard: bool = False
+    recompute: bool = False
     seed: int = 0
     rollbacks: int = Field(2, ge=0)
+    on_spike: Literal["ignore", "skip", "roll_back", "stop"] = "ignore"
+    spike: float = Field(10.0, gt=0)
     save_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1)
+    best: str | None = None
     preview_every: int = Field(500, ge=1)
     log_every: int = Field(20, ge=1)
 
@@ -88,7 +101,31 @@ class TaskInOrder(Protocol):
     """A task whose data have an order of their own, such as the rows of shards."""
 
     def seek(self, step: int, size: int, process: int, processes: int) -> None:
-        """Go to the `size` rows that one of several processes takes at a step."""
+        """Go to the `size` rows that one of several processes takes at a step; the loop takes those of all."""
+
+
+@runtime_checkable
+class TaskInShares(Protocol):
+    """A task whose loss is a sum over rows, divided by something of the whole batch."""
+
+    def share(self, batch: Any, rows: slice) -> Any:
+        """Some rows of a batch, such that the losses of all shares add up to that of the batch."""
+
+
+@runtime_checkable
+class TaskWithNames(Protocol):
+    """A task that can say what a batch is of."""
+
+    def names(self, rng: Generator, size: int) -> list[str]:
+        """The names of what `batch` draws from the same `rng`."""
+
+
+@runtime_checkable
+class TaskWithData(Protocol):
+    """A task that can tell its data from others."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes if a document is added, taken away, or drawn more often; not with the machine."""
 
 
 Report = Callable[[int, int, dict[str, float]], None]

@@ -89,6 +89,14 @@ class VqganTask:
             pixels_BCHW = torch.where(flip_B[:, None, None, None], pixels_BCHW.flip(3), pixels_BCHW)
         return pixels_BCHW
 
+    def names(self, rng: Generator, size: int) -> list[str]:
+        """The pictures that `batch` draws."""
+        return [self.pictures.names[each] for each in self.pictures.pick(rng, size).tolist()]
+
+    def fingerprint(self) -> str:
+        """Of the pictures."""
+        return self.pictures.fingerprint()
+
     def loss(
         self, model: nn.Module, batch: Tensor, step: int, rng: Generator
     ) -> tuple[Tensor, dict[str, float]]:
@@ -104,7 +112,7 @@ class VqganTask:
             judged=adversary.trains(done), heard=heard > 0,
         )  # fmt: skip
         if not started and step + 1 >= self.recipe.codebook.start:
-            self._start_codes(len(batch), rng)
+            self._start_codes(self.recipe.loop.batch_size, rng)
         with torch.autocast(device.type, enabled=False):
             total, figures = self.reconstruction.to(device)(x_BCHW, found.y_BCHW)
             judged, opinions = self._judged(total, found.verdict, heard)

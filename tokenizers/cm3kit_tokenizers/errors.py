@@ -29,6 +29,7 @@ ERROR_CODES: dict[str, str] = {
     "broken_package": "an installed package cannot be imported",
     "bad_data": "a data file is missing or malformed",
     "not_finite": "training met a value that is not finite",
+    "unstable": "the loss of training jumped",
     "interrupted": "stopped by the user",
     "no_memory": "the machine has too little memory",
     "usage": "the command line is malformed",

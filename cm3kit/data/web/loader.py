@@ -6,6 +6,7 @@ epoch e is the same for any number of workers, processes and machines.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,6 +82,15 @@ class TokenShards:
         start, stop = self._offsets[shard][place : place + 2]
         ids: list[int] = self._tokens[shard][start:stop].tolist()
         return ids
+
+    def fingerprint(self) -> str:
+        """A hash of which documents there are, in which order and length, and of which are held out."""
+        parts = (
+            self.lengths.astype("<i8").tobytes(),
+            self.held.tobytes(),
+            str(self.index["text_sha256"]).encode(),
+        )
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def key(self, number: int) -> tuple[str, int]:
         """Which page a document is, and which piece of it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor, distributed, nn
 
 from cm3kit_tokenizers.vq.quantizers import Quantizer, quantizers
 from cm3kit_tokenizers.vq.quantizers import nearest as nearest
@@ -43,6 +43,22 @@ def rotate_to(vectors_ND: Tensor, targets_ND: Tensor) -> Tensor:
     reflected_ND = vectors_ND - 2 * (vectors_ND * r_ND).sum(1, keepdim=True) * r_ND
     rotated_ND: Tensor = scale_N1 * (reflected_ND + 2 * (vectors_ND * e_ND).sum(1, keepdim=True) * q_ND)
     return rotated_ND
+
+
+def of_all_processes(mine_N: Tensor) -> Tensor:
+    """Rows of every process that trains, in their order; what is given where there is one process."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return mine_N
+    sizes = [
+        torch.zeros(1, dtype=torch.long, device=mine_N.device) for _ in range(distributed.get_world_size())
+    ]
+    distributed.all_gather(sizes, torch.tensor([len(mine_N)], device=mine_N.device))
+    counts = [int(each) for each in sizes]
+    padded_N = mine_N.new_zeros((max(counts), *mine_N.shape[1:]))
+    padded_N[: len(mine_N)] = mine_N
+    found = [torch.empty_like(padded_N) for _ in counts]
+    distributed.all_gather(found, padded_N)
+    return torch.cat([each[:count] for each, count in zip(found, counts, strict=True)])
 
 
 class Codebook(nn.Module):
@@ -98,22 +114,26 @@ class Codebook(nn.Module):
     def _average(self, vectors_ND: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         vectors_ND = self.rule.prepare(vectors_ND)
         codes_N = self.rule.codes(vectors_ND, self.weight)
-        if self.training and rng is not None and bool(torch.isfinite(vectors_ND).all()):
-            self._move(vectors_ND.detach(), codes_N, rng)
+        if self.training and rng is not None:
+            seen_ND, seen_N = of_all_processes(vectors_ND.detach()), of_all_processes(codes_N)
+            if bool(torch.isfinite(seen_ND).all()):
+                self._move(seen_ND, seen_N, rng)
         targets_ND = self.weight[codes_N]
         commitment = (vectors_ND - targets_ND).square().mean()
         return self._carried(vectors_ND, targets_ND), codes_N, commitment, commitment.new_zeros(())
 
     def _learn(self, vectors_ND: Tensor, rng: Generator | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         self.rule.settle(self.weight)
-        rng = rng if self.training and bool(torch.isfinite(vectors_ND).all()) else None
+        moves = self.training and rng is not None
+        seen_ND = of_all_processes(vectors_ND.detach()) if moves else vectors_ND
+        rng = rng if moves and bool(torch.isfinite(seen_ND).all()) else None
         if (
             rng is not None and self.rule.starts
         ):  # before the codes are used, as autograd needs them unchanged
-            self._restart(self.rule.prepare(vectors_ND.detach()), rng)
+            self._restart(self.rule.prepare(seen_ND), rng)
         targets_ND, codes_N, commitment, moved = self.rule.learn(vectors_ND, self.weight, rng)
         if rng is not None:
-            counts_K = torch.bincount(codes_N, minlength=len(self.weight)).float()
+            counts_K = torch.bincount(of_all_processes(codes_N), minlength=len(self.weight)).float()
             self.counts_K.lerp_(counts_K, 1 - self.decay)
         if self.rule.averaged:  # by choice of the recipe, so the gradients are those of the averaged rule
             targets_ND = self._carried(self.rule.prepare(vectors_ND), targets_ND.detach())

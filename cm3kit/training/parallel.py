@@ -1,0 +1,131 @@
+"""Several processes that train as one: the model in each, and tensors that are spread over all of them.
+
+Every process draws the whole batch and takes its share, so that what is learned does not depend on their number.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from cm3kit.training.task import Task, TaskInParts
+from cm3kit_tokenizers.errors import ConfigError
+
+Value = TypeVar("Value")
+
+
+def shard(task: Task, accelerator: Accelerator) -> None:
+    """Spread weights, gradients and moments over the processes (FSDP2), a layer at a time.
+
+    PyTorch's `fully_shard` is called as it is, since accelerate has it for GPUs only.
+
+    Raises:
+        ConfigError: the task has parts that move without gradients.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if isinstance(task, TaskInParts):
+        raise ConfigError(
+            "loop.shard = true: only decoders can be spread; leave it out, and the processes hold a copy each.",
+            code="bad_config",
+        )
+    model = task.model.to(accelerator.device)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def recompute(model: nn.Module) -> None:
+    """Keep no activations inside layers, and compute them again on the way back; ConfigError if no part can."""
+    taken: list[str] = []
+    for name, module in model.named_modules():
+        if any(f"{name}.".startswith(f"{outer}.") or not outer for outer in taken):
+            continue
+        # Of transformers, by its name in newer and in older versions; and of diffusers.
+        enable = getattr(module, "activation_checkpointing_enable", None)
+        enable = enable or getattr(module, "gradient_checkpointing_enable", None)
+        if enable is not None:
+            enable({"use_reentrant": False})
+            taken.append(name)
+        elif getattr(module, "_supports_gradient_checkpointing", False):
+            module.enable_gradient_checkpointing()
+            taken.append(name)
+    if not taken:
+        raise ConfigError("loop.recompute = true: this model has no layers that can be.", code="bad_config")
+
+
+def prepare(task: Task, optimizer: Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
+    """The model and the optimizer as they are called in a step; with several processes gradients are their mean.
+
+    Raises:
+        ConfigError: accelerate has been told to spread the model itself.
+    """
+    own = accelerator.distributed_type.value
+    if own in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise ConfigError(
+            f"accelerate is configured for {own}, which this loop does not use; leave it out, and set loop.shard=true.",
+            code="bad_config",
+        )
+    if is_spread(task.model):
+        return task.model, optimizer
+    # The discriminator of an image tokenizer sits out the first steps.
+    accelerator.ddp_handler = DistributedDataParallelKwargs(
+        find_unused_parameters=isinstance(task, TaskInParts)
+    )
+    model, prepared = accelerator.prepare(task.model, optimizer)
+    return model, prepared
+
+
+def quiet(model: nn.Module, accelerator: Accelerator, last: bool) -> AbstractContextManager[Any]:
+    """Let gradients of all but the last micro-batch stay in their process, where there are copies of the model."""
+    if last or accelerator.num_processes == 1 or is_spread(model):
+        return nullcontext()
+    held: AbstractContextManager[Any] = accelerator.no_sync(model)
+    return held
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether the weights are spread over processes."""
+    return any(isinstance(each, DTensor) for each in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with nothing missing; every process has to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def spread(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """A tensor that every process has whole, on the device of another and spread as that one is."""
+    if not isinstance(like, DTensor):
+        return tensor if like is None else tensor.to(like.device)
+    on = tensor.to(like.device)
+    return distribute_tensor(on, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def gathered(accelerator: Accelerator, mine: Value) -> list[Value]:
+    """What each process has, in their order; every process has to ask."""
+    if accelerator.num_processes == 1:
+        return [mine]
+    found: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(found, mine)
+    return found
+
+
+def agreed(accelerator: Accelerator, mine: Value) -> Value:
+    """What the main process has; every process has to ask."""
+    return gathered(accelerator, mine)[0]

@@ -1,0 +1,194 @@
+"""One step: draw a batch, share it, find the gradient of all of it, judge it, and learn from it if it is sound.
+
+What a step sees depends on (seed, step) alone, whatever the number of processes and micro-batches.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from cm3kit.rng import generator, stream
+from cm3kit.training.guard import Verdict
+from cm3kit.training.parallel import gathered, is_spread, quiet, whole
+from cm3kit.training.progress import Progress
+from cm3kit.training.shares import cut, pooled
+from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, Warn
+from cm3kit_tokenizers.errors import DataError
+
+NO_ROOM = ("can't allocate memory", "out of memory", "not enough memory")  # how RuntimeError says it
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of a step: its figures, what it was judged to be, and whether any process was asked to stop."""
+
+    figures: dict[str, float]
+    verdict: Verdict
+    asked: bool
+
+
+def one_step(progress: Progress, model: nn.Module, asked: Sequence[int], warn: Warn) -> Done:
+    """Take a step; where the memory is not enough, with smaller micro-batches, which leaves the batch as it is.
+
+    Args:
+        asked: signals to stop, which may come while the step is taken.
+
+    Raises:
+        DataError: single rows do not fit either (`no_memory`).
+    """
+    while True:
+        before = [each.clone() for each in progress.task.model.buffers()]
+        told = ""
+        try:
+            return _attempt(progress, model, asked, before)
+        except RuntimeError as error:
+            # A step that is half taken cannot be taken again.
+            if progress.updating or not _is_out_of_memory(error):
+                raise
+            told = str(error).split("\n")[0][:100]
+        # Only here, where the error no longer holds on to what the step has computed.
+        _put_back(progress.task.model, before)
+        progress.prepared.zero_grad()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _make_room(progress, told, warn)
+
+
+def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before: list[Tensor]) -> Done:
+    settings, step, who = progress.settings, progress.step, progress.accelerator
+    for group in progress.optimizer.param_groups:
+        rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
+        group["lr"] = rate * group["factor"]
+    rng, batch = _draw(progress)
+    first = who.process_index * progress.accumulate
+    shares = cut(progress.task, batch, settings.batch_size, who.num_processes * progress.accumulate)
+    mine = shares[first : first + progress.accumulate]
+    progress.whole = False
+    progress.prepared.zero_grad()
+    seed = int(torch.randint(2**62, (), generator=rng))
+    loss, found = 0.0, []
+    for number, share in enumerate(mine):
+        last = number == len(mine) - 1
+        with quiet(progress.wrapped, who, last):
+            with _dropout_from(seed, first + number, who.device), who.autocast():
+                # Each share sees the random numbers that the whole batch would.
+                own = rng if len(mine) == 1 else rng.clone_state()
+                value, figures = progress.task.loss(model, share.batch, step, own)
+            # Gradients of processes are averaged, and ours are to be added up.
+            factor = share.factor * who.num_processes
+            who.backward(value if factor == 1 else value * factor)
+        loss += value.item() * share.factor
+        found.append((share.part, figures))
+    everyone = gathered(who, (loss, found, bool(asked)))
+    loss = sum(each for each, _, _ in everyone)
+    figures = pooled(each for _, theirs, _ in everyone for each in theirs)
+    progress.guard.look(figures, progress.task.model)
+    norm = _clip(progress)
+    verdict = progress.guard.judge(loss, norm)
+    if _is_sound(progress, verdict):
+        progress.updating = True
+        progress.prepared.step()
+        progress.follow()
+        progress.updating = False
+    elif verdict != "not finite":
+        _put_back(progress.task.model, before)
+    progress.step += 1
+    progress.whole = True
+    rate = progress.optimizer.param_groups[0]["lr"]
+    return Done(
+        {"loss": loss, "norm": norm, "rate": rate, **figures}, verdict, any(each for _, _, each in everyone)
+    )
+
+
+def _draw(progress: Progress) -> tuple[Generator, Any]:
+    """The batch of a step, over all processes, and the generator that has drawn it."""
+    settings, step = progress.settings, progress.step
+    rng = generator(settings.seed, step, 0)
+    if isinstance(progress.task, TaskInOrder):
+        progress.task.seek(step, settings.batch_size, 0, 1)
+    return rng, progress.task.batch(rng, settings.batch_size)
+
+
+def names(progress: Progress, step: int, most: int = 4) -> str:
+    """What the batch of a step was drawn from, for a message; nothing where the task cannot say."""
+    task, settings = progress.task, progress.settings
+    if not isinstance(task, TaskWithNames):
+        return ""
+    if isinstance(task, TaskInOrder):
+        task.seek(step, settings.batch_size, 0, 1)
+    found = list(dict.fromkeys(task.names(generator(settings.seed, step, 0), settings.batch_size)))
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f" ({', '.join(found[:most])}{more})"
+
+
+@contextmanager
+def _dropout_from(seed: int, share: int, device: torch.device) -> Iterator[None]:
+    """Lend the global generators, which are all that dropout can draw from, a seed; and put them back."""
+    gpus = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        for each in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            each.manual_seed(stream(seed, share) if share else seed)
+        yield
+
+
+def _clip(progress: Progress) -> float:
+    """Clip the gradients, those of each part by themselves, and return the length of all before."""
+    settings, model = progress.settings, progress.task.model
+    alone = len(progress.parts) == 1
+    clipped = [list(model.parameters())] if alone else [list(part.weights) for part in progress.parts]
+    clip = nn.utils.clip_grad_norm_ if is_spread(model) else progress.accelerator.clip_grad_norm_
+    lengths = [whole(clip(each, settings.clip)).item() for each in clipped]
+    return lengths[0] if alone else math.hypot(*lengths)
+
+
+def _is_sound(progress: Progress, verdict: Verdict) -> bool:
+    if verdict == "spike" and progress.settings.on_spike != "ignore":
+        return False
+    return verdict != "not finite" and progress.step not in progress.left_out
+
+
+def _put_back(model: nn.Module, before: list[Tensor]) -> None:
+    with torch.no_grad():
+        for each, old in zip(model.buffers(), before, strict=True):
+            each.copy_(old)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in NO_ROOM)
+
+
+def _make_room(progress: Progress, told: str, warn: Warn) -> None:
+    """Twice as many micro-batches; DataError where that cannot be, or only one of several processes knows of it."""
+    processes, rows = progress.accelerator.num_processes, progress.settings.batch_size
+    now, more = progress.accumulate, min(2 * progress.accumulate, rows // processes)
+    if more <= now or processes > 1:
+        advice = (
+            f"set loop.accumulate={more}, which keeps the batch as it is, and rerun" if more > now else ""
+        )
+        raise DataError(
+            f"step {progress.step + 1} does not fit in the memory ({told});"
+            f" {advice or 'set loop.recompute=true or take a smaller model'}.",
+            code="no_memory",
+        )
+    progress.accumulate = more
+    warn(
+        f"step {progress.step + 1} does not fit in the memory; going on with {more} micro-batches instead of {now},"
+        " and the same batch"
+    )
+
+
+def schedule(done: float, settings: LoopSettings) -> float:
+    """Factor on the learning rate when a share `done` of the steps is behind."""
+    if done < settings.warmup:
+        return min(1.0, (done + 1 / settings.steps) / settings.warmup)
+    left = (done - settings.warmup) / max(1e-9, 1 - settings.warmup)
+    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, left)))
