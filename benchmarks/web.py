@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.data.web.reasons import REASONS, Refused
-from cm3kit.data.web.record import Dropped, Record, html_to_record
+from cm3kit.data.web.record import Dropped, Record, html_to_record, read_pieces
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.page import Page
 
@@ -79,7 +80,7 @@ def _ways() -> dict[str, Callable[[bytes], object]]:
 
     def tokens(data: bytes) -> object:
         found = html_to_record(data, no_picture)
-        return tokenizer.encode(found.nodes()) if isinstance(found, Record) else found
+        return tokenizer.encode(read_pieces(found.html)) if isinstance(found, Record) else found
 
     ways: dict[str, Callable[[bytes], object]] = {
         "cm3kit: record": lambda data: html_to_record(data, no_picture),
@@ -146,8 +147,10 @@ def infill(args: argparse.Namespace) -> None:
     for path in pages(args.folders, args.pages, args.largest):
         data = path.read_bytes()
         counts["pages"] += 1
+        here = set(re.findall(rb"<([a-z0-9]+)", data.lower()))
+        tags = [tag for tag in TAGS if tag.partition("@")[0].encode() in here]
         for _ in range(args.sets):
-            page = _with_gaps(data, rng)
+            page = _with_gaps(data, tags, rng) if tags else None
             if page is None:
                 counts["sets without a gap"] += 1
                 continue
@@ -156,10 +159,12 @@ def infill(args: argparse.Namespace) -> None:
             counts["gaps filled"] += len(fills)
             counts["bytes outside gaps"] += len(data)
             counts["bytes changed outside gaps"] += _changed(page, data, fills)
+        if counts["pages"] % 100 == 0:
+            print(json.dumps(counts), file=sys.stderr)
     print(json.dumps(counts))
 
 
-def _with_gaps(data: bytes, rng: random.Random) -> Page | None:
+def _with_gaps(data: bytes, tags: list[str], rng: random.Random) -> Page | None:
     try:
         page = Page.parse(data)
     except PageError:
@@ -168,7 +173,7 @@ def _with_gaps(data: bytes, rng: random.Random) -> Page | None:
     for tried in range(40):
         if page.gaps and tried >= wanted:
             break
-        tag, at, attribute = rng.choice(TAGS).partition("@")
+        tag, at, attribute = rng.choice(tags).partition("@")
         try:
             page = page.select(f"{tag}:nth-of-type({rng.randint(1, 4)}){at}{attribute}")
         except PageError:
