@@ -20,10 +20,11 @@ from cm3kit.data.web.reasons import REASONS, Refused
 from cm3kit.data.web.record import ADDRESS, About, Dropped, Record, html_to_record, read_nodes, read_pieces
 from cm3kit.data.web.settings import HTLM, PictureRules, WebSettings
 from cm3kit.data.web.tree import candidates
-from cm3kit_tokenizers.document import Text
+from cm3kit_tokenizers.document import Markup, Text
 from cm3kit_tokenizers.errors import ConfigError, PictureError
-from cm3kit_tokenizers.html.minimal import render
+from cm3kit_tokenizers.html.minimal import keep_all, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.scan import scan
+from cm3kit_tokenizers.html.spans import parse_tree
 
 
 def png(
@@ -294,6 +295,19 @@ BITS = (
     " <figcaption> <title> \x00 \ud800"
 ).split(" ")
 HOSTILE = st.lists(st.sampled_from(BITS) | st.text(max_size=8), max_size=30)
+
+
+@settings(max_examples=150, deadline=None)
+@given(HOSTILE, st.integers(0, 2**30))
+def test_pieces_that_lost_pictures_settle_as_if_they_were_parsed(parts: list[str], lost: int) -> None:
+    soup = "".join(parts).encode("utf-8", "replace").decode().replace("<img src=a.png", "<img src=a.png>")
+    whole = minimal_pieces(parse_tree(soup), (), keep_all)
+    gone: set[int] = set()
+    for place, piece in enumerate(whole):
+        if piece == Markup("<img") and lost >> place % 30 & 1:
+            gone |= set(range(place, whole.index(Markup(">"), place) + 1))
+    left = [piece for place, piece in enumerate(whole) if place not in gone]
+    assert settled(left) == minimal_pieces(parse_tree(render(left)), (), keep_all)
 
 
 @pytest.mark.parametrize(

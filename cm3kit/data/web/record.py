@@ -18,7 +18,7 @@ from cm3kit.data.web.settings import PageRules, WebSettings
 from cm3kit_tokenizers.document import Markup, Node, Picture, Piece
 from cm3kit_tokenizers.errors import PageError, PictureError
 from cm3kit_tokenizers.html.encoding import codec_of, refuse_wide
-from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render
+from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
 from cm3kit_tokenizers.html.scan import scan
 from cm3kit_tokenizers.html.spans import parse_tree
@@ -240,7 +240,7 @@ def thin(nodes: Sequence[Piece], rules: PageRules) -> list[Piece]:
         elif isinstance(node, Picture):
             blocks[-1] = (*blocks[-1][:4], True)
         out.append(node)
-    return _again(out)
+    return settled(out)
 
 
 def _close(blocks: list[tuple[str, int, int, int, bool]], out: list[Piece], rules: PageRules) -> None:
@@ -252,11 +252,6 @@ def _close(blocks: list[tuple[str, int, int, int, bool]], out: list[Piece], rule
     above, place, most, text, kept = blocks[-1]
     # A heading stays, but does not make the block around it stay.
     blocks[-1] = (above, place, max(most, best), text, kept or (stays and name not in _EXEMPT))
-
-
-def _again(nodes: Sequence[Piece]) -> list[Piece]:
-    """The nodes in the form that they parse back to, once some are gone."""
-    return minimal_pieces(parse_tree(render(nodes), False), (), keep_all)
 
 
 def _with_pictures(
@@ -291,7 +286,7 @@ def _with_pictures(
         whole = _whole(out, gone) if settings.pictures.missing == "alt" else gone
         out = _without(out, gone, whole)
         # What is around an empty place may now be empty too; without one, nothing moves.
-        out = _again(out) if whole else out
+        out = settled(out) if whole else out
     return out, tuple(kept), tuple(dropped)
 
 

@@ -9,7 +9,18 @@ from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Piece,
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.html.escape import escape_attribute, escape_text
 from cm3kit_tokenizers.html.gaps import PageGap
-from cm3kit_tokenizers.html.outline import ATOM, BREAK, OPEN_PRE, SPACES, Event
+from cm3kit_tokenizers.html.outline import (
+    ATOM,
+    BREAK,
+    META,
+    OPEN_INLINE,
+    OPEN_PRE,
+    OPENS,
+    SPACES,
+    Event,
+    Frame,
+    Outline,
+)
 from cm3kit_tokenizers.html.walk import Walk
 from cm3kit_tokenizers.vocab import MARKUP, VOID
 
@@ -42,6 +53,36 @@ def minimal_pieces(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], b
     return pieces
 
 
+def settled(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces of minimal HTML, some of which were cut out whole, in the form that they parse back to.
+
+    What is empty now goes. The same as to write them, parse that and take the minimal HTML, in half the time.
+    """
+    outline = Outline(with_gaps=False)
+    frames: list[Frame | None] = []
+    at = 0
+    while at < len(pieces):
+        piece, start = pieces[at], at
+        at += 1
+        if isinstance(piece, str):
+            outline.text(piece)
+        elif isinstance(piece, Markup):
+            kind, name = _PIECES[piece.piece]
+            if kind == "begin":
+                at = pieces.index(_END, at) + 1
+            if kind == "close":
+                if (frame := frames.pop()) is not None:
+                    outline.close(frame)
+            elif name == "br":
+                outline.atom(BREAK, (piece,))
+            elif name in VOID:
+                outline.atom(META if name == "meta" else ATOM, tuple(pieces[start:at]))
+            else:
+                event = OPENS[name] if kind == "open" else (OPEN_INLINE, tuple(pieces[start:at]))
+                frames.append(outline.open(name, event))
+    return _written(outline.finish())
+
+
 def _all_there(pieces: Iterable[Piece], gaps: Sequence[PageGap]) -> None:
     found = {piece.index for piece in pieces if isinstance(piece, Gap)}
     found |= {piece.gap for piece in pieces if isinstance(piece, Picture) and piece.gap is not None}
@@ -62,7 +103,7 @@ def _written(events: Sequence[Event | str]) -> list[Piece]:
     run: list[str] = []
     pre, pending, fresh = 0, False, True
     for event in events:
-        if type(event) is str:
+        if isinstance(event, str):
             text = next(collapsed)
             if pre:
                 run.append(event)
@@ -185,4 +226,4 @@ def _kind(piece: str) -> str:
 
 
 _PIECES = {piece: (_kind(piece), piece.strip("</>")) for piece in MARKUP}
-_PRE = Markup("<pre>")
+_PRE, _END = Markup("<pre>"), Markup(">")
