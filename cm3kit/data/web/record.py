@@ -292,23 +292,24 @@ def _with_pictures(
 
 def _first(addresses: Sequence[str], find: Find, settings: WebSettings) -> Stored:
     """The first of the addresses that gives a picture; Refused with the best reason of all of them."""
-    failures: list[Refused] = []
+    # Not the errors themselves: they hold on to the frames, and so to the page, until garbage is collected.
+    failures: list[tuple[str, str]] = []
     for address in addresses:
         try:
             return store(find(address), address, settings.pictures)
         except Refused as refused:
-            failures.append(refused)
+            failures.append((refused.reason, refused.detail))
         except PictureError as error:
             failures.append(_explained(address, error))
     far = ("remote", "no_file", "outside")
-    raise min(failures, key=lambda each: each.reason in far, default=Refused("no_address"))
+    raise Refused(*min(failures, key=lambda each: each[0] in far, default=("no_address", "")))
 
 
-def _explained(address: str, error: PictureError) -> Refused:
+def _explained(address: str, error: PictureError) -> tuple[str, str]:
     if error.code != "picture_outside":
-        return Refused("no_file" if error.code == "no_file" else "bad_picture", str(error.args[0]))
+        return ("no_file" if error.code == "no_file" else "bad_picture"), str(error.args[0])
     remote = re.match(r"(?:[a-z][a-z0-9+.-]*:)?//|[a-z][a-z0-9+.-]*:", address, re.I)
-    return Refused("remote" if remote and not address.lower().startswith("file:") else "outside")
+    return ("remote" if remote and not address.lower().startswith("file:") else "outside"), ""
 
 
 def _whole(nodes: Sequence[Piece], gone: set[int]) -> set[int]:
