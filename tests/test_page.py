@@ -364,6 +364,9 @@ def test_a_written_gap_encloses_nothing() -> None:
             b"&#233;&#8364;\x84G",
         ),
         (b"<meta charset=utf-16>", "utf-8", "é€Ж".encode()),
+        (b"<meta charset=utf-16><meta charset=koi8-r>", "utf-8", "é€Ж".encode()),
+        (b"<meta charset=iso8859-2>", "iso8859-2", b"\xe9&#8364;&#1046;"),
+        (b"<meta charset=bogus><meta charset=KOI8_R>", "koi8_r", b"&#233;&#8364;\xf6"),
         (b"\xef\xbb\xbf<meta charset=latin1>", "utf-8", "é€Ж".encode()),
     ],
 )

@@ -29,6 +29,16 @@ def as_unicode(text: str) -> str:
     return "".join("\ufffd" if 0xD800 <= ord(each) < 0xE000 else each for each in text)
 
 
+@given(st.text(st.characters(max_codepoint=127) | st.sampled_from(" \n'ste"), max_size=40) | ANY)
+@example("it's  'twas\n\n x\x1c\x0b y 12ab_c ")
+@example("it's  \xa0 caf\u00e9 \u00b2 'd")
+@FAST
+def test_words_that_are_remembered_give_the_ids_of_the_library(text: str) -> None:
+    ids = TEXT._tokenizer.encode(as_unicode(text)).ids
+    assert TEXT.encode(text) == ids and TEXT.encode(text) == ids
+    assert TEXT.encode(text, 7) == [7 + id for id in ids]
+
+
 @given(ANY)
 @example("\ud83d\ude00 \udc00")
 @example("  two  spaces  ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import gzip
 import io
 import os
@@ -218,3 +219,25 @@ def test_damaged_archives_give_items_or_reasons(
             else:
                 found = html_to_record(item.data, item.find, key=item.key, about=item.about)
                 assert isinstance(found, Record) or found.reason in REASONS
+
+
+@pytest.mark.parametrize("picture", [None, b"no picture"])
+def test_a_picture_that_cannot_be_had_does_not_hold_on_to_its_page(picture: bytes | None) -> None:
+    def find(address: str) -> bytes:
+        if picture is None:
+            raise Refused("no_file")
+        return picture + address.encode()
+
+    def left_by(pages: int) -> int:
+        gc.collect()
+        before = len(gc.get_objects())
+        gc.disable()
+        try:
+            for number in range(pages):
+                html_to_record(b"<p>text" + b"<p>x<img src=a%d>" % number * 20, find)
+            return len(gc.get_objects()) - before
+        finally:
+            gc.enable()
+
+    left_by(2)  # what is imported on the way stays
+    assert left_by(20) < 20 * 20, "garbage that only the collector finds: an error, its frames, the page"

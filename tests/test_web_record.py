@@ -14,13 +14,17 @@ from PIL import Image as Pillow
 from pydantic import ValidationError
 
 from cm3kit.config import resolve
+from cm3kit.data.web.language import language_of, readable
 from cm3kit.data.web.picture import store
 from cm3kit.data.web.reasons import REASONS, Refused
-from cm3kit.data.web.record import ADDRESS, About, Dropped, Record, html_to_record
+from cm3kit.data.web.record import ADDRESS, About, Dropped, Record, html_to_record, read_nodes, read_pieces
 from cm3kit.data.web.settings import HTLM, PictureRules, WebSettings
 from cm3kit.data.web.tree import candidates
+from cm3kit_tokenizers.document import Markup, Text
 from cm3kit_tokenizers.errors import ConfigError, PictureError
-from cm3kit_tokenizers.html.minimal import render
+from cm3kit_tokenizers.html.minimal import keep_all, minimal_pieces, render, settled
+from cm3kit_tokenizers.html.scan import scan
+from cm3kit_tokenizers.html.spans import parse_tree
 
 
 def png(
@@ -66,6 +70,9 @@ def shown(record: Record) -> str:
     for each in record.pictures:
         html = html.replace(ADDRESS + each.sha256, each.src)
     return html
+
+
+GERMAN = "<p>Wer den Pfennig nicht ehrt, ist des Talers nicht wert, und das gilt auch für die kleinen Dinge."
 
 
 def test_a_page_becomes_minimal_html_with_pictures_by_content() -> None:
@@ -212,6 +219,8 @@ def test_htlm_thresholds_drop_short_blocks_and_keep_what_holds_a_long_one() -> N
         ("<p>x</p>", {"need_picture": True}, "no_picture"),
         ("<p>x<img src=gone.png></p>", {"need_picture": True}, "no_picture"),
         ("<html lang=de><p>Wort</p>", {"languages": ["en"]}, "language"),
+        (GERMAN, {"languages": ["en"], "detect": "unsaid"}, "language"),
+        (f"<html lang=en>{GERMAN}", {"languages": ["en"], "detect": "always"}, "language"),
         ("<ul><li>a<li>b<li>c</ul>", {"min_ratio": 0.46}, "low_ratio"),
         ("<meta name=robots content='noindex, NoAI'><p>x</p>", {}, "opted_out"),
         ("<meta name=tdm-reservation content=1><p>x</p>", {}, "opted_out"),
@@ -289,6 +298,42 @@ HOSTILE = st.lists(st.sampled_from(BITS) | st.text(max_size=8), max_size=30)
 
 
 @settings(max_examples=150, deadline=None)
+@given(HOSTILE, st.integers(0, 2**30))
+def test_pieces_that_lost_pictures_settle_as_if_they_were_parsed(parts: list[str], lost: int) -> None:
+    soup = "".join(parts).encode("utf-8", "replace").decode().replace("<img src=a.png", "<img src=a.png>")
+    whole = minimal_pieces(parse_tree(soup), (), keep_all)
+    gone: set[int] = set()
+    for place, piece in enumerate(whole):
+        if piece == Markup("<img") and lost >> place % 30 & 1:
+            gone |= set(range(place, whole.index(Markup(">"), place) + 1))
+    left = [piece for place, piece in enumerate(whole) if place not in gone]
+    assert settled(left) == minimal_pieces(parse_tree(render(left)), (), keep_all)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<p>x</b>", "<p class='x'>y</p>", "<P>x</P>", "<p>&nbsp;</p>", "<p>&</p>", "<a href=x>y</a>", "a < b",
+        "<pre>\r</pre>", "<pre>\nx</pre>",
+    ],
+)  # fmt: skip
+def test_what_is_not_written_as_records_are_is_parsed(html: str) -> None:
+    assert scan(html) is None
+    assert [Text(each) if isinstance(each, str) else each for each in read_pieces(html)] == read_nodes(html)
+
+
+def test_the_language_of_a_page_is_that_of_its_text_where_it_is_asked_for() -> None:
+    assert made(GERMAN).lang == ""
+    assert made(GERMAN, page={"detect": "unsaid", "languages": ["de"]}).lang == "de"
+    said = made(f"<html lang=en-GB>{GERMAN}", page={"detect": "unsaid", "languages": ["en"]})
+    assert said.lang == "en-GB", "what a page says of itself stands"
+    # Neither what is in attributes and code nor a few letters say anything.
+    assert language_of("x1") == ""
+    text = readable(read_pieces('<p>eins</p><pre>two</pre><a href="three">vier <code>five</code> sechs</a>'))
+    assert text.split() == ["eins", "vier", "sechs"]
+
+
+@settings(max_examples=150, deadline=None)
 @given(HOSTILE)
 def test_whatever_the_page_the_answer_is_a_record_or_a_reason(parts: list[str]) -> None:
     page = "".join(parts).encode("utf-8", "surrogatepass")
@@ -297,6 +342,7 @@ def test_whatever_the_page_the_answer_is_a_record_or_a_reason(parts: list[str]) 
         assert found.reason in REASONS
         return
     assert render(found.nodes()) == found.html, "it parses back to itself"
+    assert [Text(each) if isinstance(each, str) else each for each in scan(found.html) or ()] == found.nodes()
     addresses = re.findall(r'src="([^"]*)"', found.html)
     assert {ADDRESS + each.sha256 for each in found.pictures} == set(addresses)
     assert not turbohtml.parse(found.html).select("script,style,form,iframe,[onerror]")

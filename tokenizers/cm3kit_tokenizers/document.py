@@ -61,3 +61,6 @@ class Gap:
 
 
 Node = Markup | Text | Image | Picture | Gap
+
+Piece = Node | str
+"""A node, or a text as a plain string, which is much cheaper to make than a `Text`."""

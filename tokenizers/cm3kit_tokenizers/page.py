@@ -18,10 +18,11 @@ from cm3kit_tokenizers.html.gaps import (
     without_gaps,
     written_gaps,
 )
-from cm3kit_tokenizers.html.minimal import keep_all, mark, minimal_nodes, render
+from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, render
 from cm3kit_tokenizers.html.nesting import fit
 from cm3kit_tokenizers.html.select import region_gap, selected_gaps
 from cm3kit_tokenizers.html.spans import parse_tree, view
+from cm3kit_tokenizers.html.walk import mark
 from cm3kit_tokenizers.pictures import picture_size, resolve_src, to_data_uri
 
 __all__ = ["Box", "Fill", "Page", "PageGap"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Text
+from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Piece, Text
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -21,30 +21,29 @@ class PageTokenizer:
     vocab: Vocab
 
     def encode(
-        self, nodes: Sequence[Node], codes_of: Callable[[Picture], Codes] | None = None
+        self, nodes: Sequence[Piece], codes_of: Callable[[Picture], Codes] | None = None
     ) -> list[int | Gap]:
         """Ids of nodes, gaps left in place; `codes_of` encodes each `Picture`."""
         ids: list[int | Gap] = []
         for index, node in enumerate(nodes):
-            follows = nodes[index + 1] if index + 1 < len(nodes) else None
-            match node:
-                case Markup(piece):
-                    ids.append(self.vocab.markup_id(piece))
-                case Text(content):
-                    ids.extend(self.text_ids(healed(content) if isinstance(follows, Gap) else content))
-                case Image(codes):
-                    ids.extend(self.image_ids(codes))
-                case Picture():
-                    assert codes_of is not None
-                    ids.extend(self._picture(node, *codes_of(node)))
-                case Gap():
-                    ids.append(node)
+            if isinstance(node, Markup):
+                ids.append(self.vocab.markup_id(node.piece))
+            elif isinstance(node, str | Text):
+                content = node if isinstance(node, str) else node.content
+                follows = nodes[index + 1] if index + 1 < len(nodes) else None
+                ids += self.text_ids(healed(content) if isinstance(follows, Gap) else content)
+            elif isinstance(node, Image):
+                ids += self.image_ids(node.codes)
+            elif isinstance(node, Picture):
+                assert codes_of is not None
+                ids += self._picture(node, *codes_of(node))
+            else:
+                ids.append(node)
         return ids
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of text in the shared space."""
-        start = self.vocab.text.start
-        return [start + each for each in self.text.encode(text)]
+        return self.text.encode(text, self.vocab.text.start)
 
     def image_ids(self, codes: Sequence[int]) -> list[int]:
         """Ids of image codes in the shared space."""

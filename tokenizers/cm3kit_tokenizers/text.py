@@ -16,6 +16,9 @@ from cm3kit_tokenizers.errors import ModelError
 
 FILE = "tokenizer.json"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# GPT-2's pattern (openai/gpt-2, encoder.py) where every character is ASCII. Merges do not cross what it cuts out.
+_WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+_REMEMBERED, _LONGEST = 2**16, 64
 
 
 class TextTokenizer:
@@ -24,6 +27,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
+        # Ids of words seen before: most words of a corpus are, and merging is what takes the time.
+        self._words: dict[int, dict[str, list[int]]] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> TextTokenizer:
@@ -65,9 +70,23 @@ class TextTokenizer:
         """Write tokenizer.json."""
         (folder / FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text; lone surrogates become U+FFFD."""
-        ids: list[int] = self._tokenizer.encode(_SURROGATES.sub("\ufffd", text)).ids
+    def encode(self, text: str, start: int = 0) -> list[int]:
+        """Ids of a text, counted from `start`; lone surrogates become U+FFFD."""
+        ids: list[int] = []
+        words = self._words.setdefault(start, {})
+        # A text with other characters is looked up whole: what letters are there is the library's to say.
+        for word in _WORDS.findall(text) if text.isascii() else (text,):
+            found = words.get(word)
+            ids += self._learnt(word, start, words) if found is None else found
+        return ids
+
+    def _learnt(self, word: str, start: int, words: dict[str, list[int]]) -> list[int]:
+        found = self._tokenizer.encode(_SURROGATES.sub("\ufffd", word)).ids
+        ids = [start + each for each in found]
+        if len(word) <= _LONGEST:
+            if len(words) >= _REMEMBERED:
+                words.clear()
+            words[word] = ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ sentinel, a piece of markup or an image code.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from cm3kit_tokenizers.errors import ModelError
@@ -75,22 +76,22 @@ class Vocab:
         start = self.markup.start
         object.__setattr__(self, "_markup_ids", {piece: start + i for i, piece in enumerate(MARKUP)})
 
-    @property
+    @cached_property
     def sentinel_range(self) -> range:
         """Ids of `<mask:0>`, `<mask:1>`, …"""
         return range(len(SPECIALS), len(SPECIALS) + self.sentinels)
 
-    @property
+    @cached_property
     def markup(self) -> range:
         """Ids of the pieces of minimal HTML, in the order of `MARKUP`."""
         return range(self.sentinel_range.stop, self.sentinel_range.stop + len(MARKUP))
 
-    @property
+    @cached_property
     def text(self) -> range:
         """Ids of text tokens."""
         return range(self.markup.stop, self.markup.stop + self.text_size)
 
-    @property
+    @cached_property
     def image(self) -> range:
         """Ids of image codes."""
         return range(self.text.stop, self.text.stop + self.image_size)

@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from cm3kit.config import Settings, read_yaml, resolve
 from cm3kit.data.web.parts import Store, part_folders, read_part
-from cm3kit.data.web.record import ADDRESS, read_nodes
+from cm3kit.data.web.record import ADDRESS, read_pieces
 from cm3kit.objectives.units import cuts
 from cm3kit.publish import publishing, write_atomic
 from cm3kit_tokenizers.document import Picture
@@ -104,7 +104,7 @@ def _encode(html: str, pages: PageTokenizer, codes: Mapping[str, Sequence[int]])
     def codes_of(picture: Picture) -> Codes:
         return codes[picture.src.removeprefix(ADDRESS)], None
 
-    return [each for each in pages.encode(read_nodes(html), codes_of) if isinstance(each, int)]
+    return [each for each in pages.encode(read_pieces(html), codes_of) if isinstance(each, int)]
 
 
 def encode_pictures(

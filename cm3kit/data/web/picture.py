@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from PIL import Image
 
@@ -15,7 +17,8 @@ from cm3kit_tokenizers.errors import PictureError
 from cm3kit_tokenizers.pictures import load_picture, picture_size
 
 # Logos and icons are on every page of a site: what the last few hundred pictures became is kept.
-_recent: OrderedDict[tuple[str, PictureRules], Stored | Exception] = OrderedDict()
+# Errors are kept as how to make them: one that is raised holds on to the page that it was raised for.
+_recent: OrderedDict[tuple[str, PictureRules], Stored | Callable[[], Exception]] = OrderedDict()
 _RECENT = 256
 
 
@@ -42,14 +45,16 @@ def store(data: bytes, src: str, rules: PictureRules) -> Stored:
     if (digest, rules) not in _recent:
         try:
             _recent[digest, rules] = _made(data, digest, rules)
-        except (PictureError, Refused) as error:
-            _recent[digest, rules] = error
+        except Refused as refused:
+            _recent[digest, rules] = partial(Refused, refused.reason, refused.detail)
+        except PictureError as error:
+            _recent[digest, rules] = partial(PictureError, *error.args, code=error.code)
         if len(_recent) > _RECENT:
             _recent.popitem(last=False)
     _recent.move_to_end((digest, rules))
     found = _recent[digest, rules]
-    if isinstance(found, Exception):
-        raise found
+    if not isinstance(found, Stored):
+        raise found()
     return replace(found, src=src[:500] if src[:5].lower() != "data:" else "data:")
 
 

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cm3kit.data.web import tree as trees
+from cm3kit.data.web.language import language_of, readable
 from cm3kit.data.web.picture import Stored, store
 from cm3kit.data.web.reasons import Refused
 from cm3kit.data.web.settings import PageRules, WebSettings
-from cm3kit_tokenizers.document import Markup, Node, Picture, Text
+from cm3kit_tokenizers.document import Markup, Node, Picture, Piece
 from cm3kit_tokenizers.errors import PageError, PictureError
 from cm3kit_tokenizers.html.encoding import codec_of, refuse_wide
-from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, render
+from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
+from cm3kit_tokenizers.html.scan import scan
 from cm3kit_tokenizers.html.spans import parse_tree
 
 ADDRESS = "cm3://sha256/"
@@ -75,7 +77,13 @@ class Dropped:
 
 def read_nodes(html: str) -> list[Node]:
     """Nodes of minimal HTML."""
-    return minimal_nodes(parse_tree(html), (), keep_all)
+    return minimal_nodes(parse_tree(html, False), (), keep_all)
+
+
+def read_pieces(html: str) -> list[Piece]:
+    """Pieces of a record's `html`, scanned where it is as records are written, else parsed."""
+    found = scan(html)
+    return minimal_pieces(parse_tree(html, False), (), keep_all) if found is None else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +121,21 @@ def html_to_record(
 
 def _record(data: bytes, find: Find, settings: WebSettings, key: str, about: About) -> Record:
     rules = settings.page
-    tree = parse_tree(decode(data, rules, about.headers))
+    tree = parse_tree(decode(data, rules, about.headers), False)
     said = trees.rights(tree, about.headers)
     said["license"] = about.license or said["license"]
     if rules.opt_out == "drop" and trees.opted_out(said):
         raise Refused("opted_out", said["robots"] or said["tdm_policy"])
-    language = re.split("[-_]", said["lang"].strip().lower())[0]
+    language = re.split("[-_]", said["lang"].strip().lower())[0] if rules.detect != "always" else ""
     if rules.languages and language and language not in rules.languages:
         raise Refused("language", said["lang"][:35])
     trees.edit(tree, rules)
     addresses = trees.pictures(tree, settings.pictures, about.url)
-    nodes = thin(minimal_nodes(tree, (), keep_all), rules)
-    chars = sum(len(node.content) for node in nodes if isinstance(node, Text))
+    nodes = thin(minimal_pieces(tree, (), keep_all), rules)
+    chars = sum([len(piece) for piece in nodes if type(piece) is str])
     _judge(nodes, chars, rules)
+    if not language and rules.detect != "never":
+        _by_text(nodes, rules, said)
     nodes, kept, dropped = _with_pictures(nodes, addresses, find, settings, "noimageai" in said["robots"])
     if not kept and (rules.need_picture or chars < rules.min_chars):
         raise Refused("no_picture" if rules.need_picture else "too_short", f"{chars} characters")
@@ -135,6 +145,14 @@ def _record(data: bytes, find: Find, settings: WebSettings, key: str, about: Abo
         key, about.url, html, kept, dropped, chars, fetched_at=about.fetched_at, source=about.source,
         meta=meta, **said,
     )  # fmt: skip
+
+
+def _by_text(nodes: Sequence[Piece], rules: PageRules, said: dict[str, str]) -> None:
+    """Refuse a page whose text is in another language; one that does not name its own is given it."""
+    found = language_of(readable(nodes))
+    if rules.languages and found and found not in rules.languages:
+        raise Refused("language", f"{found}, by its text")
+    said["lang"] = said["lang"] or found
 
 
 def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
@@ -180,23 +198,25 @@ def _codec(data: bytes, headers: Mapping[str, str]) -> str:
     return codec
 
 
-def _judge(nodes: Sequence[Node], chars: int, rules: PageRules) -> None:
+def _judge(nodes: Sequence[Piece], chars: int, rules: PageRules) -> None:
     """Refuse a page whose text is too short or too thin, before a picture is opened."""
-    pictures = sum(isinstance(node, Picture) for node in nodes)
+    pictures = sum([type(node) is Picture for node in nodes])
     if chars < rules.min_chars and not pictures:
         raise Refused("too_short", f"{chars} characters")
     if rules.need_picture and not pictures:
         raise Refused("no_picture")
-    size = sum(len(node.piece) for node in nodes if isinstance(node, Markup)) + chars
+    size = chars
+    if rules.min_ratio:
+        size += sum(len(node.piece) for node in nodes if isinstance(node, Markup))
     if chars < rules.min_ratio * size:
         raise Refused("low_ratio", f"{chars / size:.2f} of {size} characters are text")
 
 
-def thin(nodes: Sequence[Node], rules: PageRules) -> list[Node]:
+def thin(nodes: Sequence[Piece], rules: PageRules) -> list[Piece]:
     """Leave out blocks without a text of `min_text` characters; pictures, titles and headings stay."""
     if not rules.min_text and not rules.min_text_list:
         return list(nodes)
-    out: list[Node] = []
+    out: list[Piece] = []
     # Of each open block: its name, where it starts, the longest text in it, its own text, whether it stays.
     blocks: list[tuple[str, int, int, int, bool]] = [("", 0, 0, 0, True)]
     quoted = False
@@ -214,16 +234,16 @@ def thin(nodes: Sequence[Node], rules: PageRules) -> list[Node]:
             quoted = False
         elif piece.startswith(" "):
             quoted = True
-        elif not piece and not quoted and isinstance(node, Text):
+        elif not quoted and isinstance(node, str):
             name, start, best, own, stays = blocks[-1]
-            blocks[-1] = (name, start, best, own + len(node.content), stays)
+            blocks[-1] = (name, start, best, own + len(node), stays)
         elif isinstance(node, Picture):
             blocks[-1] = (*blocks[-1][:4], True)
         out.append(node)
-    return _again(out)
+    return settled(out)
 
 
-def _close(blocks: list[tuple[str, int, int, int, bool]], out: list[Node], rules: PageRules) -> None:
+def _close(blocks: list[tuple[str, int, int, int, bool]], out: list[Piece], rules: PageRules) -> None:
     name, start, best, own, stays = blocks.pop()
     best = max(best, own)
     if not stays and best < (rules.min_text_list if name in _LISTS else rules.min_text):
@@ -234,20 +254,17 @@ def _close(blocks: list[tuple[str, int, int, int, bool]], out: list[Node], rules
     blocks[-1] = (above, place, max(most, best), text, kept or (stays and name not in _EXEMPT))
 
 
-def _again(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes in the form that they parse back to, once some are gone."""
-    return read_nodes(render(nodes))
-
-
 def _with_pictures(
-    nodes: Sequence[Node],
+    nodes: Sequence[Piece],
     addresses: Sequence[tuple[str, ...]],
     find: Find,
     settings: WebSettings,
     noimages: bool,
-) -> tuple[list[Node], tuple[Stored, ...], tuple[tuple[str, str], ...]]:
+) -> tuple[list[Piece], tuple[Stored, ...], tuple[tuple[str, str], ...]]:
     """Nodes with the addresses of stored pictures; those that cannot be had lose their `src`, or all of it."""
-    out: list[Node] = []
+    if not any([type(node) is Picture for node in nodes]):
+        return list(nodes), (), ()
+    out: list[Piece] = []
     kept: list[Stored] = []
     dropped: list[tuple[str, str]] = []
     gone: set[int] = set()
@@ -269,37 +286,38 @@ def _with_pictures(
         whole = _whole(out, gone) if settings.pictures.missing == "alt" else gone
         out = _without(out, gone, whole)
         # What is around an empty place may now be empty too; without one, nothing moves.
-        out = _again(out) if whole else out
+        out = settled(out) if whole else out
     return out, tuple(kept), tuple(dropped)
 
 
 def _first(addresses: Sequence[str], find: Find, settings: WebSettings) -> Stored:
     """The first of the addresses that gives a picture; Refused with the best reason of all of them."""
-    failures: list[Refused] = []
+    # Not the errors themselves: they hold on to the frames, and so to the page, until garbage is collected.
+    failures: list[tuple[str, str]] = []
     for address in addresses:
         try:
             return store(find(address), address, settings.pictures)
         except Refused as refused:
-            failures.append(refused)
+            failures.append((refused.reason, refused.detail))
         except PictureError as error:
             failures.append(_explained(address, error))
     far = ("remote", "no_file", "outside")
-    raise min(failures, key=lambda each: each.reason in far, default=Refused("no_address"))
+    raise Refused(*min(failures, key=lambda each: each[0] in far, default=("no_address", "")))
 
 
-def _explained(address: str, error: PictureError) -> Refused:
+def _explained(address: str, error: PictureError) -> tuple[str, str]:
     if error.code != "picture_outside":
-        return Refused("no_file" if error.code == "no_file" else "bad_picture", str(error.args[0]))
+        return ("no_file" if error.code == "no_file" else "bad_picture"), str(error.args[0])
     remote = re.match(r"(?:[a-z][a-z0-9+.-]*:)?//|[a-z][a-z0-9+.-]*:", address, re.I)
-    return Refused("remote" if remote and not address.lower().startswith("file:") else "outside")
+    return ("remote" if remote and not address.lower().startswith("file:") else "outside"), ""
 
 
-def _whole(nodes: Sequence[Node], gone: set[int]) -> set[int]:
+def _whole(nodes: Sequence[Piece], gone: set[int]) -> set[int]:
     """Those pictures of `gone` that have nothing but their `src`."""
     return {place for place in gone if nodes[place - 2] == Markup("<img") and nodes[place + 2] == Markup(">")}
 
 
-def _without(nodes: Sequence[Node], gone: set[int], whole: set[int]) -> list[Node]:
+def _without(nodes: Sequence[Piece], gone: set[int], whole: set[int]) -> list[Piece]:
     """Nodes without the `src` around each place of `gone`, or without the `<img>` where it is in `whole`."""
     cut: set[int] = set()
     for place in gone:

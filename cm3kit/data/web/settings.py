@@ -27,6 +27,7 @@ class PageRules(Settings):
     Attributes:
         max_broken: largest share of characters that the page's encoding cannot say.
         languages: primary language tags, such as `en`; empty keeps all, and so does a page that names none.
+        detect: go by the language of the text: `never`, where a page does not name one (`unsaid`), or `always`.
         drop: CSS selectors of what is removed with all that is in it, unless it holds more than
             `drop_share` of the page's text.
         elements: for a tag, `drop` it with what is in it, or `unwrap` it.
@@ -44,6 +45,7 @@ class PageRules(Settings):
     max_bytes: int = Field(16 * 2**20, ge=1, le=16 * 2**20)
     max_broken: float = Field(0.01, ge=0, le=1)
     languages: tuple[str, ...] = ()
+    detect: Literal["never", "unsaid", "always"] = "never"
     drop: tuple[str, ...] = BOILERPLATE
     drop_share: float = Field(0.5, ge=0, le=1)
     elements: dict[str, Literal["drop", "unwrap"]] = Field(default_factory=dict)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urljoin
 
@@ -31,12 +32,20 @@ def edit(tree: Any, rules: PageRules) -> None:
         if gone := set(kept) - set(rules.attributes.get(name, ())):
             for found in tree.find_all(name):
                 _without(found, gone)
+    wanted = _metas(rules.metas)
     for meta in tree.find_all("meta"):
         name = "itemprop" if meta.attr("itemprop") else meta.attr("property") or meta.attr("name") or ""
-        if not any(fnmatchcase(str(name).lower(), each) for each in rules.metas):
+        if not wanted.match(str(name).lower()):
             meta.decompose()
     for link in tree.find_all("a"):
-        _link(link, rules.links)
+        # Most links that are kept as they are can be told apart by a look.
+        if rules.links != "keep" or ":" in (href := link.attr("href") or "") or "#" in href:
+            _link(link, rules.links)
+
+
+@lru_cache(maxsize=16)
+def _metas(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)) or r"(?!)")
 
 
 def _without(element: Any, names: set[str]) -> None:

@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from cm3kit_tokenizers.errors import PageError
 
-# WHATWG Encoding standard: labels of ASCII supersets. Trail bytes of these never equal < > " ' = &.
-_CODECS = {
-    "utf-8": ("utf-8", "utf8", "unicode-1-1-utf-8"),
-    "cp1252": ("windows-1252", "cp1252", "iso-8859-1", "iso8859-1", "latin1", "latin-1", "us-ascii", "ascii"),
-    "iso8859-15": ("iso-8859-15", "iso8859-15", "latin-9", "l9"),
-    "cp1254": ("windows-1254", "iso-8859-9", "latin5"),
-    "iso8859-2": ("iso-8859-2", "latin2", "l2"),
-    **{f"iso8859-{n}": (f"iso-8859-{n}", f"iso8859-{n}") for n in (3, 4, 5, 6, 7, 8, 10, 13, 14, 16)},
-    **{f"cp{n}": (f"windows-{n}", f"cp{n}") for n in (1250, 1251, 1253, 1255, 1256, 1257, 1258)},
-    "cp874": ("windows-874", "tis-620", "iso-8859-11"),
-    "cp866": ("ibm866", "cp866"),
-    "koi8_r": ("koi8-r", "koi8"),
-    "koi8_u": ("koi8-u",),
-    "mac_roman": ("macintosh", "x-mac-roman"),
-    "gb18030": ("gb18030", "gbk", "gb2312", "gb_2312-80", "x-gbk"),
-    "big5": ("big5", "big5-hkscs"),
-    "euc_jp": ("euc-jp", "x-euc-jp"),
-    "cp932": ("shift_jis", "shift-jis", "sjis", "x-sjis", "windows-31j", "ms932"),
-    "cp949": ("euc-kr", "ks_c_5601-1987", "windows-949"),
+# Labels of the WHATWG Encoding standard (sec. 4.2) for ASCII supersets. Trail bytes of these never equal < > " ' = &.
+_ISO = {
+    2: "csisolatin2 iso-ir-101 iso_8859-2:1987 l2 latin2", 3: "csisolatin3 iso-ir-109 iso_8859-3:1988 l3 latin3",
+    4: "csisolatin4 iso-ir-110 iso_8859-4:1988 l4 latin4", 5: "csisolatincyrillic cyrillic iso-ir-144 iso_8859-5:1988",
+    6: "arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6-e iso-8859-6-i iso-ir-127"
+       " iso_8859-6:1987",
+    7: "csisolatingreek ecma-118 elot_928 greek greek8 iso-ir-126 iso_8859-7:1987 sun_eu_greek",
+    8: "csiso88598e csisolatinhebrew hebrew iso-8859-8-e iso-ir-138 iso_8859-8:1988 visual csiso88598i iso-8859-8-i"
+       " logical",
+    10: "csisolatin6 iso-ir-157 l6 latin6", 13: "", 14: "", 15: "csisolatin9 l9 latin-9", 16: "",
 }  # fmt: skip
+_LABELS = {
+    # A page that can be read far enough to find that it says UTF-16 is not in UTF-16.
+    "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 utf-16 utf-16le utf-16be",
+    "cp1252": "ansi_x3.4-1968 ascii cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1"
+    " iso_8859-1:1987 l1 latin1 latin-1 us-ascii",
+    "cp1254": "csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5",
+    "cp874": "dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874",
+    "cp866": "866 cp866 csibm866 ibm866",
+    "koi8_r": "cskoi8r koi koi8 koi8-r koi8_r",
+    "koi8_u": "koi8-ru koi8-u",
+    "mac_roman": "csmacintosh mac macintosh x-mac-roman",
+    "gb18030": "chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030",
+    "big5": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
+    "euc_jp": "cseucpkdfmtjapanese euc-jp x-euc-jp",
+    "cp932": "csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis",
+    "cp949": "cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601"
+    " windows-949",
+}
+_CODECS = {
+    **{label: codec for codec, labels in _LABELS.items() for label in labels.split()},
+    **{label: f"iso8859-{n}" for n, labels in _ISO.items() for label in labels.split()},
+    **{
+        f"{form}{n}": f"iso8859-{n}"
+        for n in _ISO
+        for form in ("iso-8859-", "iso8859-", "iso8859", "iso_8859-")
+    },
+    **{f"{form}{n}": f"cp{n}" for n in range(1250, 1259) for form in ("windows-", "cp", "x-cp")},
+}
 _REFUSED = ("iso-2022-jp", "utf-7", "hz-gb-2312", "iso-2022-kr", "iso-2022-cn")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';>]+)", re.I)
@@ -44,26 +64,30 @@ def refuse_wide(data: bytes) -> None:
 
 
 def codec_of(data: bytes, tree: Any) -> str:
-    """The Python codec of a page: byte-order mark, then the first `<meta>` that names one, then UTF-8.
+    """The Python codec of a page: byte-order mark, then the first `<meta>` that names one that is known, then UTF-8.
 
     Raises:
         PageError: not_html for an encoding whose bytes are not ASCII's.
     """
     if data.startswith(codecs.BOM_UTF8):
         return "utf-8"
-    label = _declared(tree)
-    if label in _REFUSED:
-        raise PageError(f"The page says it is in {label}; save it as UTF-8 and try again.", code="not_html")
-    return next((codec for codec, labels in _CODECS.items() if label in labels), "utf-8")
+    for label in _declared(tree):
+        if label in _REFUSED:
+            raise PageError(
+                f"The page says it is in {label}; save it as UTF-8 and try again.", code="not_html"
+            )
+        if label in _CODECS:
+            return _CODECS[label]
+    return "utf-8"
 
 
-def _declared(tree: Any) -> str:
+def _declared(tree: Any) -> Iterator[str]:
+    """What the `<meta>`s of a page call its encoding, in order."""
     for meta in tree.find_all("meta"):
         attrs = meta.attrs
         if "charset" in attrs:
-            return str(attrs["charset"] or "").strip().lower()
-        if str(attrs.get("http-equiv") or "").lower() == "content-type":
+            yield str(attrs["charset"] or "").strip().lower()
+        elif str(attrs.get("http-equiv") or "").lower() == "content-type":
             found = _CHARSET.search(str(attrs.get("content") or ""))
             if found:
-                return found[1].lower()
-    return ""
+                yield found[1].lower()

@@ -5,6 +5,8 @@ The rules are those of the WHATWG HTML standard, sec. 13.1 (text, attribute valu
 
 from __future__ import annotations
 
+import re
+
 _TEXT = {
     0x00: "\ufffd",
     ord("&"): "&amp;",
@@ -14,18 +16,21 @@ _TEXT = {
     0xFEFF: "&#65279;",
 }
 _ATTRIBUTE = {**_TEXT, ord('"'): "&quot;", ord("'"): "&#39;"}
+# Most texts hold none of these, and looking is much quicker than translating.
+_IN_TEXT = re.compile("[\0&<>\r\ufeff]")
+_IN_ATTRIBUTE = re.compile("[\0&<>\r\ufeff\"']")
 _C1 = range(0x80, 0xA0)
 _SURROGATES = range(0xD800, 0xE000)
 
 
 def escape_text(text: str) -> str:
     """Text between tags; it reads back as `text`, but for NUL and lone surrogates (U+FFFD)."""
-    return text.translate(_TEXT)
+    return text.translate(_TEXT) if _IN_TEXT.search(text) else text
 
 
 def escape_attribute(text: str) -> str:
     """An attribute value, safe between either kind of quotes."""
-    return text.translate(_ATTRIBUTE)
+    return text.translate(_ATTRIBUTE) if _IN_ATTRIBUTE.search(text) else text
 
 
 def encode(text: str, codec: str) -> bytes:

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import turbohtml
-
-from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Text
+from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Piece, Text
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.html.escape import escape_attribute, escape_text
 from cm3kit_tokenizers.html.gaps import PageGap
-from cm3kit_tokenizers.html.nesting import INLINE
-from cm3kit_tokenizers.html.outline import SPACES, Event, Frame, Outline
-from cm3kit_tokenizers.html.spans import is_html
-from cm3kit_tokenizers.vocab import ATTRIBUTES, MARKUP, PLAIN, VOID
+from cm3kit_tokenizers.html.outline import (
+    ATOM,
+    BREAK,
+    META,
+    OPEN_INLINE,
+    OPEN_PRE,
+    OPENS,
+    SPACES,
+    Event,
+    Frame,
+    Outline,
+)
+from cm3kit_tokenizers.html.walk import Walk
+from cm3kit_tokenizers.vocab import MARKUP, VOID
 
-RENAMED = {"b": "strong", "i": "em"}
-HIDDEN = frozenset({"script", "style", "template", "iframe", "noembed", "noframes", "textarea", "input"})
-# Dropped with what is in them, unless a gap is.
-BARE = frozenset(
-    "header footer nav dialog noscript button select option optgroup datalist output progress meter label"
-    " legend".split()
-)
-# Unwrapped, but what they hold does not run into the text before and after.
-BLOCKS = frozenset(
-    "address article aside body center details dir fieldset form hgroup hr listing main menu search section"
-    " summary xmp caption plaintext".split()
-)
-# Lone surrogates: no bytes of a page and no character reference decode to them.
-_MARK = re.compile("\ud800([0-9]+)\ud801")
+# A lone surrogate, which no text of a page holds.
+_BETWEEN = "\ud802"
 
 
 def keep_all(src: str) -> bool:
@@ -39,44 +33,59 @@ def keep_all(src: str) -> bool:
     return True
 
 
-def mark(index: int) -> str:
-    """What stands for a gap while a page is parsed."""
-    return f"\ud800{index}\ud801"
-
-
 def minimal_nodes(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Node]:
-    """Minimal HTML of a tree whose gaps are written as `mark(index)`.
+    """Minimal HTML of a tree whose gaps are written as `mark(index)`. See `minimal_pieces`."""
+    found = minimal_pieces(tree, gaps, usable)
+    return [Text(piece) if isinstance(piece, str) else piece for piece in found]
+
+
+def minimal_pieces(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Piece]:
+    """Minimal HTML of a tree whose gaps are written as `mark(index)`, texts as plain strings.
+
+    The captions of the tree's tables are moved.
 
     Raises:
         PageError: gap_place for a gap in an element or attribute that minimal HTML drops.
     """
-    walk = _Walk(gaps, usable)
-    stack: list[Any] = [tree]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Frame):
-            walk.outline.close(node)
-        elif node is None:
-            walk.outline.space()
-        elif isinstance(node, turbohtml.Text):
-            walk.text(str(node.data))
-        elif isinstance(node, turbohtml.Element):
-            walk.element(node, stack)
-        elif isinstance(node, _Rest):
-            walk.enter(node.element, node.children, stack)
-        elif isinstance(node, turbohtml.Document):
-            stack.extend(reversed(list(node.children)))
-    writer = _Writer()
-    for event in walk.outline.finish():
-        writer.write(event)
-    nodes = writer.nodes
-    _all_there(nodes, gaps)
-    return nodes
+    pieces = _written(Walk(gaps, usable).events(tree))
+    if gaps:
+        _all_there(pieces, gaps)
+    return pieces
 
 
-def _all_there(nodes: Iterable[Node], gaps: Sequence[PageGap]) -> None:
-    found = {node.index for node in nodes if isinstance(node, Gap)}
-    found |= {node.gap for node in nodes if isinstance(node, Picture) and node.gap is not None}
+def settled(pieces: Sequence[Piece]) -> list[Piece]:
+    """Pieces of minimal HTML, some of which were cut out whole, in the form that they parse back to.
+
+    What is empty now goes. The same as to write them, parse that and take the minimal HTML, in half the time.
+    """
+    outline = Outline(with_gaps=False)
+    frames: list[Frame | None] = []
+    at = 0
+    while at < len(pieces):
+        piece, start = pieces[at], at
+        at += 1
+        if isinstance(piece, str):
+            outline.text(piece)
+        elif isinstance(piece, Markup):
+            kind, name = _PIECES[piece.piece]
+            if kind == "begin":
+                at = pieces.index(_END, at) + 1
+            if kind == "close":
+                if (frame := frames.pop()) is not None:
+                    outline.close(frame)
+            elif name == "br":
+                outline.atom(BREAK, (piece,))
+            elif name in VOID:
+                outline.atom(META if name == "meta" else ATOM, tuple(pieces[start:at]))
+            else:
+                event = OPENS[name] if kind == "open" else (OPEN_INLINE, tuple(pieces[start:at]))
+                frames.append(outline.open(name, event))
+    return _written(outline.finish())
+
+
+def _all_there(pieces: Iterable[Piece], gaps: Sequence[PageGap]) -> None:
+    found = {piece.index for piece in pieces if isinstance(piece, Gap)}
+    found |= {piece.gap for piece in pieces if isinstance(piece, Picture) and piece.gap is not None}
     for gap in gaps:
         if gap.index not in found:
             place = f"attribute {gap.attribute!r} of <{gap.element}>" if gap.attribute else f"<{gap.element}>"
@@ -87,175 +96,50 @@ def _all_there(nodes: Iterable[Node], gaps: Sequence[PageGap]) -> None:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """A table whose captions have been taken out in front of it."""
-
-    element: Any
-    children: list[Any]
-
-
-class _Walk:
-    """Turns elements and text of a tree into an outline."""
-
-    def __init__(self, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> None:
-        self.gaps = gaps
-        self.usable = usable
-        self.outline = Outline()
-        self.seen: set[int] = set()
-
-    def text(self, text: str) -> None:
-        """Add a run of text, with the gaps in it."""
-        for node in self._split(text):
-            if isinstance(node, Text):
-                self.outline.text(node.content)
-            else:
-                self.outline.atom("gap", (node,))
-
-    def element(self, element: Any, stack: list[Any]) -> None:
-        """Add a void element, or open one and put its children on the stack."""
-        html = is_html(element)
-        name = RENAMED.get(element.tag, element.tag)
-        if html and name == "hr":
-            self.outline.space()
-        elif html and name in VOID:
-            self._void(name, element)
-        elif not html or name not in HIDDEN:
-            children = list(element.children)
-            captions = [child for child in children if _is_caption(child)] if name == "table" else []
-            if captions:
-                rest = [child for child in children if not _is_caption(child)]
-                stack.append(_Rest(element, rest))
-                stack.extend(reversed(captions))
-            else:
-                self.enter(element, children, stack)
-
-    def enter(self, element: Any, children: list[Any], stack: list[Any]) -> None:
-        """Open an element; its end and its children go on the stack."""
-        html = is_html(element)
-        name = RENAMED.get(element.tag, element.tag)
-        frame: Frame | None = None
-        if (html and name in BARE) or (not html and name == "svg"):
-            frame = self.outline.open_unless_bare()
-        elif html and name in PLAIN:
-            frame = self.outline.open(name, (Markup(f"<{name}>"),))
-        elif html and name == "a":
-            pieces = self._attributes(name, element)
-            frame = self.outline.open(name, (Markup("<a"), *pieces, Markup(">"))) if pieces else None
-        if frame is not None:
-            stack.append(frame)
-        elif html and (name in BLOCKS or (name in PLAIN and name not in INLINE)):
-            self.outline.space()
-            stack.append(None)
-        stack.extend(reversed(children))
-
-    def _void(self, name: str, element: Any) -> None:
-        if name == "br":
-            self.outline.atom(name, (Markup("<br>"),), solid=False)
-            return
-        pieces = self._attributes(name, element)
-        meant = name == "img" or Markup(' content="') in pieces
-        if pieces and meant:
-            self.outline.atom(name, (Markup(f"<{name}"), *pieces, Markup(">")))
-
-    def _attributes(self, name: str, element: Any) -> tuple[Node, ...]:
-        """Kept attributes in alphabetical order; an empty one is left out."""
-        pieces: list[Node] = []
-        for attribute in ATTRIBUTES[name]:
-            value = element.attr(attribute)
-            nodes = self._value(name, attribute, SPACES.sub(" ", str(value))) if value else ()
-            if nodes:
-                pieces += [Markup(f' {attribute}="'), *nodes, Markup('"')]
-        return tuple(pieces)
-
-    def _value(self, name: str, attribute: str, value: str) -> tuple[Node, ...]:
-        nodes = self._split(value.strip(" "))
-        gaps = [node for node in nodes if isinstance(node, Gap)]
-        # The parser copies a misnested element with its attributes; a gap is asked once.
-        if any(gap.index in self.seen for gap in gaps):
-            return ()
-        self.seen.update(gap.index for gap in gaps)
-        if (name, attribute) != ("img", "src"):
-            return tuple(nodes)
-        src = "".join(node.content for node in nodes if isinstance(node, Text))
-        if gaps:
-            box = self.gaps[gaps[0].index].box
-            return (Picture(src, box, gaps[0].index),) if box else (gaps[0],)
-        return (Picture(src),) if src and self.usable(src) else ()
-
-    def _split(self, text: str) -> list[Text | Gap]:
-        nodes: list[Text | Gap] = []
-        for i, part in enumerate(_MARK.split(text)):
-            if i % 2:
-                nodes.append(Gap(int(part), self.gaps[int(part)].kind))
-            elif part:
-                nodes.append(Text(part))
-        return nodes
+def _written(events: Sequence[Event | str]) -> list[Piece]:
+    """Events as pieces, white space collapsed as a browser does."""
+    collapsed = iter(_collapsed([event for event in events if type(event) is str]))
+    pieces: list[Piece] = []
+    run: list[str] = []
+    pre, pending, fresh = 0, False, True
+    for event in events:
+        if isinstance(event, str):
+            text = next(collapsed)
+            if pre:
+                run.append(event)
+                continue
+            core = text.strip(" ")
+            pending = pending or (not fresh and text[:1] == " ")
+            if core:
+                run.append(" " + core if pending else core)
+                fresh, pending = False, text[-1] == " "
+            continue
+        kind, found = event
+        if kind <= ATOM:
+            if pending:
+                run.append(" ")
+                fresh, pending = True, False
+            fresh = fresh and kind != ATOM
+        elif kind >= BREAK:
+            pending, fresh = False, True
+            if kind >= OPEN_PRE:
+                pre += 1 if kind == OPEN_PRE else -1
+        if run:
+            pieces.append("".join(run))
+            run.clear()
+        pieces += found
+    if run:
+        pieces.append("".join(run))
+    return pieces
 
 
-def _is_caption(node: Any) -> bool:
-    return isinstance(node, turbohtml.Element) and node.tag == "caption"
+def _collapsed(texts: list[str]) -> list[str]:
+    """Texts with every run of white space as one space; together, since most are short."""
+    found = SPACES.sub(" ", _BETWEEN.join(texts)).split(_BETWEEN) if texts else []
+    return found if len(found) == len(texts) else [SPACES.sub(" ", text) for text in texts]
 
 
-class _Writer:
-    """Writes events as nodes and collapses white space as a browser does."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.pre = 0
-        self.pending = False
-        self.fresh = True
-
-    def write(self, event: Event) -> None:
-        """Add one event."""
-        if event.kind == "text":
-            self._text(event.text)
-        elif event.kind == "atom":
-            self._atom(event)
-        elif event.name in INLINE:
-            if event.kind == "open":
-                self._flush()
-            self.nodes += event.nodes or (Markup(f"</{event.name}>"),)
-        else:
-            self.pending, self.fresh = False, True
-            self.pre += (event.name == "pre") * (1 if event.kind == "open" else -1)
-            self.nodes += event.nodes or (Markup(f"</{event.name}>"),)
-
-    def _atom(self, event: Event) -> None:
-        if event.name == "br":
-            self.pending, self.fresh = False, True
-        elif event.name != "meta":
-            self._flush()
-            self.fresh = False
-        self.nodes += event.nodes
-
-    def _text(self, text: str) -> None:
-        if self.pre:
-            self._append(text)
-            return
-        text = SPACES.sub(" ", text)
-        core = text.strip(" ")
-        self.pending = self.pending or (text.startswith(" ") and not self.fresh)
-        if core:
-            self._flush()
-            self._append(core)
-            self.fresh, self.pending = False, text.endswith(" ")
-
-    def _flush(self) -> None:
-        if self.pending:
-            self._append(" ")
-            self.fresh = True
-        self.pending = False
-
-    def _append(self, text: str) -> None:
-        last = self.nodes[-1] if self.nodes else None
-        if isinstance(last, Text):
-            self.nodes[-1] = Text(last.content + text)
-        else:
-            self.nodes.append(Text(text))
-
-
-def render(nodes: Iterable[Node], image_src: Callable[[Image], str] | None = None) -> str:
+def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = None) -> str:
     """Nodes as HTML, every text escaped for its place; a gap is written `<mask>`.
 
     Args:
@@ -266,57 +150,67 @@ def render(nodes: Iterable[Node], image_src: Callable[[Image], str] | None = Non
         ValueError: for unbalanced or unknown markup, or an `Image` without `image_src`.
     """
     out: list[str] = []
-    opened: list[str] = []
-    last: Node | None = None
-    quoted = False
+    tags = _Tags()
+    last: Piece | None = None
     for node in nodes:
-        if isinstance(node, Markup):
-            quoted = _markup(node.piece, opened, quoted)
+        if type(node) is Markup:
+            tags.add(node.piece)
             out.append(node.piece)
         elif isinstance(node, Gap):
             out.append("<mask>")
         else:
-            text = _plain(node, image_src)
-            if last == Markup("<pre>") and text.startswith("\n"):
+            text = node if isinstance(node, str) else _plain(node, image_src)
+            if text[:1] == "\n" and last == _PRE:
                 out.append("\n")
-            out.append(escape_attribute(text) if quoted else escape_text(text))
+            out.append(escape_attribute(text) if tags.quoted else escape_text(text))
         last = node
-    if opened or quoted:
-        raise ValueError(f"markup is not closed: {opened}")
+    if tags.opened or tags.tag or tags.quoted:
+        raise ValueError(f"markup is not closed: {tags.opened}")
     return "".join(out)
 
 
-def _plain(node: Text | Image | Picture, image_src: Callable[[Image], str] | None) -> str:
+def _plain(node: Text | Image | Picture | Markup, image_src: Callable[[Image], str] | None) -> str:
     if isinstance(node, Text):
         return node.content
     if isinstance(node, Picture):
         return node.src
-    if image_src is None:
+    if not isinstance(node, Image) or image_src is None:
         raise ValueError("nodes hold an Image; give image_src")
     return image_src(node)
 
 
-def _markup(piece: str, opened: list[str], quoted: bool) -> bool:
-    """Track what is open; returns whether an attribute value is."""
-    if piece not in _PIECES:
-        raise ValueError(f"{piece!r} is no piece of minimal HTML")
-    top = opened[-1] if opened else ""
-    in_tag = top.startswith("<")
-    kind = _PIECES[piece]
-    if quoted != (kind == "unquote") or in_tag != (kind in ("unquote", "attribute", "end")):
-        raise ValueError(f"{piece!r} cannot stand here")
-    if kind == "attribute":
-        return True
-    if kind in ("open", "begin"):
-        opened.append(piece if kind == "begin" else piece[1:-1])
-    elif kind == "end":
-        opened.pop()
-        opened.extend([top[1:]] if top[1:] not in VOID else [])
-    elif kind == "close":
-        if top != piece[2:-1]:
-            raise ValueError(f"{piece!r} closes {top!r}")
-        opened.pop()
-    return False
+class _Tags:
+    """What is open while markup is written: elements, a start tag, an attribute value."""
+
+    def __init__(self) -> None:
+        self.opened: list[str] = []
+        self.tag = ""
+        self.quoted = False
+
+    def add(self, piece: str) -> None:
+        """Follow one piece of markup; ValueError where it cannot stand."""
+        kind, name = _PIECES.get(piece, ("", ""))
+        if self.quoted or self.tag:
+            self._inside(piece, kind)
+        elif kind == "open":
+            self.opened.append(name)
+        elif kind == "close":
+            if not self.opened or self.opened.pop() != name:
+                raise ValueError(f"{piece!r} closes what is not open")
+        elif kind == "begin":
+            self.tag = name
+        elif kind != "void":
+            raise ValueError(f"{piece!r} cannot stand here")
+
+    def _inside(self, piece: str, kind: str) -> None:
+        if kind != ("unquote" if self.quoted else "end") and (self.quoted or kind != "attribute"):
+            raise ValueError(f"{piece!r} cannot stand here")
+        if kind == "end":
+            if self.tag not in VOID:
+                self.opened.append(self.tag)
+            self.tag = ""
+        else:
+            self.quoted = kind == "attribute"
 
 
 def _kind(piece: str) -> str:
@@ -331,4 +225,5 @@ def _kind(piece: str) -> str:
     return "void" if piece[1:-1] in VOID else "open"
 
 
-_PIECES = {piece: _kind(piece) for piece in MARKUP}
+_PIECES = {piece: (_kind(piece), piece.strip("</>")) for piece in MARKUP}
+_PRE, _END = Markup("<pre>"), Markup(">")

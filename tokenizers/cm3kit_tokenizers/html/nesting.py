@@ -39,7 +39,32 @@ _CLOSED_BY: dict[str, tuple[str, ...]] = {
     "dd": ("p", "dt"),
     "a": ("a",),
 }
-_ROW_PARENT = {"tr": frozenset({"table", "tbody", "thead", "tfoot"}), "td": {"tr"}, "th": {"tr"}}
+ROW_PARENT = {"tr": frozenset({"table", "tbody", "thead", "tfoot"}), "td": {"tr"}, "th": {"tr"}}
+
+
+GROUPS = tuple(_CLOSED)
+CLOSED_BY: dict[str, tuple[int, ...]] = {
+    name: tuple(map(GROUPS.index, groups)) for name, groups in _CLOSED_BY.items()
+}
+"""For a start tag, the groups (as places in `Stack.closes`) that it closes."""
+TOUCHY = _HEADINGS | {"table", "tr"}
+"""Elements that a start tag of another group may close, where they are innermost."""
+
+Closes = tuple[int | None, int | None, int | None, int | None]
+NOTHING: Closes = (None, None, None, None)
+
+
+def _modes() -> dict[str, tuple[int, ...]]:
+    """What opening an element does to each group: keep what is open (0), hide it (1), be it (2)."""
+    names = {name for sets in _CLOSED.values() for names in sets for name in names}
+    return {
+        name: tuple(2 if name in closed else 1 if name in scope else 0 for closed, scope in _CLOSED.values())
+        for name in names
+    }
+
+
+_MODES = _modes()
+_STARTS = frozenset().union(*(closed for closed, _ in _CLOSED.values()))
 
 
 class Stack:
@@ -47,7 +72,7 @@ class Stack:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names: list[str] = []
-        self._closes: list[dict[str, int | None]] = []
+        self.closes: list[Closes] = []
         for name in names:
             self.push(name)
 
@@ -56,35 +81,42 @@ class Stack:
 
     def push(self, name: str) -> None:
         """Open an element."""
-        above = self._closes[-1] if self._closes else {}
-        self._closes.append(
-            {
-                group: len(self.names) if name in closed else None if name in scope else above.get(group)
-                for group, (closed, scope) in _CLOSED.items()
-            }
-        )
+        above = self.closes[-1] if self.closes else NOTHING
+        if name in _MODES and (above is not NOTHING or name in _STARTS):
+            place = len(self.names)
+            p, item, term, link = above
+            hide_p, hide_item, hide_term, hide_link = _MODES[name]
+            above = (
+                place if hide_p == 2 else None if hide_p else p,
+                place if hide_item == 2 else None if hide_item else item,
+                place if hide_term == 2 else None if hide_term else term,
+                place if hide_link == 2 else None if hide_link else link,
+            )
+            if above == NOTHING:
+                above = NOTHING
+        self.closes.append(above)
         self.names.append(name)
 
     def pop(self) -> str:
         """Close the innermost element."""
-        self._closes.pop()
+        self.closes.pop()
         return self.names.pop()
 
     def allowed(self, name: str) -> bool:
         """Whether a start tag is kept at all: rows in tables, cells in rows, nothing in a title."""
         top = self.names[-1] if self.names else ""
-        return top not in TEXT_ONLY and top in _ROW_PARENT.get(name, (top,))
+        return top not in TEXT_ONLY and top in ROW_PARENT.get(name, (top,))
 
     def conflict(self, name: str) -> int | None:
         """Index of the open element that a parser would close on meeting `<name>`, or None."""
         if not self.names:
             return None
-        for group in _CLOSED_BY.get(name, ()):
-            if (index := self._closes[-1][group]) is not None:
+        for group in CLOSED_BY.get(name, ()):
+            if (index := self.closes[-1][group]) is not None:
                 return index
         if name in _HEADINGS and self.names[-1] in _HEADINGS:
             return len(self.names) - 1
-        return None if name in _ROW_PARENT else self.misplaced()
+        return None if name in ROW_PARENT else self.misplaced()
 
     def misplaced(self) -> int | None:
         """Index of the table or row that text or an inline element would be moved out of, or None."""

@@ -3,103 +3,130 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-from cm3kit_tokenizers.document import Gap, Node, Picture
-from cm3kit_tokenizers.html.nesting import INLINE, OUTSIDE, Stack
+from cm3kit_tokenizers.document import Gap, Markup, Picture, Piece
+from cm3kit_tokenizers.html.nesting import (
+    CLOSED_BY,
+    INLINE,
+    NOTHING,
+    OUTSIDE,
+    ROW_PARENT,
+    TEXT_ONLY,
+    TOUCHY,
+    Stack,
+)
+from cm3kit_tokenizers.vocab import MARKUP, PLAIN
 
+SPACE = " \t\n\f\r"
 SPACES = re.compile(r"[ \t\n\f\r]+")
 
+PIECES = {piece: Markup(piece) for piece in MARKUP}
+"""The pieces of minimal HTML: made once, since a page is full of them."""
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A start tag with its attributes, an end tag, text, or anything else that stands in the flow."""
+# What an event is: an inline start tag, what stands in text, an inline end tag, a meta, a line break, or other tags.
+OPEN_INLINE, ATOM, CLOSE_INLINE, META, BREAK, OPEN, CLOSE, OPEN_PRE, CLOSE_PRE = range(9)
 
-    kind: Literal["open", "close", "text", "atom"]
-    name: str
-    nodes: tuple[Node, ...] = ()
-    text: str = ""
+Event = tuple[int, tuple[Piece, ...]]
+"""A start tag with its attributes, an end tag, or an atom in the flow; text is an event as a string."""
 
 
-@dataclass(slots=True)
+def _events(kinds: Sequence[int], names: Iterable[str], end: str) -> dict[str, Event]:
+    inline, other, pre = kinds
+    kind = {name: inline for name in INLINE} | {"pre": pre}
+    return {name: (kind.get(name, other), (PIECES[f"<{end}{name}>"],)) for name in names}
+
+
+OPENS = _events((OPEN_INLINE, OPEN, OPEN_PRE), PLAIN, "")
+CLOSES = _events((CLOSE_INLINE, CLOSE, CLOSE_PRE), (*PLAIN, "a"), "/")
+
+# What is in an element so far: nothing, one div and no more, or anything else.
+_EMPTY, _ONE_DIV, _MORE = range(3)
+
+
 class Frame:
     """An element that is still open; `start` is the index of its start tag's event."""
 
-    name: str
-    start: int
-    gaps: int
-    items: int = 0
-    only_div: bool = False
-    solid: bool = False
-    closed: bool = False
+    closed = solid = False
+    content = _EMPTY
+
+    def __init__(self, name: str, start: int, gaps: int) -> None:
+        self.name, self.start, self.gaps = name, start, gaps
 
 
 class Outline:
-    """Collects events of a tree walk; whatever it returns is balanced and parses back to itself."""
+    """Collects events of a tree walk; whatever it returns is balanced and parses back to itself.
 
-    def __init__(self) -> None:
-        self.events: list[Event | None] = []
+    `with_gaps` says whether there may be gaps among the pieces.
+    """
+
+    def __init__(self, with_gaps: bool) -> None:
+        self.with_gaps = with_gaps
+        self.events: list[Event | str | None] = []
         self.frames: list[Frame] = [Frame(OUTSIDE, 0, 0)]
         self.stack = Stack([OUTSIDE])
         self.gaps = 0
 
-    def open(self, name: str, nodes: tuple[Node, ...]) -> Frame | None:
+    def open(self, name: str, event: Event) -> Frame | None:
         """Open a kept element, closing what a parser would close; None where it cannot stand."""
-        self._settle(lambda: self.stack.conflict(name))
-        if not self.stack.allowed(name):
+        stack = self.stack
+        names = stack.names
+        if names[-1] in TOUCHY or (stack.closes[-1] is not NOTHING and name in CLOSED_BY):
+            while (index := stack.conflict(name)) is not None:
+                self.close(self.frames[index])
+        if (name in ROW_PARENT or names[-1] in TEXT_ONLY) and not stack.allowed(name):
             return None
-        frame = self._push(name)
-        self.events.append(Event("open", name, nodes))
-        frame.solid = self._count(nodes)
+        frame = Frame(name, len(self.events), self.gaps)
+        self.frames.append(frame)
+        stack.push(name)
+        self.events.append(event)
+        if self.with_gaps and len(event[1]) > 1:
+            frame.solid = self._count(event[1])
         return frame
 
     def open_unless_bare(self) -> Frame:
         """Open an element that leaves no trace unless a gap stands in it."""
-        return self._push(OUTSIDE)
-
-    def _push(self, name: str) -> Frame:
-        frame = Frame(name, len(self.events), self.gaps)
+        frame = Frame(OUTSIDE, len(self.events), self.gaps)
         self.frames.append(frame)
-        self.stack.push(name)
+        self.stack.push(OUTSIDE)
         return frame
 
-    def _count(self, nodes: tuple[Node, ...]) -> bool:
-        gaps = sum(
-            isinstance(node, Gap) or (isinstance(node, Picture) and node.gap is not None) for node in nodes
-        )
+    def _count(self, pieces: tuple[Piece, ...]) -> bool:
+        gaps = 0
+        for piece in pieces:
+            kind = type(piece)
+            gaps += kind is Gap or (kind is Picture and piece.gap is not None)  # type: ignore[union-attr]
         self.gaps += gaps
         return gaps > 0
 
-    def _settle(self, find: Callable[[], int | None]) -> None:
-        while (index := find()) is not None:
-            self.close(self.frames[index])
-
     def text(self, text: str) -> None:
         """Text between tags; white space alone does not keep an element."""
-        if SPACES.sub("", text):
-            self._item()
-        self.events.append(Event("text", "", text=text))
+        if text.strip(SPACE):
+            if self.stack.names[-1] in TOUCHY:
+                self._settle()
+            top = self.frames[-1]
+            top.content, top.solid = _MORE, True
+        self.events.append(text)
 
     def space(self) -> None:
         """The boundary that an unwrapped block leaves between two words."""
-        self.events.append(Event("text", "", text=" "))
+        self.events.append(" ")
 
-    def atom(self, name: str, nodes: tuple[Node, ...], solid: bool = True) -> None:
+    def atom(self, kind: int, pieces: tuple[Piece, ...], gap: bool = False) -> None:
         """A picture, a gap, a line break or a meta element."""
-        if self.stack.names[-1] == "title" and name != "gap":
+        if self.stack.names[-1] == "title" and not gap:
             return
-        self._item(solid)
-        self._count(nodes)
-        self.events.append(Event("atom", name, nodes))
-
-    def _item(self, solid: bool = True) -> None:
-        self._settle(self.stack.misplaced)
+        self._settle()
         top = self.frames[-1]
-        top.items += 1
-        top.only_div = False
-        top.solid = top.solid or solid
+        top.content = _MORE
+        top.solid = top.solid or kind != BREAK
+        if self.with_gaps:
+            self._count(pieces)
+        self.events.append((kind, pieces))
+
+    def _settle(self) -> None:
+        while (index := self.stack.misplaced()) is not None:
+            self.close(self.frames[index])
 
     def close(self, frame: Frame) -> None:
         """End an element and whatever is still open in it."""
@@ -107,9 +134,11 @@ class Outline:
             self._finish(self.frames.pop())
 
     def _finish(self, frame: Frame) -> None:
-        self.stack.pop()
+        self.stack.names.pop()
+        self.stack.closes.pop()
         frame.closed = True
-        if frame.name == OUTSIDE:
+        name = frame.name
+        if name == OUTSIDE:
             if frame.gaps == self.gaps:
                 del self.events[frame.start :]
                 self.space()
@@ -117,26 +146,25 @@ class Outline:
         elif not frame.solid:
             self._remove(frame)
             return
-        elif frame.name == "div" and frame.items == 1 and frame.only_div:
+        elif name == "div" and frame.content == _ONE_DIV:
             self.events[frame.start] = None
         else:
-            self.events.append(Event("close", frame.name))
+            self.events.append(CLOSES[name])
         parent = self.frames[-1]
-        parent.items += 1
-        parent.only_div = frame.name == "div" and parent.items == 1
+        parent.content = _ONE_DIV if parent.content == _EMPTY and name == "div" else _MORE
         parent.solid = parent.solid or frame.solid
 
     def _remove(self, frame: Frame) -> None:
         """Drop an element without content, but not the white space that it put between two words."""
-        left = "".join(event.text for event in self.events[frame.start :] if event and event.kind == "text")
+        left = "".join([event for event in self.events[frame.start :] if type(event) is str])
         del self.events[frame.start :]
         if "pre" not in self.stack.names:
             left = " " if left or frame.name not in INLINE else ""
         if left:
-            self.events.append(Event("text", "", text=left))
+            self.events.append(left)
 
-    def finish(self) -> list[Event]:
+    def finish(self) -> list[Event | str]:
         """Every event, with all elements closed."""
         while len(self.frames) > 1:
             self._finish(self.frames.pop())
-        return [event for event in self.events if event]
+        return [event for event in self.events if event is not None]

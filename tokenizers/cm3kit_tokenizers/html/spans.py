@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import turbohtml
@@ -18,8 +19,11 @@ from cm3kit_tokenizers.errors import PageError
 
 MAX_BYTES = 16 * 2**20
 MAX_DEPTH = 500
+_STRIDE = 100
 SPACE = "\t\n\f\r "
 RAW_TEXT = ("script", "style", "textarea", "iframe", "xmp", "noembed", "noframes", "plaintext")
+
+HTML: Any = turbohtml.Namespace.HTML
 
 Span = tuple[int, int]
 RunKind = Literal["tag", "text", "comment"]
@@ -76,12 +80,20 @@ def view(data: bytes) -> str:
     return data.decode("latin-1").replace("\r\n", " \n")
 
 
-def parse_tree(text: str) -> Any:
-    """A turbohtml document with source locations, refused (page_too_deep) over 500 nested elements."""
-    tree = turbohtml.parse(text, source_locations=True, allow_declarative_shadow_roots=False)
-    if text.count("<") > MAX_DEPTH:
+def parse_tree(text: str, locations: bool = True) -> Any:
+    """A turbohtml document, with source locations or not, refused (page_too_deep) over 500 nested elements."""
+    tree = turbohtml.parse(
+        text, positions=locations, source_locations=locations, allow_declarative_shadow_roots=False
+    )
+    if text.count("<") > MAX_DEPTH and _may_be_deep(tree):
         _check_depth(tree)
     return tree
+
+
+def _may_be_deep(tree: Any) -> bool:
+    """Whether some element may be too deep, by every 100th: one is at most two deeper than the one before it."""
+    few = islice(tree.iter_elements(), 0, None, _STRIDE)
+    return any(sum(1 for _ in each.ancestors) > MAX_DEPTH - 2 * _STRIDE for each in few)
 
 
 def _check_depth(tree: Any) -> None:
@@ -104,7 +116,7 @@ def is_container(node: Any) -> bool:
 
 def is_html(element: Any) -> bool:
     """Whether an element is HTML's own, not SVG's or MathML's."""
-    return bool(element.namespace == turbohtml.Namespace.HTML)
+    return element.namespace is HTML
 
 
 def attribute(text: str, name: str, start: int, end: int) -> Attribute:
