@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit_cli import data, doctor, evaluate, generate, infill, model, tokenizing, train
+from cm3kit_cli import data, doctor, evaluate, generate, infill, model, sample, tokenizing, train
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
@@ -26,6 +26,7 @@ INTERRUPTED, TERMINATED = 130, 143
 app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("generate")(generate.generate)
 app.command("infill")(infill.infill)
+app.add_typer(sample.app)
 app.add_typer(train.app)
 app.add_typer(data.app)
 app.add_typer(model.app)
@@ -52,7 +53,7 @@ def main(
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 130 or 143."""
+    """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 3 (incomplete), 130 or 143."""
     arguments = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv)) or ["--help"]
     command, as_json = _command_of(arguments), "--json" in arguments
     terminated: list[int] = []

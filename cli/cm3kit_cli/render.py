@@ -26,7 +26,7 @@ class Watch(Protocol):
 class Reply:
     """What a command answers: `lines` for people, `data` for programs, or `content` as it stands.
 
-    `status` is the exit status: 0, or 1 where the answer is that something is wrong.
+    `status` is the exit status: 0, 1 where the answer is that something is wrong, or 3 where something is missing.
     """
 
     data: Mapping[str, Any]
