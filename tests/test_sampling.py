@@ -181,6 +181,24 @@ def test_results_are_those_of_generate_and_infill(kit: Kit) -> None:
     ]
 
 
+def test_pictures_do_not_depend_on_the_number_of_threads(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, threads = kit.pictures, []
+
+    def spy(codes: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return real(codes)
+
+    monkeypatch.setattr(kit, "pictures", spy)
+    torch.set_num_threads(2)
+    try:
+        ((_, made),) = kit.sample([Order("red apple", seed=2)])
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    ((_, again),) = kit.sample([Order("red apple", seed=2)])
+    assert made.image.tobytes() == again.image.tobytes()  # type: ignore[union-attr]
+
+
 def test_products_in_tiles_do_not_depend_on_the_number_of_rows() -> None:
     rng = torch.Generator().manual_seed(1)
     weight, x = torch.randn(33, 20, generator=rng), torch.randn(2 * TILE + 3, 20, generator=rng)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.ways import Answer, Task
@@ -43,6 +46,17 @@ class _Open:
     order: Order
     writing: Generator[Any, Answer, Result | Filled]
     asked: Any = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: convolutions round by the number of threads, which no picture may depend on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def flow(kit: Kit, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
@@ -108,7 +122,8 @@ class _Flow:
         """Give an answer, and take the next question or the result."""
         options = opened.order.options
         try:
-            opened.asked = opened.writing.send(answer)  # type: ignore[arg-type]
+            with one_thread():
+                opened.asked = opened.writing.send(answer)  # type: ignore[arg-type]
             way = self._kit.way(options)
             # Ways are told apart too: what is a lane to one may be one to the other.
             lane = (type(way).__name__, way.lane(opened.asked, options))
