@@ -12,10 +12,10 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit, Result, available, load
+    from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit, Order, Result, available, load
     from cm3kit_tokenizers import Cm3kitError, Page
 
-__all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Page", "Result", "available", "load"]
+__all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Order", "Page", "Result", "available", "load"]
 
 try:
     __version__ = _metadata.version("cm3kit")

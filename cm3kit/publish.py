@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +176,40 @@ def write_atomic(path: Path, data: bytes, force: bool = False) -> None:
         if explained is error:
             raise
         raise explained from error
+
+
+def write_group(files: Sequence[tuple[Path, bytes]]) -> None:
+    """Write files, each whole or not at all, over what is there; all are on the disk when it returns.
+
+    Raises:
+        OutputError: as `write_atomic`; some of the files may be there then.
+    """
+    open_files = []
+    current, size = Path(), 0
+    try:
+        for path, data in files:
+            current, size = path, len(data)
+            file = (path.parent / f"{_PREFIX}{secrets.token_hex(8)}").open("xb")
+            open_files.append((file, path))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(data)
+            file.flush()
+        for file, current in open_files:
+            os.fsync(file.fileno())
+            os.replace(file.name, current)
+        for folder in sorted({path.parent for path, _ in files}):
+            _sync(folder)
+    except BaseException as error:
+        explained = _explain(error, current, size)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        for file, _ in open_files:
+            with suppress(OSError):
+                Path(file.name).unlink(missing_ok=True)
+            with suppress(OSError):
+                file.close()
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

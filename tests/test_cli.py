@@ -435,6 +435,20 @@ MISUSES = [
     ("bad_selector", "infill page.html --image b.png --box 0,0,1,1"),
     ("exists", "infill page.html -o plain.html"),
     ("unknown_model", "infill page.html --model nothing"),
+    ("usage", "sample run page.html"),
+    ("usage", "sample run empty.txt -o new --shard"),
+    ("bad_value", "sample run empty.txt -o new --shard 2/2"),
+    ("usage", "sample run empty.txt -o new --best-of 0"),
+    ("usage", "sample run empty.txt -o new --traj t"),
+    ("usage", "sample run empty.txt -o new --steps 3"),
+    ("no_file", "sample run missing.txt -o new"),
+    ("empty_file", "sample run empty.txt -o new"),
+    ("bad_value", "sample run a.png -o new"),
+    ("unknown_model", "sample run page.html.txt -o new -m fak"),
+    ("no_file", "sample status full"),
+    ("no_file", "sample merge full"),
+    ("no_file", "sample export full -o new"),
+    ("unknown_name", "sample run page.html.txt -o new --best-of 2 --score beauty"),
     ("usage", "train"),
     ("usage", "train cm4"),
     ("usage", "train cm3 --max-steps 0"),
@@ -457,6 +471,7 @@ MISUSES = [
 
 def prepare(folder: Path) -> None:
     (folder / "empty.txt").write_bytes(b"")
+    (folder / "page.html.txt").write_bytes(b"a prompt")
     (folder / "plain.html").write_bytes(b'<p class="intro">Nothing is missing.</p>')
     (folder / "script.html").write_bytes(b"<p>x</p><script>var a = '<mask>';</script>")
     (folder / "deep.html").write_bytes(b"<div>" * 100_000 + b"<mask>")
@@ -606,7 +621,8 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     known = set()
     commands = ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info")
     web = [f"data {name}" for name in ("prepare", "pack", "sample", "inspect", "validate", "card")]
-    for command in (*commands, "model assemble", "show traj", *web):
+    sampling = [f"sample {name}" for name in ("run", "status", "merge", "export")]
+    for command in (*commands, "model assemble", "show traj", *web, *sampling):
         assert run([*command.split(), "--help"]) == 0
         known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
     reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")

@@ -5,7 +5,8 @@ One prefill serves all blanks of a row, as every fill is appended (InCoder, arXi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +21,17 @@ from cm3kit.decoders.guidance import combine, streams
 from cm3kit.decoders.jobs import Job, make_jobs
 from cm3kit.decoders.pick import draw, penalize
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.types import Canvas, Fill, Step, Watch, unwatched
+from cm3kit.types import Canvas, Fill, Row, Step, Watch, unwatched
+from cm3kit_tokenizers.errors import Cm3kitError
+
+Report = Callable[[Sequence[Job | None], Sequence[int | None]], None]
 
 
 class Autoregressive:
     """The decoder of causal models.
 
-    A row's result depends on the row, the settings and the batch size, not on the other rows.
+    A row's result depends on the row and the settings, not on the other rows; nor on the batch size where products
+    are steady (`kernels`), which are those of fp32 on a CPU.
 
     Args:
         backbone: a causal language model of transformers; its weights are read once, here.
@@ -51,11 +56,41 @@ class Autoregressive:
         for count in sorted(set(counts)):
             mine = [job for job in jobs if len(job.prompts) == count]
             if mine:
-                _Batch(self._engine(count), self._grammar, self._config, mine, count).run(progress)
+                waiting = deque(job for job in mine if not job.done)
+                capacity = max(job.length for job in mine) + 1
+                for _ in self._batch(waiting, capacity, count).run(progress.report):
+                    pass
         filled: list[list[Fill]] = [[] for _ in canvas.rows]
         for job in jobs:
             filled[job.row] += job.fills
         return [tuple(fills) for fills in filled]
+
+    def flow(
+        self, pull: Callable[[], Row | None], count: int, window: int
+    ) -> Iterator[tuple[int, tuple[Fill, ...] | Cm3kitError]]:
+        """Fill rows as they come, a free place taking the next one.
+
+        Args:
+            pull: gives the next row, or None while there is none; asked again whenever a row is finished.
+            count: streams of every row (`guidance.streams`).
+            window: most positions of a row.
+
+        Yields:
+            The number of a row, in the order of pulling from 0, and what was written into its blanks, or why
+            it cannot be filled. It ends when no row is left, or to be had.
+        """
+        source = _Source(pull, self._grammar, count, self._config.parallel, window)
+        batch = self._batch(source, window + 1, count)
+        while True:
+            for job in batch.run(lambda jobs, ids: None):
+                source.finish(job)
+                yield from source.drain()
+            if not source.ready:
+                return
+            yield from source.drain()
+
+    def _batch(self, waiting: deque[Job] | _Source, capacity: int, count: int) -> _Batch:
+        return _Batch(self._engine(count), self._grammar, self._config, waiting, capacity, count)
 
     def _engine(self, count: int) -> Engine:
         rows = count * self._config.batch_size
@@ -82,6 +117,55 @@ class _Progress:
         self.index += 1
 
 
+class _Source:
+    """Rows on demand as jobs, and the rows whose jobs are all done."""
+
+    def __init__(
+        self, pull: Callable[[], Row | None], grammar: Grammar, count: int, parallel: bool, window: int
+    ) -> None:
+        self._pull, self._grammar, self._count = pull, grammar, count
+        self._parallel, self._window = parallel, window
+        self._waiting: deque[Job] = deque()
+        self._open: dict[int, list[Job]] = {}
+        self._pulled = 0
+        self.ready: deque[tuple[int, tuple[Fill, ...] | Cm3kitError]] = deque()
+
+    def popleft(self) -> Job:
+        """The next job; IndexError while there is none."""
+        while not self._waiting:
+            if (row := self._pull()) is None:
+                raise IndexError
+            self._open_row(row)
+        return self._waiting.popleft()
+
+    def _open_row(self, row: Row) -> None:
+        number, self._pulled = self._pulled, self._pulled + 1
+        try:
+            jobs = list(make_jobs(Canvas((row,)), self._grammar, [self._count], self._parallel, self._window))
+        except Cm3kitError as error:
+            self.ready.append((number, error))
+            return
+        for job in jobs:
+            job.row = number
+        self._open[number] = jobs
+        self._waiting += [job for job in jobs if not job.done]
+        self._close(number)
+
+    def finish(self, job: Job) -> None:
+        """Take note that a job is done."""
+        self._close(job.row)
+
+    def _close(self, number: int) -> None:
+        if all(job.done for job in self._open[number]):
+            jobs = self._open.pop(number)
+            self.ready.append((number, tuple(fill for job in jobs for fill in job.fills)))
+
+    def drain(self) -> Iterator[tuple[int, tuple[Fill, ...] | Cm3kitError]]:
+        """Rows that are done, each once."""
+        while self.ready:
+            yield self.ready.popleft()
+
+
 @dataclass(slots=True)
 class _Shared:
     """A prompt that stands at the start of a slot, and the logits after it."""
@@ -98,13 +182,19 @@ class _Batch:
     """
 
     def __init__(
-        self, engine: Engine, grammar: Grammar, config: DecodeConfig, jobs: list[Job], count: int
+        self,
+        engine: Engine,
+        grammar: Grammar,
+        config: DecodeConfig,
+        waiting: deque[Job] | _Source,
+        capacity: int,
+        count: int,
     ) -> None:
         places, vocab = config.batch_size, len(grammar)
         self.engine, self.grammar, self.config, self.count = engine, grammar, config, count
-        self.waiting = [job for job in reversed(jobs) if not job.done]
+        self.waiting = waiting
         self.places: list[Job | None] = [None] * places
-        self.cache: Cache = engine.open(places * count, max(job.length for job in jobs) + 1)
+        self.cache: Cache = engine.open(places * count, capacity)
         self.positions = [0] * (places * count)
         self.shared: dict[int, _Shared] = {}
         device = self.cache.layers[0].device
@@ -117,26 +207,35 @@ class _Batch:
         ends = [grammar.vocab.eoss, grammar.vocab.eod, *grammar.vocab.sentinel_range]
         self.bias_V[ends] = config.eoss_bias
 
-    def run(self, progress: _Progress) -> None:
-        """Fill every job."""
+    def run(self, report: Report) -> Iterator[Job]:
+        """Fill every job, and yield each when it is done."""
         self._admit()
         while any(self.places):
             sampled = self._sample()
             ids = [self._advance(place, choice) for place, choice in enumerate(sampled)]
-            progress.report(self.places, [choice and choice[0] for choice in sampled])
+            report(self.places, [choice and choice[0] for choice in sampled])
             if any(job is not None and not job.done for job in self.places):
                 self._step(ids)
+            for job in self.places:
+                if job is not None and job.done:
+                    yield job
             self._admit()
 
     def _admit(self) -> None:
         for place, job in enumerate(self.places):
             if job is not None and job.done:
                 self.places[place] = None
-            if self.places[place] is None and self.waiting:
-                self.places[place] = new = self.waiting.pop()
+            if self.places[place] is None and (new := self._next()) is not None:
+                self.places[place] = new
                 self.seen_BV[place] = False
                 for stream, prompt in enumerate(new.prompts):
                     self._prefill(stream * len(self.places) + place, prompt)
+
+    def _next(self) -> Job | None:
+        try:
+            return self.waiting.popleft()
+        except IndexError:
+            return None
 
     def _prefill(self, slot: int, prompt: tuple[int, ...]) -> None:
         source = next((at for at, shared in self.shared.items() if shared.ids == prompt), None)

@@ -1,7 +1,8 @@
 """Matrix products with weights packed once, by number format.
 
 Reading the weights is what a decoding step waits for, so fewer bytes a weight are more tokens a second.
-Every kernel takes and gives fp32, and gives a row the same bits whatever the other rows hold.
+Every kernel takes and gives fp32, and gives a row the same bits whatever the other rows hold. Those of fp32 on
+a CPU do so however many other rows there are, too.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from cm3kit.decoders.settings import Precision
 from cm3kit_tokenizers.errors import ConfigError
@@ -21,6 +23,8 @@ Product = Callable[[Tensor], Tensor]
 
 # 7 bits: the u8 x s8 dot product of processors without VNNI overflows on 8 (FBGEMM's reduce_range).
 _STEPS, _ZERO = 63, 64
+
+TILE = 8
 
 
 def pack(weight_NK: Tensor, precision: Precision, rows: int) -> Product:
@@ -37,10 +41,41 @@ def pack(weight_NK: Tensor, precision: Precision, rows: int) -> Product:
 
 def _pack_fp32(weight_NK: Tensor, rows: int) -> Product:
     weight_NK = weight_NK.float().contiguous()
-    if rows == 1 or not _has_mkldnn(weight_NK):
+    if not _has_mkldnn(weight_NK):
         return lambda x_MK: linear(x_MK, weight_NK)
+    # A weight that is packed for one row is summed in another order than for several.
+    if _steady(*weight_NK.shape, max(rows, 2)):
+        return _packed(weight_NK, max(rows, 2))
+    return in_tiles(_packed(weight_NK, TILE))
+
+
+def _packed(weight_NK: Tensor, rows: int) -> Product:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
     return lambda x_MK: torch.ops.mkldnn._linear_pointwise(x_MK, packed, None, "none", [], "")
+
+
+@lru_cache(maxsize=256)
+def _steady(n: int, k: int, rows: int) -> bool:
+    """Whether this machine's kernel sums a row in the same order however many rows there are.
+
+    No library promises it, so it is tried on random numbers, thousands of sums for each count of rows.
+    """
+    rng = torch.Generator().manual_seed(0)
+    weight_NK, x_MK = torch.randn(n, k, generator=rng), torch.randn(3 * TILE, k, generator=rng)
+    plain, tiled = _packed(weight_NK, rows), in_tiles(_packed(weight_NK, TILE))
+    wanted_MN = tiled(x_MK)
+    return all(torch.equal(plain(x_MK[:m]), wanted_MN[:m]) for m in (1, 2, 3, 5, TILE, len(x_MK)))
+
+
+def in_tiles(product: Product) -> Product:
+    """The product, always over `TILE` rows at once: so its shape tells nothing of how many rows there are."""
+
+    def multiply(x_MK: Tensor) -> Tensor:
+        missing = -len(x_MK) % TILE
+        tiles = torch.split(pad(x_MK, (0, 0, 0, missing)), TILE)
+        return torch.cat([product(each) for each in tiles])[: len(x_MK)]
+
+    return multiply
 
 
 def _pack_bf16(weight_NK: Tensor, rows: int) -> Product:

@@ -52,8 +52,23 @@ def _draw_cut(mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Ten
     limit_B1 = torch.where(top_k_B == 0, vocab, top_k_B)[:, None]
     width = HEAD if vocab > HEAD else vocab
     sorted_BR, ids_BR = mass_BV.topk(width, dim=-1)
-    if width < vocab and not bool(_suffices(mass_BV, sorted_BR, limit_B1, top_p_B).all()):
-        sorted_BR, ids_BR = mass_BV.sort(dim=-1, descending=True, stable=True)
+    drawn_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
+    if width == vocab:
+        return drawn_B
+    # Only rows that need their whole order get it: it breaks ties in its own way, and no row may change another.
+    whole_B = ~_suffices(mass_BV, sorted_BR, limit_B1, top_p_B)
+    if bool(whole_B.any()):
+        mass_WV = mass_BV[whole_B]
+        sorted_WV, ids_WV = mass_WV.sort(dim=-1, descending=True, stable=True)
+        drawn_B[whole_B] = _draw_sorted(
+            mass_WV, sorted_WV, ids_WV, uniforms_B[whole_B], limit_B1[whole_B], top_p_B[whole_B]
+        )
+    return drawn_B
+
+
+def _draw_sorted(
+    mass_BV: Tensor, sorted_BR: Tensor, ids_BR: Tensor, uniforms_B: Tensor, limit_B1: Tensor, top_p_B: Tensor
+) -> Tensor:
     rank_R = torch.arange(sorted_BR.shape[1], device=mass_BV.device)
     top_BR = torch.where(rank_R < limit_B1, sorted_BR, 0.0)
     before_BR = top_BR.cumsum(-1) - top_BR

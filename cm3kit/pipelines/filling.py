@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image as Pillow
 
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.outputs import encode_png
-from cm3kit.pipelines.ways import Ids, Trace
+from cm3kit.pipelines.ways import Answer, Ids, Trace
 from cm3kit.rng import stream
 from cm3kit.types import Fill
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
@@ -66,27 +66,38 @@ class PageFiller:
     def fill(self, variants: int, seed: int, watch: Callable[[int, int], None]) -> list[Filled]:
         """Fill the page `variants` times."""
         way, options = self._kit.way(self._options), self._options
-        pages: list[Ids] = [list(self._ids) for _ in range(variants)]
-        fills: list[dict[tuple[int, int], Fill]] = [{} for _ in range(variants)]
-        traces: list[list[Trace | None]] = [[] for _ in range(variants)]
+        pages = [self.variant(seed, index) for index in range(variants)]
+        asked = [next(page) for page in pages]
+        filled: list[Filled] = []
         count = sum(isinstance(each, Gap) for each in self._ids)
         done = 0
-        while done < count:
-            asked = [way.window(ids, options, stream(seed, index, done)) for index, ids in enumerate(pages)]
+        while asked:
             gaps = len(asked[0].gaps)
 
             def share(step: int, total: int, done: int = done, gaps: int = gaps) -> None:
                 watch(int(1000 * (done + gaps * step / max(1, total))), 1000 * count)
 
-            for index, answer in enumerate(way.fill(asked, options, share)):
-                named = _named(answer.gaps, answer.fills)
-                fills[index].update(named)
-                traces[index].append(answer.trace)
-                pages[index] = _put(pages[index], named)
+            answers, asked = way.fill(asked, options, share), []
+            for page, answer in zip(pages, answers, strict=True):
+                try:
+                    asked.append(page.send(answer))
+                except StopIteration as end:
+                    filled.append(end.value)
             done += gaps
-        return [
-            self._write(fills[index], Trace.joined(traces[index]), seed, index) for index in range(variants)
-        ]
+        return filled
+
+    def variant(self, seed: int, index: int) -> Generator[Any, Answer, Filled]:
+        """Lay out the page window by window, hear each one's answer, and give the filled page."""
+        way, ids = self._kit.way(self._options), list(self._ids)
+        fills: dict[tuple[int, int], Fill] = {}
+        traces: list[Trace | None] = []
+        while len(fills) < sum(isinstance(each, Gap) for each in self._ids):
+            answer = yield way.window(ids, self._options, stream(seed, index, len(fills)))
+            named = _named(answer.gaps, answer.fills)
+            fills |= named
+            traces.append(answer.trace)
+            ids = _put(ids, named)
+        return self._write(fills, Trace.joined(traces), seed, index)
 
     def schedule(self) -> list[list[list[int]]]:
         """What each pass of each block will write, board by board, if the texts before are left empty."""

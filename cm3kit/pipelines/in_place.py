@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 from cm3kit.decoders.diffusion.denoiser import Denoiser
@@ -22,7 +23,7 @@ from cm3kit.pipelines.options import GenerateOptions, Modality, diffusion_settin
 from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch, modality_of
 from cm3kit.types import Board, Laid, Step
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 # Slots of a text gap of unknown length, unless the caller says how much it may hold.
 SLOTS = {"attribute": 16, "content": 32}
@@ -97,6 +98,31 @@ class Boards:
             Answer(laid.gaps, each.written.fills, Trace((each.written.trajectory,), each.cost, checked))
             for laid, each in zip(asked, found, strict=True)
         ]
+
+    def lane(self, asked: Laid, options: GenerateOptions) -> Hashable:
+        """What there is to write, and the options; ConfigError if they cannot be used."""
+        modality = modality_of(asked.gaps)
+        self.settings(modality, options)
+        return modality, repr(options)
+
+    def flow(
+        self, lane: Any, pull: Callable[[], Laid | None], options: GenerateOptions
+    ) -> Iterator[tuple[int, Answer | Cm3kitError]]:
+        """Write boards as they come, a batch after the other."""
+        size = self.settings(lane[0], options).batch_size
+        numbers = count()
+        while asked := list(islice(iter(pull, None), size)):
+            for answer in self._each(asked, options):
+                yield next(numbers), answer
+
+    def _each(self, asked: Sequence[Laid], options: GenerateOptions) -> Sequence[Answer | Cm3kitError]:
+        """An answer or an error for each board: one that cannot be filled does not spoil the others."""
+        try:
+            return self.fill(asked, options, lambda done, total: None)
+        except Cm3kitError as error:
+            if len(asked) == 1:
+                return [error]
+        return [answer for each in asked for answer in self._each([each], options)]
 
     def plan(self, asked: Laid, options: GenerateOptions) -> list[list[int]]:
         """How many slots each pass of each block is to write, without writing.

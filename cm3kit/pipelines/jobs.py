@@ -118,7 +118,7 @@ def generate(
         )
         for row, result in _results(kit, job, rows, watch)
     ]
-    files = [_encode(result, record if job.where.prompt_metadata else None) for result, record in made]
+    files = [encode(result, record if job.where.prompt_metadata else None) for result, record in made]
     samples = [{**record, **outcome(result)} for result, record in made]
     extra = []
     if planned.sheet is not None:
@@ -261,7 +261,8 @@ def _save(
     return replace(saved, trajectories=tuple(path for path, _ in told), verification=checked)
 
 
-def _encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
+def encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
+    """A result as the bytes of its file; `how` goes into it where it can hold it."""
     if result.image is not None:
         return outputs.encode_png(result.image, how)
     if result.html is not None:

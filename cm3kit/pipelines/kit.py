@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.settings import DecoderName
 from cm3kit.pipelines import layout
+from cm3kit.pipelines.batching import Order, flow
 from cm3kit.pipelines.filling import Filled, FilledGap, PageFiller
 from cm3kit.pipelines.folder import (
     DIFFUSION,
@@ -39,7 +40,7 @@ from cm3kit_tokenizers.pictures import load_picture, to_data_uri
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.vq.model import to_picture
 
-__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Result", "Trace", "available", "load"]
+__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Trace", "available", "load"]
 
 WAYS: Mapping[DecoderName, type[Rows] | type[Boards]] = {"cm3": Rows, "diffusion": Boards}
 DEFAULT = GenerateOptions()
@@ -49,7 +50,7 @@ DEFAULT = GenerateOptions()
 class Result:
     """One sample: a picture, words, a picture with its words, or a page. `seed` and `index` make it again.
 
-    `trace` tells how it was written, where that was done in place.
+    `trace` tells how it was written, where that was done in place; `codes` are those of the picture.
     """
 
     kind: Literal["image", "text", "pair", "page"]
@@ -61,6 +62,7 @@ class Result:
     logprob: float
     ended: bool
     trace: Trace | None = None
+    codes: tuple[int, ...] = ()
 
 
 class Kit:
@@ -109,6 +111,23 @@ class Kit:
             ConfigError: an option is out of range or of another decoder.
         """
         return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch)
+
+    def sample(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
+        """Results of many orders as they are finished; those that can be are made together.
+
+        A result is the one that `generate` or `infill` gives for the order's seed and index. An order that
+        cannot be carried out gives its error, and the others go on.
+        """
+        return flow(self, orders)
+
+    def writing(self, order: Order) -> Generator[Any, Answer, Result | Filled]:
+        """Lay out what an order asks of the decoder, hear the answers, and give the result."""
+        if order.page is not None:
+            return (yield from PageFiller(self, order.page, order.options).variant(order.seed, order.index))
+        ids = self._page_of(order.task, order.prompt)
+        way, seed = self.way(order.options), stream(order.seed, order.index)
+        answer = yield way.task(order.task, ids, order.options, seed)
+        return self._read(order.task, ids, answer, order.seed, order.index)
 
     def schedule(
         self,
@@ -197,9 +216,11 @@ class Kit:
     def _read(self, task: Task, ids: Ids, answer: Answer, seed: int, index: int) -> Result:
         """What was written, as the task wants it."""
         image = text = html = None
+        codes: tuple[int, ...] = ()
         for gap, fill in zip(answer.gaps, answer.fills, strict=False):
             if gap.kind == "image":
-                image = self.pictures([self.codes(fill.ids)])[0]
+                codes = tuple(self.codes(fill.ids))
+                image = self.pictures([codes])[0]
             else:
                 text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
         if task == "document":
@@ -207,7 +228,7 @@ class Kit:
         kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
         logprob, ended = sum(each.logprob for each in answer.fills), all(each.ended for each in answer.fills)
         kind = "pair" if task == "pair" else kind
-        return Result(kind, image, text, html, seed, index, logprob, ended, answer.trace)
+        return Result(kind, image, text, html, seed, index, logprob, ended, answer.trace, codes)
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""

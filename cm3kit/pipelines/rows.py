@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from cm3kit.decoders.autoregressive import Autoregressive
+from cm3kit.decoders.guidance import streams
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.objectives import CausalMask
 from cm3kit.pipelines import layout
@@ -14,7 +15,7 @@ from cm3kit.pipelines.options import GenerateOptions, Modality, cm3_settings
 from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Watch, modality_of
 from cm3kit.types import Blank, Canvas, Posed, Row, Step
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 
 class Rows:
@@ -58,15 +59,40 @@ class Rows:
 
     def fill(self, asked: Sequence[Posed], options: GenerateOptions, watch: Watch) -> list[Answer]:
         """Decode rows."""
-        config = self.settings(modality_of(asked[0].gaps), options)
-        if config not in self._decoders:
-            self._decoders[config] = Autoregressive(self._ground.parts.backbone, self._ground.grammar, config)
+        decoder = self._decoder(self.settings(modality_of(asked[0].gaps), options))
 
         def hear(step: Step) -> None:
             watch(step.index + 1, step.total)
 
-        fills = self._decoders[config].fill(Canvas(tuple(each.row for each in asked)), hear)
+        fills = decoder.fill(Canvas(tuple(each.row for each in asked)), hear)
         return [Answer(each.gaps, wrote) for each, wrote in zip(asked, fills, strict=True)]
+
+    def lane(self, asked: Posed, options: GenerateOptions) -> tuple[DecodeConfig, int]:
+        """Settings, and streams of a row."""
+        config = self.settings(modality_of(asked.gaps), options)
+        return config, streams(config, len(asked.row.guides))
+
+    def flow(
+        self, lane: tuple[DecodeConfig, int], pull: Callable[[], Posed | None], options: GenerateOptions
+    ) -> Iterator[tuple[int, Answer | Cm3kitError]]:
+        """Decode rows as they come: a place that is free takes the next one."""
+        gaps: list[tuple[Gap, ...]] = []
+
+        def next_row() -> Row | None:
+            if (asked := pull()) is None:
+                return None
+            gaps.append(asked.gaps)
+            return asked.row
+
+        config, count = lane
+        window = self._ground.parts.defaults.window
+        for number, wrote in self._decoder(config).flow(next_row, count, window):
+            yield number, Answer(gaps[number], wrote) if isinstance(wrote, tuple) else wrote
+
+    def _decoder(self, config: DecodeConfig) -> Autoregressive:
+        if config not in self._decoders:
+            self._decoders[config] = Autoregressive(self._ground.parts.backbone, self._ground.grammar, config)
+        return self._decoders[config]
 
     def plan(self, asked: Posed, options: GenerateOptions) -> list[list[int]]:
         """There is none: ConfigError (`bad_value`)."""

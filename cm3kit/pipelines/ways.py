@@ -6,7 +6,7 @@ they belong, in any order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -18,7 +18,7 @@ from cm3kit.pipelines.folder import Parts
 from cm3kit.pipelines.options import GenerateOptions, Modality
 from cm3kit.types import Fill, Trajectory
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 
 Ids = list[int | Gap]
@@ -110,6 +110,18 @@ class Way(Protocol[Question]):
 
     def fill(self, asked: Sequence[Question], options: GenerateOptions, watch: Watch) -> list[Answer]:
         """Fill pages that were laid out alike."""
+
+    def lane(self, asked: Question, options: GenerateOptions) -> Hashable:
+        """Pages of one lane can be filled together."""
+
+    def flow(
+        self, lane: Any, pull: Callable[[], Question | None], options: GenerateOptions
+    ) -> Iterator[tuple[int, Answer | Cm3kitError]]:
+        """Fill pages of a lane as they come, until `pull` has none and all are filled.
+
+        Yields:
+            The number of a page in the order of pulling, and its answer, or why it has none; in any order.
+        """
 
     def plan(self, asked: Question, options: GenerateOptions) -> list[list[int]]:
         """How many slots each pass of each block is to write; ConfigError where there is no such plan."""

@@ -23,6 +23,7 @@ ERROR_CODES: dict[str, str] = {
     "bad_value": "an option's value is out of range",
     "too_long": "a prompt or page does not fit the model's window",
     "exists": "an output exists already",
+    "in_use": "another process is writing there",
     "no_space": "the disk is full",
     "cannot_write": "an output cannot be written",
     "missing_extra": "an optional package is needed",

@@ -1,0 +1,166 @@
+"""`cm3kit sample`: many rows into a folder, on from where it was stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cm3kit_cli import options
+from cm3kit_cli.render import Reply, one_line, progress
+
+app = typer.Typer(name="sample", help="Sample many rows into a folder; nothing is lost or made twice.")
+
+INCOMPLETE = 3
+Task = Literal["image", "text", "caption", "document", "pair", "infill"]
+Folder = Annotated[Path, typer.Argument(help="Folder of sample run.")]
+
+
+Prompts = Annotated[Path, typer.Argument(help="Rows: .txt (a prompt a line), .jsonl, .csv or .parquet.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that was begun is gone on with.")]
+Number = Annotated[int, typer.Option("--num-images", "-n", min=1, max=10_000, help="Outputs per row.")]
+Shard = Annotated[str, typer.Option("--shard", metavar="i/n", help="Only the rows i, i+n, i+2n, …")]
+Processes = Annotated[
+    int, typer.Option("--num-processes", min=1, max=256, help="Processes, each with its share of the rows.")
+]
+BestOf = Annotated[
+    int, typer.Option("--best-of", min=1, max=1000, help="Candidates for each output; the best is kept.")
+]
+Score = Annotated[
+    str, typer.Option("--score", metavar="NAME", help="Which is best: likelihood, ends or clip:FOLDER.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on with a folder, or refuse one that was begun.")
+]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Try rows again that failed.")]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--time-limit", min=0, callback=options.finite, help="Seconds after which no row is begun."),
+]
+NoPromptMetadata = Annotated[
+    bool,
+    typer.Option("--no-prompt-metadata", help="Leave prompt and settings out of the files and the manifest."),
+]
+
+
+@app.command()
+@options.with_decoding
+def run(
+    prompts: Prompts,
+    output: Output,
+    task: Annotated[Task, typer.Option(help="What to make of rows that do not say.")] = "image",
+    n: Number = 1,
+    seed: options.Seed = None,
+    model: options.Model = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = None,
+    *,
+    decoding: options.Decoding,
+    shard: Shard = "0/1",
+    num_processes: Processes = 1,
+    best_of: BestOf = 1,
+    score: Score = "likelihood",
+    resume: Resume = True,
+    retry_errors: RetryErrors = False,
+    time_limit: TimeLimit = None,
+    no_prompt_metadata: NoPromptMetadata = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Sample every row of a file. The same command goes on where it was stopped.
+
+    Example: cm3kit sample run prompts.jsonl -o outputs/night/ --seed 1
+    """
+    decoding.check()
+    if decoding.show_schedule or decoding.traj is not None:
+        raise typer.BadParameter(
+            "--show-schedule and --traj are flags of generate and infill; leave them out"
+        )
+    import os
+
+    from cm3kit.data.web.runner import shard_of
+    from cm3kit.sampling import processes
+    from cm3kit.sampling import run as sampling
+    from cm3kit.sampling.job import How, SampleJob
+
+    mine, device = processes.launched(shard_of(shard), device, os.environ)
+    job = SampleJob(
+        prompts, output, model, device, task, n, seed, decoding.options(batch_size=batch_size), best_of, score,
+        not no_prompt_metadata,
+    )  # fmt: skip
+    how = How(mine, resume, retry_errors, time_limit)
+
+    def warn(line: str) -> None:
+        if not quiet:
+            typer.echo(line, err=True)
+
+    with progress("sampling", quiet) as watch:
+        if num_processes > 1:
+            found = processes.run_processes(job, how, num_processes, watch, warn)
+        else:
+            found = sampling.run(job, how, watch, warn)
+    warn(_counts(found))
+    return Reply(found, (str(output),), status=_status(found))
+
+
+@app.command()
+def status(
+    folder: Folder,
+    verify: Annotated[bool, typer.Option("--verify", help="Also compare every file with its hash.")] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Tell how far a folder is: done, failed, missing, and which shards are at work. Status 3 if incomplete."""
+    from cm3kit.sampling.manage import status as look
+
+    found = look(folder, verify)
+    lines = [_counts(found), *(f"{count} x {code}" for code, count in found["failures"].items())]
+    lines += [f"at work: {each}" for each in found["at_work"]]
+    lines += [f"damaged: {one_line(each)}" for each in found.get("damaged", ())]
+    damaged = 1 if found.get("damaged") else 0
+    return Reply(found, tuple(lines), status=damaged or _status(found))
+
+
+@app.command()
+def merge(
+    folder: Folder,
+    others: Annotated[list[Path] | None, typer.Argument(help="Folders of the same job, from other machines.")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:  # fmt: skip
+    """Put the manifests of all shards into one, and fetch what other folders hold."""
+    from cm3kit.sampling.manage import merge as join
+
+    found = join(folder, tuple(others or ()), lambda line: typer.echo(line, err=True))
+    typer.echo(_counts(found), err=True)
+    return Reply(found, (str(folder),), status=_status(found))
+
+
+@app.command()
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new folder.")],
+    form: Annotated[
+        Literal["folder", "webdataset", "parquet"], typer.Option("--to", help="What to write.")
+    ] = "folder",
+    per_shard: Annotated[int, typer.Option("--per-shard", min=1, help="Outputs of one tar or Parquet file.")] = 1000,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:  # fmt: skip
+    """Write what is done as plain files, WebDataset tars or Parquet."""
+    from cm3kit.sampling.export import export as write
+
+    found = write(folder, output, form, per_shard)
+    return Reply(found, (str(output),))
+
+
+def _counts(found: Mapping[str, Any]) -> str:
+    told = f"{found['done']} of {found['outputs']} outputs are there"
+    return told + "".join(f", {found[name]} {name}" for name in ("failed", "missing") if found[name])
+
+
+def _status(found: Mapping[str, Any]) -> int:
+    return INCOMPLETE if found["failed"] or found["missing"] else 0
