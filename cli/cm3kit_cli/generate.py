@@ -40,13 +40,7 @@ def generate(
     decoding: options.Decoding,
     output: options.Output = None,
     grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")] = True,
-    no_prompt_metadata: Annotated[
-        bool,
-        typer.Option(
-            "--no-prompt-metadata",
-            help="Leave prompt and settings out of the files; the mark that a model made them stays.",
-        ),
-    ] = False,
+    no_prompt_metadata: options.NoPromptMetadata = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

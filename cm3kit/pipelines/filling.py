@@ -38,13 +38,17 @@ class FilledGap:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A filled page and what was written; `trace` tells how, where that was done in place."""
+    """A filled page and what was written; `trace` tells how, where that was done in place.
+
+    `spans` is the byte range of `html` that each gap of the page has become.
+    """
 
     html: bytes
     gaps: list[FilledGap]
     seed: int
     index: int
     trace: Trace | None = None
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class PageFiller:
@@ -63,8 +67,10 @@ class PageFiller:
         self._pictures: dict[int, tuple[Pillow.Image, list[int]]] = {}
         self._ids: Ids = kit.tokenizer.encode(nodes, self._codes_of)
 
-    def fill(self, variants: int, seed: int, watch: Callable[[int, int], None]) -> list[Filled]:
-        """Fill the page `variants` times."""
+    def fill(
+        self, variants: int, seed: int, watch: Callable[[int, int], None], first: int = 0
+    ) -> list[Filled]:
+        """Fill the page `variants` times, those from `first` on."""
         way, options = self._kit.way(self._options), self._options
         pages: list[Ids] = [list(self._ids) for _ in range(variants)]
         fills: list[dict[tuple[int, int], Fill]] = [{} for _ in range(variants)]
@@ -72,7 +78,9 @@ class PageFiller:
         count = sum(isinstance(each, Gap) for each in self._ids)
         done = 0
         while done < count:
-            asked = [way.window(ids, options, stream(seed, index, done)) for index, ids in enumerate(pages)]
+            asked = [
+                way.window(ids, options, stream(seed, first + index, done)) for index, ids in enumerate(pages)
+            ]
             gaps = len(asked[0].gaps)
 
             def share(step: int, total: int, done: int = done, gaps: int = gaps) -> None:
@@ -85,7 +93,8 @@ class PageFiller:
                 pages[index] = _put(pages[index], named)
             done += gaps
         return [
-            self._write(fills[index], Trace.joined(traces[index]), seed, index) for index in range(variants)
+            self._write(fills[index], Trace.joined(traces[index]), seed, first + index)
+            for index in range(variants)
         ]
 
     def schedule(self) -> list[list[list[int]]]:
@@ -128,8 +137,8 @@ class PageFiller:
             written[gap.index], text = self._content(gap, parts)
             logprob, ended = sum(each.logprob for each in parts), all(each.ended for each in parts)
             reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line))
-        html = self._page.splice(written, image_src=self._kit.picture_src)
-        return Filled(html, reports, seed, index, trace)
+        html, spans = self._page.splice_spans(written, image_src=self._kit.picture_src)
+        return Filled(html, reports, seed, index, trace, spans)
 
     def _content(self, gap: PageGap, parts: Sequence[Fill]) -> tuple[PageFill, str]:
         """A fill as the page takes it, and as a report shows it."""

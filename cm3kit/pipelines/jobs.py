@@ -12,7 +12,10 @@ import cm3kit
 from cm3kit.pipelines import diff, outputs, traces
 from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
+from cm3kit.pipelines.recipes import HASH, encode_sidecar, sidecar
 from cm3kit.pipelines.records import how_made, outcome, variant, verification, whose
+from cm3kit.pipelines.reproducing import encode
+from cm3kit.pipelines.sources import sha256
 from cm3kit.pipelines.ways import Task, Trace, Watch
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
@@ -52,7 +55,7 @@ class GenerateJob:
 
 @dataclass(frozen=True, slots=True)
 class InfillJob:
-    """A page with gaps, filled `variants` times."""
+    """A page with gaps, filled `variants` times; `in_place` writes over it, and nothing beside it."""
 
     page: Page
     name: str
@@ -61,6 +64,7 @@ class InfillJob:
     options: GenerateOptions
     report: bool = False
     where: Where = field(default_factory=Where)
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ def generate(
         )
         for row, result in _results(kit, job, rows, watch)
     ]
-    files = [_encode(result, record if job.where.prompt_metadata else None) for result, record in made]
+    files = [encode(result, record if job.where.prompt_metadata else None) for result, record in made]
     samples = [{**record, **outcome(result)} for result, record in made]
     extra = []
     if planned.sheet is not None:
@@ -154,13 +158,17 @@ def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda
     planned = outputs.plan(
         outputs.run_id("infill"), job.where.output, ".html", [job.seed] * job.variants, report=job.report
     )
+    if job.in_place:
+        planned = replace(planned, bare=True)
     outputs.check_free(planned, job.where.force)
     traces.check_free(job.where.traj, job.variants, job.where.force)
     kit = cm3kit.load(model, device=device)
     filled = kit.infill(job.page, variants=job.variants, seed=job.seed, options=job.options, watch=watch)
     pages = [each.html for each in filled]
     how = how_made(kit, job.options, "infill")
-    samples = [variant(each) for each in filled]
+    told = job.where.prompt_metadata
+    kept_in = planned.folder or (planned.paths[0].parent if planned.paths else None)
+    samples = [variant(each, job.page if told else None, kept_in) for each in filled]
     record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
     before = job.page.data
     extra = []
@@ -245,9 +253,14 @@ def _save(
         listed = [{**sample, "path": str(path)} for sample, path in zip(samples, planned.paths, strict=True)]
         wanted = [*zip(planned.paths, files, strict=True), *extra, *told]
         if planned.folder is not None:
-            manifest = [{**row, "path": Path(str(row["path"])).name} for row in listed]
+            manifest = [
+                {**row, "path": Path(str(row["path"])).name, HASH: sha256(content)}
+                for row, content in zip(listed, files, strict=True)
+            ]
             wanted.append((planned.folder / "manifest.jsonl", outputs.dump_jsonl(manifest).encode()))
             wanted.append((planned.folder / "run.json", f"{outputs.dump_json(record, indent=2)}\n".encode()))
+        elif where.prompt_metadata:
+            wanted += _sidecars(planned, files, listed, record)
         write_all(wanted, where.force)
         saved = Saved(
             planned.run_id,
@@ -261,12 +274,20 @@ def _save(
     return replace(saved, trajectories=tuple(path for path, _ in told), verification=checked)
 
 
-def _encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
-    if result.image is not None:
-        return outputs.encode_png(result.image, how)
-    if result.html is not None:
-        return outputs.mark_html(result.html, how).encode()
-    return f"{result.text}\n".encode()
+def _sidecars(
+    planned: outputs.Plan,
+    files: Sequence[bytes],
+    samples: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+) -> list[tuple[Path, bytes]]:
+    """The recipes of results that cannot carry them: words, and pages every byte of which is somebody's."""
+    if planned.bare:
+        return []
+    return [
+        (sidecar(path), encode_sidecar({**record, **sample, "path": path.name}, content))
+        for path, content, sample in zip(planned.paths, files, samples, strict=True)
+        if "source" in sample or ("text" in sample and path.suffix.lower() != ".png")
+    ]
 
 
 def _sheet(

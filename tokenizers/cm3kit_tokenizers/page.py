@@ -125,16 +125,27 @@ class Page:
         Raises:
             KeyError: for an index that is no gap's.
         """
+        return self.splice_spans(fills, image_src)[0]
+
+    def splice_spans(
+        self, fills: Mapping[int, Fill], image_src: Callable[[Image], str] | None = None
+    ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+        """As `splice`, with the byte range of the result that each gap has become; a gap left alone keeps its own."""
         unknown = set(fills) - {gap.index for gap in self.gaps}
         if unknown:
             raise KeyError(f"no gap {min(unknown)}; the page has {len(self.gaps)}")
         parts: list[bytes] = []
-        at = 0
+        spans: list[tuple[int, int]] = []
+        at = longer = 0
         for gap in self.gaps:
+            written = self.data[gap.start : gap.end]
             if gap.index in fills:
-                parts += [self.data[at : gap.start], self._written(gap, fills[gap.index], image_src)]
-                at = gap.end
-        return b"".join((*parts, self.data[at:]))
+                written = self._written(gap, fills[gap.index], image_src)
+            spans.append((gap.start + longer, gap.start + longer + len(written)))
+            longer += len(written) - (gap.end - gap.start)
+            parts += [self.data[at : gap.start], written]
+            at = gap.end
+        return b"".join((*parts, self.data[at:])), tuple(spans)
 
     def _written(self, gap: PageGap, fill: Fill, image_src: Callable[[Image], str] | None) -> bytes:
         """A fill as bytes, escaped for its place."""
