@@ -66,7 +66,8 @@ def main() -> None:
             same = sum(each["verdict"] == "same" for each in data["files"])
             took = time.perf_counter()
             print(
-                f"{decoder}: {len(data['files'])} outputs, {same} the same byte for byte, {data['different']} different;"
+                f"{decoder}: {len(data['files'])} outputs, {same} the same byte for byte,"
+                f" {data['different']} different;"
                 f" made in {made - started:.0f} s, checked in {took - made:.0f} s",
                 flush=True,
             )

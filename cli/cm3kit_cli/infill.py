@@ -47,6 +47,7 @@ def infill(
     *,
     decoding: options.Decoding,
     output: options.Output = None,
+    report: options.Report = False,
     no_prompt_metadata: options.NoPromptMetadata = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -69,7 +70,7 @@ def infill(
         traces.check_free(decoding.traj, variants, force)
     target = str(Path(file).resolve()) if in_place else output
     shown = not no_prompt_metadata
-    where = jobs.Where(target, force or in_place, prompt_metadata=shown, traj=decoding.traj)
+    where = jobs.Where(target, force or in_place, prompt_metadata=shown, traj=decoding.traj, report=report)
     name = Path(file).name
     job = jobs.InfillJob(page, name, variants, chosen, settings, diff, where=where, in_place=in_place)
     if decoding.show_schedule:
@@ -118,7 +119,14 @@ def _note(gap: dict[str, Any]) -> str:
 
 
 def _reply(saved: Saved, seed: int) -> Reply:
-    data = {"seed": seed, "folder": saved.folder, "report": saved.report, "variants": saved.samples}
+    data = {
+        "seed": seed,
+        "folder": saved.folder,
+        "report": saved.report,
+        "overview": saved.overview,
+        "variants": saved.samples,
+    }
     data |= told(saved)
-    shown = [*saved.paths, *([saved.report] if saved.report else []), *saved.trajectories]
+    more = [each for each in (saved.report, saved.overview) if each]
+    shown = [*saved.paths, *more, *saved.trajectories]
     return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

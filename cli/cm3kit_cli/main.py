@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit_cli import data, doctor, evaluate, generate, infill, model, reproduce, tokenizing, train
+from cm3kit_cli import data, doctor, evaluate, generate, infill, model, reproduce, serve, tokenizing, train
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
@@ -35,6 +35,7 @@ app.add_typer(evaluate.app)
 app.add_typer(show_files.app)
 app.command("info")(reproduce.info)
 app.command("reproduce")(reproduce.reproduce)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

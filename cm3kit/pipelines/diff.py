@@ -51,11 +51,16 @@ def side_by_side(before: bytes, variants: Sequence[bytes], name: str = "page.htm
 
 def _section(before: bytes, after: bytes, index: int) -> str:
     old, new = decode(before), decode(after)
-    changes = "".join(f"{change}\n" for change in _changes(old, new)) or "no change\n"
+    changes = changed_lines(before, after)
     return (
         f'<h2>Variant {index}</h2><div class="pair">{_frame(old, "before")}{_frame(new, "after")}</div>'
         f"<pre>{changes}</pre>"
     )
+
+
+def changed_lines(before: bytes, after: bytes) -> str:
+    """The lines that differ as HTML, with what went in `<del>` and what came in `<ins>`."""
+    return "".join(f"{change}\n" for change in _changes(decode(before), decode(after))) or "no change\n"
 
 
 def _frame(page: str, label: str) -> str:

@@ -14,6 +14,7 @@ from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
 from cm3kit.pipelines.recipes import HASH, encode_sidecar, sidecar
 from cm3kit.pipelines.records import how_made, outcome, variant, verification, whose
+from cm3kit.pipelines.report import build
 from cm3kit.pipelines.reproducing import encode
 from cm3kit.pipelines.sources import sha256
 from cm3kit.pipelines.ways import Task, Trace, Watch
@@ -32,13 +33,18 @@ MAX_RESULTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What to write and where; `output` as in `outputs.plan`, `traj` a file for how the results were written."""
+    """What to write and where.
+
+    `output` is as in `outputs.plan`, `traj` a file for how the results were written; `report` adds a page that
+    shows them all, to a folder.
+    """
 
     output: str | None = None
     force: bool = False
     sheet: bool = True
     prompt_metadata: bool = True
     traj: Path | None = None
+    report: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,7 @@ class Saved:
     folder: Path | None = None
     content: bytes | None = None
     diff: str = ""
+    overview: Path | None = None
     trajectories: tuple[Path, ...] = ()
     verification: Mapping[str, Any] | None = None
 
@@ -106,7 +113,7 @@ def generate(
     output = outputs.STDOUT if job.where.output is None and SUFFIXES[job.task] == ".txt" else job.where.output
     sheet = job.where.sheet and SUFFIXES[job.task] == ".png" and count > 1
     planned = outputs.plan(outputs.run_id("generate"), output, SUFFIXES[job.task], seeds, sheet=sheet)
-    outputs.check_free(planned, job.where.force)
+    planned = _ready(planned, job.where)
     traces.check_free(job.where.traj, count, job.where.force)
     kit = cm3kit.load(model, device=device)
     how = how_made(kit, job.options, job.task)
@@ -130,6 +137,18 @@ def generate(
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
     written = [(result.trace, record) for result, record in made]
     return _save(planned, files, samples, record, extra, job.where, kit, written)
+
+
+def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
+    """The plan with its report, checked; ConfigError (`bad_value`) where there is no folder for one."""
+    if where.report and planned.folder is None:
+        raise ConfigError(
+            "--report shows the folder of a run; give a folder to -o, or leave it out", code="bad_value"
+        )
+    if where.report and planned.folder is not None:
+        planned = replace(planned, overview=planned.folder / "report.html")
+    outputs.check_free(planned, where.force)
+    return planned
 
 
 def _results(
@@ -160,7 +179,7 @@ def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda
     )
     if job.in_place:
         planned = replace(planned, bare=True)
-    outputs.check_free(planned, job.where.force)
+    planned = _ready(planned, job.where)
     traces.check_free(job.where.traj, job.variants, job.where.force)
     kit = cm3kit.load(model, device=device)
     filled = kit.infill(job.page, variants=job.variants, seed=job.seed, options=job.options, watch=watch)
@@ -271,6 +290,9 @@ def _save(
             planned.folder,
             diff=text,
         )
+    if where.report and planned.overview is not None:
+        write_all([(planned.overview, build(planned.overview.parent).content)], where.force)
+        saved = replace(saved, overview=planned.overview)
     return replace(saved, trajectories=tuple(path for path, _ in told), verification=checked)
 
 

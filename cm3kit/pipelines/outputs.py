@@ -57,6 +57,7 @@ class Plan:
     report: Path | None = None
     folder: Path | None = None
     bare: bool = False
+    overview: Path | None = None
 
     @property
     def to_stdout(self) -> bool:
@@ -67,7 +68,7 @@ class Plan:
     def all_paths(self) -> tuple[Path, ...]:
         """Every file that the run will write."""
         records = (self.folder / "run.json", self.folder / "manifest.jsonl") if self.folder else ()
-        return (*self.paths, *(path for path in (self.sheet, self.report) if path), *records)
+        return (*self.paths, *(path for path in (self.sheet, self.report, self.overview) if path), *records)
 
 
 def run_id(command: str, now: datetime | None = None) -> str:

@@ -104,8 +104,7 @@ def listed_files(folder: Path) -> list[Path]:
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a run's manifest, what holds for all of them (`run.json`) included; torn lines are left out."""
-    run = _json(folder / RUN) or {}
-    run = {key: value for key, value in run.items() if key not in ("n", "prompts", "variants")}
+    run = {key: value for key, value in read_run(folder).items() if key not in ("n", "prompts", "variants")}
     try:
         lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -118,6 +117,11 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         if isinstance(row, dict):
             own = row.get("recipe")
             yield {**run, **row, **(own if isinstance(own, dict) else {})}
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What holds for a whole run; nothing where no file says so."""
+    return _json(folder / RUN) or {}
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:

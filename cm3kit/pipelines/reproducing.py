@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 import cm3kit
 from cm3kit.pipelines import outputs
@@ -134,12 +136,16 @@ def rebuild(kit: Kit, recipe: Recipe) -> bytes:
 
 
 def options_of(given: Mapping[str, Any]) -> GenerateOptions:
-    """The options of a recipe; TypeError or ValueError for what is none."""
+    """The options of a recipe or a request; ValueError, in one line, for what is none."""
     known = {each.name for each in fields(GenerateOptions)}
     if unknown := set(given) - known:
-        raise ValueError(f"no option {min(unknown)!r}")
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return GenerateOptions(**{**given, **lists})
+        near = get_close_matches(min(unknown), known, n=1)
+        raise ValueError(f"no option {min(unknown)!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    try:
+        return TypeAdapter(GenerateOptions).validate_python(dict(given))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"option {'.'.join(map(str, first['loc'][:1]))}: {first['msg']}") from error
 
 
 def carried(recipe: Recipe) -> Mapping[str, Any] | None:

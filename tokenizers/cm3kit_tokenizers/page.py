@@ -20,6 +20,7 @@ from cm3kit_tokenizers.html.gaps import (
 )
 from cm3kit_tokenizers.html.minimal import keep_all, mark, minimal_nodes, render
 from cm3kit_tokenizers.html.nesting import fit
+from cm3kit_tokenizers.html.point import picture_gap, words_gap
 from cm3kit_tokenizers.html.select import region_gap, selected_gaps
 from cm3kit_tokenizers.html.spans import parse_tree, view
 from cm3kit_tokenizers.pictures import picture_size, resolve_src, to_data_uri
@@ -84,13 +85,40 @@ class Page:
         text = view(self.data)
         gap, src = region_gap(text, without_gaps(text, self.gaps), name, box, self.codec)
         if self.base is not None or src.startswith("data:"):
-            width, height = picture_size(resolve_src(src, self.base))
-            if box[0] + box[2] > width or box[1] + box[3] > height:
-                raise PageError(
-                    f"The box {','.join(map(str, box))} leaves {name!r}, which has {width}x{height} pixels.",
-                    code="bad_box",
-                )
+            self._check_box(name, src, box)
         return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def words(self, start: int, end: int) -> Page:
+        """This page with a gap for the text at bytes `start:end`, widened to whole elements where it cuts through some.
+
+        Raises:
+            PageError: gap_place where no words can stand or an element has no end, gap_overlap.
+        """
+        text = view(self.data)
+        gap = words_gap(text, without_gaps(text, self.gaps), start, end)
+        return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def picture(self, offset: int, box: Box | None = None) -> Page:
+        """This page with a gap for the picture whose tag starts at byte `offset`, or for a box (x, y, w, h) of it.
+
+        Raises:
+            PageError: bad_selector where no picture starts, bad_box, gap_overlap.
+            PictureError: where there is a box, and the picture itself cannot be read.
+        """
+        text = view(self.data)
+        gap, src = picture_gap(text, without_gaps(text, self.gaps), offset, box, self.codec)
+        if box is not None:
+            self._check_box(src, src, box)
+        return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def _check_box(self, name: str, src: str, box: Box) -> None:
+        """Refuse a box that leaves the picture (`bad_box`)."""
+        width, height = picture_size(resolve_src(src, self.base))
+        if box[0] + box[2] > width or box[1] + box[3] > height:
+            raise PageError(
+                f"The box {','.join(map(str, box))} leaves {name[:60]!r}, which has {width}x{height} pixels.",
+                code="bad_box",
+            )
 
     def nodes(self, usable: Callable[[str], bool] = keep_all) -> list[Node]:
         """The page as CM3's minimal HTML, gaps where they stand.
