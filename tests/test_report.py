@@ -14,7 +14,7 @@ from pathlib import Path
 import browser as browsers
 import pytest
 from PIL import Image
-from toys import toy_model
+from toys import toy
 
 from cm3kit.pipelines import report
 from cm3kit.pipelines.display import display, marks_of
@@ -27,6 +27,19 @@ SAYS = "parent.postMessage('hacked','*')"
 LINES = (Path(__file__).parent / "data/payloads.txt").read_text(encoding="utf-8").splitlines()
 # `@` is what is to run; where CSS has an at-rule it stays.
 PAYLOADS = [re.sub(r"@(?!import|font-face|keyframes)", SAYS, line) for line in LINES]
+
+# Bring every frame into sight, where it is put up, and give what is in it time to do something.
+SCROLL = """(async () => {
+  let shown = 0;
+  const frames = document.querySelectorAll('.frame');
+  for (const each of frames) {
+    each.scrollIntoView({ block: 'center' });
+    for (let tries = 0; tries < 500 && !each.firstChild; tries += 1) await new Promise((done) => setTimeout(done, 10));
+    await new Promise((done) => setTimeout(done, 25));
+    shown += each.firstChild ? 1 : 0;
+  }
+  return [shown, frames.length];
+})()"""
 
 
 class Tags(HTMLParser):
@@ -68,7 +81,7 @@ def hostile(tmp_path: Path) -> Path:
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy's run of pictures, and one of a page with gaps."""
     home = tmp_path_factory.mktemp("shown")
-    model = ["-m", str(toy_model(home / "parts")), "-q", "--seed", "1", "--max-tokens", "8"]
+    model = ["-m", str(toy()), "-q", "--seed", "1", "--max-tokens", "8"]
     page = "<!DOCTYPE html><title>Fruit</title><p>A <mask> pear & <b>more</b></p><img src='<mask>' alt=x>"
     (home / "page.html").write_text(page)
     assert (
@@ -125,9 +138,7 @@ def test_no_payload_runs_or_loads_in_a_browser(hostile: Path) -> None:
         listen = "window.hacked = 0; addEventListener('message', () => { window.hacked += 1; });"
         page.call("Page.addScriptToEvaluateOnNewDocument", source=listen)
         page.open((hostile / "report.html").as_uri())
-        page.size(1000, 60_000)
-        page.wait(f"document.querySelectorAll('.frame iframe').length === {len(PAYLOADS)}")
-        page.run("new Promise((done) => setTimeout(done, 700))")
+        assert page.run(SCROLL) == [len(PAYLOADS)] * 2
         assert page.run("window.hacked") == 0 and not page.heard("Page.javascriptDialogOpening")
         asked = {each["request"]["url"] for each in page.heard("Network.requestWillBeSent")}
         blocked = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from toys import toy_model
+from toys import toy, toy_model
 
 from cm3kit.pipelines.outputs import SOURCE_TYPE, encode_png
 from cm3kit.pipelines.recipes import listed_files, read_recipe, sidecar
@@ -26,11 +26,10 @@ Capture = pytest.CaptureFixture[str]
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of every kind of output, in a folder beside the model and the page."""
     home = tmp_path_factory.mktemp("reproduce")
-    model = str(toy_model(home / "parts"))
     (home / "page").mkdir()
     (home / "page/page.html").write_bytes(PAGE.encode())
     Image.effect_noise((24, 20), 90).convert("RGB").save(home / "page/pear.png")
-    short = ["-m", model, "-q", "--max-tokens", "12", "--seed", "5"]
+    short = [*model(), "--max-tokens", "12", "--seed", "5"]
     picture, page, out = str(home / "page/pear.png"), str(home / "page/page.html"), str(home / "out")
     region = ["--image", "pear.png", "--box", "0,0,12,12"]
     commands = [
@@ -56,8 +55,8 @@ def home(outputs: Path, tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-def model_of(home: Path) -> list[str]:
-    return ["-m", str(home / "parts/toy"), "-q"]
+def model() -> list[str]:
+    return ["-m", str(toy()), "-q"]
 
 
 def files_of(home: Path) -> list[Path]:
@@ -68,7 +67,7 @@ def files_of(home: Path) -> list[Path]:
 def test_every_kind_of_output_is_made_again_byte_for_byte(outputs: Path, capsys: Capture) -> None:
     files = files_of(outputs)
     assert len(files) == 13
-    assert run(["reproduce", *map(str, files), "--check", "--json", *model_of(outputs)]) == 0
+    assert run(["reproduce", *map(str, files), "--check", "--json", *model()]) == 0
     data = json.loads(capsys.readouterr().out)["data"]
     assert {each["verdict"] for each in data["files"]} == {"same"} and data["equal"] == len(files)
 
@@ -111,7 +110,7 @@ def test_a_difference_is_told_in_one_line_with_status_1(home: Path, capsys: Capt
         changed = picture.convert("RGB")
         changed.putpixel((3, 4), tuple(255 - each for each in changed.getpixel((3, 4))))  # type: ignore[union-attr]
     path.write_bytes(encode_png(changed, read_recipe(path).made))
-    assert run(["reproduce", str(path), "--check", *model_of(home)]) == 1
+    assert run(["reproduce", str(path), "--check", *model()]) == 1
     out, err = capsys.readouterr()
     assert out == f"differs {path}: 1 of 256 pixels; model, versions and machine are those of the recipe\n"
     assert not err
@@ -137,26 +136,26 @@ def test_edited_files_differ(
 ) -> None:
     path = home / "out" / name
     path.write_bytes(path.read_bytes().replace(old, new, 1))
-    assert run(["reproduce", str(path), "--check", *model_of(home)]) == 1
+    assert run(["reproduce", str(path), "--check", *model()]) == 1
     assert reason in capsys.readouterr().out
 
 
 def test_another_picture_beside_the_source_is_noticed(home: Path, capsys: Capture) -> None:
     Image.new("RGB", (24, 20), "red").save(home / "page/pear.png")
-    assert run(["reproduce", str(home / "out/filled.html"), "--check", *model_of(home)]) == 1
+    assert run(["reproduce", str(home / "out/filled.html"), "--check", *model()]) == 1
     assert "the picture 'pear.png' of its source" in capsys.readouterr().out
 
 
 def test_a_file_is_written_again(home: Path, capsys: Capture) -> None:
     files = [str(home / "out/d.png"), str(home / "out/filled.html")]
-    assert run(["reproduce", *files, "-o", str(home / "again/"), *model_of(home)]) == 0
+    assert run(["reproduce", *files, "-o", str(home / "again/"), *model()]) == 0
     assert capsys.readouterr().out.splitlines() == [
         str(home / "again/d.png"),
         str(home / "again/filled.html"),
     ]
     for name in ("d.png", "filled.html"):
         assert (home / "again" / name).read_bytes() == (home / "out" / name).read_bytes()
-    assert run(["reproduce", *files, "-o", str(home / "again/"), *model_of(home)]) == 1
+    assert run(["reproduce", *files, "-o", str(home / "again/"), *model()]) == 1
     assert "[exists]" in capsys.readouterr().err
 
 
@@ -177,7 +176,7 @@ def test_info_prints_the_recipe(outputs: Path, capsys: Capture) -> None:
 
 
 def test_without_prompt_metadata_only_the_mark_stays(outputs: Path, tmp_path: Path, capsys: Capture) -> None:
-    bare = ["--no-prompt-metadata", "--max-tokens", "8", *model_of(outputs), "--seed", "1"]
+    bare = ["--no-prompt-metadata", "--max-tokens", "8", *model(), "--seed", "1"]
     page = str(outputs / "page/page.html")
     assert run(["generate", "secret", "-o", str(tmp_path / "x.png"), *bare]) == 0
     assert run(["generate", "secret", "--task", "document", "-o", str(tmp_path / "x.html"), *bare]) == 0
@@ -188,7 +187,7 @@ def test_without_prompt_metadata_only_the_mark_stays(outputs: Path, tmp_path: Pa
         recipe = read_recipe(tmp_path / name)
         assert recipe.marked and not recipe.made
     capsys.readouterr()
-    assert run(["reproduce", str(tmp_path / "x.png"), *model_of(outputs)]) == 1
+    assert run(["reproduce", str(tmp_path / "x.png"), *model()]) == 1
     assert "[no_recipe]" in capsys.readouterr().err
     assert run(["info", str(tmp_path / "x.txt")]) == 1
     assert "[no_recipe]" in capsys.readouterr().err
@@ -196,7 +195,7 @@ def test_without_prompt_metadata_only_the_mark_stays(outputs: Path, tmp_path: Pa
 
 def test_a_page_filled_in_place_gets_nothing_beside_it(home: Path) -> None:
     page = home / "page/page.html"
-    assert run(["infill", str(page), "--in-place", "--max-tokens", "8", "--seed", "1", *model_of(home)]) == 0
+    assert run(["infill", str(page), "--in-place", "--max-tokens", "8", "--seed", "1", *model()]) == 0
     assert not sidecar(page).exists()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import browser as browsers
 import pytest
 from PIL import Image
-from toys import toy_model
+from toys import toy
 
 import cm3kit
 from cm3kit.pipelines.recipes import read_recipe
@@ -41,8 +41,8 @@ FAST = {"max_tokens": 8}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return toy_model(tmp_path_factory.mktemp("serve"))
+def model() -> Path:
+    return toy()
 
 
 @pytest.fixture(scope="module")

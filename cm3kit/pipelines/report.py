@@ -113,12 +113,13 @@ def page(title: str, run: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     frames: list[str] = []
     cards = "".join(_card(number, each, frames) for number, each in enumerate(entries))
     facts = {**(entries[0].row if entries else {}), **run}
+    again = command(facts) if run else shlex.join(["cm3kit", "reproduce", title])
     parts = {
         "HASH": f"sha256-{digest}",
         "TITLE": html.escape(title),
         "STYLE": style,
         "SUMMARY": html.escape(summary(facts, len(entries))),
-        "COMMAND": html.escape(command(facts)),
+        "COMMAND": html.escape(again),
         "SETTINGS": settings(facts),
         "SHEET": _sheet(entries),
         "CARDS": cards,

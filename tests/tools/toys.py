@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -14,6 +17,14 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
+
+
+@cache
+def toy() -> Path:
+    """The same for all tests of a process."""
+    folder = TemporaryDirectory(prefix="cm3kit-toy-")
+    atexit.register(folder.cleanup)
+    return toy_model(Path(folder.name) / "parts")
 
 
 def toy_model(folder: Path, seed: int = 0) -> Path:
