@@ -12,6 +12,7 @@ from toys import toy, toy_model
 
 from cm3kit.pipelines.outputs import SOURCE_TYPE, encode_png
 from cm3kit.pipelines.recipes import listed_files, read_recipe, sidecar
+from cm3kit.pipelines.sources import page_of, sha256
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import DataError, Page
 
@@ -92,8 +93,6 @@ def test_every_recipe_names_model_seed_versions_and_the_mark(outputs: Path) -> N
 
 
 def test_the_source_of_a_filled_page_comes_back_whole(outputs: Path) -> None:
-    from cm3kit.pipelines.sources import page_of
-
     path = outputs / "out/filled.html"
     recipe = read_recipe(path)
     page = page_of(recipe.made["source"], recipe.content, path.parent)
@@ -204,3 +203,30 @@ def test_hostile_manifests_name_no_file(tmp_path: Path, row: str) -> None:
     (tmp_path / "manifest.jsonl").write_text(row + "\n")
     with pytest.raises(DataError, match="names no file"):
         listed_files(tmp_path)
+
+
+def test_rows_of_many_processes_take_what_is_common_from_the_newest_one(tmp_path: Path) -> None:
+    (tmp_path / "files/000").mkdir(parents=True)
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "files/000/000002-1.txt"
+    path.write_bytes(b"words\n")
+    common = {
+        "model": "toy",
+        "sha256": {"a": "b"},
+        "options": {"temperature": 1, "top_k": 3},
+        "task": "infill",
+    }
+    (tmp_path / "runs/sample-1.json").write_text(json.dumps({**common, "model": "old"}))
+    (tmp_path / "runs/sample-2.json").write_text(json.dumps(common))
+    row = {
+        "path": "files/000/000002-1.txt",
+        "sha256": sha256(b"words\n"),
+        "task": "text",
+        "index": 1,
+        "sample": 5,
+    }
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({**row, "options": {"top_k": 4}}) + "\n{torn")
+    recipe = read_recipe(path)
+    assert recipe.changed is False and listed_files(tmp_path) == [path]
+    assert recipe.made["options"] == {"temperature": 1, "top_k": 4} and recipe.made["sha256"] == {"a": "b"}
+    assert (recipe.made["task"], recipe.made["index"], recipe.made["model"]) == ("text", 5, "toy")

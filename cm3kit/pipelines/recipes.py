@@ -115,13 +115,30 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
-            own = row.get("recipe")
-            yield {**run, **row, **(own if isinstance(own, dict) else {})}
+            yield _whole(run, row)
+
+
+def _whole(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row and what holds for all of them; the rows of `sample run` give only options of their own."""
+    found = {**run, **row}
+    if isinstance(row.get("sha256"), str):
+        found |= {HASH: row["sha256"], "sha256": run.get("sha256")}
+    if "sample" in row:
+        found["index"] = row["sample"]
+    options = [each.get("options") for each in (run, row)]
+    found["options"] = {
+        key: value for each in options if isinstance(each, dict) for key, value in each.items()
+    }
+    return found
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What holds for a whole run; nothing where no file says so."""
-    return _json(folder / RUN) or {}
+    """What holds for a whole run (`run.json`), or for the newest process of one that had several; else nothing."""
+    found = _json(folder / RUN)
+    if found is None:
+        processes = sorted((folder / "runs").glob("*.json"))
+        found = _json(processes[-1]) if processes else None
+    return found or {}
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
@@ -137,10 +154,10 @@ def _beside(path: Path) -> dict[str, Any] | None:
 
 
 def _listed(path: Path) -> dict[str, Any] | None:
-    """The row of the last manifest line that names the file, in its folder or the one above."""
-    for folder in (path.parent, path.parent.parent):
+    """The row of the last manifest line that names the file, in its folder or one of the two above."""
+    for folder in list(path.absolute().parents)[:3]:
         if (folder / MANIFEST).is_file():
-            name = path.relative_to(folder).as_posix()
+            name = path.absolute().relative_to(folder).as_posix()
             found = [row for row in rows(folder) if name_of(row) == name]
             if found:
                 return found[-1]
