@@ -71,8 +71,7 @@ def infill(
     target = str(Path(file).resolve()) if in_place else output
     shown = not no_prompt_metadata
     where = jobs.Where(target, force or in_place, prompt_metadata=shown, traj=decoding.traj, report=report)
-    name = Path(file).name
-    job = jobs.InfillJob(page, name, variants, chosen, settings, diff, where=where, in_place=in_place)
+    job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, diff, where, in_place)
     if decoding.show_schedule:
         return schedule_of(jobs.schedule(model, device, job))
     with progress("filling", quiet) as watch:

@@ -29,17 +29,6 @@ Watch = Callable[[int, int], None]
 LARGE = 20 * 2**20
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 PAGES = (".html", ".htm")
-HIDDEN = (
-    "source",
-    "path",
-    "file",
-    "run_id",
-    "content_sha256",
-    "digital_source_type",
-    "gaps",
-    "prompt",
-    "text",
-)
 SETTINGS = ("task", "decoder", "sampler", "model", "version", "torch", "device", "dtype", "machine", "seed")
 
 

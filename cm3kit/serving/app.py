@@ -52,7 +52,7 @@ def build(kit: Kit, token: str, hosts: Iterable[str], ui: bool = True) -> Starle
         Route("/v1/completions", _edged(partial(_completions, desk)), methods=["POST"]),
         Route("/v1/images/generations", _edged(partial(_images, desk)), methods=["POST"]),
     ]
-    guard = Middleware(Guard, token=token, hosts=tuple(hosts))  # type: ignore[arg-type]
+    guard = Middleware(Guard, token=token, hosts=tuple(hosts))
     errors = {HTTPException: _no_such}
     app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan, exception_handlers=errors)
     app.state.kit = kit

@@ -75,8 +75,8 @@ def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     """The HTML between `prompt` and `suffix`, in OpenAI's shape."""
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     options = GenerateOptions(max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p)
-    seed, suffix, choices = bodies.seed_of(body.seed), body.suffix or "", []
-    used = [0, 0]
+    seed, suffix, used = bodies.seed_of(body.seed), body.suffix or "", [0, 0]
+    choices: list[dict[str, Any]] = []
     for number, prompt in enumerate(prompts):
         if MASK in prompt or MASK in suffix:
             raise ConfigError("prompt and suffix may hold no <mask>; use /infill", code="bad_value")
