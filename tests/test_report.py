@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cm3kit.pipelines import report
 from cm3kit.pipelines.display import display, marks_of
 from cm3kit.pipelines.halfblocks import half_blocks, strip
 from cm3kit.pipelines.outputs import dump_jsonl
+from cm3kit_cli import render
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import DataError
 
@@ -223,3 +225,21 @@ def test_half_blocks_are_two_pixels_a_character(tmp_path: Path, capsys: pytest.C
     assert len(lines) == 17 and lines[-1] == "and 2 more"
     assert run(["show", "preview", str(tmp_path / "x.png"), "--columns", "4"]) == 0
     assert capsys.readouterr().out == f"{first}\n{second}\n"
+
+
+def test_previews_are_for_terminals_that_show_colours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "x.png")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    render.previews([tmp_path / "x.png"])
+    assert capsys.readouterr() == ("", "")
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    render.previews([tmp_path / "x.png", tmp_path / "x.txt"])
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 16 and "▀" in err
+    monkeypatch.setenv("NO_COLOR", "1")
+    render.previews([tmp_path / "x.png"])
+    assert capsys.readouterr() == ("", "")

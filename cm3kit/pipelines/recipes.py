@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -156,12 +157,20 @@ def _beside(path: Path) -> dict[str, Any] | None:
 def _listed(path: Path) -> dict[str, Any] | None:
     """The row of the last manifest line that names the file, in its folder or one of the two above."""
     for folder in list(path.absolute().parents)[:3]:
-        if (folder / MANIFEST).is_file():
-            name = path.absolute().relative_to(folder).as_posix()
-            found = [row for row in rows(folder) if name_of(row) == name]
-            if found:
-                return found[-1]
+        manifest = folder / MANIFEST
+        if manifest.is_file():
+            known = manifest.stat()
+            listed = _index(folder, known.st_mtime_ns, known.st_size)
+            row = listed.get(path.absolute().relative_to(folder).as_posix())
+            if row is not None:
+                return dict(row)
     return None
+
+
+@lru_cache(maxsize=4)
+def _index(folder: Path, changed: int, size: int) -> Mapping[str, Mapping[str, Any]]:
+    """The rows of a manifest by their files, the last of each; read again once it has changed."""
+    return {name: row for row in rows(folder) if (name := name_of(row)) is not None}
 
 
 def _json(path: Path) -> dict[str, Any] | None:
