@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import socket
 import threading
 import time
@@ -32,6 +33,7 @@ pytest.importorskip("httpx2", reason="Starlette's test client needs httpx2")
 from starlette.testclient import TestClient
 
 from cm3kit.serving.app import build
+from cm3kit.serving.bodies import CompletionBody, ImageBody, InfillBody
 from cm3kit.serving.run import hosts
 
 TOKEN = "a-token-of-the-tests-0123456789"
@@ -409,3 +411,14 @@ def check_export(source: bytes, exported: bytes) -> None:
     assert exported.startswith(source[:start]) and exported != source
     assert source[end:image] in exported and exported.endswith(source[image + len(b"pear.png") :])
     assert b"data:image/png;base64," in exported
+
+
+def test_the_documents_name_every_flag_and_address(app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "docs/serve.md").read_text(encoding="utf-8")
+    assert run(["serve", "--help"]) == 0
+    flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
+    assert not [flag for flag in flags - {"--help", "--verbose"} if flag not in text]
+    paths = {route.path for route in app.routes} - {"/", "/app.js", "/app.css"}
+    assert not [path for path in paths if f" {path}`" not in text]
+    fields = {*InfillBody.model_fields, *CompletionBody.model_fields, *ImageBody.model_fields}
+    assert not [name for name in fields - {"model", "response_format"} if f"`{name}`" not in text]
