@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from toys import toy, toy_model
 
-from cm3kit.pipelines.outputs import SOURCE_TYPE, encode_png
+from cm3kit.pipelines.outputs import SOURCE_TYPE, encode_png, mark_html
 from cm3kit.pipelines.recipes import listed_files, read_recipe, sidecar
+from cm3kit.pipelines.reproducing import compare
 from cm3kit.pipelines.sources import page_of, sha256
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import DataError, Page
@@ -230,3 +231,9 @@ def test_rows_of_many_processes_take_what_is_common_from_the_newest_one(tmp_path
     assert recipe.changed is False and listed_files(tmp_path) == [path]
     assert recipe.made["options"] == {"temperature": 1, "top_k": 4} and recipe.made["sha256"] == {"a": "b"}
     assert (recipe.made["task"], recipe.made["index"], recipe.made["model"]) == ("text", 5, "toy")
+
+
+def test_a_page_that_only_another_version_marked_is_the_same_page() -> None:
+    old, new = (mark_html("<!DOCTYPE html><p>x</p>", {"version": each}).encode() for each in ("1", "2"))
+    assert compare(old, new)[0] == "marked" and compare(old, old)[0] == "same"
+    assert compare(old, new.replace(b"<p>", b"<b>"))[0] == "differs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -26,12 +27,21 @@ if TYPE_CHECKING:
     from cm3kit.pipelines.kit import Kit, Result
 
 Watch = Callable[[int, int], None]
+MARKS = re.compile(
+    rb'<meta name="(?:generator|Iptc4xmpExt:DigitalSourceType)" content="[^"]*">'
+    rb'|<script type="application/json" id="cm3kit">.*?</script>',
+    re.S,
+)
 TASKS = ("image", "text", "caption", "document", "pair")
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one file: `same`, `pixels` (the same picture, encoded otherwise) or `differs`, and why."""
+    """What became of one file, and why.
+
+    It is the `same` byte for byte, has the same `pixels` and is encoded otherwise, is the same page but `marked`
+    otherwise, as by another version, or it `differs`.
+    """
 
     path: Path
     verdict: str
@@ -163,10 +173,12 @@ def encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
 
 
 def compare(old: bytes, new: bytes) -> tuple[str, str]:
-    """`same`, `pixels` or `differs`, and what differs."""
+    """The verdict, and what differs."""
     if old == new:
         return "same", ""
     if not new.startswith(b"\x89PNG"):
+        if MARKS.sub(b"", old) == MARKS.sub(b"", new):
+            return "marked", "the page is equal, and marked otherwise"
         place = next(
             (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
         )
