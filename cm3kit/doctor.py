@@ -17,6 +17,7 @@ SECONDS = 300.0
 EXTRAS = {
     "fontTools": ("data", "building the emoji corpus", "pip install 'cm3kit[data]'"),
     "msgpack": ("flax", "flax checkpoints", "pip install 'cm3kit[flax]'"),
+    "starlette": ("serve", "cm3kit serve", "pip install 'cm3kit[serve]'"),
     "taming": (
         "taming",
         "parity tests",

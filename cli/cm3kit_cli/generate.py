@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, one_line, previews, progress
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
@@ -40,13 +40,8 @@ def generate(
     decoding: options.Decoding,
     output: options.Output = None,
     grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")] = True,
-    no_prompt_metadata: Annotated[
-        bool,
-        typer.Option(
-            "--no-prompt-metadata",
-            help="Leave prompt and settings out of the files; the mark that a model made them stays.",
-        ),
-    ] = False,
+    report: options.Report = False,
+    no_prompt_metadata: options.NoPromptMetadata = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -67,7 +62,7 @@ def generate(
     settings = decoding.options(batch_size=batch_size)
     prompts = _prompts(given[0] if given else "", task)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
-    where = jobs.Where(output, force, grid, not no_prompt_metadata, decoding.traj)
+    where = jobs.Where(output, force, grid, not no_prompt_metadata, decoding.traj, report)
     job = jobs.GenerateJob(prompts, task, n, chosen, settings, where)
     if decoding.show_schedule:
         return schedule_of(jobs.schedule(model, device, job))
@@ -78,6 +73,7 @@ def generate(
         told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
         for line in (*told_words, *notes(saved)):
             typer.echo(line, err=True)
+        previews(saved.paths)
     return _reply(saved, chosen)
 
 
@@ -92,7 +88,14 @@ def _prompts(given: str | Path, task: Task) -> tuple[Prompt, ...]:
 
 
 def _reply(saved: Saved, seed: int) -> Reply:
-    data = {"seed": seed, "folder": saved.folder, "grid": saved.sheet, "samples": saved.samples}
+    data = {
+        "seed": seed,
+        "folder": saved.folder,
+        "grid": saved.sheet,
+        "overview": saved.overview,
+        "samples": saved.samples,
+    }
     data |= told(saved)
-    shown = [*saved.paths, *([saved.sheet] if saved.sheet else []), *saved.trajectories]
+    more = [each for each in (saved.sheet, saved.overview) if each]
+    shown = [*saved.paths, *more, *saved.trajectories]
     return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from cm3kit.pipelines.jobs import Saved
 
 
+InPlace = Annotated[bool, typer.Option("--in-place", help="Write the filled page over FILE.")]
+
+
 @options.with_decoding
 def infill(
     file: Annotated[
@@ -36,7 +39,7 @@ def infill(
     diff: Annotated[
         bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")
     ] = False,
-    in_place: Annotated[bool, typer.Option("--in-place", help="Write the filled page over FILE.")] = False,
+    in_place: InPlace = False,
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
@@ -44,6 +47,8 @@ def infill(
     *,
     decoding: options.Decoding,
     output: options.Output = None,
+    report: options.Report = False,
+    no_prompt_metadata: options.NoPromptMetadata = False,
     force: options.Force = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -63,10 +68,10 @@ def infill(
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     if in_place:  # which lets the page be written over, and nothing else
         traces.check_free(decoding.traj, variants, force)
-    where = jobs.Where(
-        str(Path(file).resolve()) if in_place else output, force or in_place, traj=decoding.traj
-    )
-    job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, report=diff, where=where)
+    target = str(Path(file).resolve()) if in_place else output
+    shown = not no_prompt_metadata
+    where = jobs.Where(target, force or in_place, prompt_metadata=shown, traj=decoding.traj, report=report)
+    job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, diff, where, in_place)
     if decoding.show_schedule:
         return schedule_of(jobs.schedule(model, device, job))
     with progress("filling", quiet) as watch:
@@ -113,7 +118,14 @@ def _note(gap: dict[str, Any]) -> str:
 
 
 def _reply(saved: Saved, seed: int) -> Reply:
-    data = {"seed": seed, "folder": saved.folder, "report": saved.report, "variants": saved.samples}
+    data = {
+        "seed": seed,
+        "folder": saved.folder,
+        "report": saved.report,
+        "overview": saved.overview,
+        "variants": saved.samples,
+    }
     data |= told(saved)
-    shown = [*saved.paths, *([saved.report] if saved.report else []), *saved.trajectories]
+    more = [each for each in (saved.report, saved.overview) if each]
+    shown = [*saved.paths, *more, *saved.trajectories]
     return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)

@@ -14,7 +14,20 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit_cli import config, data, doctor, evaluate, generate, infill, model, sample, tokenizing, train
+from cm3kit_cli import (
+    config,
+    data,
+    doctor,
+    evaluate,
+    generate,
+    infill,
+    model,
+    reproduce,
+    sample,
+    serve,
+    tokenizing,
+    train,
+)
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
@@ -35,6 +48,9 @@ app.add_typer(tokenizing.app)
 app.command("detokenize")(tokenizing.detokenize)
 app.add_typer(evaluate.app)
 app.add_typer(show_files.app)
+app.command("info")(reproduce.info)
+app.command("reproduce")(reproduce.reproduce)
+app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

@@ -185,6 +185,16 @@ Output = Annotated[
         help="File, folder (ends with /), or - for standard output; unless given, a new folder in outputs/.",
     ),
 ]  # fmt: skip
+NoPromptMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--no-prompt-metadata",
+        help="Leave prompt and settings out of the files; the mark that a model made them stays.",
+    ),
+]
+Report = Annotated[
+    bool, typer.Option("--report", help="Also a page that shows the whole run, report.html in its folder.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 SCHEMA = "cm3kit/1"
@@ -110,6 +112,17 @@ def one_line(text: str) -> str:
     """The text on one line, with control characters written out, so that no name can steer a terminal."""
     shown = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
+
+
+def previews(paths: Sequence[Path]) -> None:
+    """Pictures in half blocks on standard error, where both streams are a terminal that shows colours."""
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "dumb")
+    pictures = [path for path in paths if path.suffix.lower() == ".png"]
+    if plain or not pictures or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        return
+    from cm3kit.pipelines.halfblocks import strip
+
+    print(strip(pictures, shutil.get_terminal_size().columns), file=sys.stderr)
 
 
 @contextmanager

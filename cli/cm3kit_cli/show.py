@@ -72,6 +72,54 @@ def traj(
     return Reply(data, (str(path),), warnings=made.warnings)
 
 
+@app.command()
+def preview(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Pictures.")],
+    columns: Annotated[
+        int | None, typer.Option(min=4, max=1000, help="Width in characters; unless given, the terminal's.")
+    ] = None,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Print pictures in coloured half blocks.
+
+    Example: cm3kit show preview apple.png
+    """
+    import shutil
+
+    from cm3kit.pipelines.halfblocks import strip
+
+    return Reply({}, tuple(strip(files, columns or shutil.get_terminal_size().columns).split("\n")))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="A file; unless given, report.html in the folder.")
+    ] = None,
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Show a run in one page: pictures, pages in frames, words, settings; it loads nothing from anywhere.
+
+    Example: cm3kit show report outputs/generate-20260304T050607-a1b2c3
+    """
+    from cm3kit.pipelines import report as reports
+    from cm3kit.pipelines import showing
+
+    path = showing.report_target(folder, output, force)
+    with progress("reading", quiet) as watch:
+        built = reports.build(folder, watch)
+    showing.write(path, built.content, force)
+    if not quiet and not as_json:
+        for line in built.warnings:
+            typer.echo(one_line(f"warning: {line}"), err=True)
+    data = {"path": path, "results": built.entries, "bytes": len(built.content)}
+    return Reply(data, (str(path),), warnings=built.warnings)
+
+
 def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
     """The figures that `--json` gives in full, in a few lines."""
     speed = f"{figures['parallelism']:.2f} a pass" if figures["parallelism"] is not None else "none"

@@ -8,12 +8,17 @@ from collections.abc import Iterator, Sequence
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
+:root{color-scheme:light dark}
 body{margin:1.5rem;font:15px/1.5 system-ui,sans-serif;color:#1b1b1b;background:#fff}
 h2{margin:2rem 0 .5rem;font-size:1.1rem}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
 figure{margin:0}figcaption{color:#555}
 iframe{width:100%;height:28rem;border:1px solid #bbb;background:#fff}
 pre{padding:.75rem;border:1px solid #ddd;background:#fafafa;white-space:pre-wrap;word-break:break-word}
+iframe{color-scheme:light}
 del{background:#ffe0c2;text-decoration:line-through}ins{background:#cfe4ff;text-decoration:none}
+@media(prefers-color-scheme:dark){body{color:#ecebe8;background:#171614}pre{background:#211f1c;border-color:#3a3833}
+figcaption{color:#a5a198}iframe{border-color:#3a3833}del{background:#5c3310}ins{background:#16395f}}
+@media(max-width:640px){body{margin:.75rem}.pair{grid-template-columns:1fr}}
 """
 MAX_TOKEN = 400
 
@@ -45,17 +50,23 @@ def side_by_side(before: bytes, variants: Sequence[bytes], name: str = "page.htm
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>{sections}</body></html>\n"
     )
 
 
 def _section(before: bytes, after: bytes, index: int) -> str:
     old, new = decode(before), decode(after)
-    changes = "".join(f"{change}\n" for change in _changes(old, new)) or "no change\n"
+    changes = changed_lines(before, after)
     return (
         f'<h2>Variant {index}</h2><div class="pair">{_frame(old, "before")}{_frame(new, "after")}</div>'
         f"<pre>{changes}</pre>"
     )
+
+
+def changed_lines(before: bytes, after: bytes) -> str:
+    """The lines that differ as HTML, with what went in `<del>` and what came in `<ins>`."""
+    return "".join(f"{change}\n" for change in _changes(decode(before), decode(after))) or "no change\n"
 
 
 def _frame(page: str, label: str) -> str:

@@ -38,13 +38,17 @@ class FilledGap:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A filled page and what was written; `trace` tells how, where that was done in place."""
+    """A filled page and what was written; `trace` tells how, where that was done in place.
+
+    `spans` is the byte range of `html` that each gap of the page has become.
+    """
 
     html: bytes
     gaps: list[FilledGap]
     seed: int
     index: int
     trace: Trace | None = None
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class PageFiller:
@@ -63,10 +67,12 @@ class PageFiller:
         self._pictures: dict[int, tuple[Pillow.Image, list[int]]] = {}
         self._ids: Ids = kit.tokenizer.encode(nodes, self._codes_of)
 
-    def fill(self, variants: int, seed: int, watch: Callable[[int, int], None]) -> list[Filled]:
-        """Fill the page `variants` times."""
+    def fill(
+        self, variants: int, seed: int, watch: Callable[[int, int], None], first: int = 0
+    ) -> list[Filled]:
+        """Fill the page `variants` times, those from `first` on."""
         way, options = self._kit.way(self._options), self._options
-        pages = [self.variant(seed, index) for index in range(variants)]
+        pages = [self.variant(seed, first + index) for index in range(variants)]
         asked = [next(page) for page in pages]
         filled: list[Filled] = []
         count = sum(isinstance(each, Gap) for each in self._ids)
@@ -139,8 +145,8 @@ class PageFiller:
             written[gap.index], text = self._content(gap, parts)
             logprob, ended = sum(each.logprob for each in parts), all(each.ended for each in parts)
             reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line))
-        html = self._page.splice(written, image_src=self._kit.picture_src)
-        return Filled(html, reports, seed, index, trace)
+        html, spans = self._page.splice_spans(written, image_src=self._kit.picture_src)
+        return Filled(html, reports, seed, index, trace, spans)
 
     def _content(self, gap: PageGap, parts: Sequence[Fill]) -> tuple[PageFill, str]:
         """A fill as the page takes it, and as a report shows it."""

@@ -12,7 +12,11 @@ import cm3kit
 from cm3kit.pipelines import diff, outputs, traces
 from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
+from cm3kit.pipelines.recipes import HASH, encode_sidecar, sidecar
 from cm3kit.pipelines.records import how_made, outcome, variant, verification, whose
+from cm3kit.pipelines.report import build
+from cm3kit.pipelines.reproducing import encode
+from cm3kit.pipelines.sources import sha256
 from cm3kit.pipelines.ways import Task, Trace, Watch
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
@@ -29,13 +33,18 @@ MAX_RESULTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """What to write and where; `output` as in `outputs.plan`, `traj` a file for how the results were written."""
+    """What to write and where.
+
+    `output` is as in `outputs.plan`, `traj` a file for how the results were written; `report` adds a page that
+    shows them all, to a folder.
+    """
 
     output: str | None = None
     force: bool = False
     sheet: bool = True
     prompt_metadata: bool = True
     traj: Path | None = None
+    report: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,7 @@ class GenerateJob:
 
 @dataclass(frozen=True, slots=True)
 class InfillJob:
-    """A page with gaps, filled `variants` times."""
+    """A page with gaps, filled `variants` times; `in_place` writes over it, and nothing beside it."""
 
     page: Page
     name: str
@@ -61,6 +70,7 @@ class InfillJob:
     options: GenerateOptions
     report: bool = False
     where: Where = field(default_factory=Where)
+    in_place: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,7 @@ class Saved:
     folder: Path | None = None
     content: bytes | None = None
     diff: str = ""
+    overview: Path | None = None
     trajectories: tuple[Path, ...] = ()
     verification: Mapping[str, Any] | None = None
 
@@ -102,7 +113,7 @@ def generate(
     output = outputs.STDOUT if job.where.output is None and SUFFIXES[job.task] == ".txt" else job.where.output
     sheet = job.where.sheet and SUFFIXES[job.task] == ".png" and count > 1
     planned = outputs.plan(outputs.run_id("generate"), output, SUFFIXES[job.task], seeds, sheet=sheet)
-    outputs.check_free(planned, job.where.force)
+    planned = _ready(planned, job.where)
     traces.check_free(job.where.traj, count, job.where.force)
     kit = cm3kit.load(model, device=device)
     how = how_made(kit, job.options, job.task)
@@ -126,6 +137,18 @@ def generate(
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
     written = [(result.trace, record) for result, record in made]
     return _save(planned, files, samples, record, extra, job.where, kit, written)
+
+
+def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
+    """The plan with its report, checked; ConfigError (`bad_value`) where there is no folder for one."""
+    if where.report and planned.folder is None:
+        raise ConfigError(
+            "--report shows the folder of a run; give a folder to -o, or leave it out", code="bad_value"
+        )
+    if where.report and planned.folder is not None:
+        planned = replace(planned, overview=planned.folder / "report.html")
+    outputs.check_free(planned, where.force)
+    return planned
 
 
 def _results(
@@ -154,13 +177,17 @@ def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda
     planned = outputs.plan(
         outputs.run_id("infill"), job.where.output, ".html", [job.seed] * job.variants, report=job.report
     )
-    outputs.check_free(planned, job.where.force)
+    if job.in_place:
+        planned = replace(planned, bare=True)
+    planned = _ready(planned, job.where)
     traces.check_free(job.where.traj, job.variants, job.where.force)
     kit = cm3kit.load(model, device=device)
     filled = kit.infill(job.page, variants=job.variants, seed=job.seed, options=job.options, watch=watch)
     pages = [each.html for each in filled]
     how = how_made(kit, job.options, "infill")
-    samples = [variant(each) for each in filled]
+    told = job.where.prompt_metadata
+    kept_in = planned.folder or (planned.paths[0].parent if planned.paths else None)
+    samples = [variant(each, job.page if told else None, kept_in) for each in filled]
     record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
     before = job.page.data
     extra = []
@@ -245,9 +272,14 @@ def _save(
         listed = [{**sample, "path": str(path)} for sample, path in zip(samples, planned.paths, strict=True)]
         wanted = [*zip(planned.paths, files, strict=True), *extra, *told]
         if planned.folder is not None:
-            manifest = [{**row, "path": Path(str(row["path"])).name} for row in listed]
+            manifest = [
+                {**row, "path": Path(str(row["path"])).name, HASH: sha256(content)}
+                for row, content in zip(listed, files, strict=True)
+            ]
             wanted.append((planned.folder / "manifest.jsonl", outputs.dump_jsonl(manifest).encode()))
             wanted.append((planned.folder / "run.json", f"{outputs.dump_json(record, indent=2)}\n".encode()))
+        elif where.prompt_metadata:
+            wanted += _sidecars(planned, files, listed, record)
         write_all(wanted, where.force)
         saved = Saved(
             planned.run_id,
@@ -258,16 +290,26 @@ def _save(
             planned.folder,
             diff=text,
         )
+    if where.report and planned.overview is not None:
+        write_all([(planned.overview, build(planned.overview.parent).content)], where.force)
+        saved = replace(saved, overview=planned.overview)
     return replace(saved, trajectories=tuple(path for path, _ in told), verification=checked)
 
 
-def encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
-    """A result as the bytes of its file; `how` goes into it where it can hold it."""
-    if result.image is not None:
-        return outputs.encode_png(result.image, how)
-    if result.html is not None:
-        return outputs.mark_html(result.html, how).encode()
-    return f"{result.text}\n".encode()
+def _sidecars(
+    planned: outputs.Plan,
+    files: Sequence[bytes],
+    samples: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+) -> list[tuple[Path, bytes]]:
+    """The recipes of results that cannot carry them: words, and pages every byte of which is somebody's."""
+    if planned.bare:
+        return []
+    return [
+        (sidecar(path), encode_sidecar({**record, **sample, "path": path.name}, content))
+        for path, content, sample in zip(planned.paths, files, samples, strict=True)
+        if "source" in sample or ("text" in sample and path.suffix.lower() != ".png")
+    ]
 
 
 def _sheet(

@@ -81,7 +81,7 @@ class Kit:
 
     def generate(
         self, prompt: str | bytes | Path = "", *, task: Task = "image", n: int = 1, seed: int = 0,
-        options: GenerateOptions | None = None, watch: Watch = lambda done, total: None,
+        options: GenerateOptions | None = None, watch: Watch = lambda done, total: None, first: int = 0,
     ) -> list[Result]:  # fmt: skip
         """`n` pictures, texts, captions, pairs or pages from one prompt.
 
@@ -89,6 +89,7 @@ class Kit:
             prompt: words; for a caption the path or the bytes of a picture; for a pair of picture and words
                 what kind of things they are of, or nothing.
             seed: sample i draws from the stream (seed, i), whatever `n` is.
+            first: the number of the first sample.
 
         Raises:
             ConfigError: the prompt is empty or too long, an option is out of range or of another decoder.
@@ -96,21 +97,24 @@ class Kit:
         """
         options = options or DEFAULT
         way, ids = self.way(options), self._page_of(task, prompt)
-        asked = [way.task(task, ids, options, stream(seed, index)) for index in range(n)]
+        numbers = range(first, first + n)
+        asked = [way.task(task, ids, options, stream(seed, index)) for index in numbers]
         answers = way.fill(asked, options, watch) if asked else []
-        return [self._read(task, ids, answer, seed, index) for index, answer in enumerate(answers)]
+        return [
+            self._read(task, ids, answer, seed, index) for index, answer in zip(numbers, answers, strict=True)
+        ]
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
-        options: GenerateOptions | None = None, watch: Watch = lambda done, total: None,
+        options: GenerateOptions | None = None, watch: Watch = lambda done, total: None, first: int = 0,
     ) -> list[Filled]:  # fmt: skip
-        """Fill every gap of a page, `variants` times; all bytes outside the gaps stay as they are.
+        """Fill every gap of a page, `variants` times from number `first` on; all bytes outside the gaps stay.
 
         Raises:
             PageError: the page has no gap. PictureError: a picture with a missing region cannot be read.
             ConfigError: an option is out of range or of another decoder.
         """
-        return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch)
+        return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
 
     def sample(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         """Results of many orders as they are finished; those that can be are made together.

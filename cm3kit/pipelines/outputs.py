@@ -47,7 +47,8 @@ class Plan:
     """Where the results of a run go.
 
     `paths` has one entry for each result and is empty where they go to standard output. `folder` is
-    None where single files were asked for; records are written into a folder only.
+    None where single files were asked for; records are written into a folder only. `bare` results get no
+    recipe beside them.
     """
 
     run_id: str
@@ -55,6 +56,8 @@ class Plan:
     sheet: Path | None = None
     report: Path | None = None
     folder: Path | None = None
+    bare: bool = False
+    overview: Path | None = None
 
     @property
     def to_stdout(self) -> bool:
@@ -65,7 +68,7 @@ class Plan:
     def all_paths(self) -> tuple[Path, ...]:
         """Every file that the run will write."""
         records = (self.folder / "run.json", self.folder / "manifest.jsonl") if self.folder else ()
-        return (*self.paths, *(path for path in (self.sheet, self.report) if path), *records)
+        return (*self.paths, *(path for path in (self.sheet, self.report, self.overview) if path), *records)
 
 
 def run_id(command: str, now: datetime | None = None) -> str:
@@ -185,11 +188,12 @@ def parameters_line(metadata: Record) -> str:
 
 
 def mark_html(page: str, metadata: Record | None = None) -> str:
-    """A generated page with a generator mark and, unless `metadata` is None, with how it was made.
+    """A generated page with the AI mark and, unless `metadata` is None, with how it was made.
 
     Both go right after `<head>`, else after `<html>` or the doctype, else to the front.
     """
     mark = f'<meta name="generator" content="cm3kit {html.escape(str((metadata or {}).get("version", "")))}">'
+    mark += f'<meta name="Iptc4xmpExt:DigitalSourceType" content="{SOURCE_TYPE}">'
     if metadata is not None:
         data = dump_json(metadata).replace("<", "\\u003c")
         mark += f'<script type="application/json" id="cm3kit">{data}</script>'

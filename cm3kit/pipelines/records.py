@@ -5,17 +5,23 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import PIL
 import torch
+import transformers
 
 import cm3kit
 from cm3kit.pipelines.options import GenerateOptions, Modality
+from cm3kit.pipelines.outputs import SOURCE_TYPE
 from cm3kit.pipelines.prompts import Prompt
+from cm3kit.pipelines.sources import sha256, source_of
 from cm3kit.pipelines.ways import Trace
 
 if TYPE_CHECKING:
     from cm3kit.pipelines.kit import Filled, Kit, Result
+    from cm3kit_tokenizers.page import Page
 
 # Whose settings a task takes; infill takes those of each window.
 MODALITIES: Mapping[str, Modality] = {
@@ -25,18 +31,29 @@ MODALITIES: Mapping[str, Modality] = {
 
 def how_made(kit: Kit, options: GenerateOptions, task: str) -> dict[str, Any]:
     """What has to be known to make the same result again."""
-    info = kit.info()
-    kept: dict[str, Any] = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
     usual = asdict(GenerateOptions())
     return {
         "task": task,
         **kit.record(MODALITIES.get(task), options),
         "options": {key: value for key, value in asdict(options).items() if value != usual[key]},
+        **surroundings(kit),
+        "digital_source_type": SOURCE_TYPE,
+    }
+
+
+def surroundings(kit: Kit) -> dict[str, Any]:
+    """What a result depends on besides what was asked for: the model's files, versions, the machine."""
+    info = kit.info()
+    kept: dict[str, Any] = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
+    return {
         "model": info.get("name"),
         **kept,
         "version": getattr(cm3kit, "__version__", None),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pillow": PIL.__version__,
         "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -45,7 +62,15 @@ def whose(prompt: Prompt, shown: bool) -> dict[str, Any]:
     if not shown:
         return {}
     words = "(picture)" if isinstance(prompt.content, bytes) else str(prompt.content)
-    return {"prompt": words} | ({} if prompt.id is None else {"id": prompt.id})
+    told = {"prompt": words} | _hash(prompt.content)
+    return told | ({} if prompt.id is None else {"id": prompt.id})
+
+
+def _hash(content: str | bytes | Path) -> dict[str, str]:
+    """The hash of a prompt that is a picture."""
+    if isinstance(content, Path):
+        return {"prompt_sha256": sha256(content.read_bytes())} if content.is_file() else {}
+    return {"prompt_sha256": sha256(content)} if isinstance(content, bytes) else {}
 
 
 def outcome(result: Result) -> dict[str, Any]:
@@ -54,10 +79,13 @@ def outcome(result: Result) -> dict[str, Any]:
     return {**words, "logprob": result.logprob, "ended": result.ended, **cost(result.trace)}
 
 
-def variant(filled: Filled) -> dict[str, Any]:
-    """What is known of a filled page."""
+def variant(filled: Filled, page: Page | None = None, folder: Path | None = None) -> dict[str, Any]:
+    """What is known of a filled page; of which page it was made, if that is given with the folder that keeps it."""
     gaps = [asdict(gap) for gap in filled.gaps]
-    return {"seed": filled.seed, "index": filled.index, "gaps": gaps, **cost(filled.trace)}
+    told = {"seed": filled.seed, "index": filled.index, "gaps": gaps, **cost(filled.trace)}
+    if page is not None and filled.spans:
+        told["source"] = source_of(page, filled.spans, folder)
+    return told
 
 
 def cost(trace: Trace | None) -> dict[str, int]:

@@ -74,6 +74,22 @@ def target(file: Path, output: str | None, force: bool) -> Path | None:
     return path
 
 
+def report_target(folder: Path, output: str | None, force: bool) -> Path:
+    """Where the report of a run's folder goes, in the folder unless another file is named.
+
+    Raises:
+        OutputError: the file exists and `force` is off (`exists`), or a folder is in its place (`cannot_write`).
+    """
+    path = folder / "report.html" if output is None else Path(output)
+    if output is not None and (output.endswith("/") or path.is_dir()):
+        path = path / "report.html"
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give a file name to -o", code="cannot_write")
+    if path.exists() and not force:
+        raise OutputError(f"{path} exists; give another -o or add --force", code="exists")
+    return path
+
+
 def animate(
     record: Record, kind: str, figures: Mapping[str, Any], look: Look = Look(), model: str | None = None,
     watch: Watch = lambda done, total: None,

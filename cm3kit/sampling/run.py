@@ -23,7 +23,7 @@ from cm3kit.publish import write_atomic
 from cm3kit.sampling.choice import Choice, Selector
 from cm3kit.sampling.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.sampling.rows import Row, Rows, options_of
-from cm3kit.sampling.store import Key, Made, Store, claim, read_lines
+from cm3kit.sampling.store import Key, Made, Store, claim, file_name, read_lines
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 from cm3kit_tokenizers.page import Page
 
@@ -174,7 +174,8 @@ class _Run:
         if isinstance(made, Filled):
             suffix, content = ".html", made.html
             prompt: Mapping[str, Any] = {"page": row.asked.page} if row.asked.page and shown else {}
-            told: Mapping[str, Any] = variant(made)
+            kept_in = (self._store.folder / file_name(key, suffix)).parent
+            told: Mapping[str, Any] = variant(made, order.page if shown else None, kept_in)
         else:
             prompt = whose(Prompt(row.asked.prompt), shown)
             place = {"seed": made.seed, "index": made.index}

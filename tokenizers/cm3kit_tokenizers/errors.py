@@ -28,6 +28,7 @@ ERROR_CODES: dict[str, str] = {
     "cannot_write": "an output cannot be written",
     "missing_extra": "an optional package is needed",
     "broken_package": "an installed package cannot be imported",
+    "no_recipe": "a file does not tell how it was made",
     "bad_data": "a data file is missing or malformed",
     "not_finite": "training met a value that is not finite",
     "unstable": "the loss of training jumped",

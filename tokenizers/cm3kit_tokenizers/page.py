@@ -20,6 +20,7 @@ from cm3kit_tokenizers.html.gaps import (
 )
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, render
 from cm3kit_tokenizers.html.nesting import fit
+from cm3kit_tokenizers.html.point import picture_gap, words_gap
 from cm3kit_tokenizers.html.select import region_gap, selected_gaps
 from cm3kit_tokenizers.html.spans import parse_tree, view
 from cm3kit_tokenizers.html.walk import mark
@@ -85,13 +86,40 @@ class Page:
         text = view(self.data)
         gap, src = region_gap(text, without_gaps(text, self.gaps), name, box, self.codec)
         if self.base is not None or src.startswith("data:"):
-            width, height = picture_size(resolve_src(src, self.base))
-            if box[0] + box[2] > width or box[1] + box[3] > height:
-                raise PageError(
-                    f"The box {','.join(map(str, box))} leaves {name!r}, which has {width}x{height} pixels.",
-                    code="bad_box",
-                )
+            self._check_box(name, src, box)
         return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def words(self, start: int, end: int) -> Page:
+        """This page with a gap for the text at bytes `start:end`, widened to whole elements where it cuts through some.
+
+        Raises:
+            PageError: gap_place where no words can stand or an element has no end, gap_overlap.
+        """
+        text = view(self.data)
+        gap = words_gap(text, without_gaps(text, self.gaps), start, end)
+        return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def picture(self, offset: int, box: Box | None = None) -> Page:
+        """This page with a gap for the picture whose tag starts at byte `offset`, or for a box (x, y, w, h) of it.
+
+        Raises:
+            PageError: bad_selector where no picture starts, bad_box, gap_overlap.
+            PictureError: where there is a box, and the picture itself cannot be read.
+        """
+        text = view(self.data)
+        gap, src = picture_gap(text, without_gaps(text, self.gaps), offset, box, self.codec)
+        if box is not None:
+            self._check_box(src, src, box)
+        return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def _check_box(self, name: str, src: str, box: Box) -> None:
+        """Refuse a box that leaves the picture (`bad_box`)."""
+        width, height = picture_size(resolve_src(src, self.base))
+        if box[0] + box[2] > width or box[1] + box[3] > height:
+            raise PageError(
+                f"The box {','.join(map(str, box))} leaves {name[:60]!r}, which has {width}x{height} pixels.",
+                code="bad_box",
+            )
 
     def nodes(self, usable: Callable[[str], bool] = keep_all) -> list[Node]:
         """The page as CM3's minimal HTML, gaps where they stand.
@@ -126,16 +154,27 @@ class Page:
         Raises:
             KeyError: for an index that is no gap's.
         """
+        return self.splice_spans(fills, image_src)[0]
+
+    def splice_spans(
+        self, fills: Mapping[int, Fill], image_src: Callable[[Image], str] | None = None
+    ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+        """As `splice`, with the byte range of the result that each gap has become; a gap left alone keeps its own."""
         unknown = set(fills) - {gap.index for gap in self.gaps}
         if unknown:
             raise KeyError(f"no gap {min(unknown)}; the page has {len(self.gaps)}")
         parts: list[bytes] = []
-        at = 0
+        spans: list[tuple[int, int]] = []
+        at = longer = 0
         for gap in self.gaps:
+            written = self.data[gap.start : gap.end]
             if gap.index in fills:
-                parts += [self.data[at : gap.start], self._written(gap, fills[gap.index], image_src)]
-                at = gap.end
-        return b"".join((*parts, self.data[at:]))
+                written = self._written(gap, fills[gap.index], image_src)
+            spans.append((gap.start + longer, gap.start + longer + len(written)))
+            longer += len(written) - (gap.end - gap.start)
+            parts += [self.data[at : gap.start], written]
+            at = gap.end
+        return b"".join((*parts, self.data[at:])), tuple(spans)
 
     def _written(self, gap: PageGap, fill: Fill, image_src: Callable[[Image], str] | None) -> bytes:
         """A fill as bytes, escaped for its place."""

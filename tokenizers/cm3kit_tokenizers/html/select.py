@@ -18,7 +18,7 @@ _POINTER = re.compile(r"(?P<css>.*?)@(?P<attribute>[A-Za-z][\w:.-]*)\s*\Z", re.S
 _NAMES = re.compile(r"[.#]?[\w-]+")
 _NAME_END = re.compile(r"[\t\n\f\r />]")
 _ASSIGN = re.compile(r"[\t\n\f\r ]*=")
-_VOID = (
+VOID = (
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track",
     "wbr",
 )  # fmt: skip
@@ -40,7 +40,7 @@ def selected_gaps(text: str, tree: Any, css: str, codec: str) -> list[PageGap]:
     if not found:
         raise PageError(f"Nothing matches {css!r}{_nearest(tree, selector)}", code="bad_selector")
     if name:
-        return [_attribute_gap(text, match, name) for match in found]
+        return [attribute_gap(text, match, name) for match in found]
     sweep = _Tags(text, tree)
     return [_content_gap(text, match, sweep) for match in found]
 
@@ -58,7 +58,8 @@ def _nearest(tree: Any, selector: str) -> str:
     return "; look up the tags, classes and ids in the page."
 
 
-def _attribute_gap(text: str, found: Element, name: str) -> PageGap:
+def attribute_gap(text: str, found: Element, name: str) -> PageGap:
+    """The gap for an attribute's value, inserted where it is missing."""
     start, end = found.start
     if found.name == "img" and name == "src":
         kind: GapKind = "image"
@@ -84,8 +85,8 @@ def _content_gap(text: str, found: Element, sweep: _Tags) -> PageGap:
     if not found.html:
         raise refuse(text, start, f"cannot be the content of SVG's or MathML's <{found.name}>")
     if found.name == "img":
-        return _attribute_gap(text, found, "src")
-    if found.name in _VOID:
+        return attribute_gap(text, found, "src")
+    if found.name in VOID:
         raise PageError(
             f"<{found.name}> has no content; point at an attribute: {found.name}@name.", code="bad_selector"
         )
@@ -151,7 +152,7 @@ def region_gap(text: str, tree: Any, name: str, box: Box, codec: str) -> tuple[P
             code="bad_box",
         )
     pictures = [
-        (match, _readable(str(match.handle.attr("src") or ""), codec).strip(SPACE))
+        (match, readable(str(match.handle.attr("src") or ""), codec).strip(SPACE))
         for match in elements(text, tree)
         if match.html and match.name == "img"
     ]
@@ -163,13 +164,14 @@ def region_gap(text: str, tree: Any, name: str, box: Box, codec: str) -> tuple[P
         hint = f"; did you mean {close[0]!r}?" if close and not wanted else "; give the whole src of one."
         raise PageError(f"{len(wanted)} pictures match {name!r}{hint}", code="bad_selector")
     match, src = wanted[0]
-    gap = _attribute_gap(text, match, "src")
+    gap = attribute_gap(text, match, "src")
     return PageGap(
         0, "image", gap.start, gap.end, "img", "src", 0, box=box, before=gap.before, after=gap.after
     ), src
 
 
-def _readable(value: str, codec: str) -> str:
+def readable(value: str, codec: str) -> str:
+    """An attribute's value of the view, in the page's encoding where it can be read so."""
     try:
         return value.encode("latin-1").decode(codec)
     except (UnicodeDecodeError, UnicodeEncodeError):

@@ -1,0 +1,87 @@
+"""`cm3kit info` and `cm3kit reproduce`: how a file was made, and the same file again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cm3kit_cli import options
+from cm3kit_cli.render import Reply, one_line, progress
+
+
+def info(
+    file: Annotated[Path, typer.Argument(help="A picture, page or text that cm3kit wrote.")],
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Tell how a file was made: prompt, seed, settings, model, versions.
+
+    Example: cm3kit info apple.png
+    """
+    from cm3kit.pipelines.recipes import read_recipe
+
+    told = read_recipe(file).told()
+    return Reply(told, tuple(_lines(told)))
+
+
+def reproduce(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="What cm3kit wrote, or the folder of a run.")
+    ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with FILE and write nothing; status 1 on a difference.")
+    ] = False,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder (ends with /), or a name for a single FILE; unless given, in outputs/.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Use this model; unless given, the one that the recipe names."),
+    ] = None,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Make files again by the recipes that they carry.
+
+    Example: cm3kit reproduce apple.png --check
+    """
+    if check and output is not None:
+        raise typer.BadParameter("--check writes nothing; leave -o out")
+    from cm3kit.pipelines import reproducing
+
+    paths = reproducing.expand(files)
+    workshop = reproducing.Workshop(model, device)
+    with progress("reproducing", quiet) as watch:
+        if not check:
+            written = reproducing.write(workshop, paths, output, force, watch)
+            return Reply({"paths": written}, tuple(map(str, written)))
+        verdicts = list(workshop.check(paths, watch))
+    wrong = sum(not each.equal for each in verdicts)
+    data = {
+        "files": [{"path": each.path, "verdict": each.verdict, "reasons": each.reasons} for each in verdicts],
+        "equal": len(verdicts) - wrong,
+        "different": wrong,
+    }
+    return Reply(data, tuple(one_line(each.line) for each in verdicts), status=1 if wrong else 0)
+
+
+def _lines(told: Mapping[str, Any]) -> Iterator[str]:
+    """A line each; hashes of files by their start, and long values cut."""
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            for name, each in value.items():
+                shown = str(each)[:16] if key == "sha256" else str(each)
+                yield one_line(f"{key} {name}: {shown[:500]}")
+        elif value is not None:
+            yield one_line(f"{key}: {value}"[:2000])

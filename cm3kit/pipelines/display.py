@@ -1,0 +1,150 @@
+"""Pages to look at inside another page: a copy in which nothing loads, what is new is marked, and places are named.
+
+Generated and opened pages are untrusted. They are shown in frames whose sandbox runs no script and whose policy
+loads nothing but pictures that are inside the page; this copy leaves out the little that a policy does not cover
+(connections that are opened ahead, other base addresses).
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cm3kit_tokenizers.errors import Cm3kitError, PictureError
+from cm3kit_tokenizers.html.encoding import codec_of
+from cm3kit_tokenizers.html.spans import RAW_TEXT, Element, elements, parse_tree, runs, view
+from cm3kit_tokenizers.pictures import resolve_src
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+NEW = "cm3kit-new"
+STYLE = (
+    f"<style>{NEW}{{background:#ffe08a;color:#1d1d1f;border-radius:3px;box-shadow:0 0 0 2px #ffe08a}}"
+    f"[data-{NEW}]{{outline:3px solid #e07b00;outline-offset:1px}}</style>"
+)
+# Where an element of ours would not stand, or would be text.
+CLOSED = {"title", "textarea", "option", "select", "table", "tbody", "thead", "tfoot", "tr", "colgroup"}
+_ACTIVE = re.compile(r"<(link|base|meta)(?=[\s/>])", re.I)
+_KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A byte range that is new: `content`, `attribute` or `image`."""
+
+    start: int
+    stop: int
+    kind: str
+
+
+def marks_of(source: Mapping[str, Any]) -> list[Mark]:
+    """What is new in a filled page, by the `source` of its recipe; what cannot be shown is left out."""
+    pairs = zip(source.get("spans") or (), source.get("gaps") or (), strict=False)
+    return [
+        Mark(int(start), int(stop), str(gap["kind"]))
+        for (start, stop), gap in pairs
+        if not (gap["kind"] == "content" and CLOSED & set(gap.get("inside") or ())) and stop > start
+    ]
+
+
+def display(
+    data: bytes, base: Path | None = None, marks: Sequence[Mark] = (), *, places: bool = False
+) -> str:
+    """The page for the `srcdoc` of a sandboxed frame.
+
+    Args:
+        base: the folder of pictures that the page names; they are put into the copy.
+        marks: what is new.
+        places: name the byte at which each text and each picture starts, in a comment before it.
+    """
+    try:
+        text = view(data)
+        tree = parse_tree(text)
+        codec = codec_of(data, tree)
+    except Cm3kitError:
+        return _still(data.decode("utf-8", "replace"), "")
+    edits = [*_pictures(text, tree, base, codec), *_marks(text, marks)]
+    edits += _places(text, tree) if places else []
+    parts: list[bytes] = []
+    at = 0
+    for start, stop, new in sorted(edits, key=lambda each: each[:2]):
+        if start >= at:
+            parts += [data[at:start], new.encode(codec, "replace")]
+            at = stop
+    copy = b"".join((*parts, data[at:])).decode(codec, "replace").removeprefix("\ufeff")
+    return _still(copy, STYLE if marks else "")
+
+
+def frame(copy: str, title: str) -> str:
+    """A sandboxed frame that shows a `display` of a page."""
+    return (
+        f'<iframe sandbox="" title="{html.escape(title, quote=True)}"'
+        f' srcdoc="{html.escape(copy, quote=True)}"></iframe>'
+    )
+
+
+def data_address(content: bytes) -> str:
+    """A picture as a `data:` address."""
+    kind = next((name for start, name in _KINDS.items() if content.startswith(start)), "png")
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+Edit = tuple[int, int, str]
+
+
+def _still(page: str, style: str) -> str:
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    policy += '<meta http-equiv="x-dns-prefetch-control" content="off">'
+    # A meta element without a name and a header says nothing; it may stand wherever the others may.
+    page = _ACTIVE.sub(r"<meta data-was-\1 ", page)
+    page = re.sub(r"http-equiv(?=[\s=/>])", "data-http-equiv", page, flags=re.I)
+    return policy + style + page
+
+
+def _pictures(text: str, tree: Any, base: Path | None, codec: str) -> Iterator[Edit]:
+    """Pictures of the page's folder, put into the page."""
+    for each in elements(text, tree) if base is not None else ():
+        src = each.attributes.get("src")
+        if not (each.html and each.name == "img" and src and src.value):
+            continue
+        name = html.unescape(text[slice(*src.value)].encode("latin-1").decode(codec, "replace")).strip()
+        if name.lower().startswith("data:"):
+            continue
+        try:
+            yield (*src.value, data_address(resolve_src(name, base)))
+        except PictureError:
+            continue
+
+
+def _marks(text: str, marks: Sequence[Mark]) -> Iterator[Edit]:
+    for each in marks:
+        if each.kind == "content":
+            yield each.start, each.start, f"<{NEW}>"
+            yield each.stop, each.stop, f"</{NEW}>"
+        elif text[each.stop - 1 : each.stop] in ('"', "'") or text[each.stop : each.stop + 1] in ('"', "'"):
+            after = each.stop + (text[each.stop : each.stop + 1] in ('"', "'"))
+            yield after, after, f' data-{NEW}=""'
+
+
+def _places(text: str, tree: Any) -> Iterator[Edit]:
+    hidden = [
+        (each.start[1], each.end[0] if each.end else len(text))
+        for each in elements(text, tree)
+        if _hidden(each)
+    ]
+    for each in elements(text, tree):
+        if each.html and each.name == "img":
+            yield each.start[0], each.start[0], f"<!--cm3kit:i{each.start[0]}-->"
+    for run in runs(text, tree):
+        if run.kind == "text" and text[run.start : run.end].strip():
+            if not any(start <= run.start < stop for start, stop in hidden):
+                yield run.start, run.start, f"<!--cm3kit:t{run.start}-->"
+
+
+def _hidden(each: Element) -> bool:
+    """Whether a comment inside would be text, or its text is none of the page's."""
+    return not each.html or each.name in (*RAW_TEXT, "title", "template", "option", "head")

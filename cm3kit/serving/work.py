@@ -1,0 +1,116 @@
+"""What the model does for a request, from the body of the request to that of the answer."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from cm3kit.pipelines.display import display, marks_of
+from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit
+from cm3kit.pipelines.outputs import encode_png
+from cm3kit.pipelines.prompts import Prompt
+from cm3kit.pipelines.recipes import HASH
+from cm3kit.pipelines.records import how_made, variant, whose
+from cm3kit.pipelines.sources import sha256
+from cm3kit.serving import bodies
+from cm3kit.serving.bodies import CompletionBody, ImageBody, InfillBody, PageBody, Shelf
+from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.html.spans import elements, parse_tree, view
+from cm3kit_tokenizers.page import Page
+
+Watch = Callable[[int, int], None]
+MASK = "<mask>"
+
+
+def look(body: PageBody) -> dict[str, Any]:
+    """A page for the editor: a copy to show, its gaps, its pictures that are missing."""
+    data = bodies.content_of(body)
+    with Shelf(body.pictures) as base:
+        page = Page.parse(data, base)
+        copy = display(data, base, places=True)
+    text = view(data)
+    named = [
+        str(each.handle.attr("src") or "") for each in elements(text, parse_tree(text)) if each.name == "img"
+    ]
+    missing = [
+        src
+        for src in named
+        if src and not src.startswith("data:") and src not in body.pictures and src != MASK
+    ]
+    gaps = [{"kind": gap.kind, "line": gap.line, "element": gap.element} for gap in page.gaps]
+    return {"shown": copy, "gaps": gaps, "missing": missing, "bytes": len(data), "codec": page.codec}
+
+
+def infill(body: InfillBody, kit: Kit, watch: Watch) -> dict[str, Any]:
+    """Fill the gaps of a page; every byte outside of them stays."""
+    options, seed = bodies.options(body.options), bodies.seed_of(body.seed)
+    with Shelf(body.pictures) as base:
+        page = bodies.page_of(body, base)
+        filled = kit.infill(page, variants=body.variants, seed=seed, options=options, watch=watch)
+        how = how_made(kit, options, "infill")
+        made = [_variant(body, page, each, how) for each in filled]
+    return {"seed": seed, "model": kit.parts.name, "decoder": how["decoder"], "variants": made}
+
+
+def _variant(body: InfillBody, page: Page, filled: Filled, how: dict[str, Any]) -> dict[str, Any]:
+    recipe = {**how, **variant(filled, page), HASH: sha256(filled.html)}
+    recipe.get("source", {}).pop("base", None)
+    told: dict[str, Any] = {
+        "seed": filled.seed, "index": filled.index, "gaps": [asdict(gap) for gap in filled.gaps],
+        "spans": [list(span) for span in filled.spans], "recipe": recipe,
+    }  # fmt: skip
+    if body.html is not None:
+        told["html"] = filled.html.decode()
+    else:
+        told["html_base64"] = base64.b64encode(filled.html).decode()
+    if body.shown:
+        told["shown"] = display(filled.html, page.base, marks_of(recipe["source"]))
+    return told
+
+
+def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
+    """The HTML between `prompt` and `suffix`, in OpenAI's shape."""
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    options = GenerateOptions(max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p)
+    seed, suffix, used = bodies.seed_of(body.seed), body.suffix or "", [0, 0]
+    choices: list[dict[str, Any]] = []
+    for number, prompt in enumerate(prompts):
+        if MASK in prompt or MASK in suffix:
+            raise ConfigError("prompt and suffix may hold no <mask>; use /infill", code="bad_value")
+        page = Page.parse(f"{prompt}{MASK}{suffix}".encode())
+
+        def share(done: int, total: int, number: int = number) -> None:
+            watch(number * total + done, len(prompts) * total)
+
+        used[0] += len(kit.text.encode(prompt + suffix))
+        for filled in kit.infill(page, variants=body.n, seed=seed, options=options, watch=share):
+            ((start, stop),) = filled.spans
+            text = filled.html[start:stop].decode()
+            used[1] += len(kit.text.encode(text))
+            reason = "stop" if filled.gaps[0].ended else "length"
+            choices.append({"index": len(choices), "text": text, "finish_reason": reason, "logprobs": None})
+    usage = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
+    return {
+        "id": f"cmpl-{seed}", "object": "text_completion", "created": int(time.time()), "model": kit.parts.name,
+        "choices": choices, "usage": usage,
+    }  # fmt: skip
+
+
+def images(body: ImageBody, kit: Kit, watch: Watch) -> dict[str, Any]:
+    """Pictures from words, in OpenAI's shape; each carries its recipe."""
+    side = kit.image.config.resolution
+    if body.size not in (None, "auto", f"{side}x{side}"):
+        raise ConfigError(f"size {body.size!r}: this model draws {side}x{side}", code="bad_value")
+    options, seed = bodies.options(body.options), bodies.seed_of(body.seed)
+    results = kit.generate(body.prompt, n=body.n, seed=seed, options=options, watch=watch)
+    how = {**how_made(kit, options, "image"), **whose(Prompt(body.prompt), True)}
+    pngs = [
+        encode_png(each.image, {**how, "seed": each.seed, "index": each.index})
+        for each in results
+        if each.image is not None
+    ]
+    data = [{"b64_json": base64.b64encode(png).decode()} for png in pngs]
+    return {"created": int(time.time()), "data": data, "seed": seed}
