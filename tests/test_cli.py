@@ -606,7 +606,7 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     known = set()
     commands = ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info")
     web = [f"data {name}" for name in ("prepare", "pack", "sample", "inspect", "validate", "card")]
-    for command in (*commands, "model assemble", "show traj", *web):
+    for command in (*commands, "model assemble", "show traj", *web, "tokenize image x", "eval recon x"):
         assert run([*command.split(), "--help"]) == 0
         known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
     reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
