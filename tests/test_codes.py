@@ -92,11 +92,11 @@ def test_a_stopped_job_goes_on_where_it_was(
 ) -> None:
     encode, calls = tokenizing._encode, []
 
-    def stops(tokenizer: ImageTokenizer, read: Any) -> torch.Tensor:
+    def stops(tokenizer: ImageTokenizer, read: Any, search: int) -> torch.Tensor:
         calls.append(len(read))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode(tokenizer, read)
+        return encode(tokenizer, read, search)
 
     monkeypatch.setattr(tokenizing, "_encode", stops)
     with pytest.raises(KeyboardInterrupt):

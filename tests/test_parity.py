@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cm3kit.rng import generator
+from cm3kit.training.reconstruct import LossWeights
 from cm3kit_tokenizers.vq.families import Source, open_foreign
+from cm3kit_tokenizers.vq.quantize import Codebook
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of old Python in its sources
@@ -83,3 +85,22 @@ def test_ids_are_equal_and_pixels_nearly(changes: dict[str, Any]) -> None:
     assert not notes and len(ids.unique()) > 20
     assert int((found != ids.flatten()).sum()) == 0
     assert float((pixels_BCHW - y_BCHW).abs().max()) < 1e-4
+
+
+def test_the_swapped_commitment_has_tamings_loss_and_gradients() -> None:
+    theirs = quantize.VectorQuantizer(32, 4, beta=0.25)
+    with torch.no_grad():
+        theirs.embedding.weight.copy_(torch.randn(32, 4, generator=generator(1)))
+    weight = nn.Parameter(theirs.embedding.weight.detach().clone())
+    book = Codebook(weight, restart_below=0.0, rotation=False, gradient=True)
+    book.started.fill_(True)
+    z_BDHW = torch.randn(2, 4, 3, 3, generator=generator(2))
+    ours_BDHW, their_BDHW = (z_BDHW.clone().requires_grad_() for _ in range(2))
+    q_BDHW, loss, _ = theirs(their_BDHW)
+    (loss + q_BDHW.square().sum()).backward()
+    found = book(ours_BDHW)
+    bottleneck = LossWeights(swapped=True).bottleneck(found.commitment, found.moved)
+    (bottleneck + found.vectors_BCHW.square().sum()).backward()
+    assert torch.allclose(found.vectors_BCHW, q_BDHW) and torch.allclose(bottleneck, loss)
+    assert torch.allclose(ours_BDHW.grad, their_BDHW.grad, atol=1e-6)
+    assert torch.allclose(weight.grad, theirs.embedding.weight.grad, atol=1e-6)

@@ -28,7 +28,8 @@ SMALL: dict[str, Any] = {
     "attention": False,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {name: {} for name in quantizers} | {
-    "fsq": {"codes": 60, "levels": (5, 3, 4)}
+    "fsq": {"codes": 60, "levels": (5, 3, 4)},
+    "residual": {"codes": 12, "levels": (3, 4)},
 }
 
 
@@ -121,6 +122,41 @@ def test_one_linear_map_moves_all_codes_of_simvq() -> None:
     assert book.weight.grad is None and torch.equal(simvq.base_KD, base_KD) and bool(book.started)
 
 
+def test_a_residual_code_is_a_sum_with_the_first_level_as_highest_digit() -> None:
+    residual, book_KD = rule("residual", 24, 3, (2, 3, 4)), torch.zeros(24, 3)
+    residual.settle(book_KD)
+    combinations = list(itertools.product(range(2), range(3), range(4)))
+    sums = [sum(residual.base[level][digit] for level, digit in enumerate(each)) for each in combinations]
+    assert torch.allclose(book_KD, torch.stack(sums), atol=1e-6)
+    digits = residual.digits(torch.arange(24))
+    assert [tuple(each) for each in torch.stack(digits, 1).tolist()] == combinations
+    z_ND = normal(200, 3)
+    assert torch.equal(residual.codes(z_ND, book_KD), torch.cdist(z_ND.double(), book_KD.double()).argmin(1))
+
+
+def test_residual_levels_start_and_restart_on_what_is_left_over() -> None:
+    centres_6D = torch.tensor([[9.0, 9], [9, -9], [-9, 9], [-9, -9], [0, 12], [12, 0]])
+    residual = rule("residual", 48, 2, (6, 8))
+    book = Codebook(torch.nn.Parameter(torch.zeros(48, 2)), rule=residual)
+    for step in range(40):
+        pick = torch.randint(6, (64,), generator=generator(step))
+        z_ND = centres_6D[pick] + 0.3 * normal(64, 2, seed=step)
+        found = book(z_ND.T.reshape(1, 2, 8, 8), generator(step))
+        assert bool(residual.begun) and found.codes_BHW.shape == (1, 8, 8)
+        if step == 20:
+            with torch.no_grad():
+                residual.base[1][:4] = 1e3  # nothing chooses them
+                residual.counts_L[6:10] = 0.0
+        for each in residual.base:
+            each.grad = None
+        (found.moved + found.commitment).backward()
+        with torch.no_grad():
+            for each in residual.base:
+                each -= 0.5 * each.grad
+    assert float(residual.base[1].detach().abs().max()) < 30 and float(found.moved.detach()) < 1
+    assert book.usage()["used"] > 0.5
+
+
 @pytest.mark.parametrize("name", ["vq", "vq_l2", "vq_dot"])
 def test_codes_that_learn_by_gradient_restart_when_they_die(name: str) -> None:
     weight = torch.nn.Parameter(torch.cat([0.2 * normal(3, 2), torch.full((1, 2), -90.0)]))
@@ -179,7 +215,7 @@ def test_every_quantizer_trains_and_is_the_same_when_loaded(name: str, tmp_path:
         before["tokenizer.network.encoder.conv_in.weight"], after["tokenizer.network.encoder.conv_in.weight"]
     )
     if name not in ("fsq", "lfq"):
-        moved = {"simvq": "tokenizer.quantizer.proj.weight"}.get(
+        moved = {"simvq": "tokenizer.quantizer.proj.weight", "residual": "tokenizer.quantizer.base.1"}.get(
             name, "tokenizer.network.quantize.embedding.weight"
         )
         assert not torch.equal(before[moved], after[moved])
@@ -207,8 +243,10 @@ def test_every_quantizer_trains_and_is_the_same_when_loaded(name: str, tmp_path:
         ({"quantizer": "fsq", "levels": (4, 4)}, "fsq needs 3 levels"),
         ({"quantizer": "fsq", "levels": (2, 2, 2)}, "at least 3"),
         ({"quantizer": "fsq", "levels": (4, 4, 3)}, "product 8"),
+        ({"quantizer": "residual", "levels": (8,)}, "two or more levels of at least 2"),
+        ({"quantizer": "residual", "levels": (3, 4)}, "product 8"),
         ({"quantizer": "lfq", "codes": 9}, "codes = 2\\^code_dim, which are 8"),
-        ({"quantizer": "vq", "levels": (2, 2, 2)}, "levels are for the quantizer fsq"),
+        ({"quantizer": "vq", "levels": (2, 2, 2)}, "levels are for the quantizers fsq and residual"),
         ({"attention_levels": (2,)}, "attention_levels must be in 0..1"),
         ({"background": (0, 0, 256)}, "three numbers in 0..255"),
     ],

@@ -63,3 +63,9 @@ def test_the_logarithm_of_the_error_is_the_mean_psnr_but_for_a_factor() -> None:
     scores = psnr(pixels, again)
     assert float(scores.max() - scores.min()) > 10
     assert float(loss) == pytest.approx(math.log(4) - float(scores.mean()) * math.log(10) / 10, abs=1e-4)
+
+
+def test_the_commitment_weighs_the_encoders_side_unless_it_is_swapped() -> None:
+    commitment, moved = torch.tensor(3.0), torch.tensor(5.0)
+    assert float(LossWeights(commitment=0.5).bottleneck(commitment, moved)) == 0.5 * 3 + 5
+    assert float(LossWeights(commitment=0.5, swapped=True).bottleneck(commitment, moved)) == 3 + 0.5 * 5

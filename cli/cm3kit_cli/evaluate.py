@@ -9,7 +9,7 @@ import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
-from cm3kit_cli.tokenizing import Batch, Precision, Tokenizer
+from cm3kit_cli.tokenizing import Batch, Precision, Search, Tokenizer
 
 app = typer.Typer(name="eval", help="Measure a model.")
 
@@ -26,8 +26,15 @@ def recon(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many pictures, spread over the folder.")
     ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights of FID's Inception, a file of pytorch-fid; adds rfid over 2,049 or more pictures."
+        ),
+    ] = None,
     batch_size: Batch = None,
     precision: Precision = "fp32",
+    search: Search = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -38,8 +45,8 @@ def recon(
 
     with progress("reconstructing", quiet) as watch:
         told = reconstruction(
-            folder, model, batch=batch_size, limit=limit, device=device, precision=precision, watch=watch,
-            warn=lambda line: typer.echo(line, err=True),
+            folder, model, batch=batch_size, limit=limit, device=device, precision=precision,
+            search=search, inception=inception, watch=watch, warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
     width = max(map(len, told))
     return Reply(told, tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items()))

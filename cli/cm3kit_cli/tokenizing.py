@@ -25,6 +25,13 @@ Batch = Annotated[
 Precision = Annotated[
     Literal["fp32", "bf16"], typer.Option("--precision", help="Of the network; codes are chosen in fp32.")
 ]
+Search = Annotated[
+    int,
+    typer.Option(
+        "--search", min=0, max=64,
+        help="Rounds of search for codes that are drawn better; each costs about 30 decodings.",
+    ),
+]  # fmt: skip
 
 
 @app.callback()
@@ -42,6 +49,7 @@ def image(
     batch_size: Batch = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures in a file.")] = 512,
     precision: Precision = "fp32",
+    search: Search = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -54,7 +62,7 @@ def image(
     with progress("encoding", quiet) as watch:
         told = pictures.tokenize(
             folder, model, target, batch=batch_size, shard=shard_size, device=device, precision=precision,
-            watch=watch, warn=lambda line: typer.echo(line, err=True),
+            search=search, watch=watch, warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
     if not quiet:
         typer.echo(f"{told['encoded']} encoded, {told['kept']} kept, {told['skipped']} left out", err=True)

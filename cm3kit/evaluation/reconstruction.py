@@ -10,36 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cm3kit.evaluation.frechet import Moments, frechet
+from cm3kit.evaluation.inception import FEATURES, Inception
 from cm3kit.pipelines.tokenizing import find_tokenizer, listed, read, usual_batch
-from cm3kit_tokenizers.errors import Cm3kitError, DataError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 from cm3kit_tokenizers.vq.losses import psnr, ssim
 from cm3kit_tokenizers.vq.model import to_signed
+from cm3kit_tokenizers.vq.search import encode
 
 
 def reconstruction(
     folder: Path, model: str | Path | None, *, batch: int | None = None, limit: int | None = None, device: str = "auto",
-    precision: str = "fp32", watch: Callable[[int, int], None] = lambda done, total: None,
-    warn: Callable[[str], None] = lambda line: None,
+    precision: str = "fp32", search: int = 0, inception: Path | None = None,
+    watch: Callable[[int, int], None] = lambda done, total: None, warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Figures over the pictures below a folder, at the tokenizer's size.
 
     Args:
         limit: at most so many pictures, spread evenly over the folder.
+        search: rounds of search for codes that are drawn better.
+        inception: file of the network by whose features pictures and reconstructions are compared.
 
     Returns:
         `psnr` in dB (mean over pictures) and `psnr_of_mean` (of the mean error), `ssim` (window 7, uniform), `l1` in
         [0, 255], `used` (share of codes that occur), `dead` (codes that do not), `perplexity` and `entropy` (bits a
-        code) of all codes together, `pictures`, `skipped`.
+        code) of all codes together, `pictures`, `skipped`; with `inception` also `rfid`.
 
     Raises:
         DataError: no picture could be read (`bad_data`).
+        ConfigError: there are too few pictures for `rfid` (`bad_value`).
+        ModelError: a model or the Inception file is not usable.
     """
     tokenizer, names = find_tokenizer(model, device, precision), listed(folder)
     batch = batch or usual_batch(tokenizer)
     if limit is not None and limit < len(names):
         names = [names[index * len(names) // limit] for index in range(limit)]
+    rival = (
+        Rival(inception, len(names), tokenizer.codebook_KD.device, warn) if inception is not None else None
+    )
     counts_K = torch.zeros(tokenizer.size)
-    scores: list[Tensor] = []
+    rows: list[Tensor] = []
     skipped = 0
     for start in range(0, len(names), batch):
         watch(start, len(names))
@@ -54,16 +64,51 @@ def reconstruction(
             pixels += [found.pixels_CHW] if found is not None else []
         if pixels:
             x_BCHW = torch.stack(pixels)
-            codes_BN = tokenizer.encode(x_BCHW.to(tokenizer.codebook_KD.device))
+            codes_BN = encode(tokenizer, x_BCHW.to(tokenizer.codebook_KD.device), search)
             counts_K += torch.bincount(codes_BN.flatten().cpu(), minlength=tokenizer.size)
-            scores.append(_scores(x_BCHW, tokenizer.decode(codes_BN).cpu()))
+            y_BCHW = tokenizer.decode(codes_BN).cpu()
+            rows.append(scores(x_BCHW, y_BCHW))
+            if rival is not None:
+                rival.add(x_BCHW, y_BCHW)
     watch(len(names), len(names))
-    if not scores:
+    if not rows:
         raise DataError(f"{folder}: none of {skipped} pictures could be read.", code="bad_data")
-    return _figures(torch.cat(scores), counts_K) | {"skipped": skipped}
+    distance = rival.figures(warn) if rival is not None else {}
+    return figures(torch.cat(rows), counts_K) | distance | {"skipped": skipped}
 
 
-def _scores(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+class Rival:
+    """Gathers what Inception sees in pictures and in their reconstructions.
+
+    Args:
+        path: of Inception's weights.
+        expected: how many pictures there will be; ConfigError if they are fewer than Inception has features.
+    """
+
+    def __init__(self, path: Path, expected: int, device: torch.device, warn: Callable[[str], None]) -> None:
+        if expected <= FEATURES:
+            raise ConfigError(
+                f"rFID compares covariances of {FEATURES:,} features, so {expected:,} pictures are too few: it takes"
+                f" {FEATURES + 1:,}, and 10,000 or more for a figure to be quoted. Give more, or no --inception.",
+                code="bad_value",
+            )
+        self.network, self.device = Inception.open(path, warn).to(device), device
+        self.pictures, self.reconstructions = Moments(), Moments()
+
+    def add(self, x_BCHW: Tensor, y_BCHW: Tensor) -> None:
+        """Look at pictures and at their reconstructions, both uint8."""
+        self.pictures.add(self.network(x_BCHW.to(self.device)))
+        self.reconstructions.add(self.network(y_BCHW.to(self.device)))
+
+    def figures(self, warn: Callable[[str], None]) -> dict[str, float]:
+        """`rfid`, unless too few pictures could be read."""
+        if self.pictures.count <= FEATURES:
+            warn(f"no rfid: {self.pictures.count:,} pictures could be read, and it takes {FEATURES + 1:,}")
+            return {}
+        return {"rfid": frechet(self.pictures, self.reconstructions)}
+
+
+def scores(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     """PSNR, SSIM, L1 and mean squared error of each picture: (B, 4)."""
     each = [ssim(to_signed(x[None]), to_signed(y[None])) for x, y in zip(x_BCHW, y_BCHW, strict=True)]
     difference_BCHW = x_BCHW.float() - y_BCHW.float()
@@ -71,7 +116,8 @@ def _scores(x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
     return torch.stack([psnr(x_BCHW, y_BCHW), torch.stack(each), l1_B, l2_B], 1)
 
 
-def _figures(scores_B4: Tensor, counts_K: Tensor) -> dict[str, Any]:
+def figures(scores_B4: Tensor, counts_K: Tensor) -> dict[str, Any]:
+    """Means of `scores`, and how evenly codes occur that were counted; see `reconstruction`."""
     shares_K = counts_K / counts_K.sum()
     entropy = -float((shares_K * shares_K.clamp_min(1e-12).log2()).sum())
     mean = scores_B4.double().mean(0).tolist()

@@ -21,6 +21,7 @@ from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, ModelError
 from cm3kit_tokenizers.pictures import MAX_BYTES, load_picture
 from cm3kit_tokenizers.vq.model import FILE, ImageTokenizer, to_picture
+from cm3kit_tokenizers.vq.search import encode
 
 Watch = Callable[[int, int], None]
 Warn = Callable[[str], None]
@@ -79,15 +80,16 @@ def read(folder: Path, name: str, tokenizer: ImageTokenizer, known: str = "") ->
 
 def tokenize(
     folder: Path, model: str | Path | None, output: Path, *, batch: int | None = None, shard: int = 512,
-    device: str = "auto", precision: str = "fp32", watch: Watch = lambda done, total: None,
+    device: str = "auto", precision: str = "fp32", search: int = 0, watch: Watch = lambda done, total: None,
     warn: Warn = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Codes of every picture below a folder, in shards below `output`; those that are there already are kept.
 
     Args:
         model: a model, or the folder of an image tokenizer.
-        output: gets a folder named after the tokenizer's hash and the precision.
+        output: gets a folder named after the tokenizer's hash, the precision and the search.
         batch: pictures encoded at once, by default `usual_batch`; a shard holds `shard` of them.
+        search: rounds of search for codes that are drawn better (`cm3kit_tokenizers.vq.search`).
         warn: hears of each picture that cannot be read, which is left out.
 
     Returns:
@@ -97,12 +99,13 @@ def tokenize(
         DataError: no picture could be read (`bad_data`).
         OutputError: a shard cannot be written. Shards written before it stay.
     """
-    if shard < 1 or (batch is not None and batch < 1):
-        raise ConfigError("batch and shard are at least 1.", code="bad_value")
+    if shard < 1 or (batch is not None and batch < 1) or search < 0:
+        raise ConfigError("batch and shard are at least 1, and search at least 0.", code="bad_value")
     tokenizer, names = find_tokenizer(model, device, precision), listed(folder)
     batch = batch or usual_batch(tokenizer)
-    whose = tokenizer.sha256 if precision == "fp32" else find_tokenizer(model, "cpu").sha256
-    target = output / f"{whose[:16]}-{precision}"
+    whole = tokenizer if precision == "fp32" else find_tokenizer(model, "cpu")
+    whose, searched = whole.sha256, f"-search{search}-{whole.decoder_sha256[:8]}" if search else ""
+    target = output / f"{whose[:16]}-{precision}{searched}"
     target.mkdir(parents=True, exist_ok=True)
     old = merged(read_shards(target)) if any(target.glob("shard-*.safetensors")) else {}
     empty = np.zeros((0, tokenizer.grid[0] * tokenizer.grid[1]), dtype_of(tokenizer.size))
@@ -121,10 +124,10 @@ def tokenize(
             kept += found is None
             pending += [found] if found is not None else []
             if len(pending) == batch:
-                writer.add(pending, _encode(tokenizer, pending))
+                writer.add(pending, _encode(tokenizer, pending, search))
                 pending = []
         if pending:
-            writer.add(pending, _encode(tokenizer, pending))
+            writer.add(pending, _encode(tokenizer, pending, search))
     finally:  # also when interrupted: what is encoded need not be encoded again
         writer.flush()
     watch(len(names), len(names))
@@ -161,9 +164,9 @@ class _Writer:
         self.read, self.rows, self.written = self.read[count:], self.rows[count:], self.written + count
 
 
-def _encode(tokenizer: ImageTokenizer, pictures: Sequence[Read]) -> Tensor:
+def _encode(tokenizer: ImageTokenizer, pictures: Sequence[Read], search: int) -> Tensor:
     pixels_BCHW = torch.stack([each.pixels_CHW for each in pictures])
-    return tokenizer.encode(pixels_BCHW.to(tokenizer.codebook_KD.device))
+    return encode(tokenizer, pixels_BCHW.to(tokenizer.codebook_KD.device), search)
 
 
 def detokenize(

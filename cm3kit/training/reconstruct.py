@@ -20,7 +20,8 @@ class LossWeights(Settings):
     `log_l2` weighs the mean logarithm of each picture's squared error, which is its PSNR but for a factor:
     where `l2` is ruled by the worst pictures, every picture counts the same here. `lpips` needs the files
     `lpips_vgg` (torchvision's vgg16) and `lpips_heads` (vgg.pth of the package lpips). `entropy` makes each vector
-    sure of its code and all codes equally frequent, at a softmax `temperature` over distances.
+    sure of its code and all codes equally frequent, at a softmax `temperature` over distances. `swapped` puts β on the
+    codes' side instead of the encoder's, as taming-transformers does by default; it is there to repeat its runs.
     """
 
     l1: float = Field(1.0, ge=0)
@@ -32,6 +33,7 @@ class LossWeights(Settings):
     lpips_vgg: Path | None = None
     lpips_heads: Path | None = None
     commitment: float = Field(0.25, ge=0)
+    swapped: bool = False
     entropy: float = Field(0.0, ge=0)
     temperature: float = Field(0.01, gt=0)
 
@@ -40,6 +42,12 @@ class LossWeights(Settings):
         if self.lpips and (self.lpips_vgg is None or self.lpips_heads is None):
             raise ValueError("lpips needs the files lpips_vgg and lpips_heads")
         return self
+
+    def bottleneck(self, commitment: Tensor, moved: Tensor) -> Tensor:
+        """The weighted sum of the encoder's side and the codes' side (arXiv:1711.00937, eq. 3)."""
+        if self.swapped:
+            return commitment + self.commitment * moved
+        return self.commitment * commitment + moved
 
 
 class Reconstruction(nn.Module):

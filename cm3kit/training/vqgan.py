@@ -116,7 +116,7 @@ class VqganTask:
         with torch.autocast(device.type, enabled=False):
             total, figures = self.reconstruction.to(device)(x_BCHW, found.y_BCHW)
             judged, opinions = self._judged(total, found.verdict, heard)
-            total = total + weights.commitment * found.commitment + found.moved + judged
+            total = total + weights.bottleneck(found.commitment, found.moved) + judged
             total = total + weights.entropy * found.entropy
         figures |= self.model.codebook.usage() | opinions | {"commitment": float(found.commitment.detach())}
         return total, figures | ({"entropy": float(found.entropy.detach())} if weights.entropy else {})

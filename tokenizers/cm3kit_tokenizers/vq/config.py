@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.vq import residual as residual  # registers itself
 from cm3kit_tokenizers.vq.quantizers import quantizers
 
 
@@ -18,7 +19,7 @@ class ImageTokenizerConfig(BaseModel):
         attention: in the middle of encoder and decoder.
         attention_levels: levels (0 is that of pixels) whose blocks have attention too.
         quantizer: a name of `cm3kit_tokenizers.vq.quantizers`.
-        levels: values of each coordinate, for the quantizer `fsq`.
+        levels: values of each coordinate, for the quantizer `fsq`; vectors of each level, for `residual`.
         pixel_range: what the network reads and writes: `signed` is [−1, 1], `unit` is [0, 1].
         fit: how a picture becomes square: `pad` with the background, `crop` the middle, or `stretch`.
         resample: filter of the resizing.

@@ -87,9 +87,17 @@ class ImageTokenizer(nn.Module):
         """Of everything that decides which codes a picture gets: another decoder or origin changes nothing."""
         # Settings at their defaults are left out, so that a new one does not change what is as it was.
         settings = self.config.model_dump_json(exclude={"origin"}, exclude_defaults=True)
+        return self._digest(settings, drawing=False)
+
+    @property
+    def decoder_sha256(self) -> str:
+        """Of what is not in `sha256`: the weights that draw codes, on which codes depend that were searched for."""
+        return self._digest("", drawing=True)
+
+    def _digest(self, settings: str, drawing: bool) -> str:
         digest = hashlib.sha256(settings.encode())
         for name, each in sorted(self.state_dict().items()):
-            if not name.startswith(("network.decoder.", "network.post_quant_conv.")):
+            if name.startswith(("network.decoder.", "network.post_quant_conv.")) == drawing:
                 digest.update(f"{name} {tuple(each.shape)} {each.dtype}".encode())
                 digest.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
@@ -134,6 +142,11 @@ class ImageTokenizer(nn.Module):
         """Compute in `dtype` from here on; the codebook and the choice of codes stay in fp32. Returns itself."""
         for part in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
             getattr(self.network, part).to(dtype)
+        return self
+
+    def channels_last(self) -> ImageTokenizer:
+        """Keep weights in the order that convolutions read fastest on a CPU; not for training. Returns itself."""
+        self.network.to(memory_format=torch.channels_last)
         return self
 
     def save(self, folder: Path, half: bool = False) -> None:

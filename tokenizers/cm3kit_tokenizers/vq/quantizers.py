@@ -22,7 +22,7 @@ class Quantizer(nn.Module):
     Args:
         codes: how many there are (K).
         code_dim: length of a vector (D).
-        levels: values of each coordinate, for `fsq`.
+        levels: values of each coordinate, for `fsq`; vectors of each level, for `residual`.
     """
 
     averaged = (
@@ -39,7 +39,7 @@ class Quantizer(nn.Module):
     def check(cls, codes: int, code_dim: int, levels: Sequence[int]) -> None:
         """ValueError where no such quantizer can be."""
         if levels:
-            raise ValueError("levels are for the quantizer fsq; leave them out")
+            raise ValueError("levels are for the quantizers fsq and residual; leave them out")
 
     def prepare(self, vectors_ND: Tensor) -> Tensor:
         """Vectors as they are compared with codes."""
