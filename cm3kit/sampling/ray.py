@@ -10,9 +10,10 @@ import numpy as np
 
 import cm3kit
 from cm3kit.pipelines.batching import Order
-from cm3kit.pipelines.jobs import SUFFIXES, encode
+from cm3kit.pipelines.jobs import SUFFIXES
 from cm3kit.pipelines.kit import Filled
 from cm3kit.pipelines.options import GenerateOptions
+from cm3kit.pipelines.reproducing import encode
 from cm3kit.sampling.job import seed_of
 from cm3kit.sampling.rows import SampleTask
 from cm3kit.sampling.run import BATCH_SIZE

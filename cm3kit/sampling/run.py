@@ -14,11 +14,12 @@ from typing import Any
 import cm3kit
 from cm3kit.pipelines import outputs
 from cm3kit.pipelines.batching import Order
-from cm3kit.pipelines.jobs import SUFFIXES, encode
+from cm3kit.pipelines.jobs import SUFFIXES
 from cm3kit.pipelines.kit import Filled, Kit, Result
 from cm3kit.pipelines.pages import read_page
 from cm3kit.pipelines.prompts import Prompt
 from cm3kit.pipelines.records import how_made, outcome, variant, whose
+from cm3kit.pipelines.reproducing import encode
 from cm3kit.publish import write_atomic
 from cm3kit.sampling.choice import Choice, Selector
 from cm3kit.sampling.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -298,7 +298,7 @@ def plan_block(
     """
     if config.ascending_blocks is not None:
         # The first of several has all powers of two, and one that is alone the schedule as it was released.
-        mode = "clip" if config.ascending_blocks > 1 else "paper"
+        mode: Literal["clip", "paper"] = "clip" if config.ascending_blocks > 1 else "paper"
         return [blanks] if later else quotas.ascending(blanks, 1, mode=mode)
     steps = config.steps or blanks
     if config.sampler == "first-hitting":
