@@ -140,3 +140,11 @@ def test_another_decoder_changes_one_hash_alone() -> None:
     with torch.no_grad():
         other.network.post_quant_conv.weight.add_(1)
     assert one.sha256 == other.sha256 and one.decoder_sha256 != other.decoder_sha256
+
+
+def test_another_order_in_memory_changes_no_hash_and_no_code() -> None:
+    other = ImageTokenizer(made().config).eval()
+    other.load_state_dict(made().state_dict())
+    other.channels_last()
+    assert (other.sha256, other.decoder_sha256) == (made().sha256, made().decoder_sha256)
+    assert torch.equal(other.encode(pictures(2)), made().encode(pictures(2)))
