@@ -17,6 +17,7 @@ SECONDS = 300.0
 EXTRAS = {
     "fontTools": ("data", "building the emoji corpus", "pip install 'cm3kit[data]'"),
     "msgpack": ("flax", "flax checkpoints", "pip install 'cm3kit[flax]'"),
+    "peft": ("peft", "adapters on public decoders (lora.rank)", "pip install 'cm3kit[peft]'"),
     "taming": (
         "taming",
         "parity tests",
