@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit_cli import config, data, doctor, evaluate, generate, infill, model, tokenizing, train
+from cm3kit_cli import config, data, doctor, estimate, evaluate, generate, infill, model, tokenizing, train
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
 from cm3kit_cli.options import with_synonyms_spelt_out
@@ -27,6 +27,7 @@ app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=F
 app.command("generate")(generate.generate)
 app.command("infill")(infill.infill)
 app.add_typer(train.app)
+app.command("estimate")(estimate.estimate)
 app.add_typer(config.app)
 app.add_typer(data.app)
 app.add_typer(model.app)
