@@ -18,6 +18,7 @@ EXTRAS = {
     "fontTools": ("data", "building the emoji corpus", "pip install 'cm3kit[data]'"),
     "msgpack": ("flax", "flax checkpoints", "pip install 'cm3kit[flax]'"),
     "starlette": ("serve", "cm3kit serve", "pip install 'cm3kit[serve]'"),
+    "peft": ("peft", "adapters on public decoders (lora.rank)", "pip install 'cm3kit[peft]'"),
     "taming": (
         "taming",
         "parity tests",

@@ -52,5 +52,31 @@ def recon(
     return Reply(told, tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items()))
 
 
+@app.command("model")
+def of_model(
+    data: Annotated[Path, typer.Argument(help="A corpus folder, or a folder of token shards.")],
+    model: options.Model = None,
+    split: Annotated[str, typer.Option("--split", metavar="NAME", help="Which pages of a corpus.")] = "rest",
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="At most so many pages, spread over the split.")
+    ] = 256,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Times a page that what is hidden is drawn.")
+    ] = 4,
+    rows: Annotated[int, typer.Option("--batch-size", min=1, help="Packed rows of one pass.")] = 4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden.")] = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Score held-out pages: bits per token, byte, code and pixel, the bound of diffusion, <eoss> hit rate."""
+    from cm3kit.evaluation.model import evaluate as measure
+
+    told = measure(data, model, split=split, limit=limit, rounds=rounds, rows=rows, seed=seed, device=device)
+    width = max(map(len, told))
+    return Reply(told, tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items()))
+
+
 def _shown(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.4g}"

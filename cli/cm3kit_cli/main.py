@@ -18,6 +18,7 @@ from cm3kit_cli import (
     config,
     data,
     doctor,
+    estimate,
     evaluate,
     generate,
     infill,
@@ -41,6 +42,7 @@ app.command("generate")(generate.generate)
 app.command("infill")(infill.infill)
 app.add_typer(sample.app)
 app.add_typer(train.app)
+app.command("estimate")(estimate.estimate)
 app.add_typer(config.app)
 app.add_typer(data.app)
 app.add_typer(model.app)

@@ -44,6 +44,14 @@ Objective = Annotated[
         help="What is asked: cm3, next-token, masked-diffusion, block-diffusion or hybrid; by default the command's.",
     ),
 ]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="MODEL",
+        help="A language model of transformers, by folder or hub id, to go on from: its text tokenizer and weights.",
+    ),
+]
 NumProcesses = Annotated[
     int,
     typer.Option(
@@ -62,6 +70,7 @@ def _add(kind: str, summary: str) -> None:
         overrides: options.Overrides = None,
         output: RunFolder = None,
         start: From = None,
+        backbone: Backbone = None,
         objective: Objective = None,
         resume: Resume = True,
         max_steps: MaxSteps = None,
@@ -71,7 +80,12 @@ def _add(kind: str, summary: str) -> None:
         quiet: options.Quiet = False,
         verbose: options.Verbose = False,
     ) -> Reply | int:
-        chosen = [*_from(kind, start), *_asking(kind, objective), *(overrides or [])]
+        chosen = [
+            *_from(kind, start),
+            *_public(kind, backbone),
+            *_asking(kind, objective),
+            *(overrides or []),
+        ]
         if num_processes > 1:
             flags = [
                 *(["--json"] if as_json else []),
@@ -100,6 +114,15 @@ def _from(kind: str, start: str | None) -> list[str]:
     if kind == "vqgan":
         return [f"start_from={folder / 'image'}"]
     return [f"text={folder / 'text'}", f"image={folder / 'image'}", f"backbone_from={folder / 'decoder'}"]
+
+
+def _public(kind: str, backbone: str | None) -> list[str]:
+    """Overrides that make a public decoder the start of training."""
+    if backbone is None:
+        return []
+    if kind in ("text", "vqgan"):
+        raise typer.BadParameter(f"--backbone is of decoders, and {kind} trains a tokenizer; leave it out.")
+    return [f"warm.source={backbone}"]
 
 
 def _asking(kind: str, objective: str | None) -> list[str]:

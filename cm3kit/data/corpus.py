@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -104,10 +104,15 @@ class Documents:
 
 
 def load_documents(
-    folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, split: str = "train"
-) -> Documents:
-    """Encode every page of a split, each picture once; parsed pages are kept in the folder `cache`."""
-    pages = [each for each in listing(folder) if each.split == split]
+    folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, split: str = "train",
+    only: Collection[Path] | None = None,
+) -> Documents:  # fmt: skip
+    """Encode every page of a split, each picture once; parsed pages are kept in the folder `cache`.
+
+    Args:
+        only: the pages that are wanted, of those of the split.
+    """
+    pages = [each for each in listing(folder) if each.split == split and (only is None or each.path in only)]
     if not pages:
         raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
     parsed, pictures = _parse_all(pages, folder, tokenizer, cache)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,20 +16,38 @@ from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.models.attention import annealed, block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, load_backbone, save_backbone
 from cm3kit.models.embeddings import init_mask_embedding
+from cm3kit.models.lora import LoraSettings, add_lora, without_lora
 from cm3kit.models.timestep import add_timestep, is_timed
+from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.pipelines.folder import Defaults, as_trained
 from cm3kit.pipelines.trained import Trained
+from cm3kit.publish import publishing
 from cm3kit.rng import generator
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
 from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack, trained_as
 from cm3kit.training.shares import Mean
+from cm3kit.training.speed import step_flops
+from cm3kit.training.validation import held_documents, spread, validate
 from cm3kit.types import Exercise
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+
+class WarmStart(Settings):
+    """A public decoder to begin with.
+
+    Attributes:
+        source: folder or hub id of a causal language model of transformers, whose rows come to lie at our ids; ids that
+            it has not seen begin as the mean of its rows.
+        text: take its text tokenizer, or keep the recipe's.
+    """
+
+    source: str | None = None
+    text: Literal["source", "recipe"] = "source"
 
 
 class DecoderRecipe(Settings):
@@ -39,7 +57,9 @@ class DecoderRecipe(Settings):
         data: a folder of pages, or of token shards (`cm3kit data pack`).
         text: folder of a trained text tokenizer, and `image` of an image tokenizer.
         window: length of a packed row.
-        backbone_from: a folder or hub id to start from instead of fresh weights of `backbone`.
+        backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
+        warm: a public decoder to start from instead.
+        lora: train adapters, new rows and the head of what is started from, instead of all of it.
         mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, for
             a model that has never seen a mask, or what is there.
         timestep: width of the embedding of the diffusion time, which every layer is conditioned on; None is
@@ -58,6 +78,8 @@ class DecoderRecipe(Settings):
     window: int = Field(512, ge=16)
     backbone: BackboneConfig = BackboneConfig()
     backbone_from: str | None = None
+    warm: WarmStart = WarmStart()
+    lora: LoraSettings = LoraSettings()
     mask_embedding: Literal["mean", "keep"] = "mean"
     timestep: int | None = Field(None, ge=2)
     masks: Literal["seen", "unseen"] = "seen"
@@ -65,6 +87,14 @@ class DecoderRecipe(Settings):
     anneal: float = Field(0.0, ge=0, le=1)
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
     loop: LoopSettings = LoopSettings()
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> DecoderRecipe:
+        if self.warm.source is not None and self.backbone_from is not None:
+            raise ValueError("warm.source and backbone_from both say what to start from; set one")
+        if self.lora.rank and self.warm.source is None and self.backbone_from is None:
+            raise ValueError("lora.rank needs weights to adapt; set warm.source or backbone_from")
+        return self
 
 
 class Scorer(nn.Module):
@@ -89,8 +119,9 @@ class DecoderTask:
     """Training on packed pages by any objective; implements `cm3kit.training.loop.Task`."""
 
     def __init__(self, recipe: DecoderRecipe, cache: Path) -> None:
-        self.recipe = recipe
-        text, self.image = TextTokenizer.load(recipe.text), ImageTokenizer.load(recipe.image)
+        self.recipe, self._cache = recipe, cache
+        self._held: list[list[int]] = []
+        text, self.image = self._text(), ImageTokenizer.load(recipe.image)
         self.vocab = Vocab(text.size, self.image.size)
         if recipe.masks == "unseen" and recipe.objective.name == "block-diffusion":
             raise ConfigError(
@@ -106,6 +137,27 @@ class DecoderTask:
             self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
         self.model = Scorer(self._backbone()).train()
 
+    def _text(self) -> TextTokenizer:
+        warm = self.recipe.warm
+        if warm.source is None:
+            return TextTokenizer.load(self.recipe.text)
+        instead = TextTokenizer.load(self.recipe.text) if warm.text == "recipe" else None
+        self._borrowed = borrow_text(warm.source, instead)
+        return self._borrowed.text
+
+    def keep_text(self, folder: Path) -> None:
+        """Save a public decoder's text tokenizer, which `model assemble` needs; ConfigError if another is there."""
+        if self.recipe.warm.source is None:
+            return
+        if not folder.exists():
+            with publishing(folder) as new:
+                self.tokenizer.text.save(new)
+        elif TextTokenizer.load(folder).sha256 != self.tokenizer.text.sha256:
+            raise ConfigError(
+                f"{folder} is of another model than {self.recipe.warm.source}; choose another --output.",
+                code="bad_config",
+            )
+
     def _shards(self) -> Rows:
         recipe, how = self.recipe, self.recipe.objective
         shards = TokenShards(recipe.data, self.tokenizer.text.sha256, self.image.sha256)
@@ -115,12 +167,17 @@ class DecoderTask:
 
     def _backbone(self) -> PreTrainedModel:
         recipe, size = self.recipe, len(self.vocab)
-        if recipe.backbone_from is None:
+        if recipe.warm.source is not None:
+            model = load_transplanted(self._borrowed, self.vocab, recipe.window, self.objective.causal)
+        elif recipe.backbone_from is None:
             model = build_backbone(recipe.backbone, size)
         else:
             model = load_backbone(recipe.backbone_from, size)
             if not self.objective.causal:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
+        if recipe.lora.rank:
+            new = [id for id in range(size) if id not in self.vocab.text]
+            self._adapted = add_lora(model, recipe.lora, new, recipe.loop.seed)
         if recipe.timestep is not None and not is_timed(model):
             add_timestep(model, recipe.timestep, recipe.loop.seed)
         return model
@@ -205,6 +262,30 @@ class DecoderTask:
                     figures[name + kind] = Mean(float(nats_BT[kind_BT].mean()), float(kind_BT.sum()))
         return figures
 
+    def work(self, rows: int) -> tuple[int, float]:
+        """Ids of rows, and FLOPs of a step on them."""
+        config, window = self.model.backbone.config, self.recipe.window
+        layers, width = config.num_hidden_layers, config.hidden_size
+        return rows * window, step_flops(self.model, rows, window, layers, width)
+
+    def validate(self, model: nn.Module, count: int) -> dict[str, float]:
+        """Bits of held-out documents, spread over all that there are; none where the data hold out none."""
+        if not self._held:
+            self._held = list(self._held_out(count))
+        if not self._held:
+            return {}
+        return validate(
+            self.model.backbone, self.objective, self._held, self.tokenizer, self.image, self.recipe.window,
+            causal_attention=self.recipe.attention == "causal",
+        )  # fmt: skip
+
+    def _held_out(self, count: int) -> list[list[int]]:
+        if self.rows is not None:
+            shards = self.rows.shards
+            numbers = [number for number, held in enumerate(shards.held.tolist()) if held]
+            return [shards[numbers[place]] for place in spread(len(numbers), count)]
+        return held_documents(self.recipe.data, self.tokenizer, self.image, self._cache, count)
+
     def preview(self, model: nn.Module, path: Path) -> None:
         """A few prompts as pictures, and a page with its gaps filled."""
         defaults = as_trained(Defaults(preset=self.recipe.objective.preset), self._trained)
@@ -213,7 +294,8 @@ class DecoderTask:
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """The backbone in half precision, and what it was trained for."""
-        save_backbone(self.model.backbone, folder, half=True)
+        plain = without_lora(self._adapted) if self.recipe.lora.rank else self.model.backbone
+        save_backbone(plain, folder, half=True)
         self._trained.save(folder)
 
     @property

@@ -18,14 +18,14 @@ from torch import nn
 from cm3kit.publish import make_folder, newest, publishing, sweep
 from cm3kit.training.guard import PATIENCE
 from cm3kit.training.interrupts import Paused, interrupts_wait
-from cm3kit.training.observe import LogFile, Observer, Observers, Reporter, Seen
+from cm3kit.training.observe import HELD, LogFile, Observer, Observers, Reporter, Seen
 from cm3kit.training.parallel import agreed
 from cm3kit.training.precision import accelerator
 from cm3kit.training.progress import Progress as Progress
 from cm3kit.training.step import Done, names, one_step
 from cm3kit.training.step import schedule as schedule
 from cm3kit.training.task import LoopSettings as LoopSettings
-from cm3kit.training.task import Report, Warn
+from cm3kit.training.task import Report, TaskWithHeldOut, Warn
 from cm3kit.training.task import Task as Task
 from cm3kit_tokenizers.errors import Cm3kitError, DataError, OutputError
 
@@ -203,6 +203,8 @@ def _newest(progress: Progress, run: Path, warn: Warn) -> Path | None:
 
 def _after_step(progress: Progress, run: Path, figures: dict[str, float], took: float, warn: Warn) -> None:
     step, settings = progress.step, progress.settings
+    if settings.validate_every and step % settings.validate_every == 0:
+        figures = figures | _validate(progress)
     progress.observers.saw(Seen(step, settings.steps, figures, took, progress.seconds, settings.batch_size))
     progress.best.add(figures)
     if step % settings.save_every == 0 and not progress.guard.bad:  # what follows may lead back here
@@ -210,6 +212,15 @@ def _after_step(progress: Progress, run: Path, figures: dict[str, float], took: 
         progress.save(run)
     if step % settings.preview_every == 0 or step == settings.steps:
         _preview(progress, run, warn)
+
+
+def _validate(progress: Progress) -> dict[str, float]:
+    """Figures of the averaged weights on what is not trained on; the main process has them alone."""
+    if not isinstance(progress.task, TaskWithHeldOut):
+        return {}
+    with progress.averaged() as model:
+        found = progress.task.validate(model, progress.settings.validate_on) if model is not None else {}
+    return {HELD + name: value for name, value in found.items()}
 
 
 def _preview(progress: Progress, run: Path, warn: Warn) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from cm3kit.training.log import add_line, forget_after
 from cm3kit.training.task import Report
 
+HELD = "held "  # before the names of figures of what is not trained on
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -82,7 +84,7 @@ class LogFile:
 
     def saw(self, seen: Seen) -> None:
         """Add a line, if one is due."""
-        if seen.due(self.every):
+        if seen.due(self.every) or any(name.startswith(HELD) for name in seen.figures):
             add_line(self.path, seen.step, seen.seconds, seen.figures)
 
     def end(self) -> None:

@@ -21,7 +21,7 @@ def accelerator(precision: Precision, device: str) -> Accelerator:
     Where a launcher has started several processes (its environment says so), it joins them.
     """
     cpu = _on_cpu(device)
-    fast = _computes_bf16(cpu) if precision == "auto" else precision == "bf16"
+    fast = computes_bf16(cpu) if precision == "auto" else precision == "bf16"
     mixed = "bf16" if fast else "no"
     if processes() > 1:
         atexit.register(_leave)
@@ -62,7 +62,7 @@ def _leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _computes_bf16(cpu: bool) -> bool:
+def computes_bf16(cpu: bool) -> bool:
     """Whether the device that accelerate will choose has instructions for products in bf16."""
     if not cpu and torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

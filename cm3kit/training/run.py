@@ -13,8 +13,11 @@ from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
 from cm3kit.training.observe import Observer
+from cm3kit.training.page import ReportPage
 from cm3kit.training.precision import in_turn, rank
-from cm3kit.training.task import Report, Warn
+from cm3kit.training.speed import Gauge
+from cm3kit.training.task import LoopSettings, Report, Task, Warn
+from cm3kit.training.trackers import trackers
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
@@ -53,7 +56,7 @@ def _decoder_recipe(objective: str) -> Shape:
 def _vqgan(recipe: Any, output: Path, **how: Any) -> Path:
     from cm3kit.training.vqgan import VqganTask
 
-    return train(VqganTask(recipe), recipe.loop, output, **how)
+    return _watched(VqganTask(recipe), recipe.loop, output, how)
 
 
 @trainable("text")
@@ -69,7 +72,19 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
 
     # Pages are parsed once, by the main process, and read by the others.
     task = in_turn(lambda: DecoderTask(recipe, output / "cache"), str(how.get("device", "auto")))
-    return train(task, recipe.loop, output, **how)
+    if rank() == 0:
+        task.keep_text(output / "text")
+    return _watched(task, recipe.loop, output, how)
+
+
+def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
+    """Train, with the page of the run, trackers and figures of speed, which the main process has alone."""
+    gauge = Gauge(task, settings)
+    watching: list[Observer] = [gauge, ReportPage(output, gauge, how["warn"])]
+    if rank() == 0:
+        watching += trackers(settings.trackers, output, settings.log_every)
+    own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}
+    return train(task, settings, output, **{**how, **own})
 
 
 for _kind, _objective in DECODERS.items():

@@ -22,6 +22,8 @@ class LoopSettings(Settings):
     them. `recompute` saves memory by computing activations twice.
     `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
     `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
+    Every `validate_every` steps (0: never) the averaged weights are tried on `validate_on` held-out documents.
+    `trackers` hear of every line of the log.
     Three steps in a row that are not finite lead back to the last checkpoint at half the rate, `rollbacks` times.
     A loss further above the median of the last 128 than `spike` times their spread (the standard deviation that their
     quartiles tell of) is a spike: its step is taken all the same (`ignore`), changes nothing (`skip`), leads back to
@@ -52,6 +54,9 @@ class LoopSettings(Settings):
     best: str | None = None
     preview_every: int = Field(500, ge=1)
     log_every: int = Field(20, ge=1)
+    validate_every: int = Field(500, ge=0)
+    validate_on: int = Field(64, ge=1)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
 
 class Task(Protocol):
@@ -126,6 +131,22 @@ class TaskWithData(Protocol):
 
     def fingerprint(self) -> str:
         """A hash that changes if a document is added, taken away, or drawn more often; not with the machine."""
+
+
+@runtime_checkable
+class TaskWithWork(Protocol):
+    """A task that knows how much a step has to do."""
+
+    def work(self, rows: int) -> tuple[int, float]:
+        """Tokens of a batch of so many rows, and FLOPs of a step on it (`training.speed`)."""
+
+
+@runtime_checkable
+class TaskWithHeldOut(Protocol):
+    """A task that has something to be tried on that it is not trained on."""
+
+    def validate(self, model: nn.Module, count: int) -> dict[str, float]:
+        """Figures of a model in eval mode on `count` held-out documents or pictures; none where there are none."""
 
 
 Report = Callable[[int, int, dict[str, float]], None]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from cm3kit.config import Settings
 from cm3kit.data.pictures import PictureSet, load_pictures
@@ -51,6 +52,7 @@ class VqganTask:
 
     def __init__(self, recipe: VqganRecipe) -> None:
         self.recipe = recipe
+        self._flops: float | None = None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(recipe.loop.seed)
             if recipe.start_from is not None:
@@ -177,6 +179,23 @@ class VqganTask:
     def export(self, model: nn.Module, folder: Path) -> None:
         """The tokenizer in half precision."""
         self.model.tokenizer.save(folder, half=True)
+
+    @torch.no_grad()
+    def work(self, rows: int) -> tuple[int, float]:
+        """Codes of pictures, and FLOPs of a step on them: three times those of a reconstruction."""
+        if self._flops is None:
+            tokenizer = self.model.tokenizer
+            x_BCHW = to_signed(self.pictures.held_out(1).to(tokenizer.codebook_KD.device))
+            with FlopCounterMode(display=False) as counter:
+                tokenizer.render(tokenizer.latents(x_BCHW))
+            self._flops = 3.0 * counter.get_total_flops()
+        rows_of_codes, columns = self.model.tokenizer.grid
+        return rows * rows_of_codes * columns, rows * self._flops
+
+    def validate(self, model: nn.Module, count: int) -> dict[str, float]:
+        """Mean PSNR of `count` held-out pictures, in dB."""
+        held_BCHW = self.pictures.held_out(count)
+        return {"psnr": float(psnr(held_BCHW, self._reconstruct(held_BCHW)).mean())}
 
     def evaluate(self, batch: int = 64) -> dict[str, Any]:
         """Mean PSNR of held-out pictures and share of codes in use over all pictures."""

@@ -53,9 +53,9 @@ class TextTokenizer:
             raise ModelError(f"{path} cannot be opened: {error}.", code="bad_checkpoint") from error
         if tokenizer.get_added_tokens_decoder():
             raise ModelError(f"{path} has special tokens; text could inject them.", code="bad_checkpoint")
-        if _steps(tokenizer) != _steps(_empty()):
+        if not _is_lossless(_steps(tokenizer)):
             raise ModelError(
-                f"{path} is no byte-level BPE as cm3kit trains it; train one with: cm3kit train text.",
+                f"{path} is no byte-level BPE that keeps text as it is; train one with: cm3kit train text.",
                 code="bad_checkpoint",
             )
         tokens = tokenizer.get_vocab()
@@ -124,6 +124,37 @@ def _steps(tokenizer: Tokenizer) -> dict[str, Any]:
     for learnt in ("vocab", "merges"):
         steps["model"].pop(learnt, None)
     return steps
+
+
+def plain_steps() -> dict[str, Any]:
+    """Everything that a tokenizer of `TextTokenizer.train` does to text, except its vocabulary and merges."""
+    return _steps(_empty())
+
+
+def splits_into_bytes(cutter: Any) -> bool:
+    """Whether a pre-tokenizer (as JSON) cuts text into words, spells them in bytes, and loses nothing."""
+    if not isinstance(cutter, dict):
+        return False
+    *cuts, last = cutter["pretokenizers"] if cutter.get("type") == "Sequence" else [cutter]
+    return last.get("type") == "ByteLevel" and all(
+        cut.get("type") in ("Split", "Digits", "Punctuation") and cut.get("behavior") != "Removed"
+        for cut in cuts
+    )
+
+
+def _is_lossless(steps: dict[str, Any]) -> bool:
+    """Whether the steps are those of training, except for where words are cut."""
+    cutter = steps.pop("pre_tokenizer")
+    steps["model"]["ignore_merges"] = False
+    plain = plain_steps()
+    plain.pop("pre_tokenizer")
+    prefixed = '"add_prefix_space": true' in json.dumps(cutter)
+    return steps == plain and splits_into_bytes(cutter) and not prefixed
+
+
+def byte_letters() -> set[str]:
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    return {letter for _, letter in _letters()}
 
 
 def _bytes_by_letter() -> dict[str, int]:

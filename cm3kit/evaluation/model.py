@@ -1,0 +1,80 @@
+"""A model folder on held-out pages: the figures of `training.validation`, by what its decoders were trained for."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from cm3kit.data.web.loader import INDEX, TokenShards
+from cm3kit.objectives import BlockDiffusion, CausalMask, MaskedDiffusion
+from cm3kit.pipelines.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
+from cm3kit.pipelines.kit import resolve_device
+from cm3kit.training.validation import Documents, held_documents, spread, validate
+from cm3kit.types import Objective
+from cm3kit_tokenizers.errors import DataError
+from cm3kit_tokenizers.sequence import PageTokenizer
+
+
+def evaluate(
+    data: Path, model: str | None = None, *, split: str = "rest", limit: int = 256, rounds: int = 4,
+    rows: int = 4, seed: int = 0, device: str = "auto",
+) -> dict[str, float]:  # fmt: skip
+    """Bits of held-out pages under each decoder of a model; the same call gives the same figures.
+
+    Args:
+        data: a corpus folder, or a folder of token shards, whose held-out documents are taken.
+        split: which pages of a corpus.
+        limit: at most so many, spread over the split.
+        rounds: times a page that what is hidden is drawn.
+
+    Raises:
+        ConfigError: the device is not there (`bad_value`).
+        DataError: there are no such pages (`bad_data`).
+        ModelError: there is no such model, or the shards are another tokenizer's.
+    """
+    parts = load_parts(find(model))
+    tokenizer = PageTokenizer(parts.text, parts.vocab)
+    documents = _documents(data, parts, tokenizer, split, limit)
+    out: dict[str, float] = {"documents": len(documents), "tokens": sum(map(len, documents))}
+    for backbone, objective in _decoders(parts):
+        out |= validate(
+            backbone.to(resolve_device(device)), objective, documents, tokenizer, parts.image, _row(parts, objective),
+            rows=rows, rounds=rounds, seed=seed,
+        )  # fmt: skip
+    return out
+
+
+def _documents(data: Path, parts: Parts, tokenizer: PageTokenizer, split: str, limit: int) -> Documents:
+    found: Documents
+    if (data / INDEX).is_file():
+        shards = TokenShards(data, parts.text.sha256, parts.image.sha256)
+        numbers = [number for number, held in enumerate(shards.held.tolist()) if held]
+        found = [shards[numbers[place]] for place in spread(len(numbers), limit)]
+    else:
+        with tempfile.TemporaryDirectory() as cache:
+            found = held_documents(data, tokenizer, parts.image, Path(cache), limit, split)
+    if not found:
+        raise DataError(f"{data} has no page of the split {split!r}.", code="bad_data")
+    return found
+
+
+def _decoders(parts: Parts) -> list[tuple[PreTrainedModel, Objective]]:
+    defaults, continues = parts.defaults, tuple(parts.text.continues)
+    out: list[tuple[PreTrainedModel, Objective]] = []
+    if "cm3" in defaults.decoders:
+        causal = CausalMask(parts.vocab, defaults.preset, continues=continues, grid=parts.image.grid)
+        out.append((parts.backbone, causal))
+    if DIFFUSION in defaults.decoders:
+        how = defaults.diffusion
+        masked = MaskedDiffusion(parts.vocab, continues=continues, grid=parts.image.grid, shift=how.shift)
+        blocks = how.trained_block
+        asked = masked if blocks is None else BlockDiffusion(parts.vocab, blocks, inner=masked)
+        out.append((diffusion_backbone(parts), asked))
+    return out
+
+
+def _row(parts: Parts, objective: Objective) -> int:
+    """Length of a packed row; block-wise, one holds every page twice."""
+    return parts.defaults.window * (2 if isinstance(objective, BlockDiffusion) else 1)

@@ -1,0 +1,222 @@
+"""What a decoder makes of pages that it was not trained on: bits, by kind of id and by objective.
+
+Every figure depends on weights, pages and seed alone, so those of one training can be compared with one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cm3kit.data.corpus import listing, load_documents
+from cm3kit.models.attention import block_mask
+from cm3kit.models.backbone import head, hidden_states
+from cm3kit.models.timestep import is_timed
+from cm3kit.objectives import BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion, NextToken
+from cm3kit.rng import generator
+from cm3kit.training.questions import Packed, pack
+from cm3kit.types import Exercise, Objective
+from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+Documents = Sequence[Sequence[int]]
+
+
+@dataclass
+class Tally:
+    """Nats of what was asked for, by kind of id; how many ids that stands for, and how often `<eoss>` was likeliest."""
+
+    nats: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    asked: Counter[str] = field(default_factory=Counter)
+    text_bytes: int = 0
+    ends: int = 0
+    ends_hit: int = 0
+
+    def figures(self, prefix: str, tokenizer: PageTokenizer, image: ImageTokenizer) -> dict[str, float]:
+        """Bits, named and divided; what there was none of is left out."""
+        bits = {kind: nats / math.log(2) for kind, nats in self.nats.items()}
+        out = {}
+        if total := self.asked.total():
+            out["bits_per_token"] = sum(bits.values()) / total
+        if self.text_bytes:
+            out["text_bits_per_byte"] = bits.get("text", 0.0) / self.text_bytes
+        if codes := self.asked["image"]:
+            out["image_bits_per_code"] = bits.get("image", 0.0) / codes
+            rows, columns = image.grid
+            share = rows * columns / image.config.resolution**2
+            out["image_bits_per_pixel"] = share * out["image_bits_per_code"]
+        if self.ends:
+            out["eoss_hit_rate"] = self.ends_hit / self.ends
+        return {prefix + name: value for name, value in out.items()}
+
+
+def validate(
+    backbone: PreTrainedModel,
+    objective: Objective,
+    documents: Documents,
+    tokenizer: PageTokenizer,
+    image: ImageTokenizer,
+    window: int,
+    *,
+    causal_attention: bool = False,
+    rows: int = 4,
+    rounds: int = 2,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Bits of documents (ids, without `<eod>`) by what a decoder was trained for.
+
+    A causal decoder reads each page as it stands (`bits_per_token`, `text_bits_per_byte`, `image_bits_per_code`,
+    `image_bits_per_pixel`: exact −log₂ p), and then, where it fills gaps, what its objective hides (`fill_…`, with
+    `fill_eoss_hit_rate`: how often `<eoss>` was the likeliest id where a filling ends). A diffusion decoder gets the
+    evidence bound of what its objective hides (`bound_…`; LLaDA, arXiv:2502.09992, eq. 3), per id that could be
+    hidden. What is hidden is drawn `rounds` times a page.
+
+    Bits per byte are of text ids by the bytes that they stand for, without markup. Bits per pixel are those of the
+    picture's codes over its pixels (not over their channels); what the image tokenizer loses is not in them.
+
+    Args:
+        causal_attention: whether the decoder looks left whatever the objective.
+        rows: of one pass.
+        seed: of what is hidden.
+    """
+    out: dict[str, float] = {}
+    for prefix, asked in _ways(objective, tokenizer, image):
+        tally, rng = Tally(), generator(seed)
+        for _ in range(rounds if prefix else 1):
+            exercises = asked.exercises(documents, rng, window)
+            if prefix == "fill_":
+                exercises = [_only_spans(each, tokenizer.vocab) for each in exercises]
+            _ask(backbone, exercises, tokenizer, (rows, window), causal_attention, tally)
+        out |= tally.figures(prefix, tokenizer, image)
+    return out
+
+
+def _ways(
+    objective: Objective, tokenizer: PageTokenizer, image: ImageTokenizer
+) -> Iterator[tuple[str, Objective]]:
+    """Names and objectives of what a decoder is asked, by what it was trained with."""
+    codes = image.grid[0] * image.grid[1]
+    match objective:
+        case Hybrid():
+            yield from _ways(objective.first, tokenizer, image)
+            yield from _ways(objective.second, tokenizer, image)
+        case MaskedDiffusion():
+            yield "bound_", _exact(objective)
+        case BlockDiffusion():
+            inner = None if objective.inner is None else _exact(objective.inner)
+            yield "bound_", BlockDiffusion(objective.vocab, objective.block_size, inner=inner)
+        case _:
+            yield "", NextToken(tokenizer.vocab, tuple(tokenizer.text.continues), codes)
+            if isinstance(objective, CausalMask):
+                yield "fill_", objective
+
+
+def _exact(objective: MaskedDiffusion) -> MaskedDiffusion:
+    """The same questions without what training weighs or leaves out."""
+    return replace(
+        objective, weighting="bound", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
+        drop=0.0, modality=0.0, pairs=False, ends=None,
+    )  # fmt: skip
+
+
+def _only_spans(exercise: Exercise, vocab: Vocab) -> Exercise:
+    """An exercise of causal masking that asks for nothing but what was hidden and where that ends."""
+    ids, sentinels = exercise.ids, vocab.sentinel_range
+    seen: set[int] = set()
+    start = len(ids)
+    for place, id in enumerate(ids):
+        if id in seen:
+            start = place
+            break
+        if id in sentinels:
+            seen.add(id)
+    weights = [float(place >= start and id not in sentinels) for place, id in enumerate(ids)]
+    return replace(exercise, weights=weights)
+
+
+def _asked(exercise: Exercise, vocab: Vocab) -> list[int]:
+    """The ids that an exercise could ask for: those that weigh, or under diffusion all that could be hidden."""
+    if exercise.noisy is None:
+        return [id for id, weight in zip(exercise.ids, exercise.weights, strict=True) if weight > 0]
+    size = sum(exercise.noisy)
+    if exercise.spans:
+        return [exercise.ids[place] for span in exercise.spans for place in range(span.start, span.stop)]
+    return [id for id in exercise.ids[:size] if id != vocab.eod]
+
+
+@torch.no_grad()
+def _ask(
+    backbone: PreTrainedModel,
+    exercises: list[Exercise],
+    tokenizer: PageTokenizer,
+    shape: tuple[int, int],
+    causal_attention: bool,
+    tally: Tally,
+) -> None:
+    """Add a decoder's answers to all exercises to a tally, in packed rows of a shape (rows, window)."""
+    vocab, pieces = tokenizer.vocab, tokenizer.text.pieces
+    for each in exercises:
+        asked = _asked(each, vocab)
+        tally.asked.update(_kind(id, vocab) for id in asked)
+        tally.text_bytes += sum(len(pieces[id - vocab.text.start]) for id in asked if id in vocab.text)
+    while exercises:
+        packed = pack(exercises, *shape)
+        placed = set(packed.documents_BT.flatten().tolist())
+        targets, weights, nats, right = _answers(backbone, packed, causal_attention)
+        for target, weight, cost, hit in zip(targets, weights, nats, right, strict=True):
+            tally.nats[_kind(target, vocab)] += weight * cost
+            if target == vocab.eoss:
+                tally.ends, tally.ends_hit = tally.ends + 1, tally.ends_hit + hit
+        exercises = [each for number, each in enumerate(exercises, 1) if number not in placed]
+
+
+def _answers(
+    backbone: PreTrainedModel, packed: Packed, causal_attention: bool
+) -> tuple[list[int], list[float], list[float], list[bool]]:
+    """Target, weight, nats and whether it was the likeliest, of each place that weighs."""
+    on = Packed(*(each.to(backbone.device) for each in packed))
+    if causal_attention:
+        mask_B1TT = block_mask(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+    else:
+        mask_B1TT = block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT)
+    times_BT = on.times_BT if is_timed(backbone) else None
+    hidden_BTD = hidden_states(backbone, on.ids_BT, mask_B1TT, on.places_BT, times_BT)
+    chosen_BT = on.weights_BT > 0
+    targets_N: Tensor = on.targets_BT[chosen_BT]
+    logits_NV = head(backbone, hidden_BTD[chosen_BT]).float()
+    nats_N = logits_NV.logsumexp(-1) - logits_NV.gather(-1, targets_N[:, None])[:, 0]
+    right_N = logits_NV.argmax(-1) == targets_N
+    return targets_N.tolist(), on.weights_BT[chosen_BT].tolist(), nats_N.tolist(), right_N.tolist()
+
+
+def _kind(id: int, vocab: Vocab) -> str:
+    return "image" if id in vocab.image else "text" if id in vocab.text else "other"
+
+
+def held_documents(
+    folder: Path,
+    tokenizer: PageTokenizer,
+    image: ImageTokenizer,
+    cache: Path,
+    count: int,
+    split: str = "rest",
+) -> list[list[int]]:
+    """At most so many documents of a split, spread over it; none where the folder has no such page."""
+    pages = [page for page in listing(folder) if page.split == split]
+    chosen = [pages[place].path for place in spread(len(pages), count)]
+    if not chosen:
+        return []
+    return list(load_documents(folder, tokenizer, image, cache, split, chosen).ids)
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of `count` numbers, spread evenly."""
+    return [place * count // min(count, most) for place in range(min(count, most))]

@@ -1,0 +1,114 @@
+"""What a training is said to need, against closed forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cm3kit.training.decoder import DecoderRecipe
+from cm3kit.training.estimate import estimate_decoder, trace_decoder
+from cm3kit.training.live import Live
+from cm3kit_cli.main import run
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
+
+torch.set_num_threads(1)
+KB = 1024
+
+
+def test_storages_are_counted_while_they_live() -> None:
+    with Live() as live:
+        a = torch.ones(256)
+        b = a * 2
+        assert live.now == live.peak == 2 * KB
+        view = b.view(16, 16)[3:]
+        a.add_(1)
+        assert live.now == 2 * KB  # neither is new
+        del b
+        assert live.now == 2 * KB  # the view holds it
+        del view
+        assert live.now == KB and live.peak == 2 * KB
+        (torch.zeros(512) + 1).sum()
+        assert live.now == KB and 5 * KB <= live.peak <= 5 * KB + 16
+
+
+def recipe(**changes: Any) -> DecoderRecipe:
+    shape = {"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 2, "intermediate_size": 64}
+    loop = {"batch_size": 2, "precision": "fp32", "steps": 10}
+    return DecoderRecipe.model_validate({"window": 64, "backbone": shape, "loop": loop, **changes})
+
+
+def test_a_step_on_fake_tensors_holds_what_the_formulas_say() -> None:
+    model, sizes, activations = trace_decoder(recipe(), 300, fast=False)
+    tables = 300 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+    assert sum(each.numel() for each in model.parameters()) == tables
+    assert sizes.gradients == 4 * tables and sizes.moments == 8 * tables
+    assert 0 <= sizes.weights - 4 * tables < 4096  # rotary frequencies
+    logits = 4 * 2 * 64 * 300
+    # Logits, exp(logits − max) and the gradient of logits are never all that there is.
+    assert 2 * logits < activations < 30 * logits
+    twice = trace_decoder(recipe(loop={"batch_size": 4, "precision": "fp32"}), 300, fast=False)[2]
+    assert 1.8 < (twice + sizes.gradients) / (activations + sizes.gradients) < 2.2
+    assert trace_decoder(recipe(window=128), 300, fast=False)[2] > 1.9 * activations
+    again = recipe(loop={"batch_size": 2, "precision": "fp32", "recompute": True})
+    assert trace_decoder(again, 300, fast=False)[2] < activations
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page and tokenizers."""
+    folder = tmp_path_factory.mktemp("corpus")
+    Image.new("RGB", (16, 16), "red").save(folder / "red.png")
+    (folder / "red.html").write_text('<p>A red square: <img alt="red" src="red.png"></p>')
+    with torch.random.fork_rng(devices=[]):
+        shape = {"resolution": 16, "channels": (8, 8), "codes": 32, "code_dim": 4, "latent_channels": 8}
+        ImageTokenizer(ImageTokenizerConfig(norm_groups=8, attention=False, **shape)).save(folder / "image")
+    TextTokenizer.train(["A red square"] * 2, 260).save(folder)
+    return folder
+
+
+def test_an_estimate_adds_up(corpus: Path) -> None:
+    where = {"data": corpus, "text": corpus, "image": corpus / "image"}
+    told = estimate_decoder(recipe(**where))
+    held = told.weights + told.gradients + told.moments + told.average
+    assert told.peak == told.process + held + max(told.activations + told.slack, told.export)
+    assert told.seconds_per_step is not None and told.seconds == pytest.approx(10 * told.seconds_per_step)
+    assert told.tokens_per_step == 128 and told.parameters == told.trained
+    assert 1e8 < told.process < 5e9
+
+
+def test_adapters_learn_little(corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from cm3kit.models.backbone import build_backbone, save_backbone
+
+    save_backbone(build_backbone(recipe().backbone, 400), tmp_path)
+    adapted = recipe(backbone_from=str(tmp_path), lora={"rank": 2})
+    model, sizes, _ = trace_decoder(adapted, 400, fast=False)
+    assert sizes.moments == 2 * sizes.gradients < sizes.weights
+    assert any(not each.requires_grad for each in model.parameters())
+
+
+def test_the_command_tells_it(corpus: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        json.dumps(recipe(data=corpus, text=corpus, image=corpus / "image").model_dump(mode="json"))
+    )
+    assert run(["estimate", "mdm", "-c", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["data"]
+    assert told["peak"] > told["process"] and told["flops_per_step"] > 1e6
+    assert run(["estimate", "text", "-c", str(path)]) == 1
+    assert "is unknown" in capsys.readouterr().err
+    assert run(["estimate", "text"]) == 1
+    assert "no estimate of 'text'" in capsys.readouterr().err
+    sizes = {"resolution": 16, "channels": [8, 8], "codes": 16, "latent_channels": 8, "norm_groups": 8}
+    path.write_text(
+        json.dumps({"data": str(corpus), "shift": 0, "tokenizer": sizes, "loop": {"batch_size": 3}})
+    )
+    assert run(["estimate", "-c", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["data"]
+    assert told["tokens_per_step"] == 3 * 64 and told["seconds"] > 0

@@ -1,0 +1,72 @@
+"""Text tokenizers of other people's models: the same tokens for the same text, without special tokens.
+
+GPT-2, Llama 3, Qwen, OLMo, SmolLM and others spell text in bytes, as ours does. Their words are cut by other
+expressions and their merges are their own; everything else is as in `text.TextTokenizer`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.text import TextTokenizer, byte_letters, plain_steps, splits_into_bytes
+
+
+def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int]]:
+    """A text tokenizer from somebody's `tokenizer.json`, and which id of theirs each of its ids is.
+
+    Special and added tokens are left out, so that no text can reach them, and the ids close up. A normalizer is
+    left out too, as text ↔ ids has to be without loss: text that theirs would change gets other tokens.
+
+    Args:
+        saved: the JSON of a Hugging Face tokenizer.
+        name: what errors call it.
+
+    Raises:
+        ModelError: it is no byte-level BPE, or lacks bytes (`bad_checkpoint`).
+    """
+    theirs: dict[str, Any] = json.loads(saved)
+    model, cutter = theirs["model"], theirs.get("pre_tokenizer")
+    if model.get("type") != "BPE" or not splits_into_bytes(cutter):
+        raise ModelError(
+            f"the tokenizer of {name} is no byte-level BPE, so its tokens cannot become ours; keep the recipe's own"
+            " with --set warm.text=recipe.",
+            code="bad_checkpoint",
+        )
+    assert isinstance(cutter, dict)
+    letters, added = byte_letters(), {each["content"] for each in theirs.get("added_tokens", [])}
+    kept = [
+        (token, id)
+        for token, id in sorted(model["vocab"].items(), key=lambda item: item[1])
+        if token not in added and letters.issuperset(token)
+    ]
+    vocab = {token: place for place, (token, _) in enumerate(kept)}
+    if not letters <= vocab.keys():
+        raise ModelError(f"the tokenizer of {name} lacks bytes; text would be lost.", code="bad_checkpoint")
+    ours = plain_steps()
+    ours["model"] |= {
+        "vocab": vocab,
+        "merges": [pair for each in model["merges"] if _usable(pair := _pair(each), vocab)],
+        "ignore_merges": bool(model.get("ignore_merges", False)),
+    }
+    ours["pre_tokenizer"] = _without_prefix(cutter)
+    return TextTokenizer(Tokenizer.from_str(json.dumps(ours))), [id for _, id in kept]
+
+
+def _pair(merge: str | list[str]) -> list[str]:
+    """A merge as two tokens; older files hold them in one string."""
+    return merge.split(" ") if isinstance(merge, str) else list(merge)
+
+
+def _usable(pair: list[str], vocab: dict[str, int]) -> bool:
+    return len(pair) == 2 and all(part in vocab for part in (*pair, "".join(pair)))
+
+
+def _without_prefix(cutter: dict[str, Any]) -> dict[str, Any]:
+    """The same cutter, which writes no space of its own before a text."""
+    if cutter["type"] == "Sequence":
+        return cutter | {"pretokenizers": [_without_prefix(each) for each in cutter["pretokenizers"]]}
+    return cutter | {"add_prefix_space": False} if cutter["type"] == "ByteLevel" else cutter
