@@ -292,7 +292,9 @@ def test_a_run_goes_back_and_names_what_is_to_blame(tmp_path: Path, where: str, 
 
 def test_a_run_that_going_back_does_not_help_ends(tmp_path: Path) -> None:
     lines: list[str] = []
-    with pytest.raises(DataError, match=r"\(the term term; the last batch was unnamed\); try a lower") as caught:
+    with pytest.raises(
+        DataError, match=r"\(the term term; the last batch was unnamed\); try a lower"
+    ) as caught:
         train(seeded(lambda: Fragile(-99.0, "term")), LOOP, tmp_path, device="cpu", warn=lines.append)
     assert caught.value.code == "not_finite" and len(lines) == 2
     with pytest.raises(DataError, match="not finite"):
