@@ -29,6 +29,7 @@ def options(temperature: float, steps: int, confidence: str) -> GenerateOptions:
     return GenerateOptions(
         decoder="diffusion", sampler="uniform" if confidence == "base" else "diffucoder", steps=steps,
         quota="uniform", order=order, eoser=False, temperature=temperature, top_p=1.0, batch_size=1,
+        overrides=("block_size=null",),  # that of the model's defaults
     )  # fmt: skip
 
 

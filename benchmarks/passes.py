@@ -55,6 +55,10 @@ def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
         out[preset] = ({"decoder": "diffusion", "sampler": preset},) * 2
     for steps in (8, 16):
         out[f"cosine, {steps}"] = ({"decoder": "diffusion", "sampler": "cosine", "steps": steps},) * 2
+    for pair in out.values():
+        for each in pair:
+            if each["decoder"] == "diffusion" and "block_size" not in each:
+                each["overrides"] = ("block_size=null",)  # that of the model's defaults
     return out
 
 
@@ -108,15 +112,25 @@ def caption(
 def plot(rows: dict[str, Any]) -> str:
     """The picture figures as a small SVG: share in the top five over passes, on a logarithmic axis."""
     width, height, left, bottom = 640, 360, 56, 44
-    spots = []
-    for name, row in rows.items():
+    spots: list[str] = []
+    labels: list[tuple[float, float, float]] = []
+    for name, row in sorted(rows.items(), key=lambda each: each[1]["draw"]["top5"]):
         x = left + (width - left - 20) * (torch.log2(torch.tensor(float(row["draw"]["passes"]))).item() / 6.2)
         y = height - bottom - (height - bottom - 20) * row["draw"]["top5"]
         colour = "#c0392b" if "cm3" in name else "#1f6feb"
         spots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
-        anchor = ' text-anchor="end"' if x > width - 150 else ""
-        shift = -9 if anchor else 9
-        spots.append(f'<text x="{x + shift:.1f}" y="{y - 7:.1f}"{anchor}>{name}</text>')
+        ends = x > width - 150
+        at, long = x + (-9 if ends else 9), 6.4 * len(name)
+        start, line = at - (long if ends else 0), y - 7
+        # A label goes up until there is room.
+        while any(
+            abs(line - other) < 12 and start < right and start + long > first
+            for first, right, other in labels
+        ):
+            line -= 1
+        labels.append((start, start + long, line))
+        anchor = ' text-anchor="end"' if ends else ""
+        spots.append(f'<text x="{at:.1f}" y="{line:.1f}"{anchor}>{name}</text>')
     marks = []
     for count in (1, 2, 4, 8, 16, 32, 64):
         x = left + (width - left - 20) * (torch.log2(torch.tensor(float(count))).item() / 6.2)
