@@ -32,7 +32,13 @@ class Trap:
 
     def __init__(self) -> None:
         self.connections: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        # An address that nobody else has, where there is one: a port of 127.0.0.1 may have been somebody's before.
+        self.host = f"127.83.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
+        try:
+            self._listener = socket.create_server((self.host, 0))
+        except OSError:
+            self.host = "127.0.0.1"
+            self._listener = socket.create_server((self.host, 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -63,7 +69,7 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         # Chromium itself asks for addresses too; those lead nowhere.
-        rules = f"MAP *.evil.test 127.0.0.1:{self.trap.port}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+        rules = f"MAP *.evil.test {self.trap.host}:{self.trap.port}, MAP * ~NOTFOUND, EXCLUDE 127.*"
         command = [
             PROGRAM, *QUIET, f"--user-data-dir={self._profile.name}", f"--window-size={width},{height}",
             f"--host-resolver-rules={rules}", "--remote-debugging-pipe", "about:blank",
