@@ -131,7 +131,8 @@ def test_the_bound_is_that_of_the_benchmark(corpus: Path) -> None:
     assert ours["bound_image_bits_per_code"] == pytest.approx(theirs["image"], rel=1e-5)
     # What training weighs does not change the figure.
     weighed = MaskedDiffusion(
-        vocab, continues=tuple(tokenizer.text.continues), grid=image.grid, drop=0.5, image_weight=3.0, norm="sequence"
+        vocab, continues=tuple(tokenizer.text.continues), grid=image.grid, drop=0.5, image_weight=3.0, norm="sequence",
+        ordered=0.9,
     )  # fmt: skip
     assert validate(backbone, weighed, documents, tokenizer, image, 160, rounds=3) == ours
 

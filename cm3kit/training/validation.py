@@ -123,7 +123,7 @@ def _exact(objective: MaskedDiffusion) -> MaskedDiffusion:
     """The same questions without what training weighs or leaves out."""
     return replace(
         objective, weighting="bound", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
-        drop=0.0, modality=0.0, pairs=False, ends=None,
+        drop=0.0, modality=0.0, pairs=False, ends=None, ordered=0.0,
     )  # fmt: skip
 
 
