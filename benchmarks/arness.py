@@ -24,12 +24,15 @@ from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
 CODES, SLOTS = 64, 16
 
 
-def options(temperature: float, steps: int, confidence: str) -> GenerateOptions:
+def options(kit: Kit, temperature: float, slots: int, confidence: str) -> GenerateOptions:
+    """One slot a pass, of the whole board or of a block, if the model was trained in blocks."""
+    block = kit.parts.defaults.diffusion.trained_block
+    free = () if block else ("block_size=null",)  # that of the model's defaults
     order: Choice = {"name": "probability"}
     return GenerateOptions(
-        decoder="diffusion", sampler="uniform" if confidence == "base" else "diffucoder", steps=steps,
+        decoder="diffusion", sampler="uniform" if confidence == "base" else "diffucoder", steps=block or slots,
         quota="uniform", order=order, eoser=False, temperature=temperature, top_p=1.0, batch_size=1,
-        overrides=("block_size=null",),  # that of the model's defaults
+        overrides=free,
     )  # fmt: skip
 
 
@@ -52,9 +55,11 @@ def rows_of(kit: Kit, entries: Sequence[Entry], data: Path, how: tuple[float, st
     drawn: list[Result] = []
     told: list[Result] = []
     for entry in entries:
-        drawn += kit.generate(entry.name, n=2, seed=3, options=options(how[0], CODES, how[1]))
+        drawn += kit.generate(entry.name, n=2, seed=3, options=options(kit, how[0], CODES, how[1]))
         picture = data / "pictures" / f"{entry.slug}.png"
-        told += kit.generate(picture, task="caption", n=2, seed=3, options=options(how[0], SLOTS, how[1]))
+        told += kit.generate(
+            picture, task="caption", n=2, seed=3, options=options(kit, how[0], SLOTS, how[1])
+        )
     looks = [each.image.tobytes() for each in drawn if each.image]
     words = [(index // 2, each.text) for index, each in enumerate(told)]
     return [

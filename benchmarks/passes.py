@@ -28,15 +28,40 @@ from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
 
 CODES, SLOTS = 64, 16
 BLOCK = 8  # a row of a picture
+Way = tuple[dict[str, Any], dict[str, Any]]
 DRAWN: dict[str, Any] = {
     "temperature": 0.3,
     "top_p": 0.9,
 }  # by every way, as the causal decoder of emoji does
 
 
-def ways() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Options for pictures and for captions, by name."""
-    out: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {"left to right (cm3)": ({"decoder": "cm3"},) * 2}
+def ways(kit: Kit) -> dict[str, Way]:
+    """Options for pictures and for captions, by name; steps of a model that was trained in blocks are a block's."""
+    out: dict[str, Way] = {"left to right (cm3)": ({"decoder": "cm3"},) * 2}
+    if kit.parts.defaults.diffusion.trained_block is None:
+        return {**out, **_anywhere()}
+    how: dict[str, Any] = {"decoder": "diffusion", "sampler": "uniform"}
+    for steps in (8, 4, 2, 1):
+        label = "L" if steps == 8 else f"L/{8 // steps}"
+        out[f"uniform, {label}"] = ({**how, "steps": steps},) * 2
+    for steps in (8, 4):
+        ordered = {**how, "order": "left-to-right", "steps": steps}
+        out["in order, L" if steps == 8 else "in order, L/2"] = (ordered,) * 2
+    for size in (1, 2, 4):
+        out[f"blocks of {size}, one pass each"] = ({**how, "block_size": size, "steps": 1},) * 2
+    for tau in (0.9, 0.7, 0.5, 0.3):
+        sure = {**how, "accept": {"name": "threshold", "tau": tau}}
+        out[f"threshold {tau}"] = (sure,) * 2
+    for preset in ("ascending", "ascending-eoser"):
+        out[preset] = ({"decoder": "diffusion", "sampler": preset},) * 2
+    for steps in (2, 4):
+        out[f"cosine, {steps} a block"] = ({"decoder": "diffusion", "sampler": "cosine", "steps": steps},) * 2
+    return out
+
+
+def _anywhere() -> dict[str, Way]:
+    """Ways of a model that may write anywhere at any time."""
+    out: dict[str, Way] = {}
     for part in (1, 2, 4, 8):
         label = "uniform, L" if part == 1 else f"uniform, L/{part}"
         out[label] = (
@@ -168,7 +193,7 @@ def main() -> None:
         for split, pool in (("seen", seen), ("tone", held))
     }
     rows: dict[str, Any] = {}
-    for name, (image, text) in ways().items():
+    for name, (image, text) in ways(kit).items():
         if args.only not in name:
             continue
         rows[name] = {

@@ -628,11 +628,16 @@ def test_caches_are_used_and_verified(kit: Kit, cache: str) -> None:
     assert plain.trace is not None and plain.trace.cost.token_forwards > result.trace.cost.token_forwards
 
 
-def test_a_model_trained_in_blocks_is_used_in_blocks(make: Make) -> None:
-    how = {"cache": "exact", "block_size": 8}
-    blocks = cm3kit.load(
-        make(**BOTH, diffusion={"trained_block": 8, "image": how, "text": how, "mixed": how}), device="cpu"
-    )
+def in_blocks(make: Make, layout: str = "page", **more: object) -> Kit:
+    how = {"cache": "causal" if layout == "behind" else "exact", "block_size": 8}
+    diffusion = {"trained_block": 8, "layout": layout, "shift": layout == "behind"}
+    folder = make(**BOTH, **more, diffusion={**diffusion, "image": how, "text": how, "mixed": how})
+    return cm3kit.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("layout", ["page", "behind"])
+def test_a_model_trained_in_blocks_is_used_in_blocks(make: Make, layout: str) -> None:
+    blocks = in_blocks(make, layout)
     options = warm(verify_cache=True)
     page = Page.parse(b"<p>red <mask> and <mask> apple</p>")
     filled = blocks.infill(page, variants=2, seed=1, options=options)
@@ -642,9 +647,54 @@ def test_a_model_trained_in_blocks_is_used_in_blocks(make: Make) -> None:
         assert each.trace.verification.largest < 1e-3
     auto = blocks.infill(page, seed=1, options=warm(length="auto", max_tokens=6))[0]
     assert auto.html.startswith(b"<p>red ") and all(gap.ended for gap in auto.gaps)
-    for more in ({"cache": "none"}, {"block_size": 4}, {"cache": "dual"}):
-        with pytest.raises(ConfigError, match="blocks of 8"):
+    for more in ({"cache": "none"}, {"block_size": 9}, {"cache": "dual"}):
+        with pytest.raises(ConfigError, match=r"blocks of( at most)? 8"):
             blocks.generate("red apple", options=warm(**more))
+    if layout == "page":
+        with pytest.raises(ConfigError, match="blocks of 8"):
+            blocks.generate("red apple", options=warm(block_size=4))
+    else:  # blocks of one are the causal model
+        one = blocks.generate("red apple", options=warm(block_size=1, verify_cache=True))[0].trace
+        assert (
+            one is not None and one.cost.forwards == CODES and one.verification and not one.verification.flips
+        )
+
+
+def test_gaps_behind_the_page_are_filled_in_their_places(make: Make, site: Path) -> None:
+    behind = in_blocks(make, "behind")
+    source = b'<div><p>one <mask> two</p></div><img alt="<mask>" src="pear.png"><ul><mask></ul>'
+    pages = behind.infill(Page.parse(source, base=site), variants=6, seed=0, options=warm(max_tokens=14))
+    for each in pages:
+        holes = [each.html[len(b"<div><p>one ") :].split(b" two</p></div>")[0]]
+        holes.append(each.html.split(b"<ul>", 1)[1].rsplit(b"</ul>", 1)[0])
+        assert in_order(source.split(b"<mask>"), each.html)
+        assert all(_balanced(hole) for hole in holes), each.html
+    # What a row holds does not depend on its neighbours, nor on how many there are.
+    alone = behind.infill(Page.parse(source, base=site), seed=0, options=warm(max_tokens=14))[0]
+    assert alone.html == pages[0].html
+    drawn = [behind.generate("red apple", n=3, seed=2, options=warm(batch_size=size)) for size in (1, 3)]
+    assert all(map(alike, *drawn))
+    cost = drawn[0][0].trace.cost if drawn[0][0].trace else None
+    assert cost is not None and cost.forwards == CODES and cost.wasted == 0
+
+
+def test_a_long_page_has_its_gaps_behind_each_slice(make: Make) -> None:
+    behind = in_blocks(make, "behind", window=64)
+    source = b"".join(b"<p>%b <mask> apple</p>" % (b"green pear " * 12) for _ in range(4))
+    asked: list[Laid] = []
+    lay = Boards._lay
+
+    def seen(self: Boards, *given: object) -> Laid:
+        asked.append(lay(self, *given))  # type: ignore[arg-type]
+        return asked[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Boards, "_lay", seen)
+        filled = behind.infill(Page.parse(source), seed=1, options=warm(max_tokens=8))[0]
+    assert in_order(source.split(b"<mask>"), filled.html) and len(asked) > 1
+    eod = behind.parts.vocab.eod
+    assert all(len(each.board.ids) <= 64 for each in asked)
+    assert [each.board.ids.count(eod) for each in asked[1:-1]] == [0] * (len(asked) - 2)
 
 
 # --- The command line, with the toy model ---
@@ -719,6 +769,7 @@ def test_models_are_assembled_as_their_decoders_were_trained(parts: Path, tmp_pa
 
     hybrid = trained("hybrid", decoders=["cm3", "diffusion"], shift=True, window=200)
     blocks = trained("blocks", decoders=["diffusion"], trained_block=8, window=100)
+    behind = trained("behind", decoders=["cm3", "diffusion"], trained_block=8, shift=True, layout="behind")
     found = defaults("one", hybrid)
     assert found.decoders == ("cm3", "diffusion") and found.diffusion.shift and found.window == 200
     found = defaults("two", hybrid, blocks)
@@ -726,6 +777,9 @@ def test_models_are_assembled_as_their_decoders_were_trained(parts: Path, tmp_pa
     assert found.window == 100 and not found.diffusion.shift
     for each in (found.diffusion.image, found.diffusion.text, found.diffusion.mixed):
         assert (each.cache, each.block_size) == ("exact", 8)
+    found = defaults("six", behind)
+    assert found.diffusion.layout == "behind" and found.diffusion.shift
+    assert (found.diffusion.text.cache, found.diffusion.text.block_size) == ("causal", 8)
     found = defaults("three", hybrid, decoders=["diffusion"], diffusion={"shift": False}, window=64)
     assert found.decoders == ("diffusion",) and not found.diffusion.shift and found.window == 64
     assert defaults("four", trained("causal", decoders=["cm3"])) == Defaults()

@@ -142,6 +142,7 @@ def toy_decoder(corpus: Path, dropout: float = 0.1, objective: str = "cm3", **ch
 TASKS: dict[str, Callable[[Path], Task]] = {
     "fake": lambda corpus: Fake(), "vqgan": toy_vqgan, "cm3": toy_decoder,
     "hybrid": lambda corpus: toy_decoder(corpus, objective="hybrid"),
+    "causal-blocks": lambda corpus: toy_decoder(corpus, objective="causal-blocks"),
 }  # fmt: skip
 
 
@@ -621,6 +622,7 @@ def test_open_slots_that_are_unseen_in_training_are_so_in_use(tmp_path: Path, co
     [
         ("masked-diffusion", ("diffusion",), None),
         ("block-diffusion", ("diffusion",), 4),
+        ("causal-blocks", ("diffusion", "cm3"), 4),
         ("hybrid", ("cm3", "diffusion"), None),
     ],
 )
@@ -643,13 +645,15 @@ def test_previews_are_drawn_by_the_decoder_that_is_trained(
     task.preview(task.model, tmp_path / "step")
     assert (tmp_path / "step.png").exists() and (tmp_path / "step.html").exists()
     defaults = kits[0].parts.defaults
-    window = 64 if block else 128  # a row of block diffusion holds a page twice
-    assert (defaults.decoders, defaults.diffusion.shift, defaults.window) == (decoders, block is None, window)
+    layout = "behind" if objective == "causal-blocks" else "page"
+    window = 64 if block else 128  # a row of blocks holds a page twice
+    shift = objective != "block-diffusion"
+    assert (defaults.decoders, defaults.diffusion.shift, defaults.window) == (decoders, shift, window)
     assert defaults.diffusion.trained_block == defaults.diffusion.image.block_size == block
     task.export(task.model, tmp_path)
     trained = Trained.load(tmp_path)
     assert trained == Trained.model_validate(
-        {"window": window, "decoders": decoders, "shift": block is None, "trained_block": block}
+        {"window": window, "decoders": decoders, "shift": shift, "trained_block": block, "layout": layout}
     )
 
 

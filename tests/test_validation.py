@@ -13,7 +13,7 @@ from PIL import Image
 
 from cm3kit.evaluation.bound import bits_per_id
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit.objectives import BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion, NextToken
+from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, Hybrid, MaskedDiffusion, NextToken
 from cm3kit.pipelines.folder import Defaults, assemble
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
@@ -145,6 +145,7 @@ def test_block_and_hybrid_have_their_figures_and_repeat_them(corpus: Path) -> No
     both = Hybrid(CausalMask(vocab, continues=None, grid=image.grid), MaskedDiffusion(vocab, hides="all"))
     for objective, names in (
         (blocks, {"bound_bits_per_token"}),
+        (CausalBlocks(vocab, 8), {"bits_per_token", "bound_bits_per_token"}),
         (both, {"bits_per_token", "bound_bits_per_token", "fill_bits_per_token"}),
     ):
         found = [validate(backbone, objective, documents, tokenizer, image, 160) for _ in range(2)]

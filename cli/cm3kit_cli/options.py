@@ -159,7 +159,7 @@ BlockSize = Annotated[
     typer.Option("--block-size", min=1, help="Places of a block; blocks are written left to right."),
 ]
 Cache = Annotated[
-    Literal["none", "exact", "prefix", "dual"] | None,
+    Literal["none", "exact", "causal", "prefix", "dual"] | None,
     typer.Option("--cache", help="Keys and values kept while a block is written."),
 ]
 VerifyCache = Annotated[

@@ -41,7 +41,8 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
-        help="What is asked: cm3, next-token, masked-diffusion, block-diffusion or hybrid; by default the command's.",
+        help="What is asked: cm3, next-token, masked-diffusion, block-diffusion, causal-blocks or hybrid; unless"
+        " set, the command's.",
     ),
 ]
 Backbone = Annotated[

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from cm3kit.data.web.loader import INDEX, TokenShards
-from cm3kit.objectives import BlockDiffusion, CausalMask, MaskedDiffusion
+from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, MaskedDiffusion
 from cm3kit.pipelines.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
 from cm3kit.pipelines.kit import resolve_device
 from cm3kit.training.validation import Documents, held_documents, spread, validate
@@ -70,11 +70,14 @@ def _decoders(parts: Parts) -> list[tuple[PreTrainedModel, Objective]]:
         how = defaults.diffusion
         masked = MaskedDiffusion(parts.vocab, continues=continues, grid=parts.image.grid, shift=how.shift)
         blocks = how.trained_block
-        asked = masked if blocks is None else BlockDiffusion(parts.vocab, blocks, inner=masked)
+        asked: Objective = masked
+        if blocks is not None:
+            kind = CausalBlocks if how.layout == "behind" else BlockDiffusion
+            asked = kind(parts.vocab, blocks, inner=masked)
         out.append((diffusion_backbone(parts), asked))
     return out
 
 
 def _row(parts: Parts, objective: Objective) -> int:
     """Length of a packed row; block-wise, one holds every page twice."""
-    return parts.defaults.window * (2 if isinstance(objective, BlockDiffusion) else 1)
+    return parts.defaults.window * (2 if isinstance(objective, BlockDiffusion | CausalBlocks) else 1)

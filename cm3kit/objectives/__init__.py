@@ -1,10 +1,20 @@
 """How clean documents become questions; importing this names the objectives in the registry."""
 
 from cm3kit.objectives.block_diffusion import BlockDiffusion
+from cm3kit.objectives.causal_blocks import CausalBlocks
 from cm3kit.objectives.causal_mask import CausalMask
 from cm3kit.objectives.hybrid import Hybrid
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.next_token import NextToken
 from cm3kit.objectives.spans import PRESETS, Preset
 
-__all__ = ["PRESETS", "BlockDiffusion", "CausalMask", "Hybrid", "MaskedDiffusion", "NextToken", "Preset"]
+__all__ = [
+    "PRESETS",
+    "BlockDiffusion",
+    "CausalBlocks",
+    "CausalMask",
+    "Hybrid",
+    "MaskedDiffusion",
+    "NextToken",
+    "Preset",
+]

@@ -224,13 +224,25 @@ class MaskedDiffusion:
     def _factor(self, id: int) -> float:
         return self.image_weight if id >= self.vocab.image.start else self.text_weight
 
-    def lay(self, ids: Sequence[int | Gap], slots: Callable[[Gap], int], seed: int) -> Laid:
+    def lay(
+        self,
+        ids: Sequence[int | Gap],
+        slots: Callable[[Gap], int],
+        seed: int,
+        whole: tuple[bool, bool] = (True, True),
+    ) -> Laid:
         """Open slots where the gaps of a page are: `slots(gap)` for a gap of unknown length.
+
+        Args:
+            whole: whether the ids begin where the page does, and end there; a slice shows only such ends, but
+                for the id that a shifted model needs before its first slot.
 
         Raises:
             PageError: there is no gap.
         """
-        out: list[int] = [self.vocab.eod]
+        out: list[int] = (
+            [self.vocab.eod] if whole[0] or any(isinstance(each, Gap) for each in ids[:1]) else []
+        )
         stretches: list[Stretch] = []
         gaps = []
         for each in ids:
@@ -246,7 +258,8 @@ class MaskedDiffusion:
             raise PageError(
                 "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
             )
-        return Laid(Board((*out, self.vocab.eod), tuple(stretches), seed=seed), tuple(gaps))
+        closing = [self.vocab.eod] if whole[1] else []
+        return Laid(Board((*out, *closing), tuple(stretches), seed=seed), tuple(gaps))
 
     def guided(self, board: Board) -> Board:
         """The board with its guide: the same one with all given text and pictures masked."""

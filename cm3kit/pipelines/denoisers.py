@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
-from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.models.timestep import is_timed
 from cm3kit.pipelines.folder import Parts, diffusion_backbone
 from cm3kit_tokenizers.errors import ConfigError
@@ -33,22 +33,23 @@ class Denoisers:
             return self.plain
         vocab, shift = self._parts.vocab, self._defaults.shift
         backbone = self._weights()
-        if self._defaults.unseen and config.cache != "exact":
+        if self._defaults.unseen and config.cache not in EXACT:
             raise ConfigError(
                 f"the cache {config.cache!r} is for models whose masks are seen, and this one's are not;"
                 " use the cache 'none'.",
                 code="bad_value",
             )
-        if is_timed(backbone) and config.cache != "exact":
+        if is_timed(backbone) and config.cache not in EXACT:
             raise ConfigError(
                 f"the model looks at the time, which changes all it keeps; the cache {config.cache!r} is not"
                 " for it. Use the cache 'none'.",
                 code="bad_value",
             )
-        if config.cache == "exact":
+        if config.cache in EXACT:
             assert config.block_size is not None
             return ExactCache(
-                backbone, vocab.mask, len(vocab), config.block_size, shift=shift, verify=verify
+                backbone, vocab.mask, len(vocab), config.block_size, shift=shift, verify=verify,
+                causal=config.cache == "causal",
             )  # fmt: skip
         dual = config.cache == "dual"
         return ApproximateCache(backbone, vocab.mask, len(vocab), dual=dual, shift=shift, verify=verify)
@@ -64,15 +65,19 @@ class Denoisers:
 
     def _check(self, config: DiffusionConfig) -> None:
         trained = self._defaults.trained_block
-        if trained is None and config.cache == "exact":
+        kind = "causal" if self._defaults.layout == "behind" else "exact"
+        if trained is None and config.cache in EXACT:
             raise ConfigError(
-                "the cache 'exact' is for models that were trained block by block, and this one looks both"
+                f"the cache {config.cache!r} is for models that were trained block by block, and this one looks both"
                 " ways; use the cache prefix, dual or none.",
                 code="bad_value",
             )
-        if trained is not None and (config.cache, config.block_size) != ("exact", trained):
+        # Under the causal cache a short block is one of a gap's end, which training has too.
+        sizes = range(1, (trained or 0) + 1) if kind == "causal" else (trained,)
+        if trained is not None and (config.cache != kind or config.block_size not in sizes):
+            most = " at most" if kind == "causal" else ""
             raise ConfigError(
-                f"the model was trained in blocks of {trained}; use --cache exact and --block-size {trained}.",
+                f"the model was trained in blocks of{most} {trained}; use --cache {kind} and --block-size {trained}.",
                 code="bad_value",
             )
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
@@ -48,6 +48,7 @@ class DiffusionDefaults(Settings):
         shift: whether the model scores each place at the one before it.
         unseen: whether open slots are seen by themselves alone, as in training.
         trained_block: places of a block, for a model that was trained block by block.
+        layout: where gaps are open: in the page, or behind it, as the cm3 decoder writes them.
     """
 
     image: DiffusionConfig = presets["cosine"].config(eoser=Eoser())
@@ -56,6 +57,7 @@ class DiffusionDefaults(Settings):
     shift: bool = False
     unseen: bool = False
     trained_block: int | None = Field(None, ge=1)
+    layout: Literal["page", "behind"] = "page"
 
 
 class Defaults(Settings):
@@ -200,9 +202,10 @@ def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained |
     if trained is None or not (diffusion or DIFFUSION in decoders):
         return defaults
     chosen = defaults.diffusion
-    found = {name: getattr(trained, name) for name in ("shift", "unseen", "trained_block")}
+    found = {name: getattr(trained, name) for name in ("shift", "unseen", "trained_block", "layout")}
     if trained.trained_block is not None:
-        how = {"cache": "exact", "block_size": trained.trained_block}
+        cache = "causal" if trained.layout == "behind" else "exact"
+        how = {"cache": cache, "block_size": trained.trained_block}
         for name in ("image", "text", "mixed"):
             found[name] = getattr(chosen, name).model_copy(update=how)
     own = {name: value for name, value in found.items() if name not in chosen.model_fields_set}

@@ -1,4 +1,4 @@
-"""The way of the diffusion decoder: a page with open slots where its gaps are, written in any order."""
+"""The way of the diffusion decoder: a page with open slots where its gaps are, or behind it, written in any order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.lattice import BoardConstraint
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.plan import plan
-from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.diffusion.written import Written
+from cm3kit.objectives.causal_blocks import CausalBlocks
 from cm3kit.objectives.gaps import LENGTHS
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.pipelines import layout
@@ -36,8 +37,10 @@ class Boards:
         self._ground, parts = ground, ground.parts
         height, width = parts.image.grid
         self._codes = height * width
-        self._objective = MaskedDiffusion(
-            parts.vocab, continues=tuple(parts.text.continues), grid=parts.image.grid
+        how, inner = parts.defaults.diffusion, MaskedDiffusion(parts.vocab)
+        self._behind = how.layout == "behind"
+        self._objective = (
+            CausalBlocks(parts.vocab, how.trained_block or 1, inner=inner) if self._behind else inner
         )
         self._denoisers = Denoisers(parts)
 
@@ -65,10 +68,10 @@ class Boards:
         """Lay out the first gaps that fit the model's window; ConfigError (`too_long`) if not even one does."""
         defaults = self._ground.parts.defaults
         slots = {place: self._slots(options, each) for place, each in layout.gaps_of(ids)}
-        window = layout.windows(ids, slots, defaults.window, around=-1)[0]
+        window = layout.windows(ids, slots, defaults.window, around=2 if self._behind else -1)[0]
         window = layout.trim(ids, window, self._ground.parts.vocab.image)
-        laid = self._lay(ids[window.start : window.stop], options, seed)
-        return _sliced(laid, window.start > 0, window.stop < len(ids))
+        whole = window.start == 0, window.stop == len(ids)
+        return self._lay(ids[window.start : window.stop], options, seed, whole)
 
     def fill(self, asked: Sequence[Laid], options: GenerateOptions, watch: Watch) -> list[Answer]:
         """Write boards, and with the length "auto" their texts in several lengths.
@@ -88,7 +91,7 @@ class Boards:
 
         boards = [each.board for each in asked]
         if options.length == "auto":
-            judge = denoiser if config.cache == "exact" else self._denoisers.plain
+            judge = denoiser if config.cache in EXACT else self._denoisers.plain
             search = LengthSearch(write, self._constraint, judge, self._ground.parts.vocab, config)
             found = search.fill(boards, partial(_most, options), watch)
         else:
@@ -153,10 +156,12 @@ class Boards:
     def _constraint(self, board: Board) -> BoardConstraint:
         return BoardConstraint(board, self._ground.grammar)
 
-    def _lay(self, ids: Ids, options: GenerateOptions, seed: int) -> Laid:
+    def _lay(
+        self, ids: Ids, options: GenerateOptions, seed: int, whole: tuple[bool, bool] = (True, True)
+    ) -> Laid:
         exact = options.length if isinstance(options.length, int) else None
         ids = [_of_length(each, exact) if isinstance(each, Gap) and exact else each for each in ids]
-        laid = self._objective.lay(ids, partial(self._slots, options), seed)
+        laid = self._objective.lay(ids, partial(self._slots, options), seed, whole)
         if options.max_tokens is None or options.length == "auto":
             return laid
         return replace(laid, board=_capped(laid.board, options.max_tokens, self._ground.parts.vocab.eoss))
@@ -192,18 +197,3 @@ def _capped(board: Board, most: int, eoss: int) -> Board:
         ids[stop : each.stop] = [eoss] * (each.stop - stop)
         stretches.append(replace(each, stop=stop))
     return replace(board, ids=tuple(ids), stretches=tuple(stretches))
-
-
-def _sliced(laid: Laid, later: bool, earlier: bool) -> Laid:
-    """The board of a slice, which as in training shows an end of the page only where it reaches one.
-
-    Args:
-        later: whether the slice starts after the page does.
-        earlier: whether it stops before it.
-    """
-    board = laid.board
-    # A model that scores each place at the one before needs something there.
-    cut = int(later and all(each.start > 1 for each in board.stretches))
-    ids = board.ids[cut : len(board.ids) - earlier]
-    stretches = tuple(replace(each, start=each.start - cut, stop=each.stop - cut) for each in board.stretches)
-    return replace(laid, board=Board(ids, stretches, seed=board.seed))

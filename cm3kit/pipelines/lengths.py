@@ -19,7 +19,7 @@ import torch
 
 from cm3kit.decoders.diffusion.blocks import block_of
 from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser
-from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.diffusion.written import Cost, Written
 from cm3kit.pipelines.ways import Watch, sum_costs
 from cm3kit.types import Board
@@ -128,8 +128,9 @@ class LengthSearch:
         """Log-probability of `<eoss>` at a place of the board, with all up to `stop` open."""
         opened = torch.tensor([[*ids[:place], *[self.vocab.mask] * (stop - place), *ids[stop:]]])
         block, within = None, range(len(ids))
-        if self.config.cache == "exact":
-            block = block_of(place, 0, self.config.block_size, len(ids))
+        if self.config.cache in EXACT:
+            causal = self.config.cache == "causal"
+            block = (place, place + 1) if causal else block_of(place, 0, self.config.block_size, len(ids))
             within = range(*block)
         slots = [slot for each in before.stretches for slot in range(each.start, each.stop) if slot in within]
         times = (sum(place <= slot < stop for slot in slots) / len(slots),)

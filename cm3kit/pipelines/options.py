@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cm3kit.config import resolve
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, DecoderName, Precision
 from cm3kit.pipelines.folder import Defaults, DiffusionDefaults
 from cm3kit_tokenizers.errors import ConfigError
@@ -78,7 +78,7 @@ class GenerateOptions:
     threshold: float | None = None
     eoser: bool | None = None
     block_size: int | None = None
-    cache: Literal["none", "exact", "prefix", "dual"] | None = None
+    cache: CacheName | None = None
     verify_cache: bool = False
     length: int | Literal["auto"] | None = None
     modifiers: tuple[Choice, ...] | None = None

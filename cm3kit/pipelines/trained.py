@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
@@ -25,6 +25,7 @@ class Trained(Settings):
     shift: bool = False
     unseen: bool = False
     trained_block: int | None = Field(None, ge=1)
+    layout: Literal["page", "behind"] = "page"
 
     def save(self, folder: Path) -> None:
         """Write the file."""

@@ -36,6 +36,9 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
+# Objectives that show what they hide twice, noised and clean.
+BLOCKS = ("block-diffusion", "causal-blocks")
+
 
 class WarmStart(Settings):
     """A public decoder to begin with.
@@ -123,9 +126,9 @@ class DecoderTask:
         self._held: list[list[int]] = []
         text, self.image = self._text(), ImageTokenizer.load(recipe.image)
         self.vocab = Vocab(text.size, self.image.size)
-        if recipe.masks == "unseen" and recipe.objective.name == "block-diffusion":
+        if recipe.masks == "unseen" and recipe.objective.name in BLOCKS:
             raise ConfigError(
-                "masks = unseen: block-diffusion shows its masks to their own block; leave it out.",
+                f"masks = unseen: {recipe.objective.name} shows its masks to their own block; leave it out.",
                 code="bad_config",
             )
         self.objective = make_objective(recipe.objective, self.vocab, text, self.image.grid)
@@ -162,7 +165,7 @@ class DecoderTask:
         recipe, how = self.recipe, self.recipe.objective
         shards = TokenShards(recipe.data, self.tokenizer.text.sha256, self.image.sha256)
         # A block-wise objective shows a document twice, clean and noised; pairs hide it in two ways.
-        copies = 2 if how.name == "block-diffusion" or how.diffusion.pairs else 1
+        copies = 2 if how.name in BLOCKS or how.diffusion.pairs else 1
         return Rows(shards, recipe.window, recipe.loop.seed, copies=copies)
 
     def _backbone(self) -> PreTrainedModel:

@@ -10,18 +10,34 @@ from pydantic import Field
 from torch import Tensor
 
 from cm3kit.config import Settings
-from cm3kit.objectives import PRESETS, BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion, NextToken
+from cm3kit.decoders.settings import DecoderName
+from cm3kit.objectives import (
+    PRESETS,
+    BlockDiffusion,
+    CausalBlocks,
+    CausalMask,
+    Hybrid,
+    MaskedDiffusion,
+    NextToken,
+)
 from cm3kit.objectives.gaps import GapLaw
 from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Exercise, Objective
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 
-Name = Literal["cm3", "next-token", "masked-diffusion", "block-diffusion", "hybrid"]
+# Decoders that an objective trains, that which it is for first; where nothing is said, to write in place.
+USES: dict[str, tuple[DecoderName, ...]] = {
+    "hybrid": ("cm3", "diffusion"),
+    "causal-blocks": ("diffusion", "cm3"),
+}
+Name = Literal["cm3", "next-token", "masked-diffusion", "block-diffusion", "causal-blocks", "hybrid"]
 
 
 class DiffusionSettings(Settings):
-    """See `objectives.MaskedDiffusion`; `block_size`, `low` and `high` are those of `BlockDiffusion`."""
+    """See `objectives.MaskedDiffusion`; `block_size`, `low` and `high` are those of `BlockDiffusion`, and
+    `causal_weight` is that of `CausalBlocks`.
+    """
 
     schedule: str = "linear"
     weighting: Literal["bound", "flat"] = "bound"
@@ -41,6 +57,7 @@ class DiffusionSettings(Settings):
     block_size: int = Field(16, ge=1)
     low: float = Field(1e-3, ge=0, lt=1)
     high: float = Field(1.0, gt=0, le=1)
+    causal_weight: float = Field(1.0, ge=0)
 
 
 class ObjectiveSettings(Settings):
@@ -70,26 +87,30 @@ def make_objective(
     causal = CausalMask(vocab, preset, continues=continues, grid=grid)
     if settings.name == "cm3":
         return causal
-    chosen = settings.diffusion.model_dump(exclude={"law", "block_size", "low", "high"})
+    chosen = settings.diffusion.model_dump(exclude={"law", "block_size", "low", "high", "causal_weight"})
     masked = MaskedDiffusion(vocab, law=settings.diffusion.law, continues=continues, grid=grid, **chosen)
     if settings.name == "masked-diffusion":
         return masked
+    how = settings.diffusion
     if settings.name == "block-diffusion":
-        how = settings.diffusion
         return BlockDiffusion(vocab, how.block_size, how.low, how.high, masked)
+    if settings.name == "causal-blocks":
+        return CausalBlocks(vocab, how.block_size, how.low, how.high, masked, how.causal_weight)
     return Hybrid(causal, masked, settings.share)
 
 
 def trained_as(settings: ObjectiveSettings, window: int) -> Trained:
     """Which decoders a model can be used by that was trained with an objective in rows of a length, and how."""
-    how, blocks = settings.diffusion, settings.name == "block-diffusion"
+    how, blocks = settings.diffusion, settings.name in ("block-diffusion", "causal-blocks")
+    behind = settings.name == "causal-blocks"
     if settings.name in ("cm3", "next-token"):
         return Trained(window=window)
     return Trained(
         window=window // 2 if blocks else window,  # where a row holds each page twice
-        decoders=("cm3", "diffusion") if settings.name == "hybrid" else ("diffusion",),
-        shift=how.shift and not blocks,
+        decoders=USES.get(settings.name, ("diffusion",)),
+        shift=behind or (how.shift and not blocks),
         trained_block=how.block_size if blocks else None,
+        layout="behind" if behind else "page",
     )
 
 

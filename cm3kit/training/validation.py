@@ -19,7 +19,7 @@ from cm3kit.data.corpus import listing, load_documents
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import head, hidden_states
 from cm3kit.models.timestep import is_timed
-from cm3kit.objectives import BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion, NextToken
+from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, Hybrid, MaskedDiffusion, NextToken
 from cm3kit.rng import generator
 from cm3kit.training.questions import Packed, pack
 from cm3kit.types import Exercise, Objective
@@ -113,6 +113,13 @@ def _ways(
         case BlockDiffusion():
             inner = None if objective.inner is None else _exact(objective.inner)
             yield "bound_", BlockDiffusion(objective.vocab, objective.block_size, inner=inner)
+        case CausalBlocks():
+            yield "", NextToken(tokenizer.vocab, tuple(tokenizer.text.continues), codes)
+            inner = None if objective.inner is None else _exact(objective.inner)
+            yield (
+                "bound_",
+                CausalBlocks(objective.vocab, objective.block_size, inner=inner, causal_weight=0.0),
+            )
         case _:
             yield "", NextToken(tokenizer.vocab, tuple(tokenizer.text.continues), codes)
             if isinstance(objective, CausalMask):

@@ -42,6 +42,8 @@ class ExactCache:
             shorter where windows do not start at multiples of it.
         shift: whether the logits of a slot are those of the place before it.
         verify: compare every pass with one without a cache, in `verification`.
+        causal: whether the clean copy looked left id by id (`objectives.CausalBlocks`). Blocks then begin and end
+            where the windows do.
 
     Attributes:
         computed: for each row the places that the latest call took through the layers.
@@ -56,8 +58,10 @@ class ExactCache:
         *,
         shift: bool = False,
         verify: bool = False,
+        causal: bool = False,
     ) -> None:
         self.mask, self.block_size = mask, block_size
+        self._causal, self._clean_size = causal, 1 if causal else block_size
         self.computed: tuple[int, ...] = ()
         self.verification = Verification() if verify else None
         self._passes = Passes(backbone, vocab_size, shift)
@@ -80,7 +84,7 @@ class ExactCache:
 
     def _part(self, row: int, ask: Ask) -> Found:
         start, stop = self._block(ask)
-        origin = start % self.block_size
+        origin = start % self._clean_size
         # What a pass leaves half done when it fails must not be found by the next one.
         stored = self._stored.pop(row, None)
         if stored is None or stored.origin != origin or not _same_rows(ask, stored.ids_BS, stored.lengths):
@@ -98,7 +102,7 @@ class ExactCache:
         return found, (known, stop)
 
     def _block(self, ask: Ask) -> tuple[int, int]:
-        """The active block: as in training it is whole, even where the window ends before it does."""
+        """The active block: on a grid it is whole as in training, even where the window ends before it does."""
         width = ask.ids_BT.shape[1]
         start, stop = ask.block or (0, width)
         if stop - start > self.block_size:
@@ -107,7 +111,7 @@ class ExactCache:
                 f" set block_size to {self.block_size}.",
                 code="bad_config",
             )
-        stop = min(start + self.block_size, width)
+        stop = min(stop if self._causal else start + self.block_size, width)
         if not _lie_in(ask, start, stop):
             raise ValueError(
                 f"A slot outside {start}:{stop} was asked for; only the block's own are computed."
@@ -126,13 +130,13 @@ class ExactCache:
         return known
 
     def _start_of(self, place: int, origin: int) -> int:
-        return max(0, place - (place - origin) % self.block_size)
+        return max(0, place - (place - origin) % self._clean_size)
 
     def _sees(self, lengths: Sequence[int], start: int, stop: int, queries: slice) -> Tensor:
         """Mask (B, 1, Q, stop) of rows that are clean before `start`."""
         place_T, length_B = torch.arange(stop), torch.tensor(lengths)
         inside_BT = place_T < length_B[:, None]
-        block_BT = ((place_T - start) // self.block_size).expand_as(inside_BT)
+        block_BT = ((place_T - start) // self._clean_size).clamp(max=0).expand_as(inside_BT)
         return block_mask(inside_BT.long(), block_BT, (place_T >= start).expand_as(inside_BT), queries)
 
     def _plain(self, ask: Ask, start: int, stop: int) -> list[Tensor]:

@@ -285,7 +285,7 @@ def make_job(
         constraint=constraint,
         mask=mask,
         eoss=eoss,
-        blocks=blocks_of(slots, config, len(board.ids)),
+        blocks=blocks_of(board, config),
         ids=list(board.ids),
         guide=list(board.guide) if config.guidance != 1 else [],
         open=slots,

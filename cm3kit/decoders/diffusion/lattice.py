@@ -138,14 +138,19 @@ class BoardConstraint:
 
 
 def _places(board: Board, grammar: Grammar) -> Iterator[tuple[Stretch, State]]:
-    """Each stretch and where the page stands before it; a gap leaves the page where it was."""
+    """Each stretch and where the page stands before it; a gap leaves the page where it was.
+
+    A stretch behind the page begins with the sentinel that holds its place there.
+    """
     state, at = grammar.after(()), 0
     for stretch in sorted(board.stretches, key=lambda each: each.start):
         if stretch.start < at:
             raise ValueError(f"stretches overlap at place {stretch.start} of the board")
         state = grammar.after(board.ids[at : stretch.start], state)
         at = stretch.stop
-        yield stretch, state
+        lead = board.ids[stretch.start - 1] if stretch.start else None
+        place = board.ids.index(lead) if lead in grammar.vocab.sentinel_range else stretch.start - 1
+        yield stretch, state if place == stretch.start - 1 else grammar.after(board.ids[:place])
 
 
 def _subsets(grammar: Grammar, stretch: Stretch, before: State, depth: int) -> Subsets:

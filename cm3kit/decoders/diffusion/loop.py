@@ -18,7 +18,7 @@ from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.job import Job, make_job
 from cm3kit.decoders.diffusion.phases import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.plan import plan
-from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.diffusion.writer import Scored, Writer
 from cm3kit.decoders.diffusion.written import Metered, Written
 from cm3kit.types import Board, Commit, Step, Watch, unwatched
@@ -68,7 +68,7 @@ class Diffusion:
         """
         jobs = [self._job(row, board) for row, board in enumerate(boards)]
         progress = _Progress(watch, jobs, self._config)
-        groups: dict[tuple[int, int, int], list[Job]] = {}
+        groups: dict[tuple[int, int, tuple[int, ...]], list[Job]] = {}
         for job in jobs:
             if not job.done:
                 groups.setdefault(self._group(job), []).append(job)
@@ -83,10 +83,10 @@ class Diffusion:
         mask, eoss = self._denoiser.mask, self._eoss
         return make_job(row, board, constraint, mask, eoss, self._config, self._editor)
 
-    def _group(self, job: Job) -> tuple[int, int, int]:
+    def _group(self, job: Job) -> tuple[int, int, tuple[int, ...]]:
         width = -(-len(job.ids) // PADDING) * PADDING
         # What a cache holds belongs to one block of the whole batch.
-        return width, 2 if job.guide else 1, job.blocks.origin if self._config.cache != "none" else 0
+        return width, 2 if job.guide else 1, job.blocks.key if self._config.cache != "none" else ()
 
 
 class _Progress:
@@ -224,7 +224,7 @@ class _Batch:
 
     def _time(self, job: Job) -> float:
         # Models that were trained block by block hear the level of the block: what is before it is clean.
-        return job.block_time if self._config.cache == "exact" else job.time
+        return job.block_time if self._config.cache in EXACT else job.time
 
     def _count(self, rows: Sequence[int], opening: bool = False) -> None:
         """Take down what a call cost each board, of whose rows so many slots were asked."""

@@ -23,7 +23,7 @@ def plan(board: Board, config: DiffusionConfig) -> list[list[int]]:
     slots = open_slots(board)
     if not slots:
         return []
-    blocks = blocks_of(slots, config, len(board.ids))
+    blocks = blocks_of(board, config)
     windows = Counter(blocks.around(slot) for slot in slots)
     remasker, _ = make_modifiers(config)
     return [

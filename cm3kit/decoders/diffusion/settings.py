@@ -10,6 +10,10 @@ from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.settings import Sampling
 
+CacheName = Literal["none", "exact", "causal", "prefix", "dual"]
+# Those that change nothing, of models that were trained in blocks.
+EXACT = ("exact", "causal")
+
 
 class Eoser(Settings):
     """EOS early rejection (arXiv:2509.23924, sec. 3.2): end ids rank lower at first.
@@ -41,7 +45,8 @@ class DiffusionConfig(Settings):
         block_size: slots of a block, written left to right; None writes the whole board at once.
         ascending_blocks: write so many blocks from left to right whose sizes ascend as the steps of quota `ascending`
             do, each but the first in one step.
-        cache: keys and values kept between passes: exact (models trained block-causally), or the prefix and
+        cache: keys and values kept between passes: exact (models trained block-causally), causal (those whose clean
+            ids look left, each gap in blocks of its own), or the prefix and
             dual approximations (arXiv:2505.22618).
         early_exit: stop a row once everything before its first end id is written.
         batch_size: rows decoded together; fixed, so that neighbours never change a result.
@@ -61,6 +66,6 @@ class DiffusionConfig(Settings):
     guidance_schedule: Literal["constant", "linear", "steps"] = "constant"
     block_size: int | None = Field(None, ge=1)
     ascending_blocks: int | None = Field(None, ge=1)
-    cache: Literal["none", "exact", "prefix", "dual"] = "none"
+    cache: CacheName = "none"
     early_exit: bool = True
     batch_size: int = Field(default=8, ge=1, le=1024)

@@ -1,0 +1,251 @@
+"""Causal masking and block diffusion in one pass: what cm3 moves behind the page is also written block by block.
+
+A row holds the open slots of the gaps, noised in blocks, and then the page as cm3 lays it out, clean and causal:
+
+    B0 B1 … | <eod> D0 <mask:0> D1 <eod> <mask:0> B0 B1 … <eoss>
+
+A noised block sees itself and everything clean before it, so that its first slot is scored by the causal model, and
+the others by the places before them (token shift). One set of weights learns both: the causal decoder is kept, or
+made, while the other learns to write several slots at once (Fast-dLLM v2, arXiv:2509.26328, sec. 3, whose clean
+copy looks both ways inside a block; SDAR, arXiv:2510.06303). In use finished blocks are stored as a causal model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Generator
+
+from cm3kit.objectives.causal_mask import halves
+from cm3kit.objectives.gaps import Layout, draw_gaps, lay_out
+from cm3kit.objectives.masked_diffusion import MaskedDiffusion
+from cm3kit.objectives.noise import EPSILON, times
+from cm3kit.objectives.units import cuts, too_small, window
+from cm3kit.registry import objective
+from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
+from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.errors import ConfigError, PageError
+from cm3kit_tokenizers.vocab import Vocab
+
+# A page that is sliced leaves room for so many gaps, each of which adds its sentinel twice and an end.
+GAPS = 6
+
+
+@objective("causal-blocks")
+@dataclass(frozen=True)
+class CausalBlocks:
+    """Gaps moved behind the page as `CausalMask` does, written from left to right and in blocks.
+
+    Args:
+        block_size: slots of a block; each gap begins one of its own.
+        low: times of blocks are drawn from [low, high).
+        inner: what is hidden and how it weighs.
+        causal_weight: of the ids of the clean copy, which the causal model is asked for.
+
+    Raises:
+        ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` hides whole
+            pages or is `ordered`.
+    """
+
+    vocab: Vocab
+    block_size: int = 8
+    low: float = EPSILON
+    high: float = 1.0
+    inner: MaskedDiffusion | None = None
+    causal_weight: float = 1.0
+    _inner: MaskedDiffusion = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        inner = self.inner or MaskedDiffusion(self.vocab)
+        if self.block_size < 1 or not 0 <= self.low < self.high <= 1:
+            raise ConfigError(
+                f"block_size = {self.block_size}, times in [{self.low}, {self.high}): a block holds at least one id,"
+                " and times are in order in [0, 1].",
+                code="bad_config",
+            )
+        if inner.hides == "all" or inner.ordered:
+            raise ConfigError(
+                "causal-blocks hides gaps, each block at a time of its own; leave out hides = all and ordered.",
+                code="bad_config",
+            )
+        object.__setattr__(self, "_inner", replace(inner, shift=True))
+
+    @property
+    def causal(self) -> bool:
+        """Ids of a block look at one another."""
+        return False
+
+    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+        """The exercises of each document."""
+        return [each for ids in documents for each in self.exercise(ids, rng, budget)]
+
+    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Exercise]:
+        """One document, or a slice, in at most `budget` ids: the blocks of its gaps, and the row of cm3.
+
+        With `inner.pairs` a second exercise hides in every block what the first one shows.
+
+        Raises:
+            ConfigError: half of `budget` is too little for a slice, or for a picture that is all there is.
+        """
+        inner, noise = self._inner, self._inner._noise
+        layout = self.lay_out(ids, rng, budget // 2)
+        blocks = self._blocks(layout.answers)
+        levels = times(len(blocks), rng, max(self.low, EPSILON), self.high)
+        shown = inner.shown(layout, *inner._whole(layout, rng))
+        spread, hidden, level, rest_level = {}, {}, {}, {}
+        for block, t in zip(blocks, levels, strict=True):
+            odds = torch.rand(block.stop - block.start, generator=rng, dtype=torch.float64).tolist()
+            for place, odd in zip(range(block.start, block.stop), odds, strict=True):
+                spread[place] = 1 - noise.alpha(t)
+                hidden[place] = odd < spread[place]
+                level[place], rest_level[place] = inner._weight(t), inner._rest_weight(t)
+        out = [self._ask(layout, shown, blocks, hidden, spread, level)]
+        if inner.pairs:
+            rest = {place: not each for place, each in hidden.items()}
+            share = {place: 1 - each for place, each in spread.items()}
+            out.append(self._ask(layout, shown, blocks, rest, share, rest_level))
+        return out
+
+    def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
+        """The row of cm3 in at most `budget` ids; `hidden` are the slots of its gaps."""
+        inner, vocab = self._inner, self.vocab
+        part: Span | None = Span(0, len(ids))
+        if len(ids) > budget - 5:
+            where = float(torch.rand((), generator=rng, dtype=torch.float64))
+            room = budget - 2 - 3 * GAPS
+            part = window(cuts(ids, vocab, inner.continues), room, where) if room > 0 else None
+        if part is None or not ids:
+            raise too_small(2 * budget)
+        inside = ids[part.start : part.stop]
+        room = budget - 2 - len(inside)
+        gaps = draw_gaps(inside, inner.law, vocab, inner.grid, inner.continues, rng)
+        gaps = gaps[: min(vocab.sentinels, room // 3)]
+        filled = lay_out(inside, gaps, inner.law, vocab, room - 3 * len(gaps), rng)
+        bodies = [filled.ids[each.start : each.stop] for each in filled.answers]
+        opening = [vocab.eod] if part.start == 0 else []
+        closing = [vocab.eod] if part.stop == len(ids) else []
+        page, _ = halves(inside, gaps, vocab)
+        return _behind([*opening, *page, *closing], bodies, vocab)
+
+    def _blocks(self, answers: Sequence[Span]) -> list[Span]:
+        size = self.block_size
+        return [
+            Span(start, min(start + size, each.stop))
+            for each in answers
+            for start in range(each.start, each.stop, size)
+        ]
+
+    def _ask(
+        self,
+        layout: Layout,
+        shown: tuple[list[int], list[bool]],
+        blocks: Sequence[Span],
+        hidden: dict[int, bool],
+        spread: dict[int, float],
+        level: dict[int, float],
+    ) -> Exercise:
+        """Hide these slots where they may be asked for; the first one of a block is scored in the clean copy."""
+        inner, (clean_T, asked_T), scored_T = self._inner, shown, self._inner.scored(layout)
+        places = [place for block in blocks for place in range(block.start, block.stop)]
+        first_of = {place: block.start for block in blocks for place in range(block.start, block.stop)}
+        maskable = sum(asked_T)
+        share = 1 / maskable if inner.norm == "sequence" and maskable else 1.0
+        weights = {
+            place: share * level[place] * inner._factor(layout.ids[place])
+            if asked_T[place] and hidden[place] and scored_T[place]
+            else 0.0
+            for place in places
+        }
+        causal_T = [share * each for each in self._causal(layout, clean_T)]
+        for block in blocks:
+            causal_T[block.start] += weights[block.start]
+            weights[block.start] = 0.0
+        inputs = [self.vocab.mask if hidden[place] else clean_T[place] for place in places]
+        size, mass = len(layout.ids), None if inner.norm == "token" else 1.0
+        ends = accumulate((each.stop - each.start for each in layout.answers), initial=0)
+        return Exercise(
+            [*(layout.ids[place] for place in places), *layout.ids],
+            [*(weights[place] for place in places), *causal_T],
+            tuple(Span(start, stop) for start, stop in pairwise(ends)),
+            [*inputs, *clean_T],
+            [*(first_of[place] for place in places), *range(size)],
+            [*[True] * len(places), *[False] * size],
+            [*places, *range(size)],
+            time=[*(spread[place] for place in places), *[0.0] * size],
+            shift=True,
+            mass=mass,
+        )  # fmt: skip
+
+    def _causal(self, layout: Layout, clean_T: Sequence[int]) -> list[float]:
+        """Weights of the clean copy: none for sentinels, what is hidden for good, and ends behind the first."""
+        sentinels, eoss = self.vocab.sentinel_range, self.vocab.eoss
+        out = [0.0]
+        for (before, id), seen in zip(pairwise(layout.ids), clean_T[1:], strict=True):
+            idle = id in sentinels or id != seen or before == id == eoss
+            out.append(0.0 if idle else self.causal_weight)
+        return out
+
+    def lay(
+        self,
+        ids: Sequence[int | Gap],
+        slots: Callable[[Gap], int],
+        seed: int,
+        whole: tuple[bool, bool] = (True, True),
+    ) -> Laid:
+        """Open slots behind the page for its gaps: `slots(gap)` for a gap of unknown length.
+
+        Args:
+            whole: whether the ids begin where the page does, and end there; a slice shows only such ends.
+
+        Raises:
+            PageError: there is no gap (`no_mask`), or there are more than sentinels (`bad_value`).
+        """
+        gaps = tuple(each for each in ids if isinstance(each, Gap))
+        numbers = iter(self.vocab.sentinel_range)
+        if not gaps:
+            raise PageError(
+                "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
+            )
+        if len(gaps) > self.vocab.sentinels:
+            raise PageError(
+                f"{len(gaps)} gaps, but the model knows {self.vocab.sentinels}; leave out"
+                f" {len(gaps) - self.vocab.sentinels}.",
+                code="bad_value",
+            )
+        page = [next(numbers) if isinstance(each, Gap) else each for each in ids]
+        sizes = [gap.length if gap.length is not None else slots(gap) for gap in gaps]
+        padded = [gap.length is None and gap.kind != "image" for gap in gaps]
+        bodies = [[self.vocab.mask] * size for size in sizes]
+        opening, closing = ([self.vocab.eod] * each for each in whole)
+        layout = _behind([*opening, *page, *closing], bodies, self.vocab, padded)
+        stretches = tuple(
+            Stretch(gap.kind, where.start, where.stop, each, gap.index, gap.part)
+            for gap, where, each in zip(gaps, layout.answers, padded, strict=True)
+        )
+        return Laid(Board(tuple(layout.ids), stretches, seed=seed), gaps)
+
+    def guided(self, board: Board) -> Board:
+        """The board with its guide: the same one with all given text and pictures masked."""
+        return self._inner.guided(board)
+
+    def read(self, laid: Laid, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
+        """Put each fill where its gap was; ValueError unless there are as many fills as gaps."""
+        return self._inner.read(laid, ids, fills)
+
+
+def _behind(
+    page: Sequence[int], bodies: Sequence[Sequence[int]], vocab: Vocab, padded: Sequence[bool] | None = None
+) -> Layout:
+    """A page and what its gaps hold, each behind its sentinel, and before `<eoss>` unless its slots end so."""
+    out, hidden, answers = list(page), [False] * len(page), []
+    for number, body in enumerate(bodies):
+        start = len(out) + 1
+        ended = body[-1] == vocab.eoss if padded is None else padded[number]
+        ending = [] if ended else [vocab.eoss]
+        out += [vocab.sentinel(number), *body, *ending]
+        hidden += [False, *[True] * len(body), *[False] * len(ending)]
+        answers.append(Span(start, start + len(body)))
+    return Layout(out, hidden, tuple(answers))
