@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
@@ -146,19 +146,32 @@ class LeanEngine:
         Places that hold the id `unseen` are seen by themselves alone.
         They are those before the final norm, and mean nothing at padding; `logits_of` reads them.
         """
-        rows, width = ids_BT.shape
-        place_T = torch.arange(width, device=self.device)
-        seen_B1QT = row_mask(ids_BT.to(self.device), lengths, unseen)
+        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen))
+
+    @torch.no_grad()
+    def extend(
+        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: DynamicCache | None = None
+    ) -> Tensor:
+        """Hidden states (B, Q, D), as `encode` gives them, of the places from `start` on.
+
+        Args:
+            seen_B1QK: True where a query may look; keys are those in `past`, then those of `ids_BQ`; None is all.
+            past: keys and values of this engine, to which those of `ids_BQ` are added.
+        """
+        rows, width = ids_BQ.shape
 
         def attend(index: int, heads_MHD: Tensor) -> Tensor:
-            heads_BHTD = heads_MHD.view(rows, width, -1, self.head_dim).transpose(1, 2)
-            q, k, v = torch.split(heads_BHTD, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+            heads_BHQD = heads_MHD.view(rows, width, -1, self.head_dim).transpose(1, 2)
+            q, k, v = torch.split(heads_BHQD, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+            if past is not None:
+                k, v = past.update(k, v, index)
             grouped = self.heads != self.kv_heads
-            seen = scaled_dot_product_attention(q, k, v, attn_mask=seen_B1QT, scale=1.0, enable_gqa=grouped)
+            seen = scaled_dot_product_attention(q, k, v, attn_mask=seen_B1QK, scale=1.0, enable_gqa=grouped)
             return seen.transpose(1, 2).reshape(rows * width, -1)
 
-        cis_M1R = self._cis[place_T.clamp(max=self.window - 1)].repeat(rows, 1, 1)
-        x_MD = self.embed_VD[ids_BT.reshape(-1).to(self.device)]
+        place_Q = torch.arange(start, start + width, device=self.device)
+        cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
+        x_MD = self.embed_VD[ids_BQ.reshape(-1).to(self.device)]
         return self._layers(x_MD, cis_M1R, attend).view(rows, width, -1)
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
+from cm3kit.decoders.engine import LeanEngine, supports
 from cm3kit.models.timestep import is_timed
 from cm3kit.pipelines.folder import Parts, diffusion_backbone
 from cm3kit_tokenizers.errors import ConfigError
@@ -20,6 +21,7 @@ class Denoisers:
         self._parts, self._defaults = parts, parts.defaults.diffusion
         self._backbone: PreTrainedModel | None = None
         self._plain: BackboneDenoiser | None = None
+        self._engine: LeanEngine | None = None
 
     def make(self, config: DiffusionConfig, verify: bool = False) -> Denoiser:
         """The denoiser that these settings ask for; all without a cache are one and the same.
@@ -49,10 +51,20 @@ class Denoisers:
             assert config.block_size is not None
             return ExactCache(
                 backbone, vocab.mask, len(vocab), config.block_size, shift=shift, verify=verify,
-                causal=config.cache == "causal",
+                causal=config.cache == "causal", engine=self._lean,
             )  # fmt: skip
         dual = config.cache == "dual"
-        return ApproximateCache(backbone, vocab.mask, len(vocab), dual=dual, shift=shift, verify=verify)
+        return ApproximateCache(
+            backbone, vocab.mask, len(vocab), dual=dual, shift=shift, verify=verify, engine=self._lean
+        )
+
+    @property
+    def _lean(self) -> LeanEngine | None:
+        """The weights as they are read fastest, read once; None where only the module computes them."""
+        backbone = self._weights()
+        if self._engine is None and supports(backbone):
+            self._engine = LeanEngine(backbone, len(self._parts.vocab), "fp32", rows=16)
+        return self._engine
 
     @property
     def plain(self) -> BackboneDenoiser:

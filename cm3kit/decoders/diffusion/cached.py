@@ -20,6 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.diffusion.passes import Passes, Verification
+from cm3kit.decoders.engine import LeanEngine
 from cm3kit.models.attention import block_mask
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -44,6 +45,7 @@ class ExactCache:
         verify: compare every pass with one without a cache, in `verification`.
         causal: whether the clean copy looked left id by id (`objectives.CausalBlocks`). Blocks then begin and end
             where the windows do.
+        engine: see `Passes`.
 
     Attributes:
         computed: for each row the places that the latest call took through the layers.
@@ -59,12 +61,13 @@ class ExactCache:
         shift: bool = False,
         verify: bool = False,
         causal: bool = False,
+        engine: LeanEngine | None = None,
     ) -> None:
         self.mask, self.block_size = mask, block_size
         self._causal, self._clean_size = causal, 1 if causal else block_size
         self.computed: tuple[int, ...] = ()
         self.verification = Verification() if verify else None
-        self._passes = Passes(backbone, vocab_size, shift)
+        self._passes = Passes(backbone, vocab_size, shift, engine)
         self._stored: dict[int, _Stored] = {}
 
     def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
@@ -197,6 +200,7 @@ class ApproximateCache:
         dual: whether what follows the block is kept too.
         shift: whether the logits of a slot are those of the place before it.
         verify: compare every pass over some places with one over all, in `verification`.
+        engine: see `Passes`.
 
     Attributes:
         computed: for each row the places that the latest call took through the layers.
@@ -211,11 +215,12 @@ class ApproximateCache:
         dual: bool,
         shift: bool = False,
         verify: bool = False,
+        engine: LeanEngine | None = None,
     ) -> None:
         self.mask, self.dual = mask, dual
         self.computed: tuple[int, ...] = ()
         self.verification = Verification() if verify else None
-        self._passes = Passes(backbone, vocab_size, shift)
+        self._passes = Passes(backbone, vocab_size, shift, engine)
         self._kept: dict[int, _Kept] = {}
 
     def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
