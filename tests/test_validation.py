@@ -120,13 +120,17 @@ def test_the_end_of_a_filling_is_counted_where_it_is_likeliest(corpus: Path) -> 
     assert found["fill_bits_per_token"] == pytest.approx(nats / math.log(2) / spanned, rel=1e-5)
 
 
-def test_the_bound_is_that_of_the_benchmark(corpus: Path) -> None:
+@pytest.mark.parametrize("masks", ["seen", "unseen"])
+def test_the_bound_is_that_of_the_benchmark(corpus: Path, masks: str) -> None:
     made = task(corpus, "masked-diffusion")
+    made.recipe = made.recipe.model_copy(update={"masks": masks})
+    unseen = masks == "unseen"
     backbone, tokenizer, image, vocab = tools(made)
     documents = made.documents.ids[:6]
     asked = MaskedDiffusion(vocab, continues=tuple(tokenizer.text.continues), grid=image.grid)
     theirs = bits_per_id(made, made.model.eval(), asked, documents, rounds=3)
-    ours = validate(backbone, asked, documents, tokenizer, image, 160, rounds=3)
+    ours = validate(backbone, asked, documents, tokenizer, image, 160, rounds=3, unseen=unseen)
+    assert ours != validate(backbone, asked, documents, tokenizer, image, 160, rounds=3, unseen=not unseen)
     assert ours["bound_bits_per_token"] == pytest.approx(theirs["all"], rel=1e-5)
     assert ours["bound_image_bits_per_code"] == pytest.approx(theirs["image"], rel=1e-5)
     # What training weighs does not change the figure.
@@ -134,7 +138,7 @@ def test_the_bound_is_that_of_the_benchmark(corpus: Path) -> None:
         vocab, continues=tuple(tokenizer.text.continues), grid=image.grid, drop=0.5, image_weight=3.0, norm="sequence",
         ordered=0.9,
     )  # fmt: skip
-    assert validate(backbone, weighed, documents, tokenizer, image, 160, rounds=3) == ours
+    assert validate(backbone, weighed, documents, tokenizer, image, 160, rounds=3, unseen=unseen) == ours
 
 
 def test_block_and_hybrid_have_their_figures_and_repeat_them(corpus: Path) -> None:

@@ -41,7 +41,7 @@ def evaluate(
     for backbone, objective in _decoders(parts):
         out |= validate(
             backbone.to(resolve_device(device)), objective, documents, tokenizer, parts.image, _row(parts, objective),
-            rows=rows, rounds=rounds, seed=seed,
+            rows=rows, rounds=rounds, seed=seed, unseen=parts.defaults.diffusion.unseen,
         )  # fmt: skip
     return out
 

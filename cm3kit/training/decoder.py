@@ -279,7 +279,7 @@ class DecoderTask:
             return {}
         return validate(
             self.model.backbone, self.objective, self._held, self.tokenizer, self.image, self.recipe.window,
-            causal_attention=self.recipe.attention == "causal",
+            causal_attention=self.recipe.attention == "causal", unseen=self.recipe.masks == "unseen",
         )  # fmt: skip
 
     def _held_out(self, count: int) -> list[list[int]]:

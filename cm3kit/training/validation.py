@@ -30,6 +30,14 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 Documents = Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Who looks where, besides what an exercise says: left only, or not at places with an id."""
+
+    causal: bool
+    unseen: int | None
+
+
 @dataclass
 class Tally:
     """Nats of what was asked for, by kind of id; how many ids that stands for, and how often `<eoss>` was likeliest."""
@@ -67,6 +75,7 @@ def validate(
     window: int,
     *,
     causal_attention: bool = False,
+    unseen: bool = False,
     rows: int = 4,
     rounds: int = 2,
     seed: int = 0,
@@ -84,6 +93,7 @@ def validate(
 
     Args:
         causal_attention: whether the decoder looks left whatever the objective.
+        unseen: whether open slots are seen by nobody else, as they were in training.
         rows: of one pass.
         seed: of what is hidden.
     """
@@ -94,7 +104,8 @@ def validate(
             exercises = asked.exercises(documents, rng, window)
             if prefix == "fill_":
                 exercises = [_only_spans(each, tokenizer.vocab) for each in exercises]
-            _ask(backbone, exercises, tokenizer, (rows, window), causal_attention, tally)
+            look = _Look(causal_attention, tokenizer.vocab.mask if unseen else None)
+            _ask(backbone, exercises, tokenizer, (rows, window), look, tally)
         out |= tally.figures(prefix, tokenizer, image)
     return out
 
@@ -165,7 +176,7 @@ def _ask(
     exercises: list[Exercise],
     tokenizer: PageTokenizer,
     shape: tuple[int, int],
-    causal_attention: bool,
+    look: _Look,
     tally: Tally,
 ) -> None:
     """Add a decoder's answers to all exercises to a tally, in packed rows of a shape (rows, window)."""
@@ -177,7 +188,7 @@ def _ask(
     while exercises:
         packed = pack(exercises, *shape)
         placed = set(packed.documents_BT.flatten().tolist())
-        targets, weights, nats, right = _answers(backbone, packed, causal_attention)
+        targets, weights, nats, right = _answers(backbone, packed, look)
         for target, weight, cost, hit in zip(targets, weights, nats, right, strict=True):
             tally.nats[_kind(target, vocab)] += weight * cost
             if target == vocab.eoss:
@@ -186,14 +197,15 @@ def _ask(
 
 
 def _answers(
-    backbone: PreTrainedModel, packed: Packed, causal_attention: bool
+    backbone: PreTrainedModel, packed: Packed, look: _Look
 ) -> tuple[list[int], list[float], list[float], list[bool]]:
     """Target, weight, nats and whether it was the likeliest, of each place that weighs."""
     on = Packed(*(each.to(backbone.device) for each in packed))
-    if causal_attention:
+    if look.causal:
         mask_B1TT = block_mask(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
     else:
-        mask_B1TT = block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT)
+        unseen_BT = None if look.unseen is None else on.ids_BT == look.unseen
+        mask_B1TT = block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
     times_BT = on.times_BT if is_timed(backbone) else None
     hidden_BTD = hidden_states(backbone, on.ids_BT, mask_B1TT, on.places_BT, times_BT)
     chosen_BT = on.weights_BT > 0
