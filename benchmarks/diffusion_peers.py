@@ -1,11 +1,14 @@
 """Time, passes and memory of masked-diffusion decoders on the same weights, in the same run, for the same ids.
 
-    OMP_NUM_THREADS=1 python benchmarks/diffusion_peers.py [--reference generate.py] [--sizes small wide]
+    OMP_NUM_THREADS=1 python benchmarks/diffusion_peers.py [--reference generate.py] [--sizes small wide] [--block 16]
 
 The contestants are LLaDA's own loop, read from a file that you name, diffusers' `LLaDA2Pipeline` with its scheduler
 and with ours, and `Diffusion`. All write as many ids at each pass, the surest first, in one block, so that the ids must
-come out alike; the run stops if they do not. Runs alternate and the fastest of each counts. Memory is the peak beyond
-the loaded weights, each in a process of its own. `--clock cpu` counts processor time, for machines that are shared.
+come out alike; the run stops if they do not. With `--block` the model is one whose blocks never look at later ones, as
+LLaDA 2's, every block takes `--steps` passes, and ours keeps what is finished, which the peers compute anew.
+
+Runs alternate and the fastest of each counts. Memory is the peak beyond the loaded weights, each in a process of its
+own. `--clock cpu` counts processor time, for machines that are shared.
 """
 
 from __future__ import annotations
@@ -28,12 +31,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
+from cm3kit.decoders.diffusion.cached import ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.external import ModuleDenoiser
 from cm3kit.decoders.diffusion.free import Free
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.scheduler import MaskedDiffusionScheduler
+from cm3kit.decoders.engine import LeanEngine
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.types import Board, Stretch
 
@@ -48,12 +53,16 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 @dataclass(frozen=True)
 class Task:
-    """A prompt of so many ids in each of the rows, as many masks after it, and the passes to fill them in."""
+    """A prompt of so many ids in each of the rows, as many masks after it, and the passes to fill them in.
+
+    Where there are blocks, the passes are those of one.
+    """
 
     size: str
     rows: int
     length: int
     steps: int
+    block: int | None = None
 
     @property
     def prompt_BP(self) -> Tensor:
@@ -74,11 +83,11 @@ class Result:
 
 
 class Bidirectional(torch.nn.Module):
-    """The backbone as LLaDA and diffusers call it: everything looks everywhere. Counts its passes."""
+    """The backbone as LLaDA and diffusers call it, which looks everywhere, or up to its block. Counts its passes."""
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    def __init__(self, backbone: PreTrainedModel, block: int | None = None) -> None:
         super().__init__()
-        self.backbone, self.passes = backbone, 0
+        self.backbone, self.passes, self.block = backbone, 0, block
         self.device, self.dtype = torch.device("cpu"), torch.float32
 
     def forward(
@@ -86,7 +95,12 @@ class Bidirectional(torch.nn.Module):
     ) -> SimpleNamespace:
         """Logits (B, T, V) of everything; no row is padded here, so the mask says nothing."""
         self.passes += 1
-        output = self.backbone(input_ids=input_ids, is_causal=False, use_cache=False)
+        if self.block is None:
+            output = self.backbone(input_ids=input_ids, is_causal=False, use_cache=False)
+        else:
+            block_T = torch.arange(input_ids.shape[1]) // self.block
+            seen_TT = block_T[None] <= block_T[:, None]
+            output = self.backbone(input_ids=input_ids, attention_mask=seen_TT[None, None], use_cache=False)
         return SimpleNamespace(logits=output.logits)
 
 
@@ -114,9 +128,9 @@ def reference(path: Path, model: Bidirectional) -> Run:
         ids_BT = module.generate(
             model,
             task.prompt_BP,
-            steps=task.steps,
+            steps=task.steps * (task.length // (task.block or task.length)),
             gen_length=task.length,
-            block_length=task.length,
+            block_length=task.block or task.length,
             mask_id=MASK,
         )
         return ids_BT[:, task.length :], model.passes - before
@@ -132,7 +146,7 @@ def pipeline(scheduler: Any, model: Bidirectional) -> Run:
         before = model.passes
         # The prompt fills the first block, so that the second sees the whole canvas. Above 1 only quotas count.
         found = pipe(
-            input_ids=task.prompt_BP, gen_length=task.length, block_length=task.length, threshold=1.5,
+            input_ids=task.prompt_BP, gen_length=task.length, block_length=task.block or task.length, threshold=1.5,
             num_inference_steps=task.steps, editing_threshold=None, mask_token_id=MASK, eos_token_id=None,
             output_type="seq",
         )  # fmt: skip
@@ -143,7 +157,8 @@ def pipeline(scheduler: Any, model: Bidirectional) -> Run:
 
 def ours(denoiser: Denoiser, vocab: int) -> Run:
     def run(task: Task) -> tuple[Tensor, int]:
-        config = presets["uniform"].config(steps=task.steps, batch_size=task.rows)
+        blocks = {"block_size": task.block, "cache": "exact"} if task.block else {}
+        config = presets["uniform"].config(steps=task.steps, batch_size=task.rows, **blocks)
         decoder = Diffusion(
             denoiser, lambda board: Free(board, vocab, MASK, EOSS), config, eoss=EOSS, image=range(0)
         )
@@ -156,14 +171,23 @@ def ours(denoiser: Denoiser, vocab: int) -> Run:
     return run
 
 
-def contestants(size: str, path: Path | None) -> dict[str, Run]:
+def contestants(size: str, path: Path | None, block: int | None = None) -> dict[str, Run]:
     model, vocab = backbone(size), SIZES[size][1]
-    wrapped = Bidirectional(model)
+    wrapped = Bidirectional(model, block)
     found = {} if path is None else {"LLaDA generate.py": reference(path, wrapped)}
-    return {
-        **found,
+    found |= {
         "diffusers pipeline": pipeline(BlockRefinementScheduler(), wrapped),
         "diffusers pipeline, cm3kit scheduler": pipeline(MaskedDiffusionScheduler(), wrapped),
+    }
+    if block is not None:
+        engine = LeanEngine(model, vocab, "fp32", rows=16)
+        return {
+            **found,
+            "cm3kit, transformers module": ours(ExactCache(model, MASK, vocab, block), vocab),
+            "cm3kit": ours(ExactCache(model, MASK, vocab, block, engine=engine), vocab),
+        }
+    return {
+        **found,
         "cm3kit, transformers module": ours(ModuleDenoiser(model, MASK, attention="full"), vocab),
         "cm3kit": ours(BackboneDenoiser(model, MASK, vocab), vocab),
     }
@@ -197,7 +221,7 @@ def peak(name: str, task: Task, path: Path | None) -> int | None:
 
 
 def child(name: str, task: Task, path: Path | None) -> None:
-    run = contestants(task.size, path)[name]
+    run = contestants(task.size, path, task.block)[name]
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists() or not clear.exists():
         print(None)
@@ -216,10 +240,13 @@ def _status(path: Path, field: str) -> int:
 def measure(tasks: list[Task], path: Path | None, repeats: int, clock: str, memory: bool) -> list[Result]:
     results = []
     for size in dict.fromkeys(task.size for task in tasks):
-        runs = contestants(size, path)
+        runs = contestants(size, path, tasks[0].block)
         for task in [each for each in tasks if each.size == size]:
             found = compare(task, runs, repeats, CLOCKS[clock])
-            print(f"\n### {size}, {task.rows} x ({task.length} + {task.length}) ids in {task.steps} passes\n")
+            each = f" for each of {task.length // task.block} blocks" if task.block else ""
+            print(
+                f"\n### {size}, {task.rows} x ({task.length} + {task.length}) ids in {task.steps} passes{each}\n"
+            )
             print("| contestant | seconds | ms a pass | passes | times as fast as the first | peak MiB |")
             print("|---|---|---|---|---|---|", flush=True)
             first = next(iter(found.values()))[0]
@@ -240,6 +267,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--length", type=int, default=64, help="ids of the prompt, and of the answer")
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument(
+        "--block", type=int, help="ids of a block, a part of --length, of a model trained in blocks"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--no-memory", action="store_true", help="start no processes to measure memory")
@@ -253,7 +283,9 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.clock} clock, best of {args.repeats}"
     )
-    tasks = [Task(size, rows, args.length, args.steps) for size in args.sizes for rows in args.rows]
+    tasks = [
+        Task(size, rows, args.length, args.steps, args.block) for size in args.sizes for rows in args.rows
+    ]
     results = measure(tasks, args.reference, args.repeats, args.clock, not args.no_memory)
     if args.json:
         args.json.write_text(
