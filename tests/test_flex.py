@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 V = 40
 COLOURS = "red", "green", "blue", "black"
 LOOP = LoopSettings(
-    steps=4, batch_size=2, precision="fp32", save_every=4, preview_every=100, log_every=1, validate_every=2, ema=0.9
+    steps=3, batch_size=2, precision="fp32", save_every=4, preview_every=100, log_every=1, validate_every=2, ema=0.9
 )  # fmt: skip
 plain = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
@@ -77,7 +77,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task(corpus: Path, packing: str, **changes: Any) -> DecoderTask:
-    shape = BackboneConfig(hidden_size=64, layers=2, heads=4, kv_heads=2, intermediate_size=64, std=0.1)
+    shape = BackboneConfig(hidden_size=64, layers=1, heads=4, kv_heads=2, intermediate_size=64, std=0.1)
     settings = {"window": 150, "backbone": shape, "loop": LOOP, "previews": (), "packing": packing}
     places = {"data": corpus, "text": corpus, "image": corpus / "image"}
     return DecoderTask(DecoderRecipe.model_validate({**places, **settings, **changes}), corpus / "cache")
@@ -182,7 +182,7 @@ def test_every_objective_has_the_loss_of_dense_masks(
     def never(*numbers: Tensor, **given: Any) -> Tensor:
         raise AssertionError("a dense mask was made")
 
-    for step in (0, 3):  # which is before and after annealing
+    for step in (0, 3) if "anneal" in changes else (3,):  # which is before and after annealing
         found = []
         for packing in ("dense", "flex"):
             made = task(corpus, packing, **changes)
@@ -213,7 +213,7 @@ def test_a_run_has_the_losses_of_dense_masks_and_exports_no_word_of_it(
         [json.loads(line) for line in (tmp_path / each / "log.jsonl").read_text().splitlines()]
         for each in ("flex", "dense")
     )
-    assert len(ours) == len(theirs) == 4
+    assert len(ours) == len(theirs) == 3
     for mine, yours in zip(ours, theirs, strict=True):
         assert mine.keys() == yours.keys() and "held bits_per_token" in ours[1]
         for name in mine.keys() - {"seconds"}:
