@@ -29,7 +29,7 @@ from cm3kit.training.launch import launch
 from cm3kit.training.loop import LoopSettings, train
 from cm3kit.training.shares import Mean, cut, pooled
 from cm3kit.training.vqgan import CodebookSettings, VqganRecipe, VqganTask
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
@@ -261,6 +261,34 @@ def test_processes_stop_together_when_one_is_asked_to(tmp_path: Path) -> None:
     train(Fake(), LOOP, tmp_path / "run", device="cpu")
     train(Fake(), LOOP, tmp_path / "one", device="cpu")
     assert_alike(tmp_path / "run", tmp_path / "one")
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
+@forks
+def test_processes_take_smaller_micro_batches_together_where_one_has_no_room(tmp_path: Path) -> None:
+    train(Fake(), LOOP, tmp_path / "one", device="cpu")
+
+    def work(rank: int) -> None:
+        def full(step: int) -> None:
+            if rank == 1 and step >= 1 and task.rows[-1] > 1:  # when there are moments
+                raise torch.OutOfMemoryError("out of memory")
+
+        task, heard = Fake(full), list[str]()
+        train(task, LOOP, tmp_path / "two", device="cpu", warn=heard.append)
+        # Steps are tried out when they are new, and not after.
+        assert task.rows == [2, 2, 2] + [1, 1] * 6
+        assert heard == ([] if rank else [
+            "step 2 does not fit in the memory; going on with 2 micro-batches instead of 1, and the same batch"
+        ])  # fmt: skip
+        task = Fake(lambda step: raising(torch.OutOfMemoryError("out of memory")) if rank else None)
+        with pytest.raises(DataError, match=r"step 1 does not fit in the memory .out of memory.*recompute"):
+            train(task, LOOP.model_copy(update={"batch_size": 2}), tmp_path / "none", device="cpu")
+
+    in_processes(2, tmp_path / "two", work)
+    assert_alike(tmp_path / "two", tmp_path / "one")
 
 
 def test_shares_are_all_rows_once_and_figures_are_put_together_exactly() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from cm3kit import training
 from cm3kit.config import Settings, read_yaml, resolve, trace
+from cm3kit.training.precision import processes, rank, started_alone
 from cm3kit.training.run import kind_of, recipe_path, recipes, shipped_recipes, traced
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError
@@ -131,3 +133,58 @@ def test_several_processes_run_the_same_command(monkeypatch: pytest.MonkeyPatch,
     assert all(pair in pairs for pair in zip(given[:-1:2], given[1:-1:2], strict=True)) and "-q" in command
     assert run(["train", "text", "--num-processes", "2"]) == 2
     assert "one process" in capsys.readouterr().err
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    """The environment that `accelerate launch` gives to what it starts."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+    given = [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--num_processes",
+        "2",
+    ]
+    args = launch_command_parser().parse_args([*given, *flags, "-m", "cm3kit_cli"])
+    args = _validate_launch_command(args)[0]
+    found = prepare_simple_launcher_cmd_env(args)[1] if args.cpu else prepare_multi_gpu_env(args)
+    for name in found.keys() - os.environ.keys():
+        monkeypatch.setenv(name, found[name])
+
+
+@pytest.mark.parametrize("flag", ["--use_fsdp", "--use_megatron_lm"])
+def test_accelerate_is_not_left_to_spread_the_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path, flag: str
+) -> None:
+    launched(monkeypatch, flag)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["train", "cm3", "-o", str(tmp_path / "run"), "-q"]) == 1
+    name = flag.removeprefix("--use_").upper()
+    assert capsys.readouterr().err == (
+        f"cm3kit train cm3: accelerate is configured for {name}, which this loop does not use; launch with --multi_gpu"
+        " instead, and set loop.shard=true to spread the model over the processes (FSDP2). [bad_config]\n"
+    )
+
+
+def test_one_process_where_several_were_asked_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert started_alone() is None
+    with monkeypatch.context() as patch:
+        launched(patch, "--cpu")
+        heard: list[str] = []
+        with pytest.raises(ConfigError):  # a recipe that is not there comes after
+            training.run("cm3", [Path("nowhere")], warn=heard.append)
+        assert len(heard) == 1 and "has started one process" in heard[0] and "--multi_gpu" in heard[0]
+        patch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+        patch.setenv("OMPI_COMM_WORLD_RANK", "1")
+        assert started_alone() is None and (processes(), rank()) == (2, 1)
+        patch.setattr("torch.cuda.is_available", lambda: True)  # accelerate reads these for CPUs alone
+        assert (processes(), rank()) == (1, 0)
+        patch.setenv("WORLD_SIZE", "4")
+        assert processes() == 4
+    launched(monkeypatch, "--multi_gpu")
+    assert started_alone() is None

@@ -14,10 +14,11 @@ halves swapped). The order in which the ids stand in the row does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import pad
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`mod(row, head, query, key)`: whether that query may look at that key (FlexAttention, arXiv:2412.05496)."""
@@ -26,6 +27,7 @@ Numbers = tuple[Tensor, Tensor, Tensor]
 """Document, block, and whether noisy, of some ids."""
 
 WHOLE = slice(None)
+TILE = 128  # queries and keys of a tile that FlexAttention does or skips
 
 
 def block_mask(
@@ -77,25 +79,57 @@ def row_mask(ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) 
     return seen_B11T & (ids_BT != unseen)[:, None, None] | (place_T[:, None] == place_T)
 
 
-def mask_mod(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> MaskMod:
+def mask_mod(
+    documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, unseen_BT: Tensor | None = None
+) -> MaskMod:
     """The mask of `block_mask` as a function of indices, for FlexAttention."""
-    noisy_BT = noisy_BT.bool()
+    # A kernel reads these for every pair of a tile that is not all alike.
+    document_BT, block_BT, noise_BT = documents_BT.int(), blocks_BT.int(), noisy_BT.bool()
 
     def mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        asking = documents_BT[row, query], blocks_BT[row, query], noisy_BT[row, query]
-        asked = documents_BT[row, key], blocks_BT[row, key], noisy_BT[row, key]
+        asking = document_BT[row, query], block_BT[row, query], noise_BT[row, query]
+        asked = document_BT[row, key], block_BT[row, key], noise_BT[row, key]
         return (query == key) | _sees(asking, asked)
 
-    return mod
+    if unseen_BT is None:
+        return mod
+
+    def without_unseen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query == key) | (mod(row, head, query, key) & ~unseen_BT[row, key])
+
+    return without_unseen
 
 
-def flex_mask(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> Any:
-    """The mask of `block_mask` as FlexAttention's `BlockMask`, which skips tiles where nobody may look."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def flex_mask(
+    documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor, unseen_BT: Tensor | None = None
+) -> BlockMask:
+    """The mask of `block_mask` as FlexAttention's `BlockMask`, which skips tiles where nobody may look.
 
+    The tiles are counted one row of them after another, so that the whole mask is never in memory.
+    """
     rows, length = documents_BT.shape
-    mod = mask_mod(documents_BT, blocks_BT, noisy_BT)
-    return create_block_mask(mod, rows, None, length, length, device=documents_BT.device)
+    count = -(-length // TILE)
+    seen = []
+    for start in range(0, length, TILE):
+        queries = slice(start, min(start + TILE, length))
+        mask_BQT = block_mask(documents_BT, blocks_BT, noisy_BT, queries, unseen_BT)[:, 0]
+        whole_BQT = pad(mask_BQT, (0, count * TILE - length))
+        seen.append(whole_BQT.view(rows, -1, count, TILE).sum((1, 3)))
+    seen_B1IJ = torch.stack(seen, 1)[:, None]
+    full_B1IJ = seen_B1IJ == TILE * TILE
+    return BlockMask.from_kv_blocks(
+        *_listed((seen_B1IJ > 0) & ~full_B1IJ),
+        *_listed(full_B1IJ),
+        BLOCK_SIZE=TILE,
+        mask_mod=mask_mod(documents_BT, blocks_BT, noisy_BT, unseen_BT),
+        seq_lengths=(length, length),
+    )
+
+
+def _listed(tiles_B1IJ: Tensor) -> tuple[Tensor, Tensor]:
+    """How many tiles of each row of them there are, and which, those first."""
+    order_B1IJ = torch.argsort(tiles_B1IJ.int(), dim=-1, descending=True, stable=True)
+    return tiles_B1IJ.sum(-1).int(), order_B1IJ.int()
 
 
 def annealed(

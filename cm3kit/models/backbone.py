@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -31,7 +32,7 @@ from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
 from cm3kit_tokenizers.errors import ModelError
 
-Attention = Literal["causal", "full"] | Tensor
+Attention = Literal["causal", "full"] | Tensor | BlockMask
 
 FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM),
@@ -222,7 +223,8 @@ def hidden_states(
     """Last hidden states after the final norm, (B, T, D); `head` turns any selection of them into logits.
 
     Args:
-        attention: "causal", "full", or a boolean mask (B or 1, 1, T, T), True where a position may look.
+        attention: "causal", "full", or a boolean mask (B or 1, 1, T, T), True where a position may look, which a
+            model that `models.flex.use_flex` has seen takes as a `BlockMask` too.
         times: diffusion times in [0, 1], (B,) or (B, T), of a model that is conditioned on them.
 
     Raises:
@@ -231,7 +233,7 @@ def hidden_states(
     options: dict[str, Any] = {**time_inputs(model, times, ids_BT.shape)}
     if position_ids_BT is None:
         position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    if isinstance(attention, Tensor):
+    if not isinstance(attention, str):
         options["attention_mask"] = attention
     elif attention == "full" and _takes_is_causal(model):
         options["is_causal"] = False

@@ -8,14 +8,23 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.data.corpus import load_documents
 from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
-from cm3kit.models.attention import annealed, block_mask
-from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, load_backbone, save_backbone
+from cm3kit.models.attention import annealed, block_mask, flex_mask
+from cm3kit.models.backbone import (
+    Attention,
+    BackboneConfig,
+    build_backbone,
+    forward,
+    load_backbone,
+    save_backbone,
+)
 from cm3kit.models.embeddings import init_mask_embedding
+from cm3kit.models.flex import Packing, flexes_on, prepare
 from cm3kit.models.lora import LoraSettings, add_lora, without_lora
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
@@ -71,6 +80,9 @@ class DecoderRecipe(Settings):
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
+        packing: whether documents side by side in a row are kept apart by FlexAttention, which leaves out what nobody
+            sees, or by a dense mask; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair by
+            pair, and those of validation and previews are dense.
         previews: prompts that previews draw.
     """
 
@@ -88,6 +100,7 @@ class DecoderRecipe(Settings):
     masks: Literal["seen", "unseen"] = "seen"
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
+    packing: Packing = "auto"
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
     loop: LoopSettings = LoopSettings()
 
@@ -108,7 +121,7 @@ class Scorer(nn.Module):
         self.backbone = backbone
 
     def forward(
-        self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Tensor, places_BT: Tensor,
+        self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Attention, places_BT: Tensor,
         times_BT: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Nats (B, T) of each target; inside this call, so that compiling fuses softmax and loss."""
@@ -139,6 +152,7 @@ class DecoderTask:
             self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
             self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
         self.model = Scorer(self._backbone()).train()
+        self._flex = prepare(recipe.packing, self.model.backbone)
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
@@ -244,15 +258,17 @@ class DecoderTask:
         nats_BT: Tensor = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
         return nats_BT
 
-    def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor:
+    def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor | BlockMask:
         recipe = self.recipe
+        flex = self._flex and flexes_on(on.ids_BT.device, recipe.packing)
+        masked = flex_mask if flex else block_mask
         if recipe.attention == "causal":
-            return block_mask(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+            return masked(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
         unseen_BT = on.ids_BT == self.vocab.mask if recipe.masks == "unseen" else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
         if open_share < 1:
             return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
-        return block_mask(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
+        return masked(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
 
     def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
         scored_BT = on.weights_BT > 0

@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from cm3kit.config import read_yaml, resolve
 from cm3kit.data.corpus import listing
 from cm3kit.data.web.loader import INDEX
-from cm3kit.models.backbone import build_backbone
+from cm3kit.models.backbone import Attention, build_backbone
+from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
 from cm3kit.models.timestep import add_timestep
 from cm3kit.models.transplant import borrow_text
@@ -181,8 +182,10 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
     """A decoder of fake tensors, its sizes, and what else a step of it holds at its fullest moment, in bytes."""
     loop = recipe.loop
     shape = -(-loop.batch_size // loop.accumulate), recipe.window
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
         backbone = _backbone(recipe, vocab_size)
+    flex = prepare(recipe.packing, backbone.train()) and flexes_on(device, recipe.packing)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         model = Scorer(refilled(backbone)).train()
         sizes = Sizes.of(model)
@@ -192,14 +195,18 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
         optimizer = torch.optim.AdamW(learning, fused=True)
         average = {name: each.detach().float().clone() for name, each in _state(model).items()}
         ids_BT = torch.zeros(shape, dtype=torch.long)
-        mask_B1TT = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
+        mask: Attention = (
+            "causal"  # FlexAttention holds what attention without a mask does, and a few numbers
+        )
+        if not flex:
+            mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
         times = (torch.zeros(shape),) if recipe.timestep is not None else ()
         for _ in range(2):  # of which the first makes the moments
             live.peak = live.now
             optimizer.zero_grad()
             for _ in range(min(2, loop.accumulate)):
                 with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                    nats_BT = model(ids_BT, ids_BT, mask_B1TT, ids_BT, *times)
+                    nats_BT = model(ids_BT, ids_BT, mask, ids_BT, *times)
                     loss = (nats_BT * torch.ones(shape)).sum() / torch.ones(())
                 _backward(loss)
                 del nats_BT, loss

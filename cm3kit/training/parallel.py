@@ -65,17 +65,7 @@ def recompute(model: nn.Module) -> None:
 
 
 def prepare(task: Task, optimizer: Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
-    """The model and the optimizer as they are called in a step; with several processes gradients are their mean.
-
-    Raises:
-        ConfigError: accelerate has been told to spread the model itself.
-    """
-    own = accelerator.distributed_type.value
-    if own in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise ConfigError(
-            f"accelerate is configured for {own}, which this loop does not use; leave it out, and set loop.shard=true.",
-            code="bad_config",
-        )
+    """The model and the optimizer as they are called in a step; with several processes gradients are their mean."""
     if is_spread(task.model):
         return task.model, optimizer
     # The discriminator of an image tokenizer sits out the first steps.

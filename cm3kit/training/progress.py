@@ -46,6 +46,9 @@ class Progress:
         self.accumulate, self.left_out = settings.accumulate, set[int]()
         self.saved: int | None = None
         self.whole = True  # False inside a step, when weights, moments and averages are not of one step
+        self.rehearsed: tuple[int, bool] | None = (
+            None  # micro-batches, and with moments, that have found room
+        )
         self.updating = False  # True while weights and moments are changed
         self.wrapped, self.prepared = prepare(task, self.optimizer, accelerator)
         self.ema = {

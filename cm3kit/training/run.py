@@ -14,7 +14,7 @@ from cm3kit.registry import Registry
 from cm3kit.training.loop import train
 from cm3kit.training.observe import Observer
 from cm3kit.training.page import ReportPage
-from cm3kit.training.precision import in_turn, rank
+from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import LoopSettings, Report, Task, Warn
 from cm3kit.training.trackers import trackers
@@ -109,6 +109,8 @@ def run(
 
     A recipe is a YAML file, or the name of one that ships (such as `emoji-vqgan`).
     """
+    if line := started_alone():
+        warn(line)
     start = trainable[kind]
     shape, base = recipes[kind]()
     recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], list(overrides))

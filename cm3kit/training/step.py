@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -46,21 +46,51 @@ def one_step(progress: Progress, model: nn.Module, asked: Sequence[int], warn: W
     """
     while True:
         before = [each.clone() for each in progress.task.model.buffers()]
-        told = ""
-        try:
-            return _attempt(progress, model, asked, before)
-        except RuntimeError as error:
-            # A step that is half taken cannot be taken again.
-            if progress.updating or not _is_out_of_memory(error):
-                raise
-            told = str(error).split("\n")[0][:100]
+        rehearsed = _is_rehearsed(progress)
+        told = "" if rehearsed else _rehearse(progress)
+        if not rehearsed:
+            _forget(progress, before)
+        if not told:
+            try:
+                return _attempt(progress, model, asked, before)
+            except RuntimeError as error:
+                # A step that is half taken cannot be taken again.
+                if progress.updating or not _is_out_of_memory(error):
+                    raise
+                told, rehearsed = _first_line(error), True
         # Only here, where the error no longer holds on to what the step has computed.
-        _put_back(progress.task.model, before)
-        progress.prepared.zero_grad()
+        _forget(progress, before)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        _make_room(progress, told, warn)
+        _make_room(progress, told, warn, together=not rehearsed)
+
+
+def _is_rehearsed(progress: Progress) -> bool:
+    """Whether a step of such micro-batches has found room in every process, with the moments that there are now.
+
+    Where one of several processes runs out of memory, the others are in the middle of adding up gradients and would
+    wait for it for ever. So the first steps are tried out before, in each process by itself. Where weights are spread,
+    layers wait for one another and that is not possible; where the model is compiled, it would be compiled twice.
+    """
+    if progress.accelerator.num_processes == 1 or progress.settings.compile or is_spread(progress.task.model):
+        return True
+    return progress.rehearsed == (progress.accumulate, bool(progress.optimizer.state))
+
+
+def _rehearse(progress: Progress) -> str:
+    """Find this process's gradients for nothing; why one of all processes could not, or nothing where all could."""
+    told = ""
+    try:
+        rng, batch = _draw(progress)
+        # DDP's wrapper waits for the others even where it adds nothing up: for buffers, and to arrange its buckets.
+        _gradients(progress, progress.task.model, batch, rng)
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        told = _first_line(error)
+    progress.rehearsed = progress.accumulate, bool(progress.optimizer.state)
+    return next(filter(None, gathered(progress.accelerator, told)), "")
 
 
 def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before: list[Tensor]) -> Done:
@@ -69,25 +99,8 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
         rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
         group["lr"] = rate * group["factor"]
     rng, batch = _draw(progress)
-    first = who.process_index * progress.accumulate
-    shares = cut(progress.task, batch, settings.batch_size, who.num_processes * progress.accumulate)
-    mine = shares[first : first + progress.accumulate]
     progress.whole = False
-    progress.prepared.zero_grad()
-    seed = int(torch.randint(2**62, (), generator=rng))
-    loss, found = 0.0, []
-    for number, share in enumerate(mine):
-        last = number == len(mine) - 1
-        with quiet(progress.wrapped, who, last):
-            with _dropout_from(seed, first + number, who.device), who.autocast():
-                # Each share sees the random numbers that the whole batch would.
-                own = rng if len(mine) == 1 else rng.clone_state()
-                value, figures = progress.task.loss(model, share.batch, step, own)
-            # Gradients of processes are averaged, and ours are to be added up.
-            factor = share.factor * who.num_processes
-            who.backward(value if factor == 1 else value * factor)
-        loss += value.item() * share.factor
-        found.append((share.part, figures))
+    loss, found = _gradients(progress, model, batch, rng)
     everyone = gathered(who, (loss, found, bool(asked)))
     loss = sum(each for each, _, _ in everyone)
     figures = pooled(each for _, theirs, _ in everyone for each in theirs)
@@ -107,6 +120,32 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     return Done(
         {"loss": loss, "norm": norm, "rate": rate, **figures}, verdict, any(each for _, _, each in everyone)
     )
+
+
+def _gradients(
+    progress: Progress, model: nn.Module, batch: Any, rng: Generator
+) -> tuple[float, list[tuple[float, Mapping[str, float]]]]:
+    """Gradients of this process's share, micro-batch by micro-batch, with its loss and its figures."""
+    settings, step, who = progress.settings, progress.step, progress.accelerator
+    first = who.process_index * progress.accumulate
+    shares = cut(progress.task, batch, settings.batch_size, who.num_processes * progress.accumulate)
+    mine = shares[first : first + progress.accumulate]
+    progress.prepared.zero_grad()
+    seed = int(torch.randint(2**62, (), generator=rng))
+    loss, found = 0.0, list[tuple[float, Mapping[str, float]]]()
+    for number, share in enumerate(mine):
+        last = number == len(mine) - 1
+        with quiet(progress.wrapped, who, last):
+            with _dropout_from(seed, first + number, who.device), who.autocast():
+                # Each share sees the random numbers that the whole batch would.
+                own = rng if len(mine) == 1 else rng.clone_state()
+                value, figures = progress.task.loss(model, share.batch, step, own)
+            # Gradients of processes are averaged, and ours are to be added up.
+            factor = share.factor * who.num_processes
+            who.backward(value if factor == 1 else value * factor)
+        loss += value.item() * share.factor
+        found.append((share.part, figures))
+    return loss, found
 
 
 def _draw(progress: Progress) -> tuple[Generator, Any]:
@@ -162,15 +201,25 @@ def _put_back(model: nn.Module, before: list[Tensor]) -> None:
             each.copy_(old)
 
 
+def _forget(progress: Progress, before: list[Tensor]) -> None:
+    """Leave nothing of a step that is not taken."""
+    _put_back(progress.task.model, before)
+    progress.prepared.zero_grad()
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or any(each in str(error) for each in NO_ROOM)
 
 
-def _make_room(progress: Progress, told: str, warn: Warn) -> None:
-    """Twice as many micro-batches; DataError where that cannot be, or only one of several processes knows of it."""
+def _first_line(error: RuntimeError) -> str:
+    return str(error).split("\n")[0][:100] or type(error).__name__
+
+
+def _make_room(progress: Progress, told: str, warn: Warn, together: bool) -> None:
+    """Twice as many micro-batches; DataError where that cannot be, or where not all processes may know of it."""
     processes, rows = progress.accelerator.num_processes, progress.settings.batch_size
     now, more = progress.accumulate, min(2 * progress.accumulate, rows // processes)
-    if more <= now or processes > 1:
+    if more <= now or (processes > 1 and not together):
         advice = (
             f"set loop.accumulate={more}, which keeps the batch as it is, and rerun" if more > now else ""
         )
