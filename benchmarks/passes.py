@@ -49,9 +49,10 @@ def ways(kit: Kit) -> dict[str, Way]:
         out["in order, L" if steps == 8 else "in order, L/2"] = (ordered,) * 2
     for size in (1, 2, 4):
         out[f"blocks of {size}, one pass each"] = ({**how, "block_size": size, "steps": 1},) * 2
-    for tau in (0.9, 0.7, 0.5, 0.3):
-        sure = {**how, "accept": {"name": "threshold", "tau": tau}}
-        out[f"threshold {tau}"] = (sure,) * 2
+    for order in ("probability", "joint"):
+        for tau in (0.9, 0.7, 0.5, 0.3):
+            sure = {**how, "order": order, "accept": {"name": "threshold", "tau": tau}}
+            out[f"{'threshold' if order == 'probability' else 'joint'} {tau}"] = (sure,) * 2
     for preset in ("ascending", "ascending-eoser"):
         out[preset] = ({"decoder": "diffusion", "sampler": preset},) * 2
     for steps in (2, 4):

@@ -221,11 +221,15 @@ def test_confidences_are_their_closed_forms() -> None:
         orders.entropy(scores).tolist(), [math.exp(-entropy), 0.25, 1.0], rtol=0, atol=1e-7
     )
     assert orders.left_to_right(scores).tolist() == pytest.approx([1.0, 2 / 3, 1 / 3])
+    assert orders.joint(scores).tolist() == pytest.approx([1.0, 0.3 * 0.25, 0.3 * 0.25])
+    sure = scores_of([[0.1, 0.9], [0.02, 0.98], [0.01, 0.99], [0.5, 0.5], [0.0, 1.0]], picks=[1, 1, 1, 0, 1])
+    for tau, count in ((0.95, 1), (0.88, 2), (0.87, 3), (0.4, 5)):  # 1, .882, .873, .437, .437
+        assert chosen(accepts.threshold(orders.joint(sure), 1, tau=tau)) == list(range(count))
 
 
 def test_a_slot_with_one_possible_id_is_certain() -> None:
     only = Scores(torch.tensor([4]), torch.zeros(1, 1), torch.tensor([0]), 0, 1, generator(0))
-    assert all(axes.order[name](only).tolist() == [1.0] for name in (*CONFIDENCES, "left-to-right"))
+    assert all(axes.order[name](only).tolist() == [1.0] for name in (*CONFIDENCES, "left-to-right", "joint"))
 
 
 @pytest.mark.parametrize("name", list(axes.order))
@@ -247,7 +251,7 @@ def test_no_open_slots_have_no_scores(name: str) -> None:
     assert axes.order[name](none).shape == (0,)
 
 
-@pytest.mark.parametrize("name", [*CONFIDENCES, "left-to-right"])
+@pytest.mark.parametrize("name", [*CONFIDENCES, "left-to-right", "joint"])
 def test_equal_slots_are_written_from_left_to_right(name: str) -> None:
     scores = scores_of([[0.4, 0.3, 0.3]] * 9)
     assert chosen(accepts.top(axes.order[name](scores), 4)) == [0, 1, 2, 3]

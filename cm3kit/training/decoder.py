@@ -80,8 +80,8 @@ class DecoderRecipe(Settings):
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents side by side in a row are kept apart by FlexAttention, which leaves out what nobody
-            sees, or by a dense mask; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair by
+        packing: whether documents side by side in a row are kept apart by a dense mask or by FlexAttention, which leaves
+            out what nobody sees; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair by
             pair, and those of validation and previews are dense.
         previews: prompts that previews draw.
     """
@@ -100,7 +100,7 @@ class DecoderRecipe(Settings):
     masks: Literal["seen", "unseen"] = "seen"
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
-    packing: Packing = "auto"
+    packing: Packing = "dense"
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
     loop: LoopSettings = LoopSettings()
 

@@ -65,6 +65,18 @@ def left_to_right(scores: Scores) -> Tensor:
     return 1.0 - ranks_M / max(count, 1)
 
 
+@order("joint")
+def joint(scores: Scores) -> Tensor:
+    """The leftmost slot first, and a later one by the probability that all picks up to it stand: 1, p1 p2, p1 p2 p3 …
+
+    With the accept rule `threshold` a pass writes from left to right for as long as the model is sure of the run, as
+    adaptive parallel decoding does (arXiv:2506.00413), whose judge is another model.
+    """
+    p_M = scores.picked_M.double().exp().cumprod(0)
+    p_M[:1] = 1.0
+    return p_M
+
+
 @order("maskgit")
 def maskgit(scores: Scores, *, tau: float = 4.5, ratio: Literal["next", "now"] = "next") -> Tensor:
     """exp(log p + τ (1 - r) G) of each pick, with Gumbel noise G that fades as more is written.
