@@ -80,9 +80,9 @@ class DecoderRecipe(Settings):
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents side by side in a row are kept apart by a dense mask or by FlexAttention, which leaves
-            out what nobody sees; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair by
-            pair, and those of validation and previews are dense.
+        packing: whether documents side by side in a row are kept apart by a dense mask, or by FlexAttention, which
+            leaves out what nobody sees; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair
+            by pair, and those of validation and previews are dense.
         previews: prompts that previews draw.
     """
 
