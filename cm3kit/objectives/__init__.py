@@ -2,9 +2,19 @@
 
 from cm3kit.objectives.block_diffusion import BlockDiffusion
 from cm3kit.objectives.causal_mask import CausalMask
+from cm3kit.objectives.hints import SizeHints
 from cm3kit.objectives.hybrid import Hybrid
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.next_token import NextToken
 from cm3kit.objectives.spans import PRESETS, Preset
 
-__all__ = ["PRESETS", "BlockDiffusion", "CausalMask", "Hybrid", "MaskedDiffusion", "NextToken", "Preset"]
+__all__ = [
+    "PRESETS",
+    "BlockDiffusion",
+    "CausalMask",
+    "Hybrid",
+    "MaskedDiffusion",
+    "NextToken",
+    "Preset",
+    "SizeHints",
+]

@@ -25,10 +25,12 @@ class Trained(Settings):
     shift: bool = False
     unseen: bool = False
     trained_block: int | None = Field(None, ge=1)
+    hints: bool = False
 
     def save(self, folder: Path) -> None:
         """Write the file."""
-        (folder / NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        written = self.model_dump_json(indent=2, exclude=None if self.hints else {"hints"})
+        (folder / NAME).write_text(written + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:

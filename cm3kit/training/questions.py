@@ -12,6 +12,7 @@ from torch import Tensor
 from cm3kit.config import Settings
 from cm3kit.objectives import PRESETS, BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion, NextToken
 from cm3kit.objectives.gaps import GapLaw
+from cm3kit.objectives.hints import HintLaw, SizeHints
 from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Exercise, Objective
 from cm3kit_tokenizers.text import TextTokenizer
@@ -46,13 +47,14 @@ class DiffusionSettings(Settings):
 class ObjectiveSettings(Settings):
     """What is asked in training.
 
-    `preset` names the causal masking, and `p_ar` replaces its share of documents without a span; `share` is that
-    of causal masking in `hybrid`.
+    `preset` names the causal masking, and `p_ar` replaces its share of documents without a span; `hints` tell the
+    sizes of its spans; `share` is that of causal masking in `hybrid`.
     """
 
     name: Name = "cm3"
     preset: str = "recommended"
     p_ar: float | None = Field(None, ge=0, le=1)
+    hints: HintLaw = HintLaw()
     diffusion: DiffusionSettings = DiffusionSettings()
     share: float = Field(0.5, ge=0, le=1)
 
@@ -67,7 +69,8 @@ def make_objective(
     preset = PRESETS[settings.preset]
     if settings.p_ar is not None:
         preset = replace(preset, p_ar=settings.p_ar)
-    causal = CausalMask(vocab, preset, continues=continues, grid=grid)
+    hints = SizeHints.of(vocab, text, settings.hints) if settings.hints.share else None
+    causal = CausalMask(vocab, preset, continues=continues, grid=grid, hints=hints)
     if settings.name == "cm3":
         return causal
     chosen = settings.diffusion.model_dump(exclude={"law", "block_size", "low", "high"})
@@ -83,13 +86,15 @@ def make_objective(
 def trained_as(settings: ObjectiveSettings, window: int) -> Trained:
     """Which decoders a model can be used by that was trained with an objective in rows of a length, and how."""
     how, blocks = settings.diffusion, settings.name == "block-diffusion"
+    told = settings.name in ("cm3", "hybrid") and settings.hints.share > 0
     if settings.name in ("cm3", "next-token"):
-        return Trained(window=window)
+        return Trained(window=window, hints=told)
     return Trained(
         window=window // 2 if blocks else window,  # where a row holds each page twice
         decoders=("cm3", "diffusion") if settings.name == "hybrid" else ("diffusion",),
         shift=how.shift and not blocks,
         trained_block=how.block_size if blocks else None,
+        hints=told,
     )
 
 

@@ -198,7 +198,8 @@ class Walk:
         found: list[str | Gap] = []
         for i, part in enumerate(_MARK.split(text)):
             if i % 2:
-                found.append(Gap(int(part), self.gaps[int(part)].kind))
+                gap = self.gaps[int(part)]
+                found.append(Gap(int(part), gap.kind, size=gap.size))
             elif part:
                 found.append(part)
         return found
