@@ -42,7 +42,7 @@ def minimal_nodes(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bo
 def minimal_pieces(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Piece]:
     """Minimal HTML of a tree whose gaps are written as `mark(index)`, texts as plain strings.
 
-    The captions of the tree's tables are moved.
+    The tree is thinned out, and the captions of its tables are moved.
 
     Raises:
         PageError: gap_place for a gap in an element or attribute that minimal HTML drops.

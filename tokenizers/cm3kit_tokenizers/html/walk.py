@@ -38,6 +38,12 @@ BLOCKS = frozenset(
     "address article aside body center details dir fieldset form hgroup hr listing main menu search section"
     " summary xmp caption plaintext".split()
 )
+# Elements of any name space that leave no trace but what is in them. The parser's own code takes them away before
+# the walk, of which they would be half.
+CLEAR = (
+    "span,tbody,thead,tfoot,link,wbr,font,u,s,small,big,tt,kbd,samp,var,cite,q,abbr,acronym,time,mark,del,ins,sub,sup,"
+    "nobr,bdi,bdo,dfn,data"
+)
 # Lone surrogates: no bytes of a page and no character reference decode to them.
 _MARK = re.compile("\ud800([0-9]+)\ud801")
 _UNEVEN = re.compile(r"[\t\n\f\r]|  ")
@@ -84,13 +90,15 @@ class Walk:
         self.foreign = False
 
     def events(self, tree: Any) -> list[Event | str]:
-        """The outline of a tree, whose tables' captions move in front of the tables.
+        """The outline of a tree, whose tables' captions move in front of the tables, and which is thinned out.
 
         The nodes come in order from one iterator; where an element ends is known by the number of its children.
         Lists of children for every element take several times as long.
         """
         for caption in tree.select("table > caption"):
             caption.parent.insert_before(caption)
+        tree.strip_tags(CLEAR)
+        tree.root.normalize()
         self.foreign = tree.find("svg") is not None or tree.find("math") is not None
         outline, text = self.outline, self._text if self.gaps else self.outline.text
         ends: list[tuple[int, Frame]] = []
