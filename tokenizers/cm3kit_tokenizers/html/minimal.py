@@ -16,10 +16,10 @@ from cm3kit_tokenizers.html.outline import (
     OPEN_INLINE,
     OPEN_PRE,
     OPENS,
-    SPACES,
     Event,
     Frame,
     Outline,
+    collapse,
 )
 from cm3kit_tokenizers.html.walk import Walk
 from cm3kit_tokenizers.vocab import MARKUP, VOID
@@ -144,8 +144,8 @@ def _written(events: Sequence[Event | str]) -> list[Piece]:
 
 def _collapsed(texts: list[str]) -> list[str]:
     """Texts with every run of white space as one space; together, since most are short."""
-    found = SPACES.sub(" ", _BETWEEN.join(texts)).split(_BETWEEN) if texts else []
-    return found if len(found) == len(texts) else [SPACES.sub(" ", text) for text in texts]
+    found = collapse(_BETWEEN.join(texts)).split(_BETWEEN) if texts else []
+    return found if len(found) == len(texts) else [collapse(text) for text in texts]
 
 
 def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = None) -> str:

@@ -18,10 +18,10 @@ from cm3kit_tokenizers.html.outline import (
     OPEN_INLINE,
     OPENS,
     PIECES,
-    SPACES,
     Event,
     Frame,
     Outline,
+    collapse,
 )
 from cm3kit_tokenizers.html.spans import HTML
 from cm3kit_tokenizers.vocab import ATTRIBUTES, PLAIN
@@ -177,7 +177,7 @@ class Walk:
             value = element.attr(attribute)
             if value:
                 if _UNEVEN.search(value):
-                    value = SPACES.sub(" ", value)
+                    value = collapse(value)
                 if found := self._value(name, attribute, value.strip(" ")):
                     pieces += (piece, *found, _QUOTE)
         return pieces
