@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import itertools
+import random
+import re
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cm3kit_tokenizers import Gap, Image, Markup, Node, Page, PageError, Picture, Text
+from cm3kit_tokenizers.html import walk
 from cm3kit_tokenizers.html.minimal import render
 from cm3kit_tokenizers.html.nesting import fit
+from cm3kit_tokenizers.html.outline import collapse
 from cm3kit_tokenizers.vocab import MARKUP, VOID
 
 NAMES = (
@@ -186,6 +190,35 @@ def test_a_gap_that_minimal_html_drops_is_refused() -> None:
 def test_a_copied_element_asks_its_gap_once() -> None:
     nodes = Page.parse(b'<a href="<mask>">x<p>y</a>z</p>').nodes()
     assert [node for node in nodes if isinstance(node, Gap)] == [Gap(0, "attribute")]
+
+
+def test_what_the_parser_takes_away_would_have_left_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared, chance = walk.CLEAR, random.Random(6)
+    assert not set(cleared.split(",")) & set(walk._RULES)
+    names = (*NAMES, *cleared.split(","))
+    bits = [
+        *(f"<{name}>" for name in names),
+        *(f"</{name}>" for name in names),
+        *["a ", " b", "\n", "<mask>"] * 12,
+    ]
+    nested = 0
+    for _ in range(1500):
+        data = "".join(chance.choice(bits) for _ in range(chance.randrange(30))).encode()
+        found = []
+        for names_ in (cleared, "no-such-element"):
+            monkeypatch.setattr(walk, "CLEAR", names_)
+            try:
+                found.append(Page.parse(data or b" ").nodes())
+            except PageError as error:
+                found.append([Text(str(error))])
+        assert found[0] == found[1], data
+        nested += len(found[0]) > 4
+    assert nested > 300
+
+
+@given(st.text(alphabet=" \t\n\f\r\x0b\u00a0\u2028ab\u00e9", max_size=20))
+def test_runs_of_white_space_become_one_space(text: str) -> None:
+    assert collapse(text) == re.sub(r"[ \t\n\f\r]+", " ", text)
 
 
 @pytest.mark.parametrize(

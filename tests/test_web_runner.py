@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +152,20 @@ def test_a_page_that_hangs_or_kills_its_process_is_given_up_and_named(
     assert said == ["05.html is given up: too_slow", "07.html is given up: crashed"]
     assert found["pages"]["too_slow"] == found["pages"]["crashed"] == 1 and found["pages"]["in"] == 40
     assert set(told(tmp_path / "out").values()) == {1} and report.validate(tmp_path / "out") == []
+
+
+def test_what_a_page_may_take_is_time_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = workers._processor_time(os.getpid())
+    sum(range(6_000_000))
+    assert start < workers._processor_time(os.getpid()) <= time.process_time() + 0.1
+    assert workers._processor_time(-1) == pytest.approx(time.monotonic(), abs=5), "else by the clock"
+    process = SimpleNamespace(pid=1)
+    for waited, ran, late in ((9, 9, False), (30, 9, False), (30, 11, True), (59, 9, False), (61, 0, True)):
+        monkeypatch.setattr(workers, "_processor_time", lambda pid, ran=ran: 100.0 + ran)
+        worker = workers._Worker(process, None, key="a.html", since=time.monotonic() - waited, spent=100.0)  # type: ignore[arg-type]
+        assert workers._late(worker, 10) == late
+        worker.key = ""
+        assert not workers._late(worker, 10), "to find a page may take longer"
 
 
 def hostile_work(pipe: Any, job: Any) -> None:

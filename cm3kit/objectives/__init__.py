@@ -3,6 +3,7 @@
 from cm3kit.objectives.block_diffusion import BlockDiffusion
 from cm3kit.objectives.causal_blocks import CausalBlocks
 from cm3kit.objectives.causal_mask import CausalMask
+from cm3kit.objectives.hints import SizeHints
 from cm3kit.objectives.hybrid import Hybrid
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.next_token import NextToken
@@ -17,4 +18,5 @@ __all__ = [
     "MaskedDiffusion",
     "NextToken",
     "Preset",
+    "SizeHints",
 ]

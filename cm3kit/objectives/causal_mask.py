@@ -19,6 +19,7 @@ from itertools import accumulate
 import torch
 from torch import Generator
 
+from cm3kit.objectives.hints import WIDTH, SizeHints
 from cm3kit.objectives.spans import PRESETS, Preset, count_law
 from cm3kit.objectives.units import Units, cuts, policy, runs, segments, too_small, units, window
 from cm3kit.registry import objective, span_law
@@ -69,6 +70,7 @@ class CausalMask:
             stops before such an id.
         image_length: codes of a whole picture; by default those of `grid`.
         grid: (rows, columns) of a picture's codes, needed for boxes.
+        hints: tell the sizes of spans behind their sentinels; nothing unless given.
 
     Raises:
         ConfigError: a name is unknown, or `grid` and `image_length` differ.
@@ -79,6 +81,7 @@ class CausalMask:
     continues: Sequence[bool] | None = None
     image_length: int = 0
     grid: tuple[int, int] | None = None
+    hints: SizeHints | None = None
     chosen: Preset = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -117,7 +120,7 @@ class CausalMask:
         """
         chosen = self.chosen
         keep, many, first, order, where = _draw(5, rng)
-        growth = 3 if chosen.end == "eoss" else 2
+        growth = (3 if chosen.end == "eoss" else 2) + (WIDTH if self.hints else 0)
         n = (
             0
             if keep < chosen.p_ar or len(ids) < 2
@@ -136,7 +139,9 @@ class CausalMask:
         if len(spans) == 1 and order < chosen.p_spm:
             spans = (Span(0, spans[0].stop),)
         base = min(int(first * (chosen.max_base + 1)), self.vocab.sentinels - len(spans))
-        return self._lay_out(slice_, spans, base, part, len(ids))
+        out = self._lay_out(slice_, spans, base, part, len(ids))
+        hidden = [slice_[span.start : span.stop] for span in spans]
+        return self.hints.put_in(out, hidden, base, rng) if self.hints else out
 
     def _slice(self, ids: Sequence[int], size: int, u: float) -> Span | None:
         if len(ids) <= size:
@@ -202,7 +207,7 @@ class CausalMask:
         return tuple(_clamp(span, segments(runs(ids, self.vocab.image), len(ids))) for span in spans)
 
     def unmask(self, ids: Sequence[int], warn: Callable[[str], None] = lambda line: None) -> list[int]:
-        """Put moved spans back, and drop `<eod>`: the inverse of `exercise`.
+        """Put moved spans back, and drop `<eod>` and hints: the inverse of `exercise`.
 
         `warn` is told of records that are out of order.
 
@@ -230,7 +235,8 @@ class CausalMask:
         if numbers != sorted(numbers):
             warn("spans are out of order")
         out: list[int] = []
-        for id in document[:place]:
+        page = document[:place]
+        for id in self.hints.without(page) if self.hints else page:
             if id in sentinels and id not in fills:
                 raise _damaged(f"place {id - sentinels.start} has no span")
             out += fills[id] if id in sentinels else [] if id == vocab.eod else [id]
@@ -284,9 +290,15 @@ class CausalMask:
             ends = [*(blank.lead[0] for blank in blanks[1:]), self.vocab.eod]
             blanks = [replace(blank, end=end) for blank, end in zip(blanks, ends, strict=True)]
         numbers = iter(self.vocab.sentinel_range)
-        page = [next(numbers) if isinstance(each, Gap) else each for each in ids]
+        page: list[int] = []
+        for each in ids:
+            page += self.hole(each, next(numbers)) if isinstance(each, Gap) else [each]
         closing = [self.vocab.eod] if self.chosen.end == "eoss" else []
         return Posed(Row((self.vocab.eod, *page, *closing), tuple(blanks), seed=seed), gaps)
+
+    def hole(self, gap: Gap, sentinel: int) -> list[int]:
+        """What stands for a gap on the page."""
+        return [sentinel, *(self.hints.behind(gap) if self.hints else ())]
 
     def _blank(self, gap: Gap, index: int, max_tokens: int) -> Blank:
         length = gap.length

@@ -66,6 +66,7 @@ class Defaults(Settings):
     Attributes:
         window: the longest sequence that the decoder was trained on.
         preset: the causal objective's.
+        hints: whether the cm3 decoder was trained with size hints, and is told the sizes that pages wish for.
         decoders: those that the model was trained for; the first one writes unless another is asked for.
         image: settings of the cm3 decoder for pictures, and `text` those for words.
         diffusion: settings of the diffusion decoder, where it is one of `decoders`.
@@ -73,6 +74,7 @@ class Defaults(Settings):
 
     window: int = Field(512, ge=16)
     preset: str = "recommended"
+    hints: bool = False
     decoders: tuple[DecoderName, ...] = Field(("cm3",), min_length=1)
     image: DecodeConfig = DecodeConfig()
     text: DecodeConfig = DecodeConfig()
@@ -197,7 +199,8 @@ def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained |
         decoders = decoder.decoders
     windows = [each.window for each in (decoder, diffusion) if each is not None and each.window is not None]
     window = min(windows) if windows and "window" not in given else defaults.window
-    defaults = defaults.model_copy(update={"decoders": decoders, "window": window})
+    hints = defaults.hints if decoder is None or "hints" in given else decoder.hints
+    defaults = defaults.model_copy(update={"decoders": decoders, "window": window, "hints": hints})
     trained = diffusion or decoder
     if trained is None or not (diffusion or DIFFUSION in decoders):
         return defaults
@@ -241,6 +244,7 @@ def assemble(
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
         _write(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
+        unused |= set() if defaults.hints else {"hints"}
         _write(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
         _write(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
         (folder / "README.md").write_text(card, encoding="utf-8")

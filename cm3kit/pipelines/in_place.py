@@ -172,8 +172,10 @@ class Boards:
             return gap.length or self._codes
         if isinstance(options.length, int):
             return options.length
-        # Where lengths are tried, an end must have room behind the longest.
+        # Where lengths are tried, or one is wished for, an end must have room behind the longest.
         wanted = _most(options, gap.kind) + (options.length == "auto")
+        if gap.size and options.max_tokens is None and options.length != "auto":
+            wanted = gap.size + 1
         return next((size for size in LENGTHS if size >= wanted), wanted)
 
 

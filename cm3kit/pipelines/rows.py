@@ -9,7 +9,7 @@ from typing import Any
 from cm3kit.decoders.autoregressive import Autoregressive
 from cm3kit.decoders.guidance import streams
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.objectives import CausalMask
+from cm3kit.objectives import CausalMask, SizeHints
 from cm3kit.pipelines import layout
 from cm3kit.pipelines.options import GenerateOptions, Modality, cm3_settings
 from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Watch, modality_of
@@ -27,8 +27,13 @@ class Rows:
 
     def __init__(self, ground: Ground) -> None:
         self._ground, parts = ground, ground.parts
+        hints = SizeHints.of(parts.vocab, parts.text) if parts.defaults.hints else None
         self._objective = CausalMask(
-            parts.vocab, parts.defaults.preset, continues=tuple(parts.text.continues), grid=parts.image.grid
+            parts.vocab,
+            parts.defaults.preset,
+            tuple(parts.text.continues),
+            grid=parts.image.grid,
+            hints=hints,
         )
         self._decoders: dict[DecodeConfig, Autoregressive] = {}
 
@@ -50,7 +55,11 @@ class Rows:
 
     def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Posed:
         """Lay out the first gaps that fit the model's window; ConfigError (`too_long`) if not even one does."""
-        longest = {place: self._longest(each, options) for place, each in layout.gaps_of(ids)}
+        # Of a gap's hole, its sentinel is counted by `windows`.
+        longest = {
+            place: self._longest(each, options) + len(self._objective.hole(each, 0)) - 1
+            for place, each in layout.gaps_of(ids)
+        }
         window = layout.windows(ids, longest, self._ground.parts.defaults.window)[0]
         window = layout.trim(ids, window, self._ground.parts.vocab.image)
         posed = self._limited(layout.pose_window(self._objective, ids, window, 0, seed), options)
@@ -120,17 +129,21 @@ class Rows:
 
     def _limited(self, posed: Posed, options: GenerateOptions) -> Posed:
         blanks = tuple(
-            replace(each, max_tokens=self._most(each.kind, each.max_tokens, options))
-            for each in posed.row.blanks
+            replace(each, max_tokens=self._most(gap, each.max_tokens, options))
+            for each, gap in zip(posed.row.blanks, posed.gaps, strict=True)
         )
         return replace(posed, row=replace(posed.row, blanks=blanks))
 
     def _longest(self, gap: Gap, options: GenerateOptions) -> int:
         height, width = self._ground.parts.image.grid
-        return gap.length or self._most(gap.kind, height * width, options)
+        return gap.length or self._most(gap, height * width, options)
 
-    def _most(self, kind: str, otherwise: int, options: GenerateOptions) -> int:
-        return otherwise if kind == "image" else options.max_tokens or layout.MAX_TOKENS[kind]
+    def _most(self, gap: Gap, otherwise: int, options: GenerateOptions) -> int:
+        if gap.kind == "image":
+            return otherwise
+        # A hint is a guess, so an answer may be twice as long.
+        wished = 2 * gap.size if gap.size and self._objective.hints else 0
+        return options.max_tokens or max(layout.MAX_TOKENS[gap.kind], wished)
 
     def _guides(self, ids: Ids, posed: Posed, options: GenerateOptions) -> tuple[tuple[int, ...], ...]:
         if self.settings("image", options).guidance == 1 or modality_of(posed.gaps) != "image":

@@ -32,7 +32,7 @@ def source_of(page: Page, spans: Sequence[Span], folder: Path | None = None) -> 
     source: dict[str, Any] = {
         "sha256": sha256(page.data),
         "codec": page.codec,
-        "gaps": [asdict(gap) for gap in page.gaps],
+        "gaps": [_fields(gap) for gap in page.gaps],
         # Latin-1, a character a byte.
         "replaced": [page.data[gap.start : gap.end].decode("latin-1") for gap in page.gaps],
         "spans": [list(span) for span in spans],
@@ -103,6 +103,11 @@ def _undone(filled: bytes, spans: Sequence[Sequence[int]], replaced: Sequence[st
         parts += [filled[at:start], text.encode("latin-1")]
         at = stop
     return b"".join((*parts, filled[at:]))
+
+
+def _fields(gap: PageGap) -> dict[str, Any]:
+    """A gap as `_gap` reads it; a size is named where one is wished for."""
+    return {name: value for name, value in asdict(gap).items() if name != "size" or value is not None}
 
 
 def _gap(fields: Mapping[str, Any]) -> PageGap:

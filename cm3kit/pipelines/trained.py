@@ -26,10 +26,12 @@ class Trained(Settings):
     unseen: bool = False
     trained_block: int | None = Field(None, ge=1)
     layout: Literal["page", "behind"] = "page"
+    hints: bool = False
 
     def save(self, folder: Path) -> None:
         """Write the file."""
-        (folder / NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        written = self.model_dump_json(indent=2, exclude=None if self.hints else {"hints"})
+        (folder / NAME).write_text(written + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:

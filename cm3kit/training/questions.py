@@ -21,6 +21,7 @@ from cm3kit.objectives import (
     NextToken,
 )
 from cm3kit.objectives.gaps import GapLaw
+from cm3kit.objectives.hints import HintLaw, SizeHints
 from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Exercise, Objective
 from cm3kit_tokenizers.text import TextTokenizer
@@ -63,13 +64,14 @@ class DiffusionSettings(Settings):
 class ObjectiveSettings(Settings):
     """What is asked in training.
 
-    `preset` names the causal masking, and `p_ar` replaces its share of documents without a span; `share` is that
-    of causal masking in `hybrid`.
+    `preset` names the causal masking, and `p_ar` replaces its share of documents without a span; `hints` tell the
+    sizes of its spans; `share` is that of causal masking in `hybrid`.
     """
 
     name: Name = "cm3"
     preset: str = "recommended"
     p_ar: float | None = Field(None, ge=0, le=1)
+    hints: HintLaw = HintLaw()
     diffusion: DiffusionSettings = DiffusionSettings()
     share: float = Field(0.5, ge=0, le=1)
 
@@ -84,7 +86,8 @@ def make_objective(
     preset = PRESETS[settings.preset]
     if settings.p_ar is not None:
         preset = replace(preset, p_ar=settings.p_ar)
-    causal = CausalMask(vocab, preset, continues=continues, grid=grid)
+    hints = SizeHints.of(vocab, text, settings.hints) if settings.hints.share else None
+    causal = CausalMask(vocab, preset, continues=continues, grid=grid, hints=hints)
     if settings.name == "cm3":
         return causal
     chosen = settings.diffusion.model_dump(exclude={"law", "block_size", "low", "high", "causal_weight"})
@@ -103,14 +106,16 @@ def trained_as(settings: ObjectiveSettings, window: int) -> Trained:
     """Which decoders a model can be used by that was trained with an objective in rows of a length, and how."""
     how, blocks = settings.diffusion, settings.name in ("block-diffusion", "causal-blocks")
     behind = settings.name == "causal-blocks"
+    told = settings.name in ("cm3", "hybrid") and settings.hints.share > 0
     if settings.name in ("cm3", "next-token"):
-        return Trained(window=window)
+        return Trained(window=window, hints=told)
     return Trained(
         window=window // 2 if blocks else window,  # where a row holds each page twice
         decoders=USES.get(settings.name, ("diffusion",)),
         shift=behind or (how.shift and not blocks),
         trained_block=how.block_size if blocks else None,
         layout="behind" if behind else "page",
+        hints=told,
     )
 
 

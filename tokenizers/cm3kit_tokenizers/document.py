@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 GapKind = Literal["content", "attribute", "image"]
+MOST_SIZE = 9999
+"""The largest size that can be wished for a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +53,15 @@ class Gap:
     """A hole to fill.
 
     `length` is the exact number of ids, or None where the decoder finds the end itself. The missing
-    region of a picture is several runs of codes, told apart by `part`.
+    region of a picture is several runs of codes, told apart by `part`. `size` is about how many ids are
+    wished for, which nothing holds the decoder to.
     """
 
     index: int
     kind: GapKind
     length: int | None = None
     part: int = 0
+    size: int | None = None
 
 
 Node = Markup | Text | Image | Picture | Gap

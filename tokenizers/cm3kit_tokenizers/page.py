@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cm3kit_tokenizers.document import Image, Node
+from cm3kit_tokenizers.document import MOST_SIZE, Image, Node
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.html.encoding import codec_of, refuse_wide
 from cm3kit_tokenizers.html.escape import encode, escape_attribute, escape_text
@@ -111,6 +111,26 @@ class Page:
         if box is not None:
             self._check_box(src, src, box)
         return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
+
+    def sized(self, sizes: Mapping[int, int]) -> Page:
+        """This page with the sizes that are wished for its gaps, by their index, in tokens: as `<mask size=12>`.
+
+        Raises:
+            PageError: bad_value for a size that is none, gap_place for a picture's, which has its own.
+            KeyError: for an index that is no gap's.
+        """
+        gaps = list(self.gaps)
+        for index, size in sizes.items():
+            if not 0 <= index < len(gaps):
+                raise KeyError(f"no gap {index}; the page has {len(gaps)}")
+            if gaps[index].kind == "image":
+                raise PageError(f"Gap {index} has the size of its picture; give none.", code="gap_place")
+            if not 1 <= size <= MOST_SIZE:
+                raise PageError(
+                    f"Gap {index} of {size} tokens; give a size from 1 to {MOST_SIZE:,}.", code="bad_value"
+                )
+            gaps[index] = replace(gaps[index], size=size)
+        return replace(self, gaps=tuple(gaps))
 
     def _check_box(self, name: str, src: str, box: Box) -> None:
         """Refuse a box that leaves the picture (`bad_box`)."""

@@ -71,6 +71,7 @@ class Vocab:
     eod = 1
     eoss = 2
     mask = 3
+    hint = 4  # `<reserved:0>`: ends a size hint
 
     def __post_init__(self) -> None:
         start = self.markup.start

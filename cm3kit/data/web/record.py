@@ -28,6 +28,7 @@ Find = Callable[[str], bytes]
 """The bytes of the picture at an address; PictureError or Refused where there is none."""
 
 _HEAD = 4096
+_DEFAULT = WebSettings()
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _LISTS = frozenset({"ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "th", "td"})
 _EXEMPT = frozenset({"title", "h1", "h2", "h3", "h4", "h5", "h6", "figcaption"})
@@ -108,7 +109,7 @@ def html_to_record(
         find: gets the bytes of a picture by its address.
         key: the page's name in its corpus.
     """
-    settings, about = settings or WebSettings(), about or About()
+    settings, about = settings or _DEFAULT, about or About()
     try:
         return _record(data, find, settings, key, about)
     except PageError as error:
@@ -314,7 +315,11 @@ def _explained(address: str, error: PictureError) -> tuple[str, str]:
 
 def _whole(nodes: Sequence[Piece], gone: set[int]) -> set[int]:
     """Those pictures of `gone` that have nothing but their `src`."""
-    return {place for place in gone if nodes[place - 2] == Markup("<img") and nodes[place + 2] == Markup(">")}
+    return {place for place in gone if _is(nodes[place - 2], "<img") and _is(nodes[place + 2], ">")}
+
+
+def _is(node: Piece, piece: str) -> bool:
+    return type(node) is Markup and node.piece == piece
 
 
 def _without(nodes: Sequence[Piece], gone: set[int], whole: set[int]) -> list[Piece]:
@@ -323,9 +328,9 @@ def _without(nodes: Sequence[Piece], gone: set[int], whole: set[int]) -> list[Pi
     for place in gone:
         first, last = place - 1, place + 1
         if place in whole:
-            while nodes[first] != Markup("<img"):
+            while not _is(nodes[first], "<img"):
                 first -= 1
-            while nodes[last] != Markup(">"):
+            while not _is(nodes[last], ">"):
                 last += 1
         cut.update(range(first, last + 1))
     return [node for place, node in enumerate(nodes) if place not in cut]

@@ -99,7 +99,8 @@ class PictureRules(Settings):
 class WebSettings(Settings):
     """How pages become records.
 
-    `seconds` and `memory_mb` are what one page may take before its worker is ended and it is given up.
+    `seconds` of the processor (of the clock six times that) and `memory_mb` are what one page may take before its
+    worker is ended and it is given up.
     """
 
     page: PageRules = PageRules()

@@ -7,6 +7,7 @@ is made again by a new process without that page. When the run itself is killed,
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import signal
 import time
@@ -23,6 +24,7 @@ from cm3kit_tokenizers.errors import DataError
 
 _SOURCE_SECONDS = 900.0  # to find the next page, in a large archive
 _DEATHS = 3
+_PATIENCE = 6.0  # times the limit of a page on the clock, where the process hardly got to run
 
 
 @dataclass
@@ -33,6 +35,7 @@ class _Worker:
     piece: Piece | None = None
     key: str = ""
     since: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
 
 
 def run_in_processes(
@@ -57,7 +60,7 @@ def run_in_processes(
                     continue
                 worker.since = time.monotonic()
                 if kind == "page":
-                    worker.key = value
+                    worker.key, worker.spent = value, _processor_time(worker.process.pid)
                 elif kind == "failed":
                     raise value
                 else:
@@ -65,8 +68,7 @@ def run_in_processes(
                         yield value
                     _give(worker, waiting, given_up)
             for worker in busy.values():
-                limit = job.settings.seconds if worker.key else _SOURCE_SECONDS
-                if worker.piece is not None and time.monotonic() - worker.since > limit:
+                if worker.piece is not None and _late(worker, job.settings.seconds):
                     _replace(worker, job, "too_slow", given_up, deaths, warn)
     finally:
         for worker in pool:
@@ -74,6 +76,29 @@ def run_in_processes(
             worker.process.join()
             worker.pipe.close()
         sweep(job.output / "parts")
+
+
+def _late(worker: _Worker, seconds: float) -> bool:
+    """Whether a worker is at its page, or on the way to one, for too long.
+
+    A page may take so many seconds of the processor, so that a busy machine gives up the same pages as a quiet one.
+    """
+    waited = time.monotonic() - worker.since
+    if not worker.key:
+        return waited > _SOURCE_SECONDS
+    if waited <= seconds or waited > _PATIENCE * seconds:
+        return waited > seconds
+    return _processor_time(worker.process.pid) - worker.spent > seconds
+
+
+def _processor_time(process: int) -> float:
+    """Seconds that a process has run; the clock where the system does not say."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return time.monotonic()
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _start(job: Job) -> _Worker:

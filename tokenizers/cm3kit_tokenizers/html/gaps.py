@@ -1,4 +1,4 @@
-"""Find the gaps that a page writes itself: `<mask>` in text and inside attribute values."""
+"""Find the gaps that a page writes itself: `<mask>`, or `<mask size=12>`, in text and inside attribute values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cm3kit_tokenizers.document import GapKind
+from cm3kit_tokenizers.document import MOST_SIZE, GapKind
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.html.spans import (
     RAW_TEXT,
@@ -23,7 +23,7 @@ from cm3kit_tokenizers.html.spans import (
 Box = tuple[int, int, int, int]
 
 _TAG = re.compile(r"<mask(?=[\s/>])", re.I)
-_WRITTEN = re.compile(r"<mask\s*/?>", re.I)
+_WRITTEN = re.compile(r"""<mask(?:\s+size\s*=\s*("[^"<>]*"|'[^'<>]*'|[^\s"'<>/]*))?\s*/?>""", re.I)
 _CLOSE = re.compile(r"</mask\s*>", re.I)
 
 
@@ -43,6 +43,7 @@ class PageGap:
         before: what is written in front of a fill, such as ` alt="`.
         after: what is written after it.
         inside: names of the elements around it, outermost first.
+        size: about how many tokens are wished for, or None.
     """
 
     index: int
@@ -56,6 +57,7 @@ class PageGap:
     before: str = ""
     after: str = ""
     inside: tuple[str, ...] = ()
+    size: int | None = None
 
 
 def refuse(text: str, offset: int, where: str) -> PageError:
@@ -73,7 +75,8 @@ def written_gaps(text: str, tree: Any) -> list[PageGap]:
     """Every `<mask>` of the view as a gap, in source order.
 
     Raises:
-        PageError: gap_place where one stands in raw text, a comment, a tag's or an attribute's name.
+        PageError: gap_place where one stands in raw text, a comment, a tag's or an attribute's name; bad_value
+            where its size is none.
     """
     if not _TAG.search(text):
         return []
@@ -109,7 +112,9 @@ def _of_element(text: str, found: Element) -> Iterator[PageGap]:
         parent = around[-1] if around else "body"
         if text[start - 1 : start] == "<":
             raise refuse(text, start, "directly follows '<'; write it as '&lt;'")
-        yield PageGap(0, "content", start, close.end() if close else end, parent, None, 0, inside=around)
+        stop, given = close.end() if close else end, found.attributes.get("size")
+        size = None if given is None else _size(text, start, text[slice(*(given.value or (0, 0)))])
+        yield PageGap(0, "content", start, stop, parent, None, 0, inside=around, size=size)
         return
     for value in found.attributes.values():
         yield from _in_attribute(text, found, value)
@@ -126,7 +131,10 @@ def _in_attribute(text: str, found: Element, value: Attribute) -> Iterator[PageG
     for match in _WRITTEN.finditer(text, start, end):
         if kind == "image" and whole != match[0]:
             raise refuse(text, match.start(), 'fills only part of src; write src="<mask>"')
-        yield PageGap(0, kind, match.start(), match.end(), found.name, value.name, 0)
+        if kind == "image" and match[1] is not None:
+            raise refuse(text, match.start(), 'has the size of its picture; write src="<mask>"')
+        size = _size(text, match.start(), match[1])
+        yield PageGap(0, kind, match.start(), match.end(), found.name, value.name, 0, size=size)
 
 
 def _in_title(text: str, found: Element) -> Iterator[PageGap]:
@@ -136,8 +144,22 @@ def _in_title(text: str, found: Element) -> Iterator[PageGap]:
             raise refuse(text, match.start(), "directly follows '<'; write it as '&lt;'")
         close = _CLOSE.match(text, match.end(), end)
         stop = close.end() if close else match.end()
-        around = (*ancestors(found.handle), "title")
-        yield PageGap(0, "content", match.start(), stop, "title", None, 0, inside=around)
+        around, size = (*ancestors(found.handle), "title"), _size(text, match.start(), match[1])
+        yield PageGap(0, "content", match.start(), stop, "title", None, 0, inside=around, size=size)
+
+
+def _size(text: str, offset: int, written: str | None) -> int | None:
+    """The size that a gap's tag names, None where it names none."""
+    if written is None:
+        return None
+    number = written.strip("\"'/ \t\n\f\r")
+    if number.isascii() and number.isdecimal() and 1 <= int(number[:9]) <= MOST_SIZE:
+        return int(number)
+    raise PageError(
+        f"Line {line_of(text, offset)}: a gap of the size {number[:20]!r}; give a number of tokens from 1 to"
+        f" {MOST_SIZE:,}.",
+        code="bad_value",
+    )
 
 
 def _why(offset: int, tags: list[tuple[Span, str]]) -> str:

@@ -16,10 +16,10 @@ from cm3kit_tokenizers.html.outline import (
     OPEN_INLINE,
     OPEN_PRE,
     OPENS,
-    SPACES,
     Event,
     Frame,
     Outline,
+    collapse,
 )
 from cm3kit_tokenizers.html.walk import Walk
 from cm3kit_tokenizers.vocab import MARKUP, VOID
@@ -42,7 +42,7 @@ def minimal_nodes(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bo
 def minimal_pieces(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Piece]:
     """Minimal HTML of a tree whose gaps are written as `mark(index)`, texts as plain strings.
 
-    The captions of the tree's tables are moved.
+    The tree is thinned out, and the captions of its tables are moved.
 
     Raises:
         PageError: gap_place for a gap in an element or attribute that minimal HTML drops.
@@ -69,7 +69,7 @@ def settled(pieces: Sequence[Piece]) -> list[Piece]:
         elif isinstance(piece, Markup):
             kind, name = _PIECES[piece.piece]
             if kind == "begin":
-                at = pieces.index(_END, at) + 1
+                at = _end_of(pieces, at)
             if kind == "close":
                 if (frame := frames.pop()) is not None:
                     outline.close(frame)
@@ -81,6 +81,15 @@ def settled(pieces: Sequence[Piece]) -> list[Piece]:
                 event = OPENS[name] if kind == "open" else (OPEN_INLINE, tuple(pieces[start:at]))
                 frames.append(outline.open(name, event))
     return _written(outline.finish())
+
+
+def _end_of(pieces: Sequence[Piece], at: int) -> int:
+    """The place behind the end of the start tag that `at` is in."""
+    while True:
+        piece = pieces[at]
+        at += 1
+        if type(piece) is Markup and piece.piece == ">":
+            return at
 
 
 def _all_there(pieces: Iterable[Piece], gaps: Sequence[PageGap]) -> None:
@@ -135,8 +144,8 @@ def _written(events: Sequence[Event | str]) -> list[Piece]:
 
 def _collapsed(texts: list[str]) -> list[str]:
     """Texts with every run of white space as one space; together, since most are short."""
-    found = SPACES.sub(" ", _BETWEEN.join(texts)).split(_BETWEEN) if texts else []
-    return found if len(found) == len(texts) else [SPACES.sub(" ", text) for text in texts]
+    found = collapse(_BETWEEN.join(texts)).split(_BETWEEN) if texts else []
+    return found if len(found) == len(texts) else [collapse(text) for text in texts]
 
 
 def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = None) -> str:
@@ -150,22 +159,39 @@ def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = No
         ValueError: for unbalanced or unknown markup, or an `Image` without `image_src`.
     """
     out: list[str] = []
-    tags = _Tags()
-    last: Piece | None = None
+    opened: list[str] = []
+    tag, quoted, last = "", False, ""
     for node in nodes:
         if type(node) is Markup:
-            tags.add(node.piece)
-            out.append(node.piece)
-        elif isinstance(node, Gap):
+            last = node.piece
+            kind, name = _PIECES.get(last, _UNKNOWN)
+            if kind not in (_UNQUOTES if quoted else _IN_TAG if tag else _BETWEEN_TAGS):
+                raise ValueError(f"{last!r} cannot stand here")
+            if kind == "open":
+                opened.append(name)
+            elif kind == "close":
+                if not opened or opened.pop() != name:
+                    raise ValueError(f"{last!r} closes what is not open")
+            elif kind == "begin":
+                tag = name
+            elif kind == "end":
+                if tag not in VOID:
+                    opened.append(tag)
+                tag = ""
+            elif kind != "void":
+                quoted = kind == "attribute"
+            out.append(last)
+        elif type(node) is Gap:
+            last = ""
             out.append("<mask>")
         else:
-            text = node if isinstance(node, str) else _plain(node, image_src)
-            if text[:1] == "\n" and last == _PRE:
+            text = node if type(node) is str else _plain(node, image_src)  # type: ignore[arg-type]
+            if last == "<pre>" and text[:1] == "\n":
                 out.append("\n")
-            out.append(escape_attribute(text) if tags.quoted else escape_text(text))
-        last = node
-    if tags.opened or tags.tag or tags.quoted:
-        raise ValueError(f"markup is not closed: {tags.opened}")
+            last = ""
+            out.append(escape_attribute(text) if quoted else escape_text(text))
+    if opened or tag or quoted:
+        raise ValueError(f"markup is not closed: {opened}")
     return "".join(out)
 
 
@@ -177,40 +203,6 @@ def _plain(node: Text | Image | Picture | Markup, image_src: Callable[[Image], s
     if not isinstance(node, Image) or image_src is None:
         raise ValueError("nodes hold an Image; give image_src")
     return image_src(node)
-
-
-class _Tags:
-    """What is open while markup is written: elements, a start tag, an attribute value."""
-
-    def __init__(self) -> None:
-        self.opened: list[str] = []
-        self.tag = ""
-        self.quoted = False
-
-    def add(self, piece: str) -> None:
-        """Follow one piece of markup; ValueError where it cannot stand."""
-        kind, name = _PIECES.get(piece, ("", ""))
-        if self.quoted or self.tag:
-            self._inside(piece, kind)
-        elif kind == "open":
-            self.opened.append(name)
-        elif kind == "close":
-            if not self.opened or self.opened.pop() != name:
-                raise ValueError(f"{piece!r} closes what is not open")
-        elif kind == "begin":
-            self.tag = name
-        elif kind != "void":
-            raise ValueError(f"{piece!r} cannot stand here")
-
-    def _inside(self, piece: str, kind: str) -> None:
-        if kind != ("unquote" if self.quoted else "end") and (self.quoted or kind != "attribute"):
-            raise ValueError(f"{piece!r} cannot stand here")
-        if kind == "end":
-            if self.tag not in VOID:
-                self.opened.append(self.tag)
-            self.tag = ""
-        else:
-            self.quoted = kind == "attribute"
 
 
 def _kind(piece: str) -> str:
@@ -226,4 +218,6 @@ def _kind(piece: str) -> str:
 
 
 _PIECES = {piece: (_kind(piece), piece.strip("</>")) for piece in MARKUP}
-_PRE, _END = Markup("<pre>"), Markup(">")
+_UNKNOWN = ("", "")
+# Which kinds of markup may stand between tags, in a tag, and in an attribute's value.
+_BETWEEN_TAGS, _IN_TAG, _UNQUOTES = ("open", "close", "begin", "void"), ("attribute", "end"), ("unquote",)

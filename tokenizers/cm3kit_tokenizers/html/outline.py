@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 from cm3kit_tokenizers.document import Gap, Markup, Picture, Piece
@@ -19,10 +18,19 @@ from cm3kit_tokenizers.html.nesting import (
 from cm3kit_tokenizers.vocab import MARKUP, PLAIN
 
 SPACE = " \t\n\f\r"
-SPACES = re.compile(r"[ \t\n\f\r]+")
 
 PIECES = {piece: Markup(piece) for piece in MARKUP}
 """The pieces of minimal HTML: made once, since a page is full of them."""
+
+
+def collapse(text: str) -> str:
+    """Text with every run of white space as one space; several times as fast as a pattern."""
+    for space in "\t\n\f\r":
+        text = text.replace(space, " ")
+    while "  " in text:
+        text = text.replace("  ", " ")
+    return text
+
 
 # What an event is: an inline start tag, what stands in text, an inline end tag, a meta, a line break, or other tags.
 OPEN_INLINE, ATOM, CLOSE_INLINE, META, BREAK, OPEN, CLOSE, OPEN_PRE, CLOSE_PRE = range(9)

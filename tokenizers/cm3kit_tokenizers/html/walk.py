@@ -18,10 +18,10 @@ from cm3kit_tokenizers.html.outline import (
     OPEN_INLINE,
     OPENS,
     PIECES,
-    SPACES,
     Event,
     Frame,
     Outline,
+    collapse,
 )
 from cm3kit_tokenizers.html.spans import HTML
 from cm3kit_tokenizers.vocab import ATTRIBUTES, PLAIN
@@ -37,6 +37,12 @@ BARE = frozenset(
 BLOCKS = frozenset(
     "address article aside body center details dir fieldset form hgroup hr listing main menu search section"
     " summary xmp caption plaintext".split()
+)
+# Elements of any name space that leave no trace but what is in them. The parser's own code takes them away before
+# the walk, of which they would be half.
+CLEAR = (
+    "span,tbody,thead,tfoot,link,wbr,font,u,s,small,big,tt,kbd,samp,var,cite,q,abbr,acronym,time,mark,del,ins,sub,sup,"
+    "nobr,bdi,bdo,dfn,data"
 )
 # Lone surrogates: no bytes of a page and no character reference decode to them.
 _MARK = re.compile("\ud800([0-9]+)\ud801")
@@ -84,13 +90,15 @@ class Walk:
         self.foreign = False
 
     def events(self, tree: Any) -> list[Event | str]:
-        """The outline of a tree, whose tables' captions move in front of the tables.
+        """The outline of a tree, whose tables' captions move in front of the tables, and which is thinned out.
 
         The nodes come in order from one iterator; where an element ends is known by the number of its children.
         Lists of children for every element take several times as long.
         """
         for caption in tree.select("table > caption"):
             caption.parent.insert_before(caption)
+        tree.strip_tags(CLEAR)
+        tree.root.normalize()
         self.foreign = tree.find("svg") is not None or tree.find("math") is not None
         outline, text = self.outline, self._text if self.gaps else self.outline.text
         ends: list[tuple[int, Frame]] = []
@@ -169,7 +177,7 @@ class Walk:
             value = element.attr(attribute)
             if value:
                 if _UNEVEN.search(value):
-                    value = SPACES.sub(" ", value)
+                    value = collapse(value)
                 if found := self._value(name, attribute, value.strip(" ")):
                     pieces += (piece, *found, _QUOTE)
         return pieces
@@ -198,7 +206,8 @@ class Walk:
         found: list[str | Gap] = []
         for i, part in enumerate(_MARK.split(text)):
             if i % 2:
-                found.append(Gap(int(part), self.gaps[int(part)].kind))
+                gap = self.gaps[int(part)]
+                found.append(Gap(int(part), gap.kind, size=gap.size))
             elif part:
                 found.append(part)
         return found
