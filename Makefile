@@ -58,7 +58,7 @@ model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes
 	$(TRAIN) cm3 -c emoji-cm3-third -o runs/cm3-third
 	$(TRAIN) cm3 -c emoji-cm3-fourth -o runs/cm3-fourth
 	$(TRAIN) cm3 -c emoji-cm3-fifth -o runs/cm3-fifth
-	$(TRAIN) block -c emoji-blocks -o runs/blocks
+	$(TRAIN) block -c emoji-block -o runs/blocks
 	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-fifth/final \
 		--diffusion runs/blocks/final \
 		--defaults emoji-defaults --card checkpoints/emoji/README.md -o runs/emoji

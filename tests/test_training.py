@@ -508,6 +508,7 @@ def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
         "vqgan": VqganRecipe,
         "text": TextRecipe,
         "cm3": DecoderRecipe,
+        "block": DecoderRecipe,
         "mdm": DecoderRecipe,
         "defaults": Defaults,
     }
