@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 import time
@@ -135,40 +136,44 @@ def caption(
     }  # fmt: skip
 
 
+FAMILIES = {
+    "left to right": "#c0392b", "in order": "#111", "joint": "#1f6feb", "threshold": "#2e8b57", "uniform": "#8e44ad",
+    "blocks of": "#e08e0b", "ascending": "#777", "cosine": "#d6629a",
+}  # fmt: skip
+
+
 def plot(rows: dict[str, Any]) -> str:
-    """The picture figures as a small SVG: share in the top five over passes, on a logarithmic axis."""
+    """The picture figures as a small SVG: share in the top five over passes, on a logarithmic axis; a family a line."""
     width, height, left, bottom = 640, 360, 56, 44
-    spots: list[str] = []
-    labels: list[tuple[float, float, float]] = []
-    for name, row in sorted(rows.items(), key=lambda each: each[1]["draw"]["top5"]):
-        x = left + (width - left - 20) * (torch.log2(torch.tensor(float(row["draw"]["passes"]))).item() / 6.2)
-        y = height - bottom - (height - bottom - 20) * row["draw"]["top5"]
-        colour = "#c0392b" if "cm3" in name else "#1f6feb"
-        spots.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
-        ends = x > width - 150
-        at, long = x + (-9 if ends else 9), 6.4 * len(name)
-        start, line = at - (long if ends else 0), y - 7
-        # A label goes up until there is room.
-        while any(
-            abs(line - other) < 12 and start < right and start + long > first
-            for first, right, other in labels
-        ):
-            line -= 1
-        labels.append((start, start + long, line))
-        anchor = ' text-anchor="end"' if ends else ""
-        spots.append(f'<text x="{at:.1f}" y="{line:.1f}"{anchor}>{name}</text>')
-    marks = []
-    for count in (1, 2, 4, 8, 16, 32, 64):
-        x = left + (width - left - 20) * (torch.log2(torch.tensor(float(count))).item() / 6.2)
-        marks.append(f'<text x="{x:.1f}" y="{height - bottom + 18}" text-anchor="middle">{count}</text>')
+
+    def across(passes: float) -> float:
+        return left + (width - left - 20) * math.log2(passes) / 6.2
+
+    def up(share: float) -> float:
+        return height - bottom - (height - bottom - 20) * share
+
+    marks = [
+        f'<text x="{across(count):.1f}" y="{height - bottom + 18}" text-anchor="middle">{count}</text>'
+        for count in (1, 2, 4, 8, 16, 32, 64)
+    ]
     for share in (0, 0.25, 0.5, 0.75, 1):
-        y = height - bottom - (height - bottom - 20) * share
-        marks.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-        marks.append(f'<path d="M{left} {y:.1f}H{width - 20}" stroke="#ddd"/>')
+        marks.append(f'<text x="{left - 8}" y="{up(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+        marks.append(f'<path d="M{left} {up(share):.1f}H{width - 20}" stroke="#ddd"/>')
+    found = [family for family in FAMILIES if any(name.startswith(family) for name in rows)]
+    for number, family in enumerate(found):
+        colour, line = FAMILIES[family], 40 + 18 * number
+        drawn = [row["draw"] for name, row in rows.items() if name.startswith(family)]
+        spots = sorted((across(float(each["passes"])), up(each["top5"])) for each in drawn)
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+        marks.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-opacity=".5"/>')
+        size = 7 if number == 0 else 4  # the causal decoder is seen behind what is as good
+        marks += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>' for x, y in spots]
+        marks.append(f'<circle cx="{left + 20}" cy="{line - 4}" r="4" fill="{colour}"/>')
+        marks.append(f'<text x="{left + 30}" y="{line}">{family}{" (cm3)" if number == 0 else ""}</text>')
     axis = f'<text x="{(left + width) / 2:.0f}" y="{height - 6}" text-anchor="middle">forward passes a picture</text>'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif"'
-        f' font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(marks)}{axis}{"".join(spots)}</svg>\n'
+        f' font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(marks)}{axis}</svg>\n'
     )
 
 

@@ -22,6 +22,16 @@ from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
 
+def check_blocks(size: int, low: float, high: float) -> None:
+    """Raise ConfigError (`bad_config`) unless blocks hold an id and their times, from [low, high), are in [0, 1]."""
+    if size < 1 or not 0 <= low < high <= 1:
+        raise ConfigError(
+            f"block_size = {size}, times in [{low}, {high}): a block holds at least one id,"
+            " and times are in order in [0, 1].",
+            code="bad_config",
+        )
+
+
 @objective("block-diffusion")
 @dataclass(frozen=True)
 class BlockDiffusion:
@@ -44,12 +54,7 @@ class BlockDiffusion:
     _inner: MaskedDiffusion = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.block_size < 1 or not 0 <= self.low < self.high <= 1:
-            raise ConfigError(
-                f"block_size = {self.block_size}, times in [{self.low}, {self.high}): a block holds at least one id,"
-                " and times are in order in [0, 1].",
-                code="bad_config",
-            )
+        check_blocks(self.block_size, self.low, self.high)
         if self.inner is not None and self.inner.ordered:
             raise ConfigError(
                 "ordered > 0, but block diffusion hides each block at a time of its own; leave it out.",

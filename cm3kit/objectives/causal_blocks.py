@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Generator
 
+from cm3kit.objectives.block_diffusion import check_blocks
 from cm3kit.objectives.causal_mask import halves
 from cm3kit.objectives.gaps import Layout, draw_gaps, lay_out
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
@@ -60,12 +61,7 @@ class CausalBlocks:
 
     def __post_init__(self) -> None:
         inner = self.inner or MaskedDiffusion(self.vocab)
-        if self.block_size < 1 or not 0 <= self.low < self.high <= 1:
-            raise ConfigError(
-                f"block_size = {self.block_size}, times in [{self.low}, {self.high}): a block holds at least one id,"
-                " and times are in order in [0, 1].",
-                code="bad_config",
-            )
+        check_blocks(self.block_size, self.low, self.high)
         if inner.hides == "all" or inner.ordered:
             raise ConfigError(
                 "causal-blocks hides gaps, each block at a time of its own; leave out hides = all and ordered.",
