@@ -24,11 +24,11 @@ from cm3kit.objectives.causal_mask import halves
 from cm3kit.objectives.gaps import Layout, draw_gaps, lay_out
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.noise import EPSILON, times
-from cm3kit.objectives.units import cuts, too_small, window
+from cm3kit.objectives.units import cuts, gaps_in, too_small, window
 from cm3kit.registry import objective
 from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError, PageError
+from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
 # A page that is sliced leaves room for so many gaps, each of which adds its sentinel twice and an end.
@@ -199,18 +199,8 @@ class CausalBlocks:
         Raises:
             PageError: there is no gap (`no_mask`), or there are more than sentinels (`bad_value`).
         """
-        gaps = tuple(each for each in ids if isinstance(each, Gap))
+        gaps = gaps_in(ids, self.vocab.sentinels)
         numbers = iter(self.vocab.sentinel_range)
-        if not gaps:
-            raise PageError(
-                "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
-            )
-        if len(gaps) > self.vocab.sentinels:
-            raise PageError(
-                f"{len(gaps)} gaps, but the model knows {self.vocab.sentinels}; leave out"
-                f" {len(gaps) - self.vocab.sentinels}.",
-                code="bad_value",
-            )
         page = [next(numbers) if isinstance(each, Gap) else each for each in ids]
         sizes = [gap.length if gap.length is not None else slots(gap) for gap in gaps]
         padded = [gap.length is None and gap.kind != "image" for gap in gaps]

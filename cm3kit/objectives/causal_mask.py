@@ -21,11 +21,11 @@ from torch import Generator
 
 from cm3kit.objectives.hints import WIDTH, SizeHints
 from cm3kit.objectives.spans import PRESETS, Preset, count_law
-from cm3kit.objectives.units import Units, cuts, policy, runs, segments, too_small, units, window
+from cm3kit.objectives.units import Units, cuts, gaps_in, policy, runs, segments, too_small, units, window
 from cm3kit.registry import objective, span_law
 from cm3kit.types import Blank, Exercise, Fill, Posed, Row, Span
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError, DataError, PageError
+from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.vocab import Vocab
 
 # Longest fill of a gap whose end the decoder finds, if the caller names no limit.
@@ -273,16 +273,7 @@ class CausalMask:
             PageError: there is no gap, or there are more than sentinels.
             ConfigError: `max_tokens` is negative, or a whole picture is asked of a model without pictures.
         """
-        gaps = tuple(each for each in ids if isinstance(each, Gap))
-        if not gaps:
-            raise PageError(
-                "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
-            )
-        if len(gaps) > self.vocab.sentinels:
-            raise PageError(
-                f"{len(gaps)} gaps, but the model knows {self.vocab.sentinels}; leave out"
-                f" {len(gaps) - self.vocab.sentinels}.", code="bad_value",
-            )  # fmt: skip
+        gaps = gaps_in(ids, self.vocab.sentinels)
         if max_tokens < 0:
             raise ConfigError(f"max_tokens = {max_tokens}: at least 0.", code="bad_value")
         blanks = [self._blank(gap, index, max_tokens) for index, gap in enumerate(gaps)]

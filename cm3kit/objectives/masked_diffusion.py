@@ -15,11 +15,11 @@ from torch import Generator
 
 from cm3kit.objectives.gaps import GapLaw, Layout, draw_gaps, lay_out
 from cm3kit.objectives.noise import Noise, schedule, times
-from cm3kit.objectives.units import cuts, too_small, window
+from cm3kit.objectives.units import cuts, gaps_in, too_small, window
 from cm3kit.registry import objective
 from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
 from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError, PageError
+from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
 Weighting = Literal["bound", "flat"]
@@ -240,11 +240,9 @@ class MaskedDiffusion:
         Raises:
             PageError: there is no gap.
         """
-        out: list[int] = (
-            [self.vocab.eod] if whole[0] or any(isinstance(each, Gap) for each in ids[:1]) else []
-        )
+        gaps = gaps_in(ids)
+        out: list[int] = [self.vocab.eod] if whole[0] or isinstance(ids[0], Gap) else []
         stretches: list[Stretch] = []
-        gaps = []
         for each in ids:
             if not isinstance(each, Gap):
                 out.append(each)
@@ -252,14 +250,9 @@ class MaskedDiffusion:
             padded = each.length is None and each.kind != "image"
             size = each.length if each.length is not None else slots(each)
             stretches.append(Stretch(each.kind, len(out), len(out) + size, padded, each.index, each.part))
-            gaps.append(each)
             out += [self.vocab.mask] * size
-        if not gaps:
-            raise PageError(
-                "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
-            )
         closing = [self.vocab.eod] if whole[1] else []
-        return Laid(Board((*out, *closing), tuple(stretches), seed=seed), tuple(gaps))
+        return Laid(Board((*out, *closing), tuple(stretches), seed=seed), gaps)
 
     def guided(self, board: Board) -> Board:
         """The board with its guide: the same one with all given text and pictures masked."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator
 
-from cm3kit.objectives.units import cuts, too_small, window
+from cm3kit.objectives.units import cuts, gaps_in, too_small, window
 from cm3kit.registry import objective
 from cm3kit.types import Blank, BlankKind, Exercise, Fill, Posed, Row, Span
 from cm3kit_tokenizers.document import Gap
@@ -69,11 +69,7 @@ class NextToken:
             ConfigError: a whole picture is asked of a model without pictures.
         """
         known = [each for each in ids if not isinstance(each, Gap)]
-        gaps = [each for each in ids if isinstance(each, Gap)]
-        if not gaps:
-            raise PageError(
-                "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
-            )
+        gaps = gaps_in(ids)
         gap = gaps[0]
         if len(gaps) > 1 or not isinstance(ids[-1], Gap) or gap.kind == "attribute":
             raise PageError(
