@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-parity check format data model bench install install-dev clean
+.PHONY: help demo test test-parity check format data model bench gpu install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes
 bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed
 	$(BIN)/python benchmarks/decode.py
 	$(BIN)/python benchmarks/infill.py
+
+gpu: $(VENV)/.stamp-base ## Measure and check everything on a GPU, in four minutes, into outputs/gpu
+	$(BIN)/python benchmarks/gpu.py --lanes 3 -o outputs/gpu
 
 install: $(VENV)/.stamp-base ## Install cm3kit into the venv
 install-dev: $(VENV)/.stamp-dev ## Install cm3kit and what its tests need into the venv

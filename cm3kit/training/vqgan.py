@@ -169,12 +169,15 @@ class VqganTask:
         grid(tiles, columns=12).save(path.with_suffix(".png"))
 
     def _reconstruct(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels again, computed where the weights are, on the device of those given."""
         tokenizer = self.model.tokenizer
         tokenizer.quantizer.settle(tokenizer.codebook_KD)
+        there_BCHW = pixels_BCHW.to(tokenizer.codebook_KD.device)
         if bool(self.model.codebook.started):
-            return tokenizer.decode(tokenizer.encode(pixels_BCHW))
+            return tokenizer.decode(tokenizer.encode(there_BCHW)).to(pixels_BCHW.device)
         with torch.inference_mode():
-            return to_uint8(tokenizer.render(tokenizer.latents(to_signed(pixels_BCHW))))
+            again_BCHW = to_uint8(tokenizer.render(tokenizer.latents(to_signed(there_BCHW))))
+        return again_BCHW.to(pixels_BCHW.device)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """The tokenizer in half precision."""
@@ -201,7 +204,9 @@ class VqganTask:
         """Mean PSNR of held-out pictures and share of codes in use over all pictures."""
         held = self.pictures.held_out(None)
         scores = [psnr(each, self._reconstruct(each)) for each in torch.split(held, batch)]
-        codes = [self.model.tokenizer.encode(each) for each in torch.split(self.pictures.pixels_BCHW, batch)]
+        device = self.model.tokenizer.codebook_KD.device
+        everything = torch.split(self.pictures.pixels_BCHW, batch)
+        codes = [self.model.tokenizer.encode(each.to(device)) for each in everything]
         used = torch.unique(torch.cat(codes)).numel() / self.model.tokenizer.size
         return {"psnr": float(torch.cat(scores).mean()), "used": used}
 

@@ -1,0 +1,145 @@
+"""Units of `gpu.py` that compare the device with the CPU: ids, losses and codes, without TF32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from gpu_common import SHIPPED, Context
+from gpu_training import corpus, on, recipe_of, task_of
+
+from cm3kit.decoders.fallback import make_engine
+from cm3kit.pipelines.kit import GenerateOptions, Kit, load
+from cm3kit.rng import generator
+from cm3kit.types import Fill
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+PROMPTS = (
+    "red apple",
+    "waving hand: dark skin tone",
+    "blue heart",
+    "flag: Italy",
+    "old house",
+    "bright moon",
+)
+CLOSE = 1e-4
+
+
+@lru_cache(maxsize=2)
+def kit_on(device: str) -> Kit:
+    """The model that ships."""
+    return load(SHIPPED, device)
+
+
+def exact(where: Context) -> None:
+    """No TF32, in products and in convolutions."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def ids(
+    where: Context, decoder: str, task: str, precision: str | None = None, sampler: str | None = None
+) -> dict[str, Any]:
+    """Ids at temperature 0 on the device and on the CPU, with equal settings.
+
+    For the causal decoder, where a row differs, what the CPU's model prefers its own id by (a difference of logits,
+    under which rounding may decide) at the first place that differs.
+    """
+    exact(where)
+    options = GenerateOptions(temperature=0.0, decoder=decoder, sampler=sampler)  # type: ignore[arg-type]
+    faster = GenerateOptions(temperature=0.0, decoder=decoder, precision=precision, sampler=sampler)  # type: ignore[arg-type]
+    count = 2 if where.tiny else len(PROMPTS)
+    pictures = [corpus(where) / f"{number}.png" for number in range(count)]
+    prompts = list(PROMPTS[:count]) if task == "image" else pictures
+    cpu, other = kit_on("cpu"), kit_on(str(where.device))
+    # Codes of a picture that is read are the CPU's for both: it is the decoders that are compared.
+    pages = [cpu._page_of(task, prompt) for prompt in prompts]  # type: ignore[arg-type]
+    wrote = []
+    for kit, chosen in ((cpu, options), (other, faster)):
+        way = kit.way(chosen)
+        asked = [way.task(task, page, chosen, 0) for page in pages]  # type: ignore[arg-type]
+        answers = way.fill(asked, chosen, lambda done, total: None)
+        wrote.append((asked, [answer.fills for answer in answers]))
+    (asked, mine), (_, theirs) = wrote
+    pairs = [
+        (a, b) for ours, others in zip(mine, theirs, strict=True) for a, b in zip(ours, others, strict=True)
+    ]
+    found: dict[str, Any] = {
+        "rows": count, "ids": sum(len(fill.ids) for fill, _ in pairs),
+        "equal rows": sum(a.ids == b.ids for a, b in pairs),
+        "ids before the first that differs": sum(_common(a, b) for a, b in pairs),
+    }  # fmt: skip
+    if decoder == "cm3":
+        margins = [
+            _margin(cpu, row.row, ours[0], others[0])
+            for row, ours, others in zip(asked, mine, theirs, strict=True)
+            if ours[0].ids != others[0].ids
+        ]
+        found["margins"] = margins
+        found["as wanted"] = all(margin < CLOSE for margin in margins)
+    return found
+
+
+def _common(a: Fill, b: Fill) -> int:
+    return next(
+        (place for place, (x, y) in enumerate(zip(a.ids, b.ids, strict=False)) if x != y),
+        min(len(a.ids), len(b.ids)),
+    )
+
+
+def _margin(kit: Kit, row: Any, ours: Fill, others: Fill) -> float:
+    """By how much the CPU's model prefers its own id to the other's, where they first differ; -1 where one ends."""
+    place = _common(ours, others)
+    if place >= min(len(ours.ids), len(others.ids)):
+        return -1.0
+    engine = make_engine(kit.backbone, len(kit.vocab), "fp32", 4)
+    logits_V = engine.score([*row.prompt, *row.blanks[0].lead, *ours.ids[:place]])[-1]
+    return float(logits_V[ours.ids[place]] - logits_V[others.ids[place]])
+
+
+def losses(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
+    """Differences of losses, device less CPU, in nats: dense in fp32, packed in tiles in fp32, and dense in bf16."""
+    exact(where)
+    found: dict[str, Any] = {}
+    for objective in objectives[: 2 if where.tiny else None]:
+        start = str(SHIPPED / "decoder")
+        tasks = {}
+        for packing in ("dense", "flex") if where.cuda else ("dense",):
+            recipe = recipe_of(where, objective, packing, 4, backbone_from=start, window=512)
+            tasks[packing] = task_of(where, recipe)
+        task = tasks["dense"]
+        batch = task.batch(generator(3), 4)
+        with torch.no_grad():
+            told = float(task.loss(task.model, batch, 0, generator(4))[0])
+            found[f"{objective}: loss"] = told
+            batch = on(where.device, batch)
+            for packing, each in tasks.items():
+                each.model.to(where.device)
+                value = float(each.loss(each.model, batch, 0, generator(4))[0])
+                found[f"{objective}: {packing}"] = value - told
+            with torch.autocast(where.device.type, torch.bfloat16):
+                value = float(task.loss(task.model, batch, 0, generator(4))[0])
+            found[f"{objective}: bits of bf16"] = (value - told) / math.log(2)
+    exactly = [abs(value) for name, value in found.items() if name.endswith((": dense", ": flex"))]
+    found["largest"], found["as wanted"] = max(exactly), max(exactly) < CLOSE
+    return found
+
+
+def codes(where: Context) -> dict[str, Any]:
+    """Share of codes that differ from the CPU's: in fp32, with TF32 in convolutions, and in bf16."""
+    tokenizer = ImageTokenizer.load(SHIPPED / "image")
+    from cm3kit.data.pictures import load_pictures
+
+    pixels_BCHW = load_pictures(corpus(where), tokenizer).pixels_BCHW
+    wanted_BN, found = tokenizer.encode(pixels_BCHW), {}
+    tokenizer.to(where.device)
+    for name in ("fp32", "TF32", "bf16"):
+        torch.backends.cudnn.allow_tf32 = name == "TF32"
+        if name == "bf16":
+            tokenizer.lower(torch.bfloat16)
+        got_BN = tokenizer.encode(pixels_BCHW.to(where.device)).cpu()
+        found[f"{name}: share that differs"] = float((got_BN != wanted_BN).float().mean())
+    return found
