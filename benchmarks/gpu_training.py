@@ -155,7 +155,7 @@ def step(
     where: Context, objective: str, packing: str, rows: int, compiled: bool = False, size: str | None = None
 ) -> dict[str, Any]:
     """One setting of a training step, with ready batches on the device."""
-    with where.room(rows >= MANY):
+    with where.room(rows >= MANY or size == "1B"):
         where.fresh()
         recipe = recipe_of(where, objective, packing, rows, size, {"compile": compiled})
         task = task_of(where, recipe)

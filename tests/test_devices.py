@@ -41,17 +41,14 @@ def to_pretended_gpu(model: nn.Module) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
 
 
-@pytest.mark.parametrize("started", [False, True])
-def test_held_out_pictures_go_to_the_weights_and_come_back(
-    task: VqganTask, started: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    latents, met = ImageTokenizer.latents, []
+@pytest.fixture
+def met(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Devices of pictures and of weights, each time that these two meet."""
+    latents, found = ImageTokenizer.latents, list[tuple[str, str]]()
 
     def noted(self: ImageTokenizer, x_BCHW: torch.Tensor) -> torch.Tensor:
-        met.append((x_BCHW.device.type, self.codebook_KD.device.type))
+        found.append((x_BCHW.device.type, self.codebook_KD.device.type))
         return latents(self, x_BCHW)
-
-    monkeypatch.setattr(ImageTokenizer, "latents", noted)
 
     def drawn(self: ImageTokenizer, codes_BN: torch.Tensor) -> torch.Tensor:
         # Looking codes up is more than a pretended GPU can do.
@@ -59,8 +56,16 @@ def test_held_out_pictures_go_to_the_weights_and_come_back(
 
     # Tensors without data have no inference mode.
     encode = ImageTokenizer.encode.__wrapped__  # type: ignore[attr-defined]
+    monkeypatch.setattr(ImageTokenizer, "latents", noted)
     monkeypatch.setattr(ImageTokenizer, "encode", torch.no_grad()(encode))
     monkeypatch.setattr(ImageTokenizer, "decode", drawn)
+    return found
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_held_out_pictures_go_to_the_weights_and_come_back(
+    task: VqganTask, started: bool, met: list[tuple[str, str]]
+) -> None:
     held_BCHW = task.pictures.held_out(2)
     with FakeTensorMode(allow_non_fake_inputs=True):
         to_pretended_gpu(task.model)
@@ -70,3 +75,14 @@ def test_held_out_pictures_go_to_the_weights_and_come_back(
         again_BCHW = task._reconstruct(held_BCHW)
     assert met == [("cuda", "cuda")]
     assert (again_BCHW.device.type, again_BCHW.shape) == ("cpu", held_BCHW.shape)
+
+
+def test_an_image_tokenizer_takes_pictures_from_where_they_are(
+    task: VqganTask, met: list[tuple[str, str]]
+) -> None:
+    held_BCHW = task.pictures.held_out(2)
+    # A preview takes the tokenizer to the GPU, and held-out pages are encoded afterwards.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        to_pretended_gpu(task.model)
+        codes_BN = task.model.tokenizer.encode(held_BCHW)
+    assert met == [("cuda", "cuda")] and codes_BN.device.type == "cuda"

@@ -204,9 +204,7 @@ class VqganTask:
         """Mean PSNR of held-out pictures and share of codes in use over all pictures."""
         held = self.pictures.held_out(None)
         scores = [psnr(each, self._reconstruct(each)) for each in torch.split(held, batch)]
-        device = self.model.tokenizer.codebook_KD.device
-        everything = torch.split(self.pictures.pixels_BCHW, batch)
-        codes = [self.model.tokenizer.encode(each.to(device)) for each in everything]
+        codes = [self.model.tokenizer.encode(each) for each in torch.split(self.pictures.pixels_BCHW, batch)]
         used = torch.unique(torch.cat(codes)).numel() / self.model.tokenizer.size
         return {"psnr": float(torch.cat(scores).mean()), "used": used}
 

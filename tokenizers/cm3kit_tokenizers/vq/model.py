@@ -121,17 +121,19 @@ class ImageTokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, pixels_BCHW: Tensor) -> Tensor:
-        """Codes of uint8 pixels at the tokenizer's resolution: `codes_BN`, row by row."""
-        latents_BDHW = self.latents(to_signed(pixels_BCHW)).float()
+        """Codes of uint8 pixels at the tokenizer's resolution: `codes_BN`, row by row, on the device of the weights."""
+        latents_BDHW = self.latents(to_signed(pixels_BCHW.to(self.codebook_KD.device))).float()
         B, D, H, W = latents_BDHW.shape
         codes_N = self.quantizer.codes(latents_BDHW.permute(0, 2, 3, 1).reshape(-1, D), self.codebook_KD)
         return codes_N.view(B, H * W)
 
     @torch.inference_mode()
     def decode(self, codes_BN: Tensor) -> Tensor:
-        """uint8 pixels of codes: `pixels_BCHW`."""
+        """uint8 pixels of codes: `pixels_BCHW`, on the device of the weights."""
         height, width = self.grid
-        vectors_BHWD = self.codebook_KD[codes_BN].view(len(codes_BN), height, width, -1)
+        vectors_BHWD = self.codebook_KD[codes_BN.to(self.codebook_KD.device)].view(
+            len(codes_BN), height, width, -1
+        )
         return to_uint8(self.render(vectors_BHWD.permute(0, 3, 1, 2).contiguous()))
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
