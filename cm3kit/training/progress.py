@@ -20,8 +20,10 @@ from cm3kit.publish import collect, load_state, publishing, save_state
 from cm3kit.training.best import Best
 from cm3kit.training.changes import changes, refuse_other_data
 from cm3kit.training.guard import Guard
+from cm3kit.training.muon import Muon, matrices
 from cm3kit.training.observe import Observers
 from cm3kit.training.parallel import is_spread, local, prepare, recompute, shard, spread, whole
+from cm3kit.training.prefetch import Batches
 from cm3kit.training.task import LoopSettings, Part, Task, TaskInParts, TaskWithData, Warn
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -39,7 +41,8 @@ class Progress:
             self._plain = copy.deepcopy(task.model).cpu() if self.main else None
             shard(task, accelerator)
         self.parts = list(task.parts()) if isinstance(task, TaskInParts) else [Part(_trained(task.model))]
-        self.optimizer = _optimizer(self.parts, settings)
+        self.optimizer = _optimizer(self.parts, settings, task.model)
+        self.batches = Batches(task, settings)
         self.step, self.seconds = 0, 0.0
         self.guard, self.scale = Guard(settings.spike), 1.0
         self.best, self.observers = Best(settings.best), Observers([])
@@ -191,20 +194,30 @@ class Progress:
     def follow(self) -> None:
         """Move the averages; early on they follow faster, so that they are of use in short runs."""
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        moving: list[tuple[Tensor, Tensor]] = []
         for name, each in self.task.model.state_dict().items():
             if each.is_floating_point():
-                local(self.ema[name]).lerp_(local(each).float(), 1 - decay)
+                moving.append((local(self.ema[name]), local(each).float()))
             else:
                 self.ema[name].copy_(each)
+        if moving:
+            averages, now = zip(*moving, strict=True)
+            torch._foreach_lerp_(averages, now, 1 - decay)
 
 
-def _optimizer(parts: list[Part], settings: LoopSettings) -> torch.optim.AdamW:
+def _optimizer(parts: list[Part], settings: LoopSettings, model: nn.Module) -> torch.optim.Optimizer:
+    orthogonal = matrices(model) if settings.optimizer == "muon" else set[int]()
     groups: list[dict[str, Any]] = []
     for part in parts:
         own = {"factor": part.rate, "betas": part.betas or settings.betas}
-        groups.append({"params": [each for each in part.weights if each.ndim > 1], **own})
+        wide = [each for each in part.weights if each.ndim > 1]
+        groups.append({"params": [each for each in wide if id(each) not in orthogonal], **own})
         plain = [each for each in part.weights if each.ndim <= 1]
         groups.append({"params": plain, "weight_decay": 0.0, **own})
+        if orthogonal:
+            groups.append({"params": [each for each in wide if id(each) in orthogonal], "muon": True, **own})
+    if orthogonal:
+        return Muon(groups, settings.learning_rate, settings.betas, settings.weight_decay)
     return torch.optim.AdamW(
         groups,
         lr=settings.learning_rate,

@@ -82,7 +82,7 @@ def _rehearse(progress: Progress) -> str:
     """Find this process's gradients for nothing; why one of all processes could not, or nothing where all could."""
     told = ""
     try:
-        rng, batch = _draw(progress)
+        rng, batch = progress.batches.take(progress.step)
         # DDP's wrapper waits for the others even where it adds nothing up: for buffers, and to arrange its buckets.
         _gradients(progress, progress.task.model, batch, rng)
     except RuntimeError as error:
@@ -98,7 +98,7 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     for group in progress.optimizer.param_groups:
         rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
         group["lr"] = rate * group["factor"]
-    rng, batch = _draw(progress)
+    rng, batch = progress.batches.take(progress.step)
     progress.whole = False
     loss, found = _gradients(progress, model, batch, rng)
     everyone = gathered(who, (loss, found, bool(asked)))
@@ -146,15 +146,6 @@ def _gradients(
         loss += value.item() * share.factor
         found.append((share.part, figures))
     return loss, found
-
-
-def _draw(progress: Progress) -> tuple[Generator, Any]:
-    """The batch of a step, over all processes, and the generator that has drawn it."""
-    settings, step = progress.settings, progress.step
-    rng = generator(settings.seed, step, 0)
-    if isinstance(progress.task, TaskInOrder):
-        progress.task.seek(step, settings.batch_size, 0, 1)
-    return rng, progress.task.batch(rng, settings.batch_size)
 
 
 def names(progress: Progress, step: int, most: int = 4) -> str:

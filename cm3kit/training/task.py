@@ -20,6 +20,8 @@ class LoopSettings(Settings):
     `batch_size` is the rows of a step, over all processes and micro-batches; `accumulate` is how many micro-batches
     each process cuts its share into. `shard` spreads weights and moments over the processes (FSDP2) instead of copying
     them. `recompute` saves memory by computing activations twice.
+    `optimizer` muon is for the matrices of layers, and AdamW for all else (see `muon.py`).
+    `workers` processes draw batches ahead of time; 0 draws each when it is its turn. The batches are the same.
     `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
     `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
     Every `validate_every` steps (0: never) the averaged weights are tried on `validate_on` held-out documents.
@@ -34,6 +36,8 @@ class LoopSettings(Settings):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)
+    workers: int = Field(0, ge=0)
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
     warmup: float = Field(0.05, ge=0, le=1)
     final: float = Field(0.02, ge=0, le=1)
