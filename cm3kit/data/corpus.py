@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,13 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor
 
+from cm3kit.data.encodings import Encodings, encode
+from cm3kit.data.views import ViewSettings
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
 from cm3kit_tokenizers.errors import DataError, PageError, PictureError
 from cm3kit_tokenizers.page import Page
-from cm3kit_tokenizers.pictures import load_picture, resolve_src
+from cm3kit_tokenizers.pictures import resolve_src
 from cm3kit_tokenizers.sequence import Codes, PageTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+PLAIN = ViewSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,18 @@ def _resolves(src: str, base: Path) -> bool:
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents as ids, without end-of-document ids, how often each is drawn, and where its page is in the corpus."""
+    """Documents as ids, without end-of-document ids, how often each is drawn, and where its page is in the corpus.
 
-    ids: tuple[list[int], ...]
+    With `encodings`, whose codes are ids too, picture k stands in a document as the one number −1−k, and each time that
+    the document is drawn one of its encodings is put there.
+    """
+
+    ids: Sequence[list[int]]
     weights_B: Tensor
     names: tuple[str, ...] = ()
+    encodings: Encodings | None = None
+    views: ViewSettings = PLAIN
+    known_as: str = ""
 
     def pick(self, rng: Generator, count: int) -> list[int]:
         """The numbers of `count` documents, drawn by weight."""
@@ -95,19 +107,32 @@ class Documents:
     def draw(self, rng: Generator, count: int) -> Iterator[list[int]]:
         """`count` documents by weight."""
         for index in self.pick(rng, count):
-            yield self.ids[index]
+            yield self._seen(self.ids[index], rng)
+
+    def _seen(self, parts: list[int], rng: Generator) -> list[int]:
+        pictures = [-1 - part for part in parts if part < 0] if self.encodings else []
+        if self.encodings is None or not pictures:
+            return parts
+        codes = iter(self.encodings.draw(pictures, self.views, rng))
+        return [id for part in parts for id in (next(codes) if part < 0 else (part,))]
+
+    @cached_property
+    def mean_length(self) -> float:
+        """Ids of a document, on average over all that there are."""
+        longer = self.encodings.codes_NL.shape[1] - 1 if self.encodings else 0
+        return sum(len(each) + longer * sum(id < 0 for id in each) for each in self.ids) / len(self.ids)
 
     def fingerprint(self) -> str:
         """A hash of names, lengths and weights; codes of pictures are not in it, as they may differ by the machine."""
         known = [self.names, [len(each) for each in self.ids], self.weights_B.tolist()]
-        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+        return self.known_as or hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def load_documents(
     folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, split: str = "train",
-    only: Collection[Path] | None = None,
+    only: Collection[Path] | None = None, views: ViewSettings = PLAIN,
 ) -> Documents:  # fmt: skip
-    """Encode every page of a split, each picture once; parsed pages are kept in the folder `cache`.
+    """Encode every page of a split, pictures as `views` say; parsed pages are kept in the folder `cache`.
 
     Args:
         only: the pages that are wanted, of those of the split.
@@ -116,12 +141,17 @@ def load_documents(
     if not pages:
         raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
     parsed, pictures = _parse_all(pages, folder, tokenizer, cache)
-    codes = _encode_pictures(pictures, folder, tokenizer, image)
+    names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
+    weights_B = torch.tensor([each.weight for each in pages])
+    found = encode(pictures, folder, image, views, cache)
+    if views.count > 1:
+        ids = torch.tensor([tokenizer.image_ids(row) for row in found.codes_NL.tolist()])
+        return Documents(parsed, weights_B, names, replace(found, codes_NL=ids), views)
+    codes = [tokenizer.image_ids(row) for row in found.codes_NL.tolist()]
     documents = tuple(
         [id for part in row for id in (codes[-1 - part] if part < 0 else (part,))] for row in parsed
     )
-    names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
-    return Documents(documents, torch.tensor([each.weight for each in pages]), names)
+    return Documents(documents, weights_B, names)
 
 
 def _parse_all(
@@ -164,13 +194,3 @@ def _parse(path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str
         return [-1 - numbers.setdefault(name, len(numbers)) - tokenizer.vocab.image.start], None
 
     return [id for id in tokenizer.encode(read_nodes(path), number) if isinstance(id, int)]
-
-
-def _encode_pictures(
-    pictures: list[str], folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, batch: int = 64
-) -> list[list[int]]:
-    codes: list[list[int]] = []
-    for start in range(0, len(pictures), batch):
-        opened = [load_picture(resolve_src(name, folder)) for name in pictures[start : start + batch]]
-        codes += [tokenizer.image_ids(row) for row in image.encode(image.pixels(opened)).tolist()]
-    return codes

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -15,6 +16,7 @@ from cm3kit.data.dictionary import Entry, load_entries
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
+LISTED = "pictures.jsonl"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
 
@@ -50,8 +52,17 @@ class PictureSet:
 
 
 def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
-    """Pictures of a dictionary corpus with its splits and weights, or of any folder with one in 20 held out."""
-    if (folder / "entries.jsonl").is_file():
+    """Pictures of a corpus with its splits and weights, or of any folder with one in 20 held out.
+
+    A corpus says of its pictures in `pictures.jsonl` (file, split, weight), or has `entries.jsonl` of the dictionary.
+    """
+    if (folder / LISTED).is_file():
+        entries = []
+        rows = _listed(folder / LISTED)
+        paths = [folder / row["file"] for row in rows]
+        weights = [float(row["weight"]) if row["split"] == "train" else 0.0 for row in rows]
+        names = tuple(row["file"] for row in rows)
+    elif (folder / "entries.jsonl").is_file():
         entries = load_entries(folder)
         paths = [folder / "pictures" / f"{entry.slug}.png" for entry in entries]
         weights = [entry.weight if entry.split == "train" else 0.0 for entry in entries]
@@ -65,6 +76,20 @@ def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
         raise DataError(f"{folder} holds no pictures; build the corpus with: make data.", code="bad_data")
     pixels_BCHW = torch.cat([tokenizer.pixels([_open(path)]) for path in paths])
     return PictureSet(pixels_BCHW, torch.tensor(weights), names, tuple(entries))
+
+
+def _listed(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = [
+            json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        for row in rows:
+            row["file"], row["split"], float(row["weight"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} has a line that is not a picture with split and weight.", code="bad_data"
+        ) from error
+    return rows
 
 
 def _open(path: Path) -> Image.Image:

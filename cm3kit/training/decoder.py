@@ -12,7 +12,10 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
-from cm3kit.data.corpus import load_documents
+from cm3kit.data.bundle import INDEX as BUNDLE
+from cm3kit.data.bundle import load_bundle
+from cm3kit.data.corpus import Documents, load_documents
+from cm3kit.data.views import ViewSettings
 from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.models.attention import annealed, block_mask, flex_mask
 from cm3kit.models.backbone import (
@@ -66,8 +69,9 @@ class DecoderRecipe(Settings):
     """Everything that training a decoder needs.
 
     Attributes:
-        data: a folder of pages, or of token shards (`cm3kit data pack`).
+        data: a folder of pages, of token shards (`cm3kit data pack`), or a bundle (`cm3kit data bundle`).
         text: folder of a trained text tokenizer, and `image` of an image tokenizer.
+        views: encodings of each picture, of which a page shows one at a time; a bundle has its own.
         window: length of a packed row.
         backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
         warm: a public decoder to start from instead.
@@ -90,6 +94,7 @@ class DecoderRecipe(Settings):
     text: Path = Path("runs/text/final")
     image: Path = Path("runs/vqgan/final")
     objective: ObjectiveSettings = ObjectiveSettings()
+    views: ViewSettings = ViewSettings()
     window: int = Field(512, ge=16)
     backbone: BackboneConfig = BackboneConfig()
     backbone_from: str | None = None
@@ -149,10 +154,17 @@ class DecoderTask:
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
         self._next = Cursor()
         if self.rows is None:
-            self.documents = load_documents(recipe.data, self.tokenizer, self.image, cache)
-            self._mean = sum(map(len, self.documents.ids)) / len(self.documents.ids) + 6
+            self.documents = self._documents(cache)
+            self._mean = self.documents.mean_length + 6
         self.model = Scorer(self._backbone()).train()
         self._flex = prepare(recipe.packing, self.model.backbone)
+
+    def _documents(self, cache: Path) -> Documents:
+        recipe = self.recipe
+        if not (recipe.data / BUNDLE).is_file():
+            return load_documents(recipe.data, self.tokenizer, self.image, cache, views=recipe.views)
+        documents, self._held = load_bundle(recipe.data, self.tokenizer, self.image)
+        return documents
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
@@ -247,7 +259,7 @@ class DecoderTask:
     ) -> tuple[Tensor, dict[str, float]]:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
-        on = Packed(*(each.to(device) for each in batch))
+        on = Packed(*(each.to(device, non_blocking=True) for each in batch))
         nats_BT = self.nats(model, on, step, rng)
         total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
         return total, self._figures(nats_BT.detach(), on)
@@ -303,6 +315,8 @@ class DecoderTask:
             shards = self.rows.shards
             numbers = [number for number, held in enumerate(shards.held.tolist()) if held]
             return [shards[numbers[place]] for place in spread(len(numbers), count)]
+        if (self.recipe.data / BUNDLE).is_file():
+            return []
         return held_documents(self.recipe.data, self.tokenizer, self.image, self._cache, count)
 
     def preview(self, model: nn.Module, path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Codes of a corpus' pictures, each picture in one or several encodings, and the file that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save
+from torch import Generator, Tensor
+
+from cm3kit.data.views import ViewSettings, chosen, view
+from cm3kit.publish import write_atomic
+from cm3kit.rng import generator
+from cm3kit_tokenizers.pictures import load_picture, resolve_src
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+Watch = Callable[[int, int], None]
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """`codes_NL` of all encodings; picture p has the `counts_P[p]` from `starts_P[p]` on, the plain one first."""
+
+    codes_NL: Tensor
+    starts_P: Tensor
+    counts_P: Tensor
+
+    @classmethod
+    def of(cls, codes: Sequence[Tensor]) -> Encodings:
+        """From one tensor (count, L) per picture."""
+        counts_P = torch.tensor([len(each) for each in codes], dtype=torch.int64)
+        return cls(torch.cat(list(codes)), counts_P.cumsum(0) - counts_P, counts_P)
+
+    def draw(self, pictures: Sequence[int], settings: ViewSettings, rng: Generator) -> list[list[int]]:
+        """Codes of some pictures, each in an encoding that is drawn."""
+        counts = self.counts_P[list(pictures)].tolist()
+        starts = self.starts_P[list(pictures)].tolist()
+        picked = chosen(counts, settings, rng)
+        return [self.codes_NL[start + which].tolist() for start, which in zip(starts, picked, strict=True)]
+
+    def plain(self, picture: int) -> list[int]:
+        """Codes of a picture as it is."""
+        return list(self.codes_NL[self.starts_P[picture]].tolist())
+
+
+def encode(
+    names: Sequence[str], folder: Path, image: ImageTokenizer, settings: ViewSettings, cache: Path | None = None,
+    batch: int = 64, watch: Watch = lambda done, total: None,
+) -> Encodings:  # fmt: skip
+    """Encode pictures of a corpus; several encodings of each are kept in the folder `cache`."""
+    path = (
+        cache / f"codes-{_key(names, folder, image, settings)}.safetensors"
+        if cache and settings.count > 1
+        else None
+    )
+    if path is not None and path.is_file():
+        found = load_file(path)
+        return Encodings(found["codes"].long(), found["starts"], found["counts"])
+    codes: list[Tensor] = []
+    for start in range(0, len(names), batch):
+        codes += _encode_batch(
+            [resolve_src(name, folder) for name in names[start : start + batch]], image, settings, start
+        )
+        watch(min(start + batch, len(names)), len(names))
+    rows, columns = image.grid
+    made = Encodings.of(codes or [torch.zeros(0, rows * columns, dtype=torch.long)])
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"codes": made.codes_NL.to(torch.int32), "starts": made.starts_P, "counts": made.counts_P}
+        write_atomic(path, save(tensors), force=True)
+    return made
+
+
+def _encode_batch(
+    data: Sequence[bytes], image: ImageTokenizer, settings: ViewSettings, first: int
+) -> list[Tensor]:
+    device = image.codebook_KD.device
+    white_BCHW = image.pixels([load_picture(each) for each in data]).to(device)
+    codes = [[each] for each in image.encode(white_BCHW).cpu()]
+    if settings.count > 1:
+        opacity_B1HW = image.pixels([_opacity(each) for each in data])[:, :1]
+        seen = [place for place in range(len(data)) if int(opacity_B1HW[place].min()) < 255]
+        for number in range(1, settings.count if seen else 1):
+            rng = generator(SEED, first, number)
+            pixels_BCHW = view(white_BCHW[seen], opacity_B1HW[seen].to(device), settings, rng)
+            for place, each in zip(seen, image.encode(pixels_BCHW).cpu(), strict=True):
+                codes[place].append(each)
+    return [torch.stack(each) for each in codes]
+
+
+def _opacity(data: bytes) -> Image.Image:
+    """How opaque a picture is, as a grey picture."""
+    with Image.open(io.BytesIO(data)) as opened:
+        return opened.convert("RGBA").getchannel("A").convert("RGB")
+
+
+def _key(names: Sequence[str], folder: Path, image: ImageTokenizer, settings: ViewSettings) -> str:
+    sizes = [len(name) if name[:5].lower() == "data:" else (folder / name).stat().st_size for name in names]
+    known = [image.sha256, list(names), sizes, settings.model_dump(mode="json", exclude={"plain"})]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

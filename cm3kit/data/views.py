@@ -1,0 +1,92 @@
+"""Several encodings of one picture: moved, turned, scaled, on other grounds and in other light, as cached codes.
+
+A decoder that sees a picture always as the same codes learns the codes by heart, and names no other drawing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from cm3kit.config import Settings
+
+
+class ViewSettings(Settings):
+    """How pictures are seen.
+
+    Attributes:
+        count: encodings of each picture that has transparent parts, the first of the picture as it is; others, whose
+            edges would show, have that one alone.
+        plain: chance of that one where a page is drawn.
+        shift: most of a picture's width or height that it moves.
+        turn: most degrees that it turns.
+        scale: least and most that it is scaled by.
+        light: most that brightness, contrast and saturation change, as factors 1 − light … 1 + light.
+        grounds: chance of a coloured ground instead of white.
+    """
+
+    count: int = Field(1, ge=1)
+    plain: float = Field(0.4, ge=0, le=1)
+    shift: float = Field(0.06, ge=0, le=0.5)
+    turn: float = Field(8.0, ge=0, le=180)
+    scale: tuple[float, float] = (0.86, 1.06)
+    light: float = Field(0.12, ge=0, lt=1)
+    grounds: float = Field(0.15, ge=0, le=1)
+
+
+def view(white_BCHW: Tensor, alpha_B1HW: Tensor, settings: ViewSettings, rng: Generator) -> Tensor:
+    """Pictures as they are seen once, drawn from `rng`.
+
+    Args:
+        white_BCHW: RGB over white, uint8.
+        alpha_B1HW: their opacity, uint8.
+
+    Returns:
+        RGB, uint8, (B, 3, H, W), on the same device.
+    """
+    count, device = len(white_BCHW), white_BCHW.device
+
+    def uniform(low: float, high: float, *more: int) -> Tensor:
+        drawn = torch.rand(count, *more, generator=rng, dtype=torch.float64)
+        return (low + (high - low) * drawn).float().to(device)
+
+    angle_B = uniform(-1, 1) * math.radians(settings.turn)
+    shrink_B, shift_B2 = 1 / uniform(*settings.scale), uniform(-2 * settings.shift, 2 * settings.shift, 2)
+    cos_B, sin_B = angle_B.cos() * shrink_B, angle_B.sin() * shrink_B
+    turn_B23 = torch.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], 1).view(count, 2, 3)
+    # Colours are weighed by their opacity, so that what is behind transparent parts does not bleed in.
+    opacity_B1HW = alpha_B1HW.float() / 255
+    weighed_BCHW = torch.cat([(white_BCHW.float() / 255 - (1 - opacity_B1HW)).clamp_min(0), opacity_B1HW], 1)
+    grid_BHW2 = affine_grid(turn_B23, list(weighed_BCHW.shape), align_corners=False)
+    moved_BCHW = grid_sample(weighed_BCHW, grid_BHW2, mode="bicubic", align_corners=False).clamp(0, 1)
+    colours_BCHW, opacity_B1HW = moved_BCHW[:, :3], moved_BCHW[:, 3:]
+    low, high = 1 - settings.light, 1 + settings.light
+    lights = (uniform(low, high)[:, None, None, None] for _ in range(3))
+    coloured_B = uniform(0, 1) < settings.grounds
+    ground_B3 = torch.where(coloured_B[:, None], uniform(0.55, 1, 3), torch.ones(count, 3, device=device))
+    out_BCHW = _lit(colours_BCHW, opacity_B1HW, *lights) + ground_B3[:, :, None, None] * (1 - opacity_B1HW)
+    return (out_BCHW.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _lit(
+    weighed_BCHW: Tensor, alpha_B1HW: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
+) -> Tensor:
+    """Colours, weighed by opacity, in another light; factors are (B, 1, 1, 1)."""
+    grey_B1HW, middle_B1HW = weighed_BCHW.mean(1, keepdim=True), 0.5 * alpha_B1HW
+    x_BCHW = grey_B1HW + (weighed_BCHW - grey_B1HW) * saturation
+    x_BCHW = (middle_B1HW + (x_BCHW - middle_B1HW) * contrast) * brightness
+    return x_BCHW.clamp_min(0).minimum(alpha_B1HW)
+
+
+def chosen(counts: Sequence[int], settings: ViewSettings, rng: Generator) -> list[int]:
+    """Which encoding of each of some pictures to use, of so many that there are: the plain one, or any other."""
+    draws = torch.rand(2 * len(counts), generator=rng, dtype=torch.float64).tolist()
+    return [
+        0 if count == 1 or plain < settings.plain else 1 + int(which * (count - 1))
+        for count, plain, which in zip(counts, draws[::2], draws[1::2], strict=True)
+    ]

@@ -1,0 +1,180 @@
+"""Several encodings of a picture, documents that show one of them at a time, and bundles of such documents."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from cm3kit.data.bundle import INDEX, load_bundle, save_bundle
+from cm3kit.data.corpus import Documents, load_documents
+from cm3kit.data.views import ViewSettings, chosen, view
+from cm3kit.rng import generator
+from cm3kit_tokenizers.errors import ConfigError, DataError
+from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
+
+torch.set_num_threads(1)
+CONFIG = ImageTokenizerConfig(
+    resolution=16, channels=(4, 4), codes=16, code_dim=4, latent_channels=4, norm_groups=2, attention=False
+)
+STILL = ViewSettings(count=2, shift=0, turn=0, scale=(1, 1), light=0, grounds=0)
+TEXT = TextTokenizer.train(["a square"], 256)
+PAGES = PageTokenizer(TEXT, Vocab(TEXT.size, 16))
+
+
+class Grey(ImageTokenizer):
+    """An image tokenizer whose codes are 8 × 8 grey levels."""
+
+    def encode(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        return (pixels_BCHW.float().mean(1)[:, ::2, ::2] / 16).long().clamp(0, 15).reshape(-1, 64)
+
+
+@pytest.fixture(scope="module")
+def image() -> Grey:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return Grey(CONFIG)
+
+
+def disc() -> Image.Image:
+    picture = Image.new("RGBA", (16, 16))
+    ImageDraw.Draw(picture).ellipse((3, 3, 12, 12), fill=(200, 30, 30, 255))
+    return picture
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A page with a picture that has transparent parts, one with a picture that has none, and one without."""
+    disc().save(tmp_path / "disc.png")
+    Image.new("RGB", (16, 16), (40, 40, 40)).save(tmp_path / "full.png")
+    for name in ("disc", "full"):
+        (tmp_path / f"{name}.html").write_text(f'<p>a</p><img alt="{name}" src="{name}.png">')
+    (tmp_path / "words.html").write_text("<p>a square</p>")
+    return tmp_path
+
+
+def pixels(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    flat = (
+        torch.frombuffer(bytearray(white.tobytes()), dtype=torch.uint8).view(1, 16, 16, 3).permute(0, 3, 1, 2)
+    )
+    alpha = torch.frombuffer(bytearray(picture.getchannel("A").tobytes()), dtype=torch.uint8).view(
+        1, 1, 16, 16
+    )
+    return flat, alpha
+
+
+def test_a_view_that_changes_nothing_is_the_picture() -> None:
+    white_BCHW, alpha_B1HW = pixels(disc())
+    seen_BCHW = view(white_BCHW, alpha_B1HW, STILL, generator(0))
+    assert int((seen_BCHW.int() - white_BCHW.int()).abs().max()) <= 1
+
+
+def test_a_view_moves_what_is_opaque_over_a_ground() -> None:
+    white_BCHW, alpha_B1HW = pixels(disc())
+    moved = ViewSettings(count=2, shift=0.2, turn=30, scale=(0.8, 0.8), light=0, grounds=1)
+    seen_BCHW = view(white_BCHW, alpha_B1HW, moved, generator(5))
+    corner, ground = seen_BCHW[0, :, 0, 0], white_BCHW[0, :, 0, 0]
+    assert bool((corner != ground).any()) and int(corner.min()) >= 139  # a pale ground
+    red = (seen_BCHW[0, 0].int() - seen_BCHW[0, 1].int() > 90).sum()
+    was = (white_BCHW[0, 0].int() - white_BCHW[0, 1].int() > 90).sum()
+    assert 0.5 < float(red / was) < 0.8  # 0.8² of the area
+    assert torch.equal(seen_BCHW, view(white_BCHW, alpha_B1HW, moved, generator(5)))
+    assert not torch.equal(seen_BCHW, view(white_BCHW, alpha_B1HW, moved, generator(6)))
+
+
+def test_the_plain_encoding_comes_as_often_as_is_set() -> None:
+    rng = generator(1)
+    drawn = [chosen([4, 1], ViewSettings(count=4, plain=0.4), rng) for _ in range(4000)]
+    share = [sum(which == number for which, _ in drawn) / 4000 for number in range(4)]
+    assert share == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=0.03)
+    assert {only for _, only in drawn} == {0}
+
+
+def test_documents_show_one_encoding_at_a_time(corpus: Path, image: Grey, tmp_path: Path) -> None:
+    plain = load_documents(corpus, PAGES, image, tmp_path / "cache")
+    many = load_documents(
+        corpus, PAGES, image, tmp_path / "cache", views=ViewSettings(count=6, turn=60, scale=(0.5, 0.7))
+    )
+    assert many.encodings is not None and many.encodings.counts_P.tolist() == [6, 1]  # what is opaque has one
+    assert many.mean_length == pytest.approx(plain.mean_length)
+    drawn = list(many.draw(generator(0), 300))
+    assert drawn == list(many.draw(generator(0), 300))
+    lengths = {len(each) for each in plain.ids}
+    assert {len(each) for each in drawn} == lengths
+    of_disc = {tuple(each) for each in drawn if len(each) == len(plain.ids[0])}
+    assert tuple(plain.ids[0]) in of_disc and len(of_disc) > 4
+    assert many.fingerprint() != plain.fingerprint()
+
+
+def test_encodings_are_kept(
+    corpus: Path, image: Grey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = ViewSettings(count=3)
+    first = load_documents(corpus, PAGES, image, tmp_path / "cache", views=views)
+    monkeypatch.setattr(Grey, "encode", lambda *_: pytest.fail("encoded again"))
+    second = load_documents(corpus, PAGES, image, tmp_path / "cache", views=views)
+    assert first.encodings is not None and second.encodings is not None
+    assert torch.equal(first.encodings.codes_NL, second.encodings.codes_NL)
+
+
+def bundled(corpus: Path, image: Grey, tmp_path: Path) -> tuple[Documents, Path]:
+    documents = load_documents(
+        corpus, PAGES, image, tmp_path / "cache", views=ViewSettings(count=3, plain=0.2)
+    )
+    save_bundle(documents, [[7, 8, 9]], PAGES, image, tmp_path / "bundle")
+    return documents, tmp_path / "bundle"
+
+
+def test_a_bundle_draws_what_its_documents_draw(corpus: Path, image: Grey, tmp_path: Path) -> None:
+    documents, folder = bundled(corpus, image, tmp_path)
+    again, held = load_bundle(folder, PAGES, image)
+    assert held == [[7, 8, 9]] and again.fingerprint() == documents.fingerprint()
+    assert list(again.ids) == list(documents.ids) and again.ids[-1] == documents.ids[-1]
+    assert list(again.draw(generator(3), 50)) == list(documents.draw(generator(3), 50))
+    assert load_file(folder / "documents.safetensors")["ids"].dtype == torch.uint16
+    with pytest.raises(IndexError):
+        again.ids[len(again.ids)]
+
+
+def test_a_bundle_of_other_tokenizers_or_with_a_part_missing_is_refused(
+    corpus: Path, image: Grey, tmp_path: Path
+) -> None:
+    _, folder = bundled(corpus, image, tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        other = Grey(CONFIG)
+    with pytest.raises(ConfigError, match="another image tokenizer"):
+        load_bundle(folder, PAGES, other)
+    (folder / "codes-000.safetensors").unlink()
+    with pytest.raises(DataError, match="no whole bundle"):
+        load_bundle(folder, PAGES, image)
+    (folder / INDEX).write_text("{")
+    with pytest.raises(DataError, match="no whole bundle"):
+        load_bundle(folder, PAGES, image)
+
+
+def test_documents_without_encodings_are_no_bundle(corpus: Path, image: Grey, tmp_path: Path) -> None:
+    plain = load_documents(corpus, PAGES, image, tmp_path / "cache")
+    with pytest.raises(ConfigError, match="with views"):
+        save_bundle(plain, [], PAGES, image, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_picture_with_transparency_is_encoded_over_white_first(image: Grey, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    disc().save(buffer, "PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    (tmp_path / "a.html").write_text('<img alt="a" src="a.png">')
+    many = load_documents(tmp_path, PAGES, image, tmp_path / "cache", views=STILL)
+    assert many.encodings is not None
+    first, second = many.encodings.codes_NL
+    assert int(first[0]) == PAGES.vocab.image.start + 15  # white in the corner
+    assert int((first - second).abs().max()) <= 1
