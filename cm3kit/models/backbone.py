@@ -39,6 +39,8 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]]
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
+SHARD = "15MB"  # of a file of weights
+
 
 class BackboneConfig(Settings):
     """Shape of a backbone that is made from nothing.
@@ -145,7 +147,7 @@ def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False) -> N
     """
     saved = copy.deepcopy(model).half() if half else model
     with _quiet():
-        saved.save_pretrained(folder, state_dict=plain_state(saved))
+        saved.save_pretrained(folder, state_dict=plain_state(saved), max_shard_size=SHARD)
     save_timestep(saved, Path(folder))
 
 

@@ -44,7 +44,7 @@ class CausalBlocks:
         block_size: slots of a block; each gap begins one of its own.
         low: times of blocks are drawn from [low, high).
         inner: what is hidden and how it weighs.
-        causal_weight: of the ids of the clean copy, which the causal model is asked for.
+        causal_weight: of the ids of the clean copy, which the causal model is asked for, times that of their modality.
 
     Raises:
         ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` hides whole
@@ -181,7 +181,7 @@ class CausalBlocks:
         out = [0.0]
         for (before, id), seen in zip(pairwise(layout.ids), clean_T[1:], strict=True):
             idle = id in sentinels or id != seen or before == id == eoss
-            out.append(0.0 if idle else self.causal_weight)
+            out.append(0.0 if idle else self.causal_weight * self._inner._factor(id))
         return out
 
     def lay(
