@@ -1,0 +1,207 @@
+"""A judge of drawn pictures: a small classifier that tells a picture's name, and who drew it.
+
+It learns from all artists' pictures of the corpus `pictures` that are trained on (no held-out cell, name or artist),
+seen moved, turned and in other light, and is used in no training. `python benchmarks/judge.py --data data/pictures -o
+outputs/judge` trains it; with `--check` alone it says how well it tells held-out cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from cm3kit.data.views import ViewSettings, view
+from cm3kit.rng import generator
+
+SIZE = 64
+WIDTHS = 32, 64, 128, 256
+LOOK = ViewSettings(count=2, shift=0.08, turn=12.0, scale=(0.8, 1.1), light=0.25, grounds=0.3)
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut (ResNet, arXiv:1512.03385)."""
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+        )
+        self.second = nn.Sequential(nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out))
+        self.short = (
+            nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if into != out
+            else nn.Identity()
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """The same number of pictures, at half the size where the stride is 2."""
+        out: Tensor = torch.relu(self.second(self.first(x_BCHW)) + self.short(x_BCHW))
+        return out
+
+
+class Judge(nn.Module):
+    """`names` and `artists` in the order of the logits."""
+
+    def __init__(self, names: list[str], artists: list[str]) -> None:
+        super().__init__()
+        self.names, self.artists = names, artists
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False),
+            nn.BatchNorm2d(WIDTHS[0]),
+            nn.ReLU(),
+        ]
+        before = WIDTHS[0]
+        for width in WIDTHS:
+            layers += [Block(before, width, 1 if width == before else 2), Block(width, width, 1)]
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.name, self.artist = nn.Linear(before, len(names)), nn.Linear(before, len(artists))
+
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of names (B, N) and of artists (B, A) for RGB, uint8, of 64 × 64 pixels."""
+        features_BC = self.body((pixels_BCHW.float() - 127.5) / 64).mean((2, 3))
+        return self.name(features_BC), self.artist(features_BC)
+
+    def save(self, folder: Path) -> None:
+        """Weights in half precision, and the names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        half = {
+            name: each.half().contiguous() if each.is_floating_point() else each
+            for name, each in self.state_dict().items()
+        }
+        save_file(half, folder / "judge.safetensors")
+        (folder / "judge.json").write_text(json.dumps({"names": self.names, "artists": self.artists}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        """A judge that was saved."""
+        known = json.loads((folder / "judge.json").read_text())
+        judge = cls(known["names"], known["artists"])
+        judge.load_state_dict(load_file(folder / "judge.safetensors"))
+        return judge.float().eval()
+
+    @torch.inference_mode()
+    def ranks(self, pixels_BCHW: Tensor, names: list[str]) -> list[int]:
+        """How many names each picture resembles more than its own; 0 is right."""
+        number = {name: index for index, name in enumerate(self.names)}
+        logits_BN = self(pixels_BCHW)[0].float()
+        own_B = logits_BN.gather(1, torch.tensor([[number[each]] for each in names], device=logits_BN.device))
+        return [int(each) for each in (logits_BN > own_B).sum(1)]
+
+    @torch.inference_mode()
+    def drawn_by(self, pixels_BCHW: Tensor) -> list[str]:
+        """Whose style each picture is of."""
+        return [self.artists[int(each)] for each in self(pixels_BCHW)[1].argmax(1)]
+
+
+def read(folder: Path, splits: tuple[str, ...]) -> tuple[Tensor, Tensor, list[str], list[str]]:
+    """Pictures over white and their opacity, uint8, with names and artists."""
+    things = {
+        row["slug"]: row["name"]
+        for row in map(json.loads, (folder / "things.jsonl").read_text().splitlines())
+    }
+    rows = [json.loads(line) for line in (folder / "pictures.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["split"] in splits and row["artist"] not in ("scene", "clipart")]
+    white, opacity = [], []
+    for row in rows:
+        with Image.open(folder / row["file"]) as opened:
+            picture = opened.convert("RGBA").resize((SIZE, SIZE))
+        over = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        white.append(torch.from_numpy(np.array(over)).permute(2, 0, 1))
+        opacity.append(torch.from_numpy(np.array(picture.getchannel("A")))[None])
+    return (
+        torch.stack(white),
+        torch.stack(opacity),
+        [things[row["slug"]] for row in rows],
+        [row["artist"] for row in rows],
+    )
+
+
+def train(folder: Path, seconds: float, device: str, batch: int = 256, most: int = 20_000) -> Judge:
+    """Train for so many seconds: a one-cycle rate over the steps that fit, label smoothing, exponential average."""
+    white, opacity, names, artists = read(folder, ("train",))
+    judge = Judge(sorted(set(names)), sorted(set(artists)))
+    number = {name: index for index, name in enumerate(judge.names)}
+    hand = {name: index for index, name in enumerate(judge.artists)}
+    name_N, hand_N = (
+        torch.tensor([number[each] for each in names]).to(device),
+        torch.tensor([hand[each] for each in artists]).to(device),
+    )
+    white, opacity = white.to(device), opacity.to(device)
+    judge = judge.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=0.05)
+    average = torch.optim.swa_utils.AveragedModel(
+        judge, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
+    )
+    start, step, done = time.monotonic(), 0, 0.0
+    while done < 1 and step < most:
+        rng = generator(7, step)
+        pick_B = torch.randint(len(white), (batch,), generator=rng).to(device)
+        done = max((time.monotonic() - start) / seconds, step / most)
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * min(1.0, done / 0.1 + 0.01, max(0.0, 1 - done) / 0.5 + 1e-3)
+        pixels = view(white[pick_B], opacity[pick_B], LOOK, rng)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
+            by_name, by_hand = judge(pixels.to(memory_format=torch.channels_last))
+        loss = nn.functional.cross_entropy(by_name.float(), name_N[pick_B], label_smoothing=0.1)
+        loss = loss + 0.3 * nn.functional.cross_entropy(by_hand.float(), hand_N[pick_B], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        average.update_parameters(judge)
+        step += 1
+        if step % 200 == 0:
+            print(f"step {step} loss {float(loss):.3f} {time.monotonic() - start:.0f} s", flush=True)
+    judge.load_state_dict(average.module.state_dict())
+    return judge.float().to("cpu").eval()
+
+
+def check(judge: Judge, folder: Path, split: str = "cell") -> dict[str, float]:
+    """How well it tells pictures that it has not seen: name among the first and the first five, and artist."""
+    white, _, names, artists = read(folder, (split,))
+    known = [place for place, name in enumerate(names) if name in set(judge.names)]
+    if not known:
+        return {"pictures": 0}
+    white, names, artists = white[known], [names[each] for each in known], [artists[each] for each in known]
+    ranks = [
+        rank
+        for part, own in zip(white.split(256), _parts(names), strict=True)
+        for rank in judge.ranks(part, own)
+    ]
+    hands = [each for part in white.split(256) for each in judge.drawn_by(part)]
+    count = len(ranks)
+    return {
+        "pictures": count, "top1": sum(rank == 0 for rank in ranks) / count,
+        "top5": sum(rank < 5 for rank in ranks) / count,
+        "artist": sum(map(str.__eq__, hands, artists)) / count,
+    }  # fmt: skip
+
+
+def _parts(names: list[str]) -> list[list[str]]:
+    return [names[start : start + 256] for start in range(0, len(names), 256)]
+
+
+def main() -> None:
+    """Train or check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("data/pictures"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("outputs/judge"))
+    parser.add_argument("--seconds", type=float, default=1500)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--check", action="store_true", help="Check what is there instead of training.")
+    args = parser.parse_args()
+    if not args.check:
+        train(args.data, args.seconds, args.device).save(args.output)
+    print(json.dumps(check(Judge.load(args.output), args.data), indent=1))
+
+
+if __name__ == "__main__":
+    main()
