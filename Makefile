@@ -6,13 +6,17 @@ PARITY ?= $(VENV)-parity
 DEMO := outputs/demo
 PACKAGES := data/packages
 DEBIAN := fonts-noto-color-emoji unicode-data unicode-cldr-core wordnet-base
+# OpenMoji's licence is share-alike: its pictures are held out of all training.
+NPM := @iconify-json/noto@1.2.9 @iconify-json/noto-v1@1.2.5 @iconify-json/twemoji@1.2.5 \
+	@iconify-json/fluent-emoji-flat@1.2.6 @lobehub/fluent-emoji-3d@1.1.0 @iconify-json/fxemoji@1.2.2 \
+	@iconify-json/emojione@1.2.3 @iconify-json/streamline-emojis@1.2.4 @iconify-json/openmoji@1.2.29 emojibase-data@17.0.0
 # The first interpreter on the path that is new enough; give another with `make PYTHON=/path/to/python`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-parity check format data model bench gpu install install-dev clean
+.PHONY: help demo test test-parity check format data pictures model bench gpu install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +51,13 @@ data: data/emoji/manifest.jsonl ## Build the picture dictionary in data/emoji (d
 data/emoji/manifest.jsonl: | $(VENV)/.stamp-dev
 	sh scripts/debian_packages.sh $(PACKAGES) $(DEBIAN)
 	$(BIN)/cm3kit data build emoji --packages $(PACKAGES) -o data/emoji
+
+pictures: data/pictures/manifest.jsonl ## Build the dictionary by many hands in data/pictures (also ten npm packages)
+
+data/pictures/manifest.jsonl: | $(VENV)/.stamp-dev
+	sh scripts/debian_packages.sh $(PACKAGES) $(DEBIAN) openclipart-svg
+	sh scripts/npm_packages.sh $(PACKAGES)/npm $(NPM)
+	$(BIN)/cm3kit data build pictures --packages $(PACKAGES) -o data/pictures --workers 2
 
 TRAIN := $(BIN)/cm3kit train
 model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes (hours on a CPU), into runs/emoji

@@ -28,6 +28,7 @@ from typing import Any
 from PIL import Image
 
 from cm3kit.data import scenes
+from cm3kit.data.builders import corpus
 from cm3kit.data.iconify import IconSet, plain, render, slug, squared
 from cm3kit.data.names import Name, read_keywords, read_names, splits
 from cm3kit.data.wordnet import WordNet
@@ -109,12 +110,8 @@ class Drawing:
 Job = tuple[Drawing, "str | Path"]
 
 
-def build(
-    packages: Path,
-    output: Path,
-    report: Callable[[int, int], None] = lambda done, total: None,
-    workers: int = 1,
-) -> dict[str, Any]:
+@corpus("pictures")
+def build(packages: Path, output: Path, report: Callable[[int, int], None], workers: int) -> dict[str, Any]:
     """Build the corpus from unpacked packages, and return its figures.
 
     Args:
@@ -125,11 +122,11 @@ def build(
     """
     if output.exists():
         raise OutputError(f"{output} exists already; remove it or choose another folder.", code="exists")
+    things = read_things(packages)
+    jobs = list(_jobs(packages, things))
     working = output.with_name(f".tmp-{output.name}")
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
-    things = read_things(packages)
-    jobs = list(_jobs(packages, things))
     drawings, dropped = draw(working, jobs, things, report, workers)
     clips = {drawing.slug for drawing in drawings if drawing.artist == "clipart"}
     things = [thing for thing in things if thing.group != "clip art" or thing.slug in clips]

@@ -16,31 +16,30 @@ if TYPE_CHECKING:
     from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 app = typer.Typer(name="data", help="Build, prepare, pack and describe corpora.")
-build_app = typer.Typer(name="build", help="Build a corpus.")
-app.add_typer(build_app)
 
 
-@build_app.callback()
-def build() -> None:
-    """Build a corpus."""
-
-
-@build_app.command()
-def emoji(
+@app.command()
+def build(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="emoji, or pictures (from a checkout).")],
     packages: Annotated[
         Path,
-        typer.Option("--packages", help="Folder with the unpacked Debian packages (it holds usr/share)."),
+        typer.Option(
+            "--packages", help="Folder with the unpacked packages (usr/share, and npm for pictures)."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the corpus.")],
+    workers: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that draw, where the corpus is drawn.")
+    ] = 1,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Build the picture dictionary from Noto Color Emoji, Unicode, CLDR and WordNet."""
-    from cm3kit import data
+    """Build a corpus of named pictures from unpacked Debian and npm packages."""
+    from cm3kit.data.builders import builder
 
     with progress("building", quiet) as watch:
-        figures = data.build_emoji(packages, output, watch)
+        figures = builder(name)(packages, output, watch, workers)
     return Reply(figures, (str(output),))
 
 
@@ -124,6 +123,34 @@ def pack(
     return Reply(
         {name: index[name] for name in ("documents", "tokens", "duplicates", "dtype")}, (str(output),)
     )
+
+
+@app.command()
+def bundle(
+    folder: Annotated[Path, typer.Argument(help="Folder of a corpus of pages.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    model: options.Model = None,
+    text: Text = None,
+    image: Image = None,
+    views: Annotated[
+        int, typer.Option("--views", min=2, help="Encodings of each picture that has transparent parts.")
+    ] = 10,
+    cache: Annotated[
+        Path, typer.Option("--cache", help="Folder that keeps parsed pages and encodings.")
+    ] = Path("data/cache"),
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Turn a corpus into documents with the codes of their pictures, for training on a machine without its pages."""
+    from cm3kit.data.bundle import bundle as make
+    from cm3kit.pipelines.kit import resolve_device
+
+    words, codes = _tokenizers(model, text, image)
+    with progress("encoding", quiet) as watch:
+        figures = make(folder, words, codes.to(resolve_device(device)), output, views, cache, watch)
+    return Reply(figures, (str(output),))
 
 
 def _tokenizers(

@@ -15,17 +15,43 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cm3kit.data.corpus import Documents
-from cm3kit.data.encodings import Encodings
+from cm3kit.data.corpus import Documents, listing, load_documents
+from cm3kit.data.encodings import Encodings, Watch
 from cm3kit.data.views import ViewSettings
 from cm3kit.publish import publishing, write_atomic
-from cm3kit_tokenizers.errors import ConfigError, DataError
+from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 INDEX = "bundle.json"
 PICTURE = 0xFFFF  # stands for a picture where ids do; which one is told apart
 PART = 15_000_000  # bytes of a file of codes
+HELD = 256
+
+
+def bundle(
+    folder: Path, text: TextTokenizer, image: ImageTokenizer, output: Path, views: int, cache: Path,
+    watch: Watch = lambda done, total: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Encode a corpus and write its bundle, with up to 256 of its pages that are held out; returns its figures.
+
+    Raises:
+        OutputError: `output` exists. Others as `save_bundle` and `load_documents`.
+    """
+    if output.exists():
+        raise OutputError(f"{output} exists already; remove it or choose another folder.", code="exists")
+    tokenizer = PageTokenizer(text, Vocab(text.size, image.size))
+    documents = load_documents(folder, tokenizer, image, cache, views=ViewSettings(count=views), watch=watch)
+    rest = [each.path for each in listing(folder) if each.split == "rest"][:HELD]
+    held = load_documents(folder, tokenizer, image, cache, "rest", set(rest)).ids if rest else ()
+    save_bundle(documents, list(held), tokenizer, image, output)
+    return {
+        "documents": len(documents.ids),
+        "held out": len(held),
+        "ids per document": round(documents.mean_length, 1),
+    }
 
 
 def save_bundle(

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor
 
-from cm3kit.data.encodings import Encodings, encode
+from cm3kit.data.encodings import Encodings, Watch, encode
 from cm3kit.data.views import ViewSettings
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
@@ -131,11 +131,13 @@ class Documents:
 def load_documents(
     folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, split: str = "train",
     only: Collection[Path] | None = None, views: ViewSettings = PLAIN,
+    watch: Watch = lambda done, total: None,
 ) -> Documents:  # fmt: skip
     """Encode every page of a split, pictures as `views` say; parsed pages are kept in the folder `cache`.
 
     Args:
         only: the pages that are wanted, of those of the split.
+        watch: called with (pictures encoded, pictures in all).
     """
     pages = [each for each in listing(folder) if each.split == split and (only is None or each.path in only)]
     if not pages:
@@ -143,7 +145,7 @@ def load_documents(
     parsed, pictures = _parse_all(pages, folder, tokenizer, cache)
     names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
     weights_B = torch.tensor([each.weight for each in pages])
-    found = encode(pictures, folder, image, views, cache)
+    found = encode(pictures, folder, image, views, cache, watch=watch)
     if views.count > 1:
         ids = torch.tensor([tokenizer.image_ids(row) for row in found.codes_NL.tolist()])
         return Documents(parsed, weights_B, names, replace(found, codes_NL=ids), views)

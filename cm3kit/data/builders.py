@@ -1,0 +1,50 @@
+"""Corpora that can be built from packages: the dictionary, and those whose builder lies beside their checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from cm3kit.registry import Registry, load_plugin
+from cm3kit_tokenizers.errors import ConfigError
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+
+
+class Builder(Protocol):
+    """Builds a corpus and returns its figures."""
+
+    def __call__(
+        self, packages: Path, output: Path, report: Callable[[int, int], None], workers: int
+    ) -> dict[str, Any]:
+        """`packages` holds what was unpacked; `output` is a folder that does not exist."""
+
+
+corpus: Registry[Builder] = Registry("corpus")
+
+
+@corpus("emoji")
+def _emoji(packages: Path, output: Path, report: Callable[[int, int], None], workers: int) -> dict[str, Any]:
+    from cm3kit.data.dictionary import build_emoji
+
+    return build_emoji(packages, output, report)
+
+
+def builder(name: str) -> Builder:
+    """The builder of a corpus, read from `checkpoints/NAME/build.py` if that is where it is.
+
+    Raises:
+        ConfigError: there is none of that name (`bad_value`).
+    """
+    known = sorted({*corpus, *(path.parent.name for path in CHECKPOINTS.glob("*/build.py"))})
+    path = CHECKPOINTS / name / "build.py"
+    if name not in corpus and path.is_file():
+        load_plugin(path)
+    if name not in corpus:
+        raise ConfigError(
+            f"no corpus {name!r}: there are {', '.join(known)}; builders beside a checkpoint come with a checkout of"
+            " the repository, not with the installed package.",
+            code="bad_value",
+        )
+    return corpus[name]

@@ -1,0 +1,140 @@
+"""The corpus by many hands, built from packages of two names."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cm3kit.data.builders import builder
+from cm3kit.data.corpus import listing, read_nodes
+from cm3kit_tokenizers.document import Picture, Text
+from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
+
+pytest.importorskip("resvg_py")
+APPLE, DOG = "\U0001f34e", "\U0001f436"
+SVG = '<path fill="{}" d="M4 4h24v24H4z"/>'
+SETS = (
+    "noto",
+    "noto-v1",
+    "twemoji",
+    "fluent-emoji-flat",
+    "fxemoji",
+    "emojione",
+    "streamline-emojis",
+    "openmoji",
+)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A red apple and a dog face in every set, and three SVG of clip art, one of which shows writing."""
+    root = tmp_path_factory.mktemp("packages")
+    share, npm = root / "usr/share", root / "npm"
+    (share / "unicode/emoji").mkdir(parents=True)
+    (share / "unicode/emoji/emoji-test.txt").write_text(
+        "# group: Food & Drink\n# subgroup: food-fruit\n1F34E ; fully-qualified # x E0.6 red apple\n"
+        "# group: Animals & Nature\n# subgroup: animal\n1F436 ; fully-qualified # x E0.6 dog face\n",
+        encoding="utf-8",
+    )
+    for part in ("annotations", "annotationsDerived"):
+        (share / "unicode/cldr/common" / part).mkdir(parents=True)
+        rows = f'<annotation cp="{APPLE}">apple | fruit</annotation><annotation cp="{DOG}">dog | pet</annotation>'
+        (share / "unicode/cldr/common" / part / "en.xml").write_text(f"<ldml>{rows}</ldml>", encoding="utf-8")
+    (share / "wordnet").mkdir()
+    gloss = b"00000000 13 n 01 apple 0 000 | fruit with red or yellow skin  \n"
+    (share / "wordnet/data.noun").write_bytes(gloss)
+    (share / "wordnet/index.noun").write_text("apple n 1 0 1 0 00000000  \n")
+    for artist, colour in zip(
+        SETS, ("red", "blue", "green", "pink", "gold", "teal", "navy", "black"), strict=True
+    ):
+        folder = npm / "@iconify-json" / artist
+        folder.mkdir(parents=True)
+        icons = {name: {"body": SVG.format(colour)} for name in ("red-apple", "dog-face")}
+        (folder / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
+    (npm / "@lobehub/fluent-emoji-3d/assets").mkdir(parents=True)
+    Image.new("RGBA", (40, 20), "orange").save(npm / "@lobehub/fluent-emoji-3d/assets/1f34e.webp")
+    (npm / "emojibase-data/en").mkdir(parents=True)
+    tags = [
+        {"hexcode": "1F34E", "tags": ["health", "macintosh"]},
+        {"hexcode": "1F436", "tags": ["puppy", "pooch"]},
+    ]
+    (npm / "emojibase-data/en/data.json").write_text(json.dumps(tags))
+    clip = share / "openclipart/svg"
+    for name, more in (("tools/hammer_01", ""), ("tools/written", "<text>A</text>"), ("shapes/star", "")):
+        (clip / name).parent.mkdir(parents=True, exist_ok=True)
+        about = f"<dc:title>{Path(name).name} 2</dc:title><rdf:li>tool</rdf:li>"
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:dc="d" xmlns:rdf="r"'
+        (clip / f"{name}.svg").write_text(
+            f'<svg {spaces} width="32" height="32"><metadata>{about}</metadata>{SVG.format("red")}{more}</svg>'
+        )
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    make = builder("pictures")
+    module = sys.modules[make.__module__]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SCENES", 40)
+        folder = tmp_path_factory.mktemp("corpus") / "pictures"
+        return folder, make(packages, folder, lambda done, total: None, 1)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_every_hand_draws_what_its_set_holds(built: tuple[Path, dict[str, Any]]) -> None:
+    folder, figures = built
+    drawings = rows(folder, "pictures.jsonl")
+    assert len(drawings) == figures["pictures"] and figures["not drawn"] == {}
+    count = {artist: sum(each["artist"] == artist for each in drawings) for artist in figures["artists"]}
+    assert count == {**dict.fromkeys(("noto", "blob", "twemoji", "flat", "fxemoji", "emojione", "streamline"), 2),
+                     "fluent": 1, "openmoji": 2, "clipart": 1, "scene": 40}  # fmt: skip
+    assert all((folder / each["file"]).is_file() for each in drawings)
+    assert {each["split"] for each in drawings if each["artist"] == "openmoji"} == {"openmoji"}
+    assert "Twitter" in (folder / "LICENSES.md").read_text()
+
+
+def test_pages_name_their_picture_and_most_name_it_once(built: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = built
+    listed = listing(folder)
+    share, once = 0.0, 0.0
+    for each in listed:
+        nodes = read_nodes(each.path)
+        assert any(isinstance(node, Picture) for node in nodes), each.path
+        words = " ".join(node.content for node in nodes if isinstance(node, Text))
+        if each.split == "train" and "apple" in words:
+            share += each.weight
+            once += each.weight * (words.count("apple") == 1)
+    assert once > 0.5 * share > 0
+    assert {each.split for each in listed} >= {"train", "openmoji"}
+
+
+def test_held_out_synonyms_caption_nothing(built: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = built
+    chance = sys.modules[builder("pictures").__module__].chance
+    things = {each["name"]: each for each in rows(folder, "things.jsonl")}
+    assert things["red apple"]["synonyms"] and things["hammer"]["keywords"] == ["tool"]
+    pages = "\n".join(each.path.read_text() for each in listing(folder))
+    for name in ("red apple", "dog face"):
+        for word in things[name]["synonyms"]:
+            used = f'alt="{word}"' in pages
+            assert not (used and chance(f"{name}~{word}") < 64), word
+
+
+def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no corpus 'nothing': there are emoji, pictures"):
+        builder("nothing")
+    make = builder("pictures")
+    (tmp_path / "full").mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        make(packages, tmp_path / "full", lambda done, total: None, 1)
+    with pytest.raises(DataError, match="wordnet-base"):
+        make(tmp_path, tmp_path / "new", lambda done, total: None, 1)
+    assert not (tmp_path / "new").exists()
