@@ -25,7 +25,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
 from cm3kit.decoders.engine import LeanEngine
 from cm3kit.models.backbone import BackboneConfig, build_backbone
-from cm3kit.types import Blank, Canvas, Row, Step
+from cm3kit.types import Canvas, MaskSpan, Step
 from cm3kit_tokenizers.vocab import Vocab
 
 PRECISIONS: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16-packed": 2, "int8": 1}
@@ -90,8 +90,8 @@ def our_steps(decoder: Autoregressive, ids_BT: Tensor, count: int, clock: Callab
     def tick(step: Step) -> None:
         times.append(clock())
 
-    blanks = (Blank("image", count, length=count),)
-    decoder.fill(Canvas(tuple(Row(tuple(ids), blanks) for ids in ids_BT.tolist())), tick)
+    spans = (MaskSpan("image", ids_BT.shape[1], count, True),)
+    decoder.fill([Canvas(tuple(ids), spans) for ids in ids_BT.tolist()], tick)
     return steps(times)
 
 
@@ -142,9 +142,11 @@ def bits(subject: Subject, rows: list[tuple[int, ...]]) -> dict[str, float]:
 def sampled(subject: Subject, count: int, length: int) -> list[tuple[int, ...]]:
     """Pages that the model itself writes: their bits rise by the divergence of the reduced model."""
     start = (subject.grammar.vocab.eod,)
-    rows = tuple(Row(start, (Blank("document", length),), seed=seed) for seed in range(count))
-    fills = Autoregressive(subject.model, subject.grammar, DecodeConfig()).fill(Canvas(rows))
-    return [(*start, *fill.ids) for (fill,) in fills if len(fill.ids) > 1]
+    spans = (MaskSpan("document", len(start), length, end=subject.grammar.vocab.eod),)
+    rows = [Canvas(start, spans, seed=seed) for seed in range(count)]
+    results = Autoregressive(subject.model, subject.grammar, DecodeConfig()).fill(rows)
+    fills = [fill for each in results for fill in each.fills]
+    return [(*start, *fill.ids) for fill in fills if len(fill.ids) > 1]
 
 
 def bandwidth(clock: Callable[[], float]) -> float:

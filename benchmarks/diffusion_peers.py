@@ -40,7 +40,7 @@ from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.scheduler import MaskedDiffusionScheduler
 from cm3kit.decoders.engine import LeanEngine
 from cm3kit.models.backbone import BackboneConfig, build_backbone
-from cm3kit.types import Board, Stretch
+from cm3kit.types import Canvas, MaskSpan
 
 EOSS, MASK = 2, 3
 SHAPE = {"heads": 4, "kv_heads": 4, "tie_embeddings": False, "max_positions": 1024}
@@ -162,10 +162,8 @@ def ours(denoiser: Denoiser, vocab: int) -> Run:
         decoder = Diffusion(
             denoiser, lambda board: Free(board, vocab, MASK, EOSS), config, eoss=EOSS, image=range(0)
         )
-        stretches = (Stretch("content", task.length, 2 * task.length),)
-        written = decoder.fill(
-            [Board((*ids, *[MASK] * task.length), stretches) for ids in task.prompt_BP.tolist()]
-        )
+        spans = (MaskSpan("content", task.length, task.length, True, task.length),)
+        written = decoder.fill([Canvas(tuple(ids), spans) for ids in task.prompt_BP.tolist()])
         return torch.tensor([each.ids[task.length :] for each in written]), written[0].cost.forwards
 
     return run

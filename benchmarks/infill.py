@@ -13,12 +13,13 @@ import resource
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import torch
 
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone
-from cm3kit.types import Blank, Canvas, Fill, Row
+from cm3kit.types import Canvas, Fill, MaskSpan
 from cm3kit_tokenizers.vocab import Vocab
 
 SHAPE = BackboneConfig(hidden_size=256, layers=8, heads=4, kv_heads=4, intermediate_size=704)
@@ -27,7 +28,7 @@ PAGE, WRITTEN = 512, 12
 WAYS = ("one prefill", "parallel", "anew for each gap")
 
 
-def page(gaps: int) -> Row:
+def page(gaps: int) -> Canvas:
     """A page of `PAGE` text ids with evenly spread gaps."""
     rng = torch.Generator().manual_seed(gaps)
     ids = torch.randint(VOCAB.text.start, VOCAB.text.stop, (PAGE,), generator=rng).tolist()
@@ -35,19 +36,20 @@ def page(gaps: int) -> Row:
     for gap in range(gaps):
         prompt += [*ids[gap * PAGE // gaps : (gap + 1) * PAGE // gaps], VOCAB.sentinel(gap)]
     blanks = [
-        Blank("attribute", WRITTEN, lead=(VOCAB.sentinel(gap),), length=WRITTEN, gap=gap)
+        MaskSpan("attribute", len(prompt), WRITTEN, True, lead=(VOCAB.sentinel(gap),), gap=gap)
         for gap in range(gaps)
     ]
-    return Row(tuple(prompt), tuple(blanks))
+    return Canvas(tuple(prompt), tuple(blanks))
 
 
-def anew(decoder: Autoregressive, row: Row) -> tuple[Fill, ...]:
+def anew(decoder: Autoregressive, row: Canvas) -> tuple[Fill, ...]:
     """What an engine without append-only infilling does."""
-    prompt, fills = row.prompt, []
-    for blank in row.blanks:
-        ((fill,),) = decoder.fill(Canvas((Row(prompt, (blank,)),)))
+    prompt, fills = row.ids, []
+    for span in row.spans:
+        (result,) = decoder.fill([Canvas(prompt, (replace(span, at=len(prompt)),))])
+        (fill,) = result.fills
         fills.append(fill)
-        prompt = (*prompt, *blank.lead, *fill.ids, VOCAB.eoss)
+        prompt = (*prompt, *span.lead, *fill.ids, VOCAB.eoss)
     return tuple(fills)
 
 
@@ -58,13 +60,13 @@ def case(gaps: int, way: str, repeats: int) -> dict[str, float | str]:
                           parallel=way == "parallel")  # fmt: skip
     decoder = Autoregressive(build_backbone(SHAPE, len(VOCAB)), Grammar(VOCAB, 64), config)
     row = page(gaps)
-    decoder.fill(Canvas((page(1),)))
+    decoder.fill([page(1)])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fills: tuple[Fill, ...] = ()
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        fills = anew(decoder, row) if way == "anew for each gap" else decoder.fill(Canvas((row,)))[0]
+        fills = anew(decoder, row) if way == "anew for each gap" else decoder.fill([row])[0].fills
         best = min(best, time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

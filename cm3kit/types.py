@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, Protocol
 
-from torch import Generator
+import torch
+from torch import Generator, Tensor
 
-from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
-BlankKind = Literal["content", "attribute", "image", "document"]
+SpanKind = Literal["content", "attribute", "image", "document"]
+Attention = Literal["causal", "full"]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Ids `start:stop` of a document that an objective hid."""
+    """Ids `start:stop` of a document that an objective masked."""
 
     start: int
     stop: int
@@ -51,95 +54,150 @@ class Exercise:
 
 
 @dataclass(frozen=True, slots=True)
-class Blank:
-    """A run of ids that a decoder writes after the prompt.
+class MaskSpan:
+    """A run of ids that is missing: in the page, or behind it.
 
-    `lead` is forced first (the sentinel). `length` is the exact number of ids, or None where
-    `<eoss>` (or `<eod>` for a document) ends it within `max_tokens`, the end id not counted.
-    `gap` and `part` say where the run belongs on the page. `end` is another id that ends it; one that
-    the next lead begins with is written once.
+    Attributes:
+        at: index in `Canvas.ids` before which it lies; `len(ids)` is behind all of them.
+        max_tokens: ids of the longest answer, the end id not counted.
+        exact: whether the answer has exactly `max_tokens` ids, so that the model writes no end id.
+        slots: masked positions that are laid out, of which those after the first `max_tokens` hold `end`; 0 where the
+            answer grows from left to right.
+        lead: given ids right before the answer (the sentinel).
+        end: id that closes the answer; one that the next lead starts with is written once.
+        page_at: index in `Canvas.ids` where the page has the gap, which the grammar's context ends at; None is `at`.
+        gap: number of the gap of the page, and `part` of the piece of it.
     """
 
-    kind: BlankKind
+    kind: SpanKind
+    at: int
     max_tokens: int
+    exact: bool = False
+    slots: int = 0
     lead: tuple[int, ...] = ()
-    length: int | None = None
+    end: int | None = None
+    page_at: int | None = None
     gap: int = 0
     part: int = 0
-    end: int | None = None
+
+    @property
+    def context(self) -> int:
+        """Index in `Canvas.ids` up to which the page stands before the gap."""
+        return self.at if self.page_at is None else self.page_at
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence to complete: the prompt, then each blank in turn.
+class Flat:
+    """A canvas as one sequence of T ids.
 
-    `guides` are the prompts of the guidance streams: none, the unconditional one, or
-    (unconditional, image-only) for three streams. `seed` starts this row's own generator.
+    Attributes:
+        ids: known ids, leads, the mask id at masked positions, end ids that are given behind them.
+        ranges: the masked positions of each span; positions of commits count in the same way.
     """
 
-    prompt: tuple[int, ...]
-    blanks: tuple[Blank, ...]
-    guides: tuple[tuple[int, ...], ...] = ()
+    ids: tuple[int, ...]
+    ranges: tuple[range, ...]
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One sequence of which parts are missing.
+
+    Attributes:
+        ids: the known ids.
+        spans: what is missing, in order of `at`.
+        guides: for guidance, canvases with the same spans and other ids: none, the unconditional one, or
+            (unconditional, image-only).
+        prompt_attention: whether the known ids look left or at one another, in a causal decoder.
+        seed: of this row's own random numbers.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[MaskSpan, ...]
+    guides: tuple[Canvas, ...] = ()
+    prompt_attention: Attention = "causal"
     seed: int = 0
 
+    def flatten(self, mask: int) -> Flat:
+        """The canvas with the id `mask` at each masked position.
 
-@dataclass(frozen=True, slots=True)
-class Canvas:
-    """Questions without answers (sampling)."""
+        Raises:
+            ConfigError: the spans are out of order or lie outside, or hold more answer than slots (`bad_value`).
+        """
+        ids: list[int] = []
+        ranges: list[range] = []
+        done = 0
+        for span in self.spans:
+            if not done <= span.at <= len(self.ids) or not 0 <= span.max_tokens <= span.slots:
+                raise ConfigError(
+                    f"A span at {span.at} of {len(self.ids)} ids, {span.max_tokens} tokens in {span.slots} masked"
+                    " positions: spans lie in order, inside, and have room for their answer.",
+                    code="bad_value",
+                )
+            ids += [*self.ids[done : span.at], *span.lead]
+            ranges.append(range(len(ids), len(ids) + span.max_tokens))
+            rest = span.slots - span.max_tokens
+            if rest and span.end is None:
+                raise ConfigError(f"The span at {span.at} has no end id for its rest.", code="bad_value")
+            ids += [*[mask] * span.max_tokens, *[span.end or 0] * rest]
+            done = span.at
+        return Flat((*ids, *self.ids[done:]), tuple(ranges))
 
-    rows: tuple[Row, ...]
+    @classmethod
+    def unflatten(
+        cls,
+        ids: Sequence[int],
+        spans: Iterable[tuple[range, MaskSpan]],
+        guides: Iterable[Sequence[int]] = (),
+        seed: int = 0,
+    ) -> Canvas:
+        """The canvas of a flat sequence whose `spans` lie at these ranges; their `at` and sizes follow from these.
+
+        Raises:
+            ConfigError: ranges overlap or lie outside, or a guide has another length (`bad_value`).
+        """
+        found = sorted(spans, key=lambda each: each[0].start)
+        inside = [position for where, _ in found for position in where]
+        guides = [tuple(each) for each in guides]
+        wrong = len({*inside}) < len(inside) or any(not 0 <= each < len(ids) for each in inside)
+        if wrong or any(len(each) != len(ids) for each in guides):
+            raise ConfigError(
+                f"The spans of {len(ids)} positions overlap or leave them, or a guide has another length.",
+                code="bad_value",
+            )
+        placed, before = [], 0
+        for where, span in found:
+            placed.append(replace(span, at=where.start - before, max_tokens=len(where), slots=len(where)))
+            before += len(where)
+        taken = {*inside}
+        rows = [tuple(id for at, id in enumerate(row) if at not in taken) for row in (ids, *guides)]
+        return cls(rows[0], tuple(placed), tuple(cls(row, tuple(placed)) for row in rows[1:]), seed=seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """What a decoder wrote into one blank, without sentinel and end id.
+    """What a decoder wrote into one span, without sentinel and end id.
 
-    `logprob` sums log p over all ids of what was sampled: the ids, and the end id unless an exact
-    length or the budget forced it. It is taken before guidance, temperature and cuts. `ended` is False
-    where the budget ended the run.
+    `logprobs` has log p of each id that was sampled: the ids, and the end id unless an exact length or the budget
+    forced it. It is taken before guidance, temperature and cuts. `ended` is False where the budget ended the run.
     """
 
     ids: tuple[int, ...]
-    logprob: float
+    logprobs: tuple[float, ...]
     ended: bool
 
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A run `start:stop` of slots on a board that a decoder writes in place.
-
-    In a `padded` stretch `<eoss>` ends the answer, and every slot from the first one on holds it; any
-    other answer is as long as the stretch. `gap` and `part` say where the run belongs on the page.
-    """
-
-    kind: BlankKind
-    start: int
-    stop: int
-    padded: bool = False
-    gap: int = 0
-    part: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Board:
-    """One sequence to fill in place: `ids` holds the mask id at every slot of its stretches.
-
-    `guide` is the same sequence with its condition masked too, for guidance; empty where there is none.
-    `seed` starts this row's own generator.
-    """
-
-    ids: tuple[int, ...]
-    stretches: tuple[Stretch, ...]
-    guide: tuple[int, ...] = ()
-    seed: int = 0
+    @property
+    def logprob(self) -> float:
+        """Their sum."""
+        return sum(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
     """What one forward pass changed in one row, best score first, and among equals from left to right.
 
-    `logprobs` are those of the model before temperature and cuts; `scores` those that chose the slots.
-    A `remask` opens slots again (its ids are those taken back), an `edit` replaces ids.
+    `positions` count in the flat canvas, `logprobs` are those of the model before temperature and cuts; `scores` those
+    that chose the positions. A `remask` masks positions again (its ids are those taken back), an `edit` replaces ids.
     """
 
     step: int
@@ -152,10 +210,116 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """How a row was written: from `board` by `commits`, in order."""
+    """How a row was written: from `canvas` by `commits`, in order."""
 
-    board: Board
+    canvas: Canvas
     commits: tuple[Commit, ...]
+
+
+@dataclass(slots=True)
+class Cost:
+    """What one row took; guided rows pay for each stream.
+
+    Attributes:
+        full: forward passes over all of its positions.
+        partial: forward passes over some of them, the rest from a cache.
+        token_forwards: positions that went through the layers, summed over passes.
+        head_rows: positions that went through the language model head.
+        wasted: passes after which nothing was committed.
+    """
+
+    full: int = 0
+    partial: int = 0
+    token_forwards: int = 0
+    head_rows: int = 0
+    wasted: int = 0
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of either kind (the number of function evaluations)."""
+        return self.full + self.partial
+
+    def add(self, positions: int, length: int) -> None:
+        """Count a pass over `positions` of the `length` positions of the row; over none, it was no pass."""
+        self.full += positions == length > 0
+        self.partial += 0 < positions < length
+        self.token_forwards += positions
+
+
+@dataclass(slots=True)
+class Verification:
+    """How far logits that were read with a cache are from those of the same rows without one.
+
+    Attributes:
+        passes: passes that were compared.
+        slots: slots that were compared.
+        largest: largest difference of two logits.
+        flips: slots where the best id differs.
+    """
+
+    passes: int = 0
+    slots: int = 0
+    largest: float = 0.0
+    flips: int = 0
+
+    def add(self, cached: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
+        """Compare what a pass gave, for each row logits (M, V), with what it should have given."""
+        self.passes += 1
+        cached_MV, plain_MV = torch.cat(list(cached)), torch.cat(list(plain))
+        self.slots += len(cached_MV)
+        self.largest = max(self.largest, float((cached_MV - plain_MV).abs().max()))
+        self.flips += int((cached_MV.argmax(-1) != plain_MV.argmax(-1)).sum())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a decoder gives for one canvas.
+
+    Attributes:
+        canvas: as it came.
+        fills: what was written into each span, without its first end id and what follows.
+        cost: at what cost.
+        commits: in which order; None where the ids were written one after the other from left to right.
+        verification: what a cache changed, over all that was written together; None unless it was asked for.
+    """
+
+    canvas: Canvas
+    fills: tuple[Fill, ...]
+    cost: Cost = field(default_factory=Cost, compare=False)
+    commits: tuple[Commit, ...] | None = None
+    verification: Verification | None = field(default=None, compare=False)
+
+    @cached_property
+    def trajectory(self) -> Trajectory:
+        """How it was written, in a canvas with slots: that of a left-to-right decoder has an id a commit."""
+        if self.commits is not None:
+            return Trajectory(self.canvas, self.commits)
+        return Trajectory(*_one_by_one(self.canvas, self.fills))
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        """The flat canvas with all that was written; a position that is still masked holds -1."""
+        flat = list(self.trajectory.canvas.flatten(-1).ids)
+        for commit in self.trajectory.commits:
+            for position, id in zip(commit.positions, commit.ids, strict=True):
+                flat[position] = -1 if commit.kind == "remask" else id
+        return tuple(flat)
+
+
+def _one_by_one(canvas: Canvas, fills: Sequence[Fill]) -> tuple[Canvas, tuple[Commit, ...]]:
+    """A canvas with as many slots as were written, and a commit for each of its ids."""
+    spans = []
+    for span, fill in zip(canvas.spans, fills, strict=True):
+        # An end id that the model wrote is one of the answer's positions.
+        size = len(fill.logprobs)
+        spans.append(replace(span, max_tokens=size, slots=size))
+    laid = replace(canvas, spans=tuple(spans), guides=())
+    commits: list[Commit] = []
+    for span, where, fill in zip(spans, laid.flatten(-1).ranges, fills, strict=True):
+        ids = fill.ids if len(fill.ids) == len(where) else (*fill.ids, span.end or 0)
+        for position, id, logprob in zip(where, ids, fill.logprobs, strict=True):
+            commits.append(Commit(len(commits), (position,), (id,), (logprob,), (0.0,)))
+    return laid, tuple(commits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,27 +335,11 @@ class Step:
     commits: tuple[Commit | None, ...] = ()
 
 
-Watch = Callable[[Step], None]
+OnStep = Callable[[Step], None]
 
 
-def unwatched(step: Step) -> None:
-    """The `Watch` that looks away."""
-
-
-@dataclass(frozen=True, slots=True)
-class Posed:
-    """A page with gaps, laid out for a decoder, and what is needed to read the answer back."""
-
-    row: Row
-    gaps: tuple[Gap, ...] = field(default=())
-
-
-@dataclass(frozen=True, slots=True)
-class Laid:
-    """A page with gaps as a board to fill in place; `gaps` belong to its stretches, one each."""
-
-    board: Board
-    gaps: tuple[Gap, ...]
+def ignore_step(step: Step) -> None:
+    """The `OnStep` that does nothing."""
 
 
 class Objective(Protocol):
@@ -205,18 +353,18 @@ class Objective(Protocol):
         """Hide part of each document, in at most `budget` ids; at least one exercise for each."""
 
 
-class Writer(Objective, Protocol):
-    """An objective whose models write rows: prompt, then answers."""
-
-    def pose(self, ids: Sequence[int | Gap], max_tokens: int, seed: int) -> Posed:
-        """Lay a document with gaps out as a row to complete."""
-
-    def read(self, posed: Posed, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
-        """Put the answers back where the gaps were."""
-
-
 class Decoder(Protocol):
-    """Anything that fills a canvas."""
+    """Fills canvases."""
 
-    def fill(self, canvas: Canvas, watch: Watch = unwatched) -> list[tuple[Fill, ...]]:
-        """Return, for each row, what was written into each of its blanks."""
+    def stream(self, canvases: Iterator[Canvas]) -> Iterator[tuple[int, Result | Cm3kitError]]:
+        """Fill canvases as they come, many at once; a free place takes the next one.
+
+        Args:
+            canvases: asked again whenever a canvas is finished, so it may have a next one after it had none.
+
+        Yields:
+            The number of a canvas, in the order of the iterator from 0, and its result, or why it has none.
+        """
+
+    def fill(self, canvases: Sequence[Canvas], on_step: OnStep = ignore_step) -> list[Result]:
+        """The result of each canvas; raises the first error."""

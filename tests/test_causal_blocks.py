@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import at_most, flat_spans, lay_out
 from torch import Tensor
 
 from cm3kit.decoders.diffusion.blocks import blocks_of
@@ -17,6 +18,7 @@ from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.objectives import CausalBlocks, CausalMask, MaskedDiffusion
 from cm3kit.objectives.gaps import GapLaw
+from cm3kit.pipelines.layouts import put_back
 from cm3kit.rng import generator
 from cm3kit.training.questions import pack
 from cm3kit.types import Exercise, Fill
@@ -170,8 +172,7 @@ def test_slices_keep_to_their_budget() -> None:
         blocks().exercise(page(), generator(0), 16)
 
 
-def test_boards_open_slots_behind_the_page() -> None:
-    objective = blocks()
+def test_masked_positions_lie_behind_the_page() -> None:
     ids = [
         PIECE("<p>"),
         WORDS[0],
@@ -181,27 +182,29 @@ def test_boards_open_slots_behind_the_page() -> None:
         Gap(1, "image", 2),
         *CODES[4:6],
     ]
-    laid = objective.lay(ids, lambda gap: 5, seed=9)
+    limits = at_most(5, slots=True)
+    laid = lay_out("behind", VOCAB, ids, limits, seed=9, guided=True)
+    flat = laid.flatten(MASK)
     zero, one = VOCAB.sentinel(0), VOCAB.sentinel(1)
     shown = [PIECE("<p>"), WORDS[0], zero, PIECE("</p>"), *CODES[:2], one, *CODES[4:6]]
-    assert laid.board.ids == (EOD, *shown, EOD, zero, *[MASK] * 5, one, MASK, MASK, EOSS)
-    assert [(each.start, each.stop, each.padded, each.kind) for each in laid.board.stretches] == [
+    assert flat.ids == (EOD, *shown, EOD, zero, *[MASK] * 5, one, MASK, MASK, EOSS)
+    assert [(each.start, each.stop, each.padded, each.kind) for each in flat_spans(laid)] == [
         (12, 17, True, "content"), (18, 20, False, "image"),
     ]  # fmt: skip
     config = DiffusionConfig(block_size=SIZE, cache="causal")
-    assert blocks_of(laid.board, config).windows == ((12, 16), (16, 17), (18, 20))
-    assert objective.lay(ids, lambda gap: 5, 9, (False, False)).board.ids == (
+    assert blocks_of(flat, config).windows == ((12, 16), (16, 17), (18, 20))
+    assert lay_out("behind", VOCAB, ids, limits, reaches=(False, False)).flatten(MASK).ids == (
         *shown, zero, *[MASK] * 5, one, MASK, MASK, EOSS,
     )  # fmt: skip
-    fills = [Fill((WORDS[3],), -1.0, True), Fill(tuple(CODES[7:9]), -1.0, True)]
-    assert objective.read(laid, ids, fills) == [
+    fills = [Fill((WORDS[3],), (-1.0,), True), Fill(tuple(CODES[7:9]), (-1.0,), True)]
+    assert put_back(ids, laid, fills) == [
         PIECE("<p>"), WORDS[0], WORDS[3], PIECE("</p>"), *CODES[:2], *CODES[7:9], *CODES[4:6],
     ]  # fmt: skip
-    assert objective.guided(laid.board).guide.count(MASK) == 7 + 5
+    assert laid.guides[0].flatten(MASK).ids.count(MASK) == 7 + 5
     with pytest.raises(PageError, match="no gap"):
-        objective.lay([PIECE("<p>")], lambda gap: 4, 0)
+        lay_out("behind", VOCAB, [PIECE("<p>")], limits)
     with pytest.raises(PageError, match="9 gaps, but the model knows 8"):
-        objective.lay([Gap(0, "content")] * 9, lambda gap: 4, 0)
+        lay_out("behind", VOCAB, [Gap(0, "content")] * 9, limits)
 
 
 @pytest.mark.parametrize(

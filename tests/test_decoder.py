@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import answer, behind, fills_of
 from pydantic import ValidationError
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
@@ -18,13 +19,13 @@ from cm3kit.decoders.engine import LeanEngine, supports
 from cm3kit.decoders.fallback import ModuleEngine, make_engine
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.guidance import cd_k, guide, streams
-from cm3kit.decoders.jobs import blank_seed
+from cm3kit.decoders.jobs import span_seed
 from cm3kit.decoders.moves import Mode, State
 from cm3kit.decoders.pick import draw, penalize
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.models.timestep import add_timestep
-from cm3kit.types import Blank, Canvas, Fill, Row, Step
+from cm3kit.types import Canvas, Fill, MaskSpan, Step
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -38,7 +39,7 @@ HOT = DecodeConfig(text=Sampling(temperature=1.3, top_k=30), image=Sampling(top_
 class Free(Grammar):
     """Every id but the ends is allowed."""
 
-    def start(self, blank: Blank, prompt: Sequence[int]) -> State:
+    def start(self, span: MaskSpan, prompt: Sequence[int]) -> State:
         return State(Mode.TEXT, self.vocab.eoss)
 
     def allowed(self, state: State, budget: int) -> Tensor:
@@ -73,8 +74,8 @@ def random_ids(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(VOCAB.text.start, len(VOCAB), (length,), generator=rng).tolist())
 
 
-def free(row_prompt: Sequence[int], count: int, seed: int = 0, **more: Any) -> Row:
-    return Row(tuple(row_prompt), (Blank("attribute", count),), seed=seed, **more)
+def free(row_prompt: Sequence[int], count: int, seed: int = 0, **more: Any) -> Canvas:
+    return behind(tuple(row_prompt), (answer("attribute", count),), seed=seed, **more)
 
 
 def logits_of(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
@@ -83,15 +84,19 @@ def logits_of(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     return logits
 
 
-def page_row(seed: int, gaps: int = 3, tail: int = 5) -> Row:
+def guided(row: Canvas, guides: Sequence[tuple[int, ...]]) -> Canvas:
+    return behind(row.ids, row.spans, guides, row.seed)
+
+
+def page_row(seed: int, gaps: int = 3, tail: int = 5) -> Canvas:
     """Text with content, attribute and image gaps in it, as an infilling prompt."""
     ids: list[int] = [VOCAB.eod]
     blanks = []
     for i in range(gaps):
         ids += [*random_text(3 + (seed + i) % 4, seed * 31 + i), VOCAB.sentinel(i)]
         kind, length = [("content", None), ("attribute", None), ("image", 4 + i % 3)][(seed + i) % 3]
-        blanks.append(Blank(kind, 12 + i, lead=(VOCAB.sentinel(i),), length=length, gap=i))  # type: ignore[arg-type]
-    return Row((*ids, *random_text(tail, seed)), tuple(blanks), seed=seed)
+        blanks.append(answer(kind, 12 + i, lead=(VOCAB.sentinel(i),), length=length, gap=i))  # type: ignore[arg-type]
+    return behind((*ids, *random_text(tail, seed)), blanks, seed=seed)
 
 
 def random_text(length: int, seed: int) -> tuple[int, ...]:
@@ -106,7 +111,7 @@ def test_greedy_ids_are_those_of_transformers(family: str, kv_heads: int) -> Non
     decoder = Autoregressive(
         model, Free(VOCAB, LENGTH), DecodeConfig(text=GREEDY, image=GREEDY, batch_size=4)
     )
-    fills = decoder.fill(Canvas(tuple(free(prompt, 20 + i) for i, prompt in enumerate(prompts))))
+    fills = fills_of(decoder, (tuple(free(prompt, 20 + i) for i, prompt in enumerate(prompts))))
     for i, (prompt, fill) in enumerate(zip(prompts, fills, strict=True)):
         reference = model.generate(
             torch.tensor([prompt]),
@@ -123,13 +128,13 @@ def test_greedy_ids_are_those_of_transformers(family: str, kv_heads: int) -> Non
 def test_logprobs_are_those_of_a_full_forward(family: str) -> None:
     model = backbone(family)
     row = page_row(1)
-    (fills,) = Autoregressive(model, GRAMMAR, HOT).fill(Canvas((row,)))
-    ids = list(row.prompt)
-    for blank, fill in zip(row.blanks, fills, strict=True):
+    (fills,) = fills_of(Autoregressive(model, GRAMMAR, HOT), ((row,)))
+    ids = list(row.ids)
+    for blank, fill in zip(row.spans, fills, strict=True):
         ids += blank.lead
         start = len(ids)
         ids += [*fill.ids, VOCAB.eoss]
-        chosen = len(ids) - (blank.length is not None or not fill.ended)
+        chosen = len(ids) - (blank.exact is not None or not fill.ended)
         logprob = logits_of(model, ids).log_softmax(-1)
         total = sum(float(logprob[t - 1, ids[t]]) for t in range(start, chosen))
         assert fill.logprob == pytest.approx(total, abs=1e-4)
@@ -141,10 +146,10 @@ def test_one_prefill_for_all_gaps_equals_encoding_anew_for_each() -> None:
     decoder = Autoregressive(LLAMA, GRAMMAR, config)
     for seed in range(4):
         row = page_row(seed, gaps=5)
-        (fills,) = decoder.fill(Canvas((row,)))
-        prompt = row.prompt
-        for blank, fill in zip(row.blanks, fills, strict=True):
-            (alone,) = decoder.fill(Canvas((Row(prompt, (blank,), seed=seed),)))
+        (fills,) = fills_of(decoder, ((row,)))
+        prompt = row.ids
+        for blank, fill in zip(row.spans, fills, strict=True):
+            (alone,) = fills_of(decoder, ((behind(prompt, (blank,), seed=seed),)))
             assert alone[0].ids == fill.ids and alone[0].ended == fill.ended
             assert alone[0].logprob == pytest.approx(fill.logprob, abs=1e-3)
             prompt = (*prompt, *blank.lead, *fill.ids, VOCAB.eoss)
@@ -153,9 +158,9 @@ def test_one_prefill_for_all_gaps_equals_encoding_anew_for_each() -> None:
 def test_parallel_gaps_are_independent_runs() -> None:
     row = page_row(5, gaps=4)
     decoder = Autoregressive(LLAMA, GRAMMAR, HOT.model_copy(update={"parallel": True}))
-    (fills,) = decoder.fill(Canvas((row,)))
-    for number, (blank, fill) in enumerate(zip(row.blanks, fills, strict=True)):
-        (alone,) = decoder.fill(Canvas((replace(row, blanks=(blank,), seed=blank_seed(row.seed, number)),)))
+    (fills,) = fills_of(decoder, ((row,)))
+    for number, (blank, fill) in enumerate(zip(row.spans, fills, strict=True)):
+        (alone,) = fills_of(decoder, ((replace(row, spans=(blank,), seed=span_seed(row.seed, number)),)))
         assert alone[0] == fill
 
 
@@ -165,31 +170,30 @@ def test_a_row_is_the_same_in_any_company(precision: str, batch_size: int) -> No
     config = HOT.model_copy(update={"precision": precision, "batch_size": batch_size})
     decoder = Autoregressive(LLAMA, GRAMMAR, config)
     rows = [page_row(seed, gaps=1 + seed % 3, tail=1 + 23 * (seed % 5)) for seed in range(7)]
-    together = decoder.fill(Canvas(tuple(rows)))
-    backwards = decoder.fill(Canvas(tuple(reversed(rows))))[::-1]
+    together = fills_of(decoder, (tuple(rows)))
+    backwards = fills_of(decoder, (tuple(reversed(rows))))[::-1]
     assert together == backwards
     for row, fills in list(zip(rows, together, strict=True))[::3]:
-        assert decoder.fill(Canvas((row,))) == [fills]
+        assert fills_of(decoder, ((row,))) == [fills]
 
 
 def test_guided_rows_are_the_same_in_any_company() -> None:
     config = HOT.model_copy(update={"guidance": 2.5, "guidance_image": 1.5})
     decoder = Autoregressive(LLAMA, GRAMMAR, config)
     guides = [(), (random_ids(4, 1),), (random_ids(3, 2), random_ids(30, 3))]
-    rows = [replace(page_row(seed), guides=guides[seed % 3]) for seed in range(6)]
-    together = decoder.fill(Canvas(tuple(rows)))
+    rows = [guided(page_row(seed), guides[seed % 3]) for seed in range(6)]
+    together = fills_of(decoder, (tuple(rows)))
     for row, fills in zip(rows, together, strict=True):
-        assert decoder.fill(Canvas((row,))) == [fills]
-    plain = decoder.fill(Canvas(tuple(replace(row, guides=()) for row in rows)))
+        assert fills_of(decoder, ((row,))) == [fills]
+    plain = fills_of(decoder, (tuple(replace(row, guides=()) for row in rows)))
     assert plain[0] == together[0] and plain[1] != together[1] and plain[2] != together[2]
 
 
 def test_guidance_equals_two_independent_forwards() -> None:
     cond, uncond = random_ids(12, 1), random_ids(5, 2)
     config = DecodeConfig(text=GREEDY, image=GREEDY, guidance=3.0, batch_size=2)
-    (fill,) = Autoregressive(LLAMA, Free(VOCAB, LENGTH), config).fill(
-        Canvas((free(cond, 15, guides=(uncond,)),))
-    )[0]
+    decoder = Autoregressive(LLAMA, Free(VOCAB, LENGTH), config)
+    (fill,) = fills_of(decoder, [free(cond, 15, guides=(uncond,))])[0]
     ids: list[int] = []
     for id in fill.ids:
         l_cond, l_uncond = logits_of(LLAMA, [*cond, *ids])[-1], logits_of(LLAMA, [*uncond, *ids])[-1]
@@ -198,8 +202,8 @@ def test_guidance_equals_two_independent_forwards() -> None:
         assert int(guided.argmax()) == id
         ids.append(id)
     without = Autoregressive(LLAMA, Free(VOCAB, LENGTH), config.model_copy(update={"guidance": 1.0}))
-    (plain,) = without.fill(Canvas((free(cond, 15),)))
-    (ones,) = without.fill(Canvas((free(cond, 15, guides=(uncond,)),)))
+    (plain,) = fills_of(without, ((free(cond, 15),)))
+    (ones,) = fills_of(without, ((free(cond, 15, guides=(uncond,)),)))
     assert plain == ones and plain[0].ids != fill.ids
 
 
@@ -236,8 +240,8 @@ def test_cd_k_with_fewer_ids_than_k() -> None:
 
 
 def test_cd_k_decodes() -> None:
-    row = replace(page_row(2), guides=(random_ids(4, 1),))
-    fills = Autoregressive(LLAMA, GRAMMAR, HOT.model_copy(update={"cd_k": 4})).fill(Canvas((row,)))
+    row = guided(page_row(2), (random_ids(4, 1),))
+    fills = fills_of(Autoregressive(LLAMA, GRAMMAR, HOT.model_copy(update={"cd_k": 4})), ((row,)))
     assert all(fill.ids for fill in fills[0])
 
 
@@ -303,23 +307,25 @@ def test_penalty_by_hand() -> None:
 
 
 def test_penalty_acts_on_text_alone_and_stops_repeats() -> None:
-    row = Row(random_ids(6, 3), (Blank("attribute", 40), Blank("image", 9)), seed=1)
+    row = behind(random_ids(6, 3), (answer("attribute", 40), answer("image", LENGTH)), seed=1)
     base = DecodeConfig(text=GREEDY, image=GREEDY, batch_size=1, eoss_bias=-50)
-    plain = Autoregressive(LLAMA, GRAMMAR, base).fill(Canvas((row,)))[0]
+    plain = fills_of(Autoregressive(LLAMA, GRAMMAR, base), ((row,)))[0]
     strict = Autoregressive(LLAMA, GRAMMAR, base.model_copy(update={"repetition_penalty": 50.0}))
-    unlike = strict.fill(Canvas((row,)))[0]
+    unlike = fills_of(strict, ((row,)))[0]
     assert len(set(unlike[0].ids)) == 40 > len(set(plain[0].ids))
-    (image,) = strict.fill(Canvas((Row(row.prompt, (Blank("image", 9),)),)))[0]
-    (same,) = Autoregressive(LLAMA, GRAMMAR, base).fill(Canvas((Row(row.prompt, (Blank("image", 9),)),)))[0]
+    (image,) = fills_of(strict, ((behind(row.ids, (answer("image", LENGTH),)),)))[0]
+    (same,) = fills_of(
+        Autoregressive(LLAMA, GRAMMAR, base), ((behind(row.ids, (answer("image", LENGTH),)),))
+    )[0]
     assert image == same
 
 
 def test_end_bias_shortens_and_lengthens() -> None:
-    row = Row(random_ids(6, 4), (Blank("attribute", 30),))
+    row = behind(random_ids(6, 4), (answer("attribute", 30),))
     runs = {}
     for bias in (-50.0, 50.0):
         config = DecodeConfig(eoss_bias=bias, batch_size=1)
-        (runs[bias],) = Autoregressive(LLAMA, GRAMMAR, config).fill(Canvas((row,)))[0]
+        (runs[bias],) = fills_of(Autoregressive(LLAMA, GRAMMAR, config), ((row,)))[0]
     assert len(runs[-50.0].ids) == 30 and not runs[-50.0].ended
     assert len(runs[50.0].ids) == 1 and runs[50.0].ended
 
@@ -327,10 +333,10 @@ def test_end_bias_shortens_and_lengthens() -> None:
 def test_pictures_have_exactly_their_codes() -> None:
     prompt = [VOCAB.eod, VOCAB.markup_id("<img"), VOCAB.markup_id(' src="')]
     rows = (
-        Row(tuple(prompt), (Blank("document", 40),), seed=3),
-        Row(random_ids(5, 1), (Blank("image", 99, length=4), Blank("image", 99)), seed=4),
+        behind(tuple(prompt), (answer("document", 40),), seed=3),
+        behind(random_ids(5, 1), (answer("image", 99, length=4), answer("image", LENGTH)), seed=4),
     )
-    document, parts = Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(rows))
+    document, parts = fills_of(Autoregressive(LLAMA, GRAMMAR, HOT), (rows))
     assert [len(part.ids) for part in parts] == [4, LENGTH] and all(part.ended for part in parts)
     assert all(id in VOCAB.image for id in document[0].ids[:LENGTH])
     assert document[0].ids[LENGTH] == VOCAB.markup_id('"')
@@ -338,21 +344,21 @@ def test_pictures_have_exactly_their_codes() -> None:
 
 def test_blanks_without_room_and_rows_without_blanks() -> None:
     rows = (
-        Row(random_ids(4, 1), ()),
-        Row(
+        behind(random_ids(4, 1), ()),
+        behind(
             random_ids(4, 1),
-            (Blank("attribute", 0), Blank("image", 5, length=0), Blank("attribute", 3, lead=(9,))),
+            (answer("attribute", 0), answer("image", 5, length=0), answer("attribute", 3, lead=(9,))),
         ),
     )
-    none, some = Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(rows))
-    assert none == () and some[:2] == (Fill((), 0.0, False), Fill((), 0.0, True)) and some[2].ids
-    assert Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(())) == []
+    none, some = fills_of(Autoregressive(LLAMA, GRAMMAR, HOT), (rows))
+    assert none == () and some[:2] == (Fill((), (), False), Fill((), (), True)) and some[2].ids
+    assert fills_of(Autoregressive(LLAMA, GRAMMAR, HOT), (())) == []
 
 
 def test_every_id_is_watched_once() -> None:
     seen: list[Step] = []
     rows = tuple(page_row(seed) for seed in range(6))
-    fills = Autoregressive(LLAMA, GRAMMAR, HOT).fill(Canvas(rows), seen.append)
+    fills = fills_of(Autoregressive(LLAMA, GRAMMAR, HOT), (rows), seen.append)
     assert [step.index for step in seen] == list(range(len(seen)))
     assert len(seen) <= seen[0].total
     for index, row_fills in enumerate(fills):
@@ -363,11 +369,11 @@ def test_every_id_is_watched_once() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     decoder = Autoregressive(LLAMA, GRAMMAR, HOT)
     with pytest.raises(ConfigError, match="window holds 256") as caught:
-        decoder.fill(Canvas((free(random_ids(200, 1), 57),)))
+        fills_of(decoder, ((free(random_ids(200, 1), 57),)))
     assert caught.value.code == "too_long"
     with pytest.raises(ConfigError, match="empty"):
-        decoder.fill(Canvas((free((), 5),)))
-    decoder.fill(Canvas((free(random_ids(250, 1), 6),)))
+        fills_of(decoder, ((free((), 5),)))
+    fills_of(decoder, ((free(random_ids(250, 1), 6),)))
 
 
 def test_settings_are_checked() -> None:
@@ -410,7 +416,7 @@ def test_other_architectures_run_on_their_own_module() -> None:
     decoder = Autoregressive(
         model, Free(VOCAB, LENGTH), DecodeConfig(text=GREEDY, image=GREEDY, batch_size=2)
     )
-    fills = decoder.fill(Canvas(tuple(free(prompt, 12) for prompt in prompts)))
+    fills = fills_of(decoder, (tuple(free(prompt, 12) for prompt in prompts)))
     for prompt, (fill,) in zip(prompts, fills, strict=True):
         ids = list(prompt)
         for id in fill.ids:
@@ -434,7 +440,7 @@ def test_a_model_that_looks_at_the_time_hears_nought_from_left_to_right() -> Non
     decoder = Autoregressive(
         model, Free(VOCAB, LENGTH), DecodeConfig(text=GREEDY, image=GREEDY, batch_size=2)
     )
-    ((fill,),) = decoder.fill(Canvas((free(prompt, 6),)))
+    ((fill,),) = fills_of(decoder, ((free(prompt, 6),)))
     for count, id in enumerate(fill.ids):
         ids = torch.tensor([[*prompt, *fill.ids[:count]]])
         with torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import FlatSpan, flat_canvas
 from torch import Tensor
 
 from cm3kit.decoders.diffusion import accepts, orders, quotas  # noqa: F401  (they register their names)
@@ -18,12 +19,11 @@ from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser
 from cm3kit.decoders.diffusion.free import Free
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.written import Written
 from cm3kit.decoders.engine import LeanEngine
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, head, hidden_states
 from cm3kit.models.timestep import add_timestep, is_timed
-from cm3kit.types import Board, Stretch
+from cm3kit.types import Canvas, Result
 from cm3kit_tokenizers.errors import ConfigError
 
 V, MASK = 40, 3
@@ -488,19 +488,19 @@ class AsTrained:
         return as_trained(self._model, ask, self._size, self._shift)
 
 
-def pages() -> list[Board]:
+def pages() -> list[Canvas]:
     """Boards of several lengths, with gaps in the middle, of two runs, and with guides."""
     given = torch.randint(5, V, (4, 40), generator=torch.Generator().manual_seed(3)).tolist()
     runs = [[(6, 22)], [(9, 14), (25, 33)], [(1, 20)], [(30, 31)]]
     boards = []
     for seed, (ids, each, length) in enumerate(zip(given, runs, (26, 37, 20, 40), strict=True)):
         board = [MASK if any(a <= at < b for a, b in each) else id for at, id in enumerate(ids[:length])]
-        stretches = tuple(Stretch("content", a, b, padded=seed == 2) for a, b in each)
-        boards.append(Board(tuple(board), stretches, seed=seed))
+        stretches = tuple(FlatSpan("content", a, b, padded=seed == 2) for a, b in each)
+        boards.append(flat_canvas(tuple(board), stretches, seed=seed))
     return boards
 
 
-def fill(denoiser: Denoiser, boards: Sequence[Board], **options: Any) -> list[Written]:
+def fill(denoiser: Denoiser, boards: Sequence[Canvas], **options: Any) -> list[Result]:
     config = DiffusionConfig.model_validate({"batch_size": 3, **options})
     return Diffusion(denoiser, lambda board: Free(board, V, MASK, 2), config, eoss=2, image=range(V, V)).fill(
         boards
@@ -542,7 +542,7 @@ def test_approximations_through_the_loop(dual: bool) -> None:
     once, plain = (fill(each, pages(), **options, steps=1) for each in (denoiser, uncached))
     assert [each.ids for each in once] == [each.ids for each in plain]
     assert denoiser.verification is not None and denoiser.verification.passes == 0
-    board = Board((7,) * 10 + (MASK,) * 20, (Stretch("content", 10, 30),), seed=1)
+    board = flat_canvas((7,) * 10 + (MASK,) * 20, (FlatSpan("content", 10, 30),), seed=1)
     (written,) = fill(denoiser, [board], **{**options, "block_size": 5}, steps=5)
     later = 5 if dual else None
     assert written.cost.token_forwards == sum(30 + 4 * (later or 20 - 5 * block) for block in range(4))
@@ -553,10 +553,10 @@ def test_approximations_through_the_loop(dual: bool) -> None:
 
 def test_guided_boards_keep_both_streams() -> None:
     model, options = net(), {**WARM, "block_size": 6, "steps": 2, "cache": "exact", "guidance": 2.0}
-    boards = [replace(each, guide=(MASK,) * 5 + each.ids[5:]) for each in pages()[:2]]
+    boards = [replace(each, guides=(replace(each, ids=(MASK,) * 5 + each.ids[5:]),)) for each in pages()[:2]]
     denoiser = ExactCache(model, MASK, V, 6)
     written, plain = (fill(each, boards, **options) for each in (denoiser, AsTrained(model, 6, False)))
     assert [each.ids for each in written] == [each.ids for each in plain]
-    alone = fill(denoiser, [replace(each, guide=()) for each in boards], **options)
+    alone = fill(denoiser, [replace(each, guides=()) for each in boards], **options)
     assert [each.ids for each in alone] != [each.ids for each in written]
     assert written[0].cost.token_forwards == 2 * 3 * (6 + 2 * 6)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import FlatSpan, flat_canvas
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -31,9 +32,8 @@ from cm3kit.decoders.diffusion.scheduler import MaskedDiffusionScheduler
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.diffusion.writer import drawn_from
-from cm3kit.decoders.diffusion.written import Written
 from cm3kit.models.backbone import BackboneConfig, build_backbone
-from cm3kit.types import Board, Stretch
+from cm3kit.types import Canvas, Result
 from cm3kit_tokenizers.errors import ConfigError
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "diffusion_vectors.json").read_text(encoding="utf-8"))
@@ -95,22 +95,22 @@ class Anything:
         """Nothing depends on what stands elsewhere."""
 
 
-def board(ids: Sequence[int], guided: bool = False, seed: int = 0) -> Board:
+def board(ids: Sequence[int], guided: bool = False, seed: int = 0) -> Canvas:
     """A board whose masked runs are stretches of one kind; the guide hides everything."""
     slots = [place for place, id in enumerate(ids) if id == MASK]
     runs = [slot for slot in slots if slot - 1 not in slots]
     stretches = tuple(
-        Stretch("content", start, next(t for t in range(start, len(ids) + 1) if t not in slots))
+        FlatSpan("content", start, next(t for t in range(start, len(ids) + 1) if t not in slots))
         for start in runs
     )
-    return Board(tuple(ids), stretches, (MASK,) * len(ids) if guided else (), seed)
+    return flat_canvas(tuple(ids), stretches, (MASK,) * len(ids) if guided else (), seed)
 
 
 def engine(denoiser: ModuleDenoiser, config: DiffusionConfig, vocab: int = VOCAB) -> Diffusion:
     return Diffusion(denoiser, lambda _: Anything(vocab), config, eoss=EOS, image=range(0))
 
 
-def replay(case: dict[str, Any], **overrides: Any) -> list[Written]:
+def replay(case: dict[str, Any], **overrides: Any) -> list[Result]:
     config = presets[case["preset"]].config(**{**case["settings"], **overrides})
     denoiser = ModuleDenoiser(TinyNet(**case["net"]), MASK, shift=case.get("shift", False))
     return engine(denoiser, config, case["net"]["vocab"]).fill(

@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from canvases import FlatSpan, answer, flat_canvas, start
 from justhtml import JustHTML
 
 from cm3kit.decoders.diffusion.automaton import build
 from cm3kit.decoders.diffusion.denoiser import Constraint
-from cm3kit.decoders.diffusion.lattice import _SUBSETS, KEPT, BoardConstraint, Lattice
+from cm3kit.decoders.diffusion.lattice import _SUBSETS, KEPT, CanvasConstraint, Lattice
 from cm3kit.decoders.diffusion.subsets import Subsets
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.moves import Mode, State
-from cm3kit.types import Blank, BlankKind, Board, Stretch
+from cm3kit.types import SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.minimal import render
 from cm3kit_tokenizers.sequence import PageTokenizer
@@ -32,7 +33,7 @@ FULL = Grammar(VOCAB, 3, PIECES)
 TAGS = VOCAB.markup
 TINY_VOCAB = Vocab(text_size=3, image_size=2, sentinels=1)
 TINY = Grammar(TINY_VOCAB, 2, [b"A", b"\xc3", b"\xa9"])
-Case = tuple[Grammar, BlankKind, tuple[str, ...], int, bool, int]
+Case = tuple[Grammar, SpanKind, tuple[str, ...], int, bool, int]
 SMALL: list[Case] = [
     (FULL, "attribute", (), 3, True, 1),
     (FULL, "attribute", (), 3, False, 1),
@@ -69,15 +70,15 @@ def constrain(case: Case) -> Constraint:
     """The constraint of one stretch, whose slots are counted from its start on."""
     grammar, kind, around, length, padded, depth = case
     lead = opening(grammar, around)
-    stretch = Stretch(kind, len(lead), len(lead) + length, padded)
-    board = Board((*lead, *[grammar.vocab.mask] * length), (stretch,))
-    return Shifted(BoardConstraint(board, grammar, depth), len(lead))
+    stretch = FlatSpan(kind, len(lead), len(lead) + length, padded)
+    board = flat_canvas((*lead, *[grammar.vocab.mask] * length), (stretch,))
+    return Shifted(CanvasConstraint(board, grammar, depth), len(lead))
 
 
 class Shifted:
     """A constraint whose slots are counted from another place on."""
 
-    def __init__(self, constraint: BoardConstraint, by: int) -> None:
+    def __init__(self, constraint: CanvasConstraint, by: int) -> None:
         self._constraint, self._by = constraint, by
 
     def allowed(self, slots: Sequence[int]) -> torch.Tensor:
@@ -97,9 +98,9 @@ def accepted(case: Case) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     """
     grammar, kind, around, length, padded, depth = case
     lead = opening(grammar, around)
-    exact = None if padded or kind == "document" else length
+    exact = None if padded or kind == "document" else 1 << 20
     sentinel = grammar.vocab.sentinel(0)
-    begun = grammar.start(Blank(kind, 1 << 20, (sentinel,), exact), [*lead, sentinel])
+    begun = start(grammar, answer(kind, 1 << 20, (sentinel,), exact), [*lead, sentinel])
     runs: list[list[int]] = []
 
     def go_on(state: State, run: list[int]) -> None:
@@ -178,7 +179,7 @@ def test_random_partial_writings_of_longer_stretches(case: Case) -> None:
     assert len(runs) > 3
 
 
-def write_at_random(rng: random.Random, constraint: BoardConstraint, slots: Sequence[int]) -> dict[int, int]:
+def write_at_random(rng: random.Random, constraint: CanvasConstraint, slots: Sequence[int]) -> dict[int, int]:
     """Write some slots a step, chosen by what was allowed before the step; take some back now and then."""
     written: dict[int, int] = {}
     while len(written) < len(slots):
@@ -231,10 +232,10 @@ def test_boards_written_in_any_order_are_well_formed_pages() -> None:
     rng, used = random.Random(1), set()
     for _ in range(200):
         ids: list[int] = []
-        stretches: list[Stretch] = []
+        stretches: list[FlatSpan] = []
 
-        def gap(kind: BlankKind, length: int, padded: bool) -> None:
-            stretches.append(Stretch(kind, len(ids), len(ids) + length, padded))  # noqa: B023
+        def gap(kind: SpanKind, length: int, padded: bool) -> None:
+            stretches.append(FlatSpan(kind, len(ids), len(ids) + length, padded))  # noqa: B023
             ids.extend([VOCAB.mask] * length)  # noqa: B023
 
         ids += markup("<title>")
@@ -250,7 +251,7 @@ def test_boards_written_in_any_order_are_well_formed_pages() -> None:
         ids += [*markup('"', ' src="'), VOCAB.image.start]
         gap("image", 2, False)
         ids += markup('"', ">", "</p>", "</div>")
-        constraint = BoardConstraint(Board(tuple(ids), tuple(stretches)), FULL, depth=2)
+        constraint = CanvasConstraint(flat_canvas(tuple(ids), tuple(stretches)), FULL, depth=2)
         slots = [slot for stretch in stretches for slot in range(stretch.start, stretch.stop)]
         for slot, id in write_at_random(rng, constraint, slots).items():
             ids[slot] = id
@@ -260,22 +261,22 @@ def test_boards_written_in_any_order_are_well_formed_pages() -> None:
     assert {"<dl>", "<figcaption>", ' href="', ' title="', "</a>", "<br>"} <= used
 
 
-def check_answers(ids: Sequence[int], stretches: Sequence[Stretch]) -> None:
-    """The left-to-right grammar accepts each answer, and only its end is padded."""
+def check_answers(ids: Sequence[int], stretches: Sequence[FlatSpan]) -> None:
+    """The left-to-right grammar accepts each written, and only its end is padded."""
     for stretch in stretches:
         run = list(ids[stretch.start : stretch.stop])
-        answer = [id for id in run if id != VOCAB.eoss]
-        assert answer and run == answer + [VOCAB.eoss] * (len(run) - len(answer))
-        assert stretch.padded or len(answer) == len(run)
+        written = [id for id in run if id != VOCAB.eoss]
+        assert written and run == written + [VOCAB.eoss] * (len(run) - len(written))
+        assert stretch.padded or len(written) == len(run)
         prompt = [*ids[: stretch.start], VOCAB.sentinel(0)]
         length = None if stretch.padded else len(run)
-        blank = Blank(stretch.kind, len(run), (VOCAB.sentinel(0),), length)
-        state = FULL.start(blank, prompt)
-        for at, id in enumerate(answer):
+        span = answer(stretch.kind, len(run), (VOCAB.sentinel(0),), length)
+        state = start(FULL, span, prompt)
+        for at, id in enumerate(written):
             assert FULL.allowed(state, len(run) - at)[id]
             state = FULL.advance(state, id)
         assert state.cost == 0
-        assert len(run) == len(answer) or FULL.allowed(state, len(run) - len(answer))[VOCAB.eoss]
+        assert len(run) == len(written) or FULL.allowed(state, len(run) - len(written))[VOCAB.eoss]
 
 
 def test_pages_of_the_shipped_text_tokenizer() -> None:
@@ -286,22 +287,26 @@ def test_pages_of_the_shipped_text_tokenizer() -> None:
     rng = random.Random(2)
     for length in (1, 2, 9, 64):
         for _ in range(3):
-            board = Board((*lead, *[vocab.mask] * length, *tail), (Stretch("content", 1, 1 + length, True),))
-            written = write_at_random(rng, BoardConstraint(board, grammar), range(1, 1 + length))
+            board = flat_canvas(
+                (*lead, *[vocab.mask] * length, *tail), (FlatSpan("content", 1, 1 + length, True),)
+            )
+            written = write_at_random(rng, CanvasConstraint(board, grammar), range(1, 1 + length))
             ids = [*lead, *(written[slot] for slot in sorted(written)), *tail]
             check_well_formed([id for id in ids if id != vocab.eoss], vocab, text)
 
 
 def test_a_gap_knows_the_elements_around_it_whatever_fills_the_gaps_before() -> None:
     ids = [*markup("<p>", "<a", ">"), MASK := VOCAB.mask, *markup("</a>"), MASK, MASK, *markup("</p>"), MASK]
-    stretches = (Stretch("content", 3, 4), Stretch("content", 5, 7, True), Stretch("content", 8, 9, True))
-    constraint = BoardConstraint(Board(tuple(ids), stretches), FULL)
+    stretches = (FlatSpan("content", 3, 4), FlatSpan("content", 5, 7, True), FlatSpan("content", 8, 9, True))
+    constraint = CanvasConstraint(flat_canvas(tuple(ids), stretches), FULL)
     link, paragraph, emphasis = (VOCAB.markup_id(piece) for piece in ("<a", "<p>", "<em>"))
     assert constraint.allowed([5])[0, emphasis] and not constraint.allowed([5])[0, paragraph]
     assert not constraint.allowed([3])[0, [link, emphasis]].any()
     written = list(ids)
     written[5:7] = markup("<em>", "</em>")
-    again = BoardConstraint(Board(tuple(written), stretches), FULL)
+    again = CanvasConstraint(flat_canvas(tuple(ids), stretches), FULL)
+    for slot in (5, 6):
+        again.commit(slot, written[slot])
     assert torch.equal(again.allowed([3, 8]), constraint.allowed([3, 8]))
     assert again.allowed([6])[0].nonzero().flatten().tolist() == markup("</em>")
     again.release(5)
@@ -335,7 +340,7 @@ def test_a_link_and_its_attributes() -> None:
     ],
 )
 def test_a_stretch_that_can_hold_no_answer(
-    kind: BlankKind, around: tuple[str, ...], length: int, padded: bool, hint: str
+    kind: SpanKind, around: tuple[str, ...], length: int, padded: bool, hint: str
 ) -> None:
     with pytest.raises(ConfigError, match=hint) as error:
         constrain((FULL, kind, around, length, padded, 2))
@@ -349,14 +354,10 @@ def test_text_that_can_never_be_whole() -> None:
 
 
 def test_ids_that_do_not_fit_are_refused() -> None:
-    stretch = Stretch("attribute", 0, 2)
-    with pytest.raises(ConfigError, match="place 1 of the board"):
-        BoardConstraint(Board((VOCAB.mask, VOCAB.eoss), (stretch,)), FULL)
-    constraint = BoardConstraint(Board((VOCAB.mask, VOCAB.mask), (stretch,)), FULL)
+    stretch = FlatSpan("attribute", 0, 2)
+    constraint = CanvasConstraint(flat_canvas((VOCAB.mask, VOCAB.mask), (stretch,)), FULL)
     with pytest.raises(ValueError, match="may not stand"):
         constraint.commit(0, VOCAB.mask)
-    with pytest.raises(ValueError, match="overlap"):
-        BoardConstraint(Board((VOCAB.mask,) * 2, (stretch, Stretch("image", 1, 2))), FULL)
     assert constraint.allowed([]).shape == (0, len(VOCAB))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import FlatSpan, flat_canvas
 from torch import Tensor
 
 from cm3kit.decoders.diffusion import axes
@@ -19,13 +20,12 @@ from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.written import Written
-from cm3kit.types import BlankKind, Board, Stretch
+from cm3kit.types import Canvas, Result, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 
 EOSS, MASK, VOCAB = 2, 3, 40
 WORDS, CODES = range(4, 30), range(30, 40)
-RANGES: dict[BlankKind, range] = {"image": CODES, "content": WORDS}
+RANGES: dict[SpanKind, range] = {"image": CODES, "content": WORDS}
 GREEDY: dict[str, Any] = {"text": {"temperature": 0}, "image": {"temperature": 0}}
 SEEN: list[Scores] = []
 
@@ -58,7 +58,7 @@ class Oracle:
         return logits_MV.scatter(1, torch.tensor(self.target)[slots][:, None], self.sure)
 
 
-def random_board(seed: int, most: int = 10) -> tuple[list[int], Board]:
+def random_board(seed: int, most: int = 10) -> tuple[list[int], Canvas]:
     """Given and open runs of random lengths, words and pictures, and what belongs there."""
     rng = random.Random(seed)
     target: list[int] = []
@@ -66,9 +66,9 @@ def random_board(seed: int, most: int = 10) -> tuple[list[int], Board]:
     while left:
         target += [rng.choice(WORDS) for _ in range(rng.randint(1, 4))]
         size = min(left, rng.randint(1, 5))
-        kind: BlankKind = rng.choice(["content", "image"])
+        kind: SpanKind = rng.choice(["content", "image"])
         padded = kind == "content" and rng.random() < 0.5
-        stretches.append(Stretch(kind, len(target), len(target) + size, padded))
+        stretches.append(FlatSpan(kind, len(target), len(target) + size, padded))
         answer = [rng.choice(CODES if kind == "image" else WORDS) for _ in range(size)]
         if padded:
             end = rng.randint(1, size)
@@ -78,10 +78,10 @@ def random_board(seed: int, most: int = 10) -> tuple[list[int], Board]:
     slots = {slot for each in stretches for slot in range(each.start, each.stop)}
     ids = tuple(MASK if place in slots else id for place, id in enumerate(target))
     guide = tuple(MASK for _ in ids)
-    return target, Board(ids, tuple(stretches), guide, seed)
+    return target, flat_canvas(ids, tuple(stretches), guide, seed)
 
 
-def fill(oracle: Oracle, board: Board, **options: Any) -> Written:
+def fill(oracle: Oracle, board: Canvas, **options: Any) -> Result:
     config = DiffusionConfig.model_validate({"batch_size": 2, **GREEDY, **options})
     decoder = Diffusion(
         oracle,
@@ -158,7 +158,7 @@ def test_samplers_of_the_reverse_process_recover_the_target(sampler: str, rest: 
 )
 def test_passes_run_from_one_a_block_to_one_a_slot(accept: Any, sure: float, expected: int) -> None:
     target = [5, *range(6, 16), 5]
-    board = Board((5, *[MASK] * 10, 5), (Stretch("content", 1, 11),))
+    board = flat_canvas((5, *[MASK] * 10, 5), (FlatSpan("content", 1, 11),))
     order = "entropy" if "entropy" in str(accept) else "probability"
     oracle = Oracle(target, sure)
     written = fill(oracle, board, accept=accept, order=order, block_size=4)
@@ -180,7 +180,7 @@ def test_a_weight_of_one_costs_no_second_pass_even_if_it_grows_later() -> None:
 
 
 def test_what_may_stand_somewhere_has_all_the_probability() -> None:
-    stretches = (Stretch("content", 1, 4, padded=True), Stretch("image", 5, 8), Stretch("content", 9, 11))
+    stretches = (FlatSpan("content", 1, 4, padded=True), FlatSpan("image", 5, 8), FlatSpan("content", 9, 11))
     ids = tuple(MASK if any(each.start <= at < each.stop for each in stretches) else 9 for at in range(12))
     SEEN.clear()
     rng = torch.Generator().manual_seed(1)
@@ -191,7 +191,7 @@ def test_what_may_stand_somewhere_has_all_the_probability() -> None:
     for confidence in ("base", "tempered"):
         way = {"temperature": 0.7, "top_p": 0.9}
         fill(
-            oracle, Board(ids, stretches), order="test:seen", confidence=confidence,
+            oracle, flat_canvas(ids, stretches), order="test:seen", confidence=confidence,
             text=way, image=way, early_exit=False,
         )  # fmt: skip
     assert len(SEEN) == 16
@@ -205,7 +205,7 @@ def test_what_may_stand_somewhere_has_all_the_probability() -> None:
 
 
 def test_where_all_is_alike_ids_and_slots_come_from_the_left() -> None:
-    board = Board((5, *[MASK] * 4, 5), (Stretch("content", 1, 5),))
+    board = flat_canvas((5, *[MASK] * 4, 5), (FlatSpan("content", 1, 5),))
     for order in ("probability", "margin", "entropy", "left-to-right"):
         written = fill(Oracle([4] * 6, sure=0.0), board, order=order)
         assert [slot for commit in written.trajectory.commits for slot in commit.positions] == [1, 2, 3, 4]

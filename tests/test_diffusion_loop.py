@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import FlatSpan, flat_canvas, flat_spans
 from torch import Tensor
 
 from cm3kit.decoders.diffusion import axes
@@ -23,17 +24,16 @@ from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.diffusion.writer import drawn_from
-from cm3kit.decoders.diffusion.written import Written
 from cm3kit.decoders.settings import Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.models.timestep import add_timestep
 from cm3kit.rng import generator
-from cm3kit.types import BlankKind, Board, Commit, Step, Stretch
+from cm3kit.types import Canvas, Commit, MaskSpan, Result, SpanKind, Step
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 
 EOSS, MASK, VOCAB = 2, 3, 40
 IMAGE = range(30, 40)
-RANGES: dict[BlankKind, range] = {"image": IMAGE, "content": range(4, 30), "attribute": range(4, 30)}
+RANGES: dict[SpanKind, range] = {"image": IMAGE, "content": range(4, 30), "attribute": range(4, 30)}
 
 
 @axes.quota("test:even")
@@ -121,25 +121,25 @@ class Oracle:
         raise AssertionError("a board left its target")
 
 
-def free(board: Board) -> Constraint:
+def free(board: Canvas) -> Constraint:
     return Free(board, VOCAB, MASK, EOSS, banned=(0, 1), ranges=RANGES)
 
 
-def blanked(target: Sequence[int], *stretches: Stretch, seed: int = 0, guide: bool = False) -> Board:
+def blanked(target: Sequence[int], *stretches: FlatSpan, seed: int = 0, guide: bool = False) -> Canvas:
     open_ = {slot for each in stretches for slot in range(each.start, each.stop)}
     ids = tuple(MASK if place in open_ else id for place, id in enumerate(target))
-    return Board(ids, stretches, (MASK,) * len(ids) if guide else (), seed)
+    return flat_canvas(ids, stretches, (MASK,) * len(ids) if guide else (), seed)
 
 
-def ragged(rows: int = 10, guide: bool = False) -> tuple[list[list[int]], list[Board]]:
+def ragged(rows: int = 10, guide: bool = False) -> tuple[list[list[int]], list[Canvas]]:
     """Boards of 20 to 70 places with a padded gap in the text and a picture, and what belongs there."""
     rng = torch.Generator().manual_seed(3)
     targets, boards = [], []
     for row in range(rows):
         length = 20 + int(torch.randint(0, 50, (1,), generator=rng))
         target = torch.randint(4, 30, (length,), generator=rng).tolist()
-        gap = Stretch("content", 3, 3 + 4 + row % 5, padded=True)
-        picture = Stretch("image", length - 6 - row % 3, length - 1)
+        gap = FlatSpan("content", 3, 3 + 4 + row % 5, padded=True)
+        picture = FlatSpan("image", length - 6 - row % 3, length - 1)
         codes = torch.randint(30, 40, (length,), generator=rng).tolist()
         target[picture.start : picture.stop] = codes[picture.start : picture.stop]
         end = gap.start + 1 + row % 4
@@ -149,7 +149,7 @@ def ragged(rows: int = 10, guide: bool = False) -> tuple[list[list[int]], list[B
     return targets, boards
 
 
-def fill(denoiser: Any, boards: Sequence[Board], watch: Any = None, **options: Any) -> list[Written]:
+def fill(denoiser: Any, boards: Sequence[Canvas], watch: Any = None, **options: Any) -> list[Result]:
     decoder = Diffusion(denoiser, free, settings(**options), eoss=EOSS, image=IMAGE)
     return decoder.fill(boards, watch) if watch else decoder.fill(boards)
 
@@ -174,7 +174,7 @@ def test_oracle_is_recovered(options: dict[str, Any]) -> None:
     options = {"image": Sampling(temperature=0), **options}
     for target, board, written in zip(targets, boards, fill(Oracle(targets), boards, **options), strict=True):
         assert list(written.ids) == target
-        gap, picture = board.stretches
+        gap, picture = flat_spans(board)
         answer = target[gap.start : gap.stop]
         ended = EOSS in answer
         assert written.fills[0].ids == tuple(answer[: answer.index(EOSS)] if ended else answer)
@@ -182,7 +182,7 @@ def test_oracle_is_recovered(options: dict[str, Any]) -> None:
         assert written.fills[1].ids == tuple(target[picture.start : picture.stop])
         assert written.cost.wasted == 0
         done = [slot for commit in written.trajectory.commits for slot in commit.positions]
-        assert sorted(done) == [slot for slot, id in enumerate(board.ids) if id == MASK]
+        assert sorted(done) == [slot for slot, id in enumerate(board.flatten(MASK).ids) if id == MASK]
 
 
 def tiny(family: str = "llama", kv_heads: int = 2) -> Any:
@@ -253,17 +253,17 @@ def test_open_slots_that_are_unseen_change_no_other_place(timed: bool) -> None:
 # What a board costs.
 
 
-def gaps(*sizes: int, length: int = 64, padded: bool = False) -> tuple[list[int], Board]:
+def gaps(*sizes: int, length: int = 64, padded: bool = False) -> tuple[list[int], Canvas]:
     """A board with runs of so many open slots, three places apart, and its target."""
     target = torch.randint(4, 30, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     stretches, start = [], 3
     for size in sizes:
-        stretches.append(Stretch("content", start, start + size, padded))
+        stretches.append(FlatSpan("content", start, start + size, padded))
         start += size + 3
     return target, blanked(target, *stretches)
 
 
-def passes(board_of: tuple[list[int], Board], **options: Any) -> int:
+def passes(board_of: tuple[list[int], Canvas], **options: Any) -> int:
     oracle = Oracle([board_of[0]])
     (written,) = fill(oracle, [board_of[1]], **options)
     assert list(written.ids) == board_of[0]
@@ -331,7 +331,7 @@ def test_guidance_doubles_the_passes_and_a_weight_of_one_does_not() -> None:
     targets, boards = ragged(guide=True)
     plain = fill(Oracle(targets), boards, guidance=1.0, steps=3)
     guided = fill(Oracle(targets), boards, guidance=1.5, steps=3)
-    unguided = fill(Oracle(targets), [replace(each, guide=()) for each in boards], guidance=1.5, steps=3)
+    unguided = fill(Oracle(targets), [replace(each, guides=()) for each in boards], guidance=1.5, steps=3)
     for one, two, none in zip(plain, guided, unguided, strict=True):
         assert two.cost.forwards == 2 * one.cost.forwards == 2 * none.cost.forwards <= 6
         assert two.cost.head_rows == 2 * one.cost.head_rows
@@ -340,10 +340,10 @@ def test_guidance_doubles_the_passes_and_a_weight_of_one_does_not() -> None:
 
 def test_nothing_open_costs_nothing() -> None:
     oracle = Oracle([])
-    board = Board((5, 6, 7), (Stretch("content", 1, 1), Stretch("content", 2, 2, padded=True)))
+    board = flat_canvas((5, 6, 7), (FlatSpan("content", 1, 1), FlatSpan("content", 2, 2, padded=True)))
     steps: list[Step] = []
     (written,) = fill(oracle, [board], steps.append)
-    assert written.ids == board.ids and written.trajectory.commits == () and oracle.passes == 0
+    assert written.ids == board.flatten(MASK).ids and written.trajectory.commits == () and oracle.passes == 0
     assert [fill.ids for fill in written.fills] == [(), ()]
     assert [fill.ended for fill in written.fills] == [True, False]
     assert steps == [] and fill(oracle, []) == []
@@ -400,10 +400,10 @@ WAYS: list[dict[str, Any]] = [
 def test_given_places_stay_and_no_mask_is_left(options: dict[str, Any]) -> None:
     _, boards = ragged(3, guide=True)
     for board, written in zip(boards, fill(denoiser(), boards, **options), strict=True):
-        assert len(written.ids) == len(board.ids) and MASK not in written.ids
-        given = [place for place, id in enumerate(board.ids) if id != MASK]
-        assert all(written.ids[place] == board.ids[place] for place in given)
-        gap, picture = board.stretches
+        assert len(written.ids) == len(board.flatten(MASK).ids) and MASK not in written.ids
+        given = [place for place, id in enumerate(board.flatten(MASK).ids) if id != MASK]
+        assert all(written.ids[place] == board.flatten(MASK).ids[place] for place in given)
+        gap, picture = flat_spans(board)
         answer = written.ids[gap.start : gap.stop]
         end = answer.index(EOSS) if EOSS in answer else len(answer)
         assert set(answer[:end]) <= set(range(4, 30)) and set(answer[end:]) <= {EOSS}
@@ -449,7 +449,7 @@ def test_the_trajectory_replays_and_its_logprobs_can_be_computed_again(options: 
         if "modifiers" in options:
             replayed(written)
             continue
-        ids, last, sums = list(board.ids), -1, [0.0] * len(board.stretches)
+        ids, last, sums = list(board.flatten(MASK).ids), -1, [0.0] * len(flat_spans(board))
         for commit in written.trajectory.commits:
             assert commit.step == last + 1 and commit.kind == "write"
             assert sorted(commit.scores, reverse=True) == list(commit.scores)
@@ -463,7 +463,7 @@ def test_the_trajectory_replays_and_its_logprobs_can_be_computed_again(options: 
                 assert forced or logprob == pytest.approx(float(logp_TV[slot, id]), abs=1e-4)
             for slot, id, logprob in zip(commit.positions, commit.ids, commit.logprobs, strict=True):
                 ids[slot] = id
-                for index, each in enumerate(board.stretches):
+                for index, each in enumerate(flat_spans(board)):
                     stop = each.start + len(written.fills[index].ids) + 1
                     if each.start <= slot < min(stop, each.stop):
                         sums[index] += logprob
@@ -475,7 +475,7 @@ def test_the_trajectory_replays_and_its_logprobs_can_be_computed_again(options: 
 def test_greedy_decoding_is_that_of_a_loop_of_ten_lines() -> None:
     model, (_, board) = tiny(), gaps(9, 4, length=40)
     (written,) = fill(BackboneDenoiser(model, MASK, VOCAB), [board], steps=5)
-    ids, order = torch.tensor([board.ids]), []
+    ids, order = torch.tensor([board.flatten(MASK).ids]), []
     for count in (3, 3, 3, 2, 2):
         with torch.no_grad():
             p_TV = forward(model, ids, "full")[0, :, :VOCAB]
@@ -641,7 +641,7 @@ def test_one_slot_at_a_time_samples_the_joint_distribution(options: dict[str, An
     p_KK = torch.rand(3, 3, generator=rng) ** 2
     p_KK /= p_KK.sum()
     pairs = 100
-    board = Board((5, 5, *[MASK] * 2 * pairs), (Stretch("content", 2, 2 + 2 * pairs),))
+    board = flat_canvas((5, 5, *[MASK] * 2 * pairs), (FlatSpan("content", 2, 2 + 2 * pairs),))
     (written,) = fill(Joint(p_KK), [board], text=Sampling(), batch_size=1, **options)
     counts_KK = torch.zeros(3, 3)
     for first, second in zip(written.ids[2::2], written.ids[3::2], strict=True):
@@ -672,7 +672,7 @@ class Constant:
 @pytest.mark.parametrize("sampler", ["confidence", "ancestral"])
 def test_ids_come_as_often_as_the_tempered_and_cut_distribution_says(sampler: str) -> None:
     logits_V = torch.randn(VOCAB, generator=torch.Generator().manual_seed(2)) * 2
-    boards = [Board((5, *[MASK] * 160), (Stretch("image", 1, 161),), seed=seed) for seed in range(20)]
+    boards = [flat_canvas((5, *[MASK] * 160), (FlatSpan("image", 1, 161),), seed=seed) for seed in range(20)]
     way = Sampling(temperature=1.5, top_k=7, top_p=0.8)
     # An order that looks at the picks would prefer the likelier ones.
     options = {"sampler": sampler, "order": "test:random", "steps": 3, "batch_size": 20}
@@ -782,9 +782,9 @@ def remdm(name: str = "remdm-cap", **options: Any) -> dict[str, Any]:
     return {"modifiers": [{"name": name, **options}]}
 
 
-def replayed(written: Written) -> list[tuple[Commit, list[int]]]:
+def replayed(written: Result) -> list[tuple[Commit, list[int]]]:
     """Every commit with the board after it; what a commit says of the board before it must hold."""
-    ids, states = list(written.trajectory.board.ids), []
+    ids, states = list(written.trajectory.canvas.flatten(MASK).ids), []
     for commit in written.trajectory.commits:
         for slot, id in zip(commit.positions, commit.ids, strict=True):
             if commit.kind == "remask":
@@ -802,7 +802,7 @@ def replayed(written: Written) -> list[tuple[Commit, list[int]]]:
 @pytest.mark.parametrize("sampler", ["confidence", "ancestral"])
 def test_remasking_keeps_the_plan_and_given_places(name: str, sampler: str) -> None:
     slots, steps = 400, 10
-    board = Board((5, *[MASK] * slots, 6), (Stretch("content", 1, 1 + slots),))
+    board = flat_canvas((5, *[MASK] * slots, 6), (FlatSpan("content", 1, 1 + slots),))
     eta = {"remdm-conf": 1.0, "remdm-loop": 0.05}.get(name, 0.2)
     options = {"quota": "uniform", "sampler": sampler, "steps": steps, **remdm(name, eta=eta)}
     (written,) = fill(Constant(torch.zeros(VOCAB)), [board], **options)
@@ -823,7 +823,7 @@ def test_remasking_keeps_the_plan_and_given_places(name: str, sampler: str) -> N
 
 
 def test_the_quota_says_how_remasked_boards_fill_where_it_is_not_uniform() -> None:
-    board = Board((5, *[MASK] * 100), (Stretch("content", 1, 101),))
+    board = flat_canvas((5, *[MASK] * 100), (FlatSpan("content", 1, 101),))
     options = {"quota": "cosine", "steps": 8, **remdm(eta=0.3)}
     (written,) = fill(Constant(torch.zeros(VOCAB)), [board], **options)
     after = {commit.step: sum(id == MASK for id in ids) for commit, ids in replayed(written)}
@@ -832,7 +832,7 @@ def test_the_quota_says_how_remasked_boards_fill_where_it_is_not_uniform() -> No
 
 
 def test_without_a_chance_remasking_is_ancestral_sampling() -> None:
-    board = Board((5, *[MASK] * 3000), (Stretch("content", 1, 3001),))
+    board = flat_canvas((5, *[MASK] * 3000), (FlatSpan("content", 1, 3001),))
     (written,) = fill(Constant(torch.zeros(VOCAB)), [board], sampler="ancestral", steps=4, **remdm(eta=0.0))
     left = 3000
     for step, commit in enumerate(written.trajectory.commits):
@@ -960,7 +960,7 @@ def test_guidance_mixes_raw_logits() -> None:
     )
     # An id that may not stand there is -inf after mixing only: no -inf less -inf.
     c_V[MASK] = u_V[MASK] = 50.0
-    board = Board((5, *[MASK] * 3), (Stretch("content", 1, 4),), (MASK,) * 4)
+    board = flat_canvas((5, *[MASK] * 3), (FlatSpan("content", 1, 4),), (MASK,) * 4)
     (written,) = fill(Constant(c_V, u_V), [board], guidance=100.0)
     menu_V = torch.full((VOCAB,), -torch.inf)
     menu_V[4:30] = (c_V - u_V)[4:30]
@@ -978,7 +978,7 @@ def test_guidance_mixes_raw_logits() -> None:
 
 def test_the_same_condition_on_both_sides_guides_nothing() -> None:
     _, boards = ragged(2)
-    same = [replace(board, guide=board.ids) for board in boards]
+    same = [replace(board, guides=(replace(board, guides=()),)) for board in boards]
     plain = fill(denoiser(), boards, **HOT)
     assert [e.fills for e in fill(denoiser(), same, guidance=1.0, **HOT)] == [e.fills for e in plain]
     cold = {"image": Sampling(temperature=0)}
@@ -1012,7 +1012,7 @@ def test_the_linear_weight_grows_from_one() -> None:
 def test_a_shifted_model_is_read_one_place_before() -> None:
     model, (_, board) = tiny(), gaps(7, length=20)
     shifted = BackboneDenoiser(model, MASK, VOCAB, shift=True)
-    ask = Ask(torch.tensor([board.ids]), (20,), (torch.tensor([3, 6]),), (1.0,))
+    ask = Ask(torch.tensor([board.flatten(MASK).ids]), (20,), (torch.tensor([3, 6]),), (1.0,))
     with torch.no_grad():
         logits_TV = forward(model, ask.ids_BT, "full")[0, :, :VOCAB]
     assert torch.allclose(shifted.logits(ask)[0], logits_TV[[2, 5]], atol=1e-4)
@@ -1057,7 +1057,7 @@ def test_slots_of_text_and_picture_are_read_where_the_model_puts_them(
     ahead: int, shift: bool, found: bool
 ) -> None:
     target = [5, 6, 7, 8, 9, *range(30, 39), 10]
-    board = blanked(target, Stretch("content", 2, 4), Stretch("image", 5, 14))
+    board = blanked(target, FlatSpan("content", 2, 4), FlatSpan("image", 5, 14))
     model = tiny()
     model.set_output_embeddings(torch.nn.Linear(VOCAB, VOCAB, bias=False))
     model.get_output_embeddings().weight.data = torch.eye(VOCAB)
@@ -1077,27 +1077,40 @@ def test_too_long_a_page_and_scores_that_are_no_numbers_are_refused() -> None:
     assert broken.value.code == "bad_checkpoint"
 
 
+def one(at: int, size: int = 1, slots: int = 1, **more: Any) -> MaskSpan:
+    return MaskSpan("content", at, size, True, slots, **more)
+
+
 @pytest.mark.parametrize(
-    ("board", "message"),
+    ("canvas", "message"),
     [
-        (Board((5, MASK), (Stretch("content", 0, 2),)), "every place of a stretch must hold the mask"),
-        (Board((MASK, MASK), (Stretch("content", 1, 2),)), "stands outside the stretches"),
-        (Board((MASK, MASK), (Stretch("content", 0, 2), Stretch("content", 1, 2))), "overlap or leave"),
-        (Board((MASK, MASK), (Stretch("content", 0, 3),)), "overlap or leave"),
-        (Board((MASK, MASK), (Stretch("content", -1, 1),)), "overlap or leave"),
-        (Board((MASK, 5), (Stretch("content", 0, 1),), guide=(MASK,)), "in the guide too"),
-        (Board((MASK, 5), (Stretch("content", 0, 1),), guide=(7, MASK)), "in the guide too"),
+        (Canvas((5, MASK), (one(0),)), "is among the known ids"),
+        (Canvas((5,), (one(2),)), "lie in order, inside"),
+        (Canvas((5, 6), (one(1), one(0))), "lie in order, inside"),
+        (Canvas((5,), (one(-1),)), "lie in order, inside"),
+        (Canvas((5,), (one(0, 2),)), "room for their answer"),
+        (Canvas((5,), (one(0, 1, 2),)), "no end id"),
+        (Canvas((5,), (one(0),), (Canvas((), (one(0),)),)), "as long as the canvas"),
+        (Canvas((5,), (one(0),), (Canvas((7,), (one(1),)),)), "at the same positions"),
     ],
 )
-def test_malformed_boards_are_refused(board: Board, message: str) -> None:
+def test_malformed_canvases_are_refused(canvas: Canvas, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        fill(denoiser(), [board])
+        fill(denoiser(), [canvas])
     assert caught.value.code == "bad_value"
 
 
+@pytest.mark.parametrize("spans", [[(0, 2), (1, 2)], [(0, 3)], [(-1, 1)]])
+def test_flat_sequences_whose_spans_overlap_or_leave_them_are_refused(spans: list[tuple[int, int]]) -> None:
+    with pytest.raises(ConfigError, match="overlap or leave"):
+        flat_canvas((MASK, MASK), [FlatSpan("content", *each) for each in spans])
+    with pytest.raises(ConfigError, match="a guide has another length"):
+        flat_canvas((MASK, 5), (FlatSpan("content", 0, 1),), guide=(MASK,))
+
+
 def test_free_knows_ranges_bans_and_ends() -> None:
-    stretches = (Stretch("content", 0, 4, padded=True), Stretch("image", 4, 6), Stretch("document", 6, 7))
-    rules = Free(Board((MASK,) * 7, stretches), VOCAB, MASK, EOSS, banned=(0, 1, 8), ranges=RANGES)
+    stretches = (FlatSpan("content", 0, 4, padded=True), FlatSpan("image", 4, 6), FlatSpan("document", 6, 7))
+    rules = Free(flat_canvas((MASK,) * 7, stretches), VOCAB, MASK, EOSS, banned=(0, 1, 8), ranges=RANGES)
     text, codes = {*range(4, 30)} - {8}, {*IMAGE}
 
     def ids(*slots: int) -> list[set[int]]:
@@ -1109,5 +1122,5 @@ def test_free_knows_ranges_bans_and_ends() -> None:
     rules.release(2)
     rules.commit(1, EOSS)
     assert ids(0, 2, 3) == [text | {EOSS}, {EOSS}, {EOSS}]
-    with pytest.raises(ConfigError, match="Nothing may stand in a stretch of kind 'image'"):
-        Free(Board((MASK,) * 7, stretches), VOCAB, MASK, EOSS, banned=IMAGE, ranges=RANGES)
+    with pytest.raises(ConfigError, match="Nothing may stand in a span of kind 'image'"):
+        Free(flat_canvas((MASK,) * 7, stretches), VOCAB, MASK, EOSS, banned=IMAGE, ranges=RANGES)

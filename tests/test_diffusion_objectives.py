@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import at_most, flat_spans, lay_out
 from torch import Tensor
 
 from cm3kit.models.attention import block_mask
 from cm3kit.objectives import BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion
 from cm3kit.objectives.gaps import LENGTHS, GapLaw
 from cm3kit.objectives.noise import EPSILON, schedule, times
+from cm3kit.pipelines.layouts import put_back
 from cm3kit.rng import generator
 from cm3kit.training.questions import pack
 from cm3kit.types import Exercise, Fill
@@ -532,8 +534,7 @@ def test_hybrid_keeps_its_share_in_every_batch_and_in_the_long_run() -> None:
         Hybrid(CausalMask(VOCAB), masked(), share=1.5)
 
 
-def test_boards_open_slots_in_place_and_read_puts_answers_back() -> None:
-    objective = masked()
+def test_masked_positions_are_in_place_and_answers_are_put_back() -> None:
     ids = [
         PIECE("<p>"),
         WORDS[0],
@@ -543,9 +544,9 @@ def test_boards_open_slots_in_place_and_read_puts_answers_back() -> None:
         Gap(1, "image", 2),
         *CODES[4:6],
     ]
-    laid = objective.lay(ids, lambda gap: 4, seed=9)
-    board = laid.board
-    assert board.ids == (
+    limits = at_most(4, slots=True)
+    laid = lay_out("in-place", VOCAB, ids, limits, seed=9, guided=True)
+    assert laid.flatten(MASK).ids == (
         EOD,
         PIECE("<p>"),
         WORDS[0],
@@ -557,19 +558,19 @@ def test_boards_open_slots_in_place_and_read_puts_answers_back() -> None:
         *CODES[4:6],
         EOD,
     )
-    assert [(each.start, each.stop, each.padded, each.kind) for each in board.stretches] == [
+    assert [(each.start, each.stop, each.padded, each.kind) for each in flat_spans(laid)] == [
         (3, 7, True, "content"), (10, 12, False, "image"),
     ]  # fmt: skip
-    guide = objective.guided(board).guide
+    guide = laid.guides[0].flatten(MASK).ids
     assert guide == (EOD, PIECE("<p>"), MASK, *[MASK] * 4, PIECE("</p>"), *[MASK] * 6, EOD)
-    fills = [Fill((WORDS[3],), -1.0, True), Fill(tuple(CODES[7:9]), -1.0, True)]
-    assert objective.read(laid, ids, fills) == [
+    fills = [Fill((WORDS[3],), (-1.0,), True), Fill(tuple(CODES[7:9]), (-1.0,), True)]
+    assert put_back(ids, laid, fills) == [
         PIECE("<p>"), WORDS[0], WORDS[3], PIECE("</p>"), *CODES[:2], *CODES[7:9], *CODES[4:6],
     ]  # fmt: skip
     with pytest.raises(PageError):
-        objective.lay([PIECE("<p>")], lambda gap: 4, 0)
+        lay_out("in-place", VOCAB, [PIECE("<p>")], limits)
     with pytest.raises(ValueError):
-        objective.read(laid, ids, fills[:1])
+        put_back(ids, laid, fills[:1])
 
 
 def test_exercises_depend_on_the_generator_alone() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from canvases import flat_spans
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,13 +25,13 @@ from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit.models.timestep import add_timestep
+from cm3kit.pipelines.diffusion import DiffusionFiller
 from cm3kit.pipelines.folder import Defaults, DiffusionDefaults, assemble
-from cm3kit.pipelines.in_place import Boards
 from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
 from cm3kit.pipelines.lengths import shortened
 from cm3kit.pipelines.options import diffusion_settings
 from cm3kit.pipelines.trained import Trained
-from cm3kit.types import Board, Laid
+from cm3kit.types import Canvas
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, ConfigError, ModelError, Page, Vocab
 from cm3kit_tokenizers.text import TextTokenizer
@@ -109,8 +110,8 @@ def warm(**more: object) -> GenerateOptions:
     return replace(IN_PLACE, temperature=1.0, **more)  # type: ignore[arg-type]
 
 
-def boards(result: object) -> list[Board]:
-    return [each.board for each in result.trace.trajectories]  # type: ignore[attr-defined]
+def boards(result: object) -> list[Canvas]:
+    return [each.canvas for each in result.trace.trajectories]  # type: ignore[attr-defined]
 
 
 # --- Tasks ---
@@ -142,7 +143,7 @@ def test_batch_size_does_not_change_what_is_written(kit: Kit, size: int) -> None
 def test_a_pair_needs_no_prompt_and_has_both_on_one_board(kit: Kit) -> None:
     free = kit.generate(task="pair", seed=1, options=warm())[0]
     (board,) = boards(free)
-    assert [each.kind for each in board.stretches] == ["attribute", "image"]
+    assert [each.kind for each in flat_spans(board)] == ["attribute", "image"]
     assert not any(id in kit.vocab.text for id in board.ids)
     (named,) = boards(kit.generate("Fruit", task="pair", seed=1, options=warm())[0])
     given = [id for id in named.ids if id in kit.vocab.text]
@@ -160,11 +161,16 @@ def test_a_whole_page_is_refused_in_one_line(kit: Kit) -> None:
 def test_guidance_hides_what_is_given_and_doubles_the_passes(kit: Kit) -> None:
     plain = kit.generate("red apple", seed=1, options=warm())[0]
     guided = kit.generate("red apple", seed=1, options=warm(guidance=3.0))[0]
-    assert plain.trace and guided.trace and not boards(plain)[0].guide
+    assert plain.trace and guided.trace and not boards(plain)[0].guides
     assert guided.trace.cost.forwards == 2 * plain.trace.cost.forwards
     (board,) = boards(guided)
-    seen = [id for id in board.guide if id != kit.vocab.mask]
-    assert len(board.guide) == len(board.ids) and not any(id in kit.vocab.text for id in seen)
+    (guide,) = board.guides
+    seen = [id for id in guide.ids if id != kit.vocab.mask]
+    assert (
+        guide.spans == board.spans
+        and len(guide.ids) == len(board.ids)
+        and not any(id in kit.vocab.text for id in seen)
+    )
     assert [id for id in board.ids if id in kit.vocab.markup] == [id for id in seen if id in kit.vocab.markup]
 
 
@@ -195,7 +201,7 @@ def test_infill_replaces_the_gaps_and_no_other_byte(kit: Kit, site: Path) -> Non
         assert [gap.kind for gap in each.gaps] == ["content", "content", "attribute", "image"]
         assert not Page.parse(each.html, base=site).gaps
         (board,) = boards(each)  # all gaps on one board, each in sight of the others
-        assert len(board.stretches) == 4 and len(board.ids) <= 160
+        assert len(flat_spans(board)) == 4 and len(board.flatten(0).ids) <= 160
     assert len({each.html for each in filled}) == 4
     again = kit.infill(page, variants=1, seed=5, options=warm(max_tokens=12))
     assert again[0].html == filled[0].html
@@ -245,7 +251,7 @@ def test_a_region_changes_only_its_box(kit: Kit, site: Path) -> None:
     assert drawn.shape == before.shape
     assert (drawn[~inside] == before[~inside]).all() and (drawn[inside] != before[inside]).any()
     (board,) = boards(each)
-    open_codes = sum(stretch.stop - stretch.start for stretch in board.stretches)
+    open_codes = sum(stretch.stop - stretch.start for stretch in flat_spans(board))
     given = sum(id in kit.vocab.image for id in board.ids)
     assert open_codes + given == CODES and 0 < open_codes < CODES
 
@@ -257,11 +263,9 @@ def test_a_long_page_is_filled_in_slices_that_fit(kit: Kit) -> None:
     assert in_order(source.split(b"<mask>"), each.html) and len(boards(each)) == 2
     eod, mask = kit.vocab.eod, kit.vocab.mask
     for board in boards(each):
-        assert len(board.ids) <= 160 and len(board.stretches) == 1
+        assert len(board.flatten(0).ids) <= 160 and len(flat_spans(board)) == 1
         # Neither end of the page is in sight.
-        assert eod not in board.ids and board.ids[0] != mask
-        (stretch,) = board.stretches
-        assert all((id == mask) == (stretch.start <= at < stretch.stop) for at, id in enumerate(board.ids))
+        assert eod not in board.ids and board.spans[0].at > 0 and mask not in board.ids
     assert each.trace is not None
     assert each.trace.cost.forwards == sum(
         1 + max(commit.step for commit in trajectory.commits) for trajectory in each.trace.trajectories
@@ -274,45 +278,46 @@ def test_a_slice_that_starts_with_a_gap_has_something_before_it(make: Make) -> N
     options = warm(max_tokens=96)  # no room is left around it
     each = shifted.infill(Page.parse(source), seed=2, options=options)[0]
     (board,) = boards(each)
-    assert min(stretch.start for stretch in board.stretches) > 0 and len(board.ids) <= 160
+    assert min(stretch.start for stretch in flat_spans(board)) > 0 and len(board.flatten(0).ids) <= 160
     assert in_order(source.split(b"<mask>"), each.html)
 
 
 # --- Lengths ---
 
 
-def laid(kit: Kit, options: GenerateOptions, task: str = "text", seed: int = 0) -> Laid:
+def laid(kit: Kit, options: GenerateOptions, task: str = "text", seed: int = 0) -> Canvas:
     nodes_ids = kit._page_of(task, "red apple")  # type: ignore[arg-type]
-    way = kit.way(options)
-    assert isinstance(way, Boards)
-    return way.task(task, nodes_ids, options, seed)  # type: ignore[arg-type]
+    filler = kit.filler(options)
+    assert isinstance(filler, DiffusionFiller)
+    return filler.task(task, nodes_ids, options, seed)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("most", [1, 3, 4, 5, 16, 17, 40, 100])
 def test_max_tokens_opens_so_many_slots_of_a_size_that_was_trained(kit: Kit, most: int) -> None:
-    board = laid(kit, warm(max_tokens=most)).board
-    (stretch,) = board.stretches
+    board = laid(kit, warm(max_tokens=most))
+    (stretch,) = flat_spans(board)
     size = next(size for size in (4, 8, 16, 24, 32, 48, 64, 96, 128) if size >= most)
     assert stretch.padded and stretch.stop - stretch.start == most
-    assert board.ids[stretch.stop : stretch.start + size] == (kit.vocab.eoss,) * (size - most)
-    assert kit.vocab.eoss not in board.ids[stretch.start + size :]
+    ids = board.flatten(kit.vocab.mask).ids
+    assert ids[stretch.stop : stretch.start + size] == (kit.vocab.eoss,) * (size - most)
+    assert kit.vocab.eoss not in ids[stretch.start + size :]
     result = kit.generate("red apple", task="text", seed=2, options=warm(max_tokens=most))[0]
     assert result.trace is not None
     last = result.trace.trajectories[0]
-    ids = dict(p for each in last.commits for p in zip(each.positions, each.ids, strict=True))
-    assert result.ended == (kit.vocab.eoss in ids.values())
+    made = dict(p for each in last.commits for p in zip(each.positions, each.ids, strict=True))
+    assert result.ended == (kit.vocab.eoss in made.values())
 
 
 def test_gaps_have_room_by_their_kind(kit: Kit, site: Path) -> None:
     (board,) = boards(kit.infill(Page.parse(PAGE, base=site), seed=5, options=warm(batch_size=1))[0])
-    sizes = {each.gap: (each.stop - each.start, each.padded) for each in board.stretches}
+    sizes = {each.gap: (each.stop - each.start, each.padded) for each in flat_spans(board)}
     assert sizes == {0: (32, True), 1: (32, True), 2: (16, True), 3: (CODES, False)}
 
 
 @pytest.mark.parametrize("length", [1, 5, 9])
 def test_a_given_length_is_kept(kit: Kit, length: int) -> None:
     options = warm(length=length)
-    (stretch,) = laid(kit, options).board.stretches
+    (stretch,) = flat_spans(laid(kit, options))
     assert not stretch.padded and stretch.stop - stretch.start == length
     result = kit.generate("red apple", task="text", n=3, seed=2, options=options)[0]
     assert result.ended and result.trace is not None
@@ -323,30 +328,31 @@ def test_a_given_length_is_kept(kit: Kit, length: int) -> None:
 
 def test_length_auto_keeps_the_best_mean_of_ids_and_end(kit: Kit) -> None:
     options = warm(length="auto", max_tokens=8)
-    board = laid(kit, options, seed=5).board
-    (whole,) = board.stretches
+    board = laid(kit, options, seed=5)
+    (whole,) = flat_spans(board)
     assert whole.stop - whole.start == 16  # one size more than the longest, so that it can end
-    way = kit.way(options)
-    assert isinstance(way, Boards)
-    answer = way.fill([laid(kit, options, seed=5)], options, lambda done, total: None)[0]
+    filler = kit.filler(options)
+    assert isinstance(filler, DiffusionFiller)
+    answer = filler.fill([laid(kit, options, seed=5)], options, lambda done, total: None)[0]
     scores: dict[int, float] = {}
     ids: dict[int, tuple[int, ...]] = {}
     forwards = 0
     for size in (1, 2, 3, 4, 6, 8):
-        rival = Laid(shortened(board, 0, size, kit.vocab.eoss), laid(kit, options).gaps)
-        tried = way.fill([rival], warm(), lambda done, total: None)[0]
-        assert tried.trace is not None
-        forwards += tried.trace.cost.forwards + 1
-        filled = list(board.ids)
+        rival = shortened(board, 0, size)
+        tried = filler.fill([rival], warm(), lambda done, total: None)[0]
+        forwards += tried.cost.forwards + 1
+        filled = list(board.flatten(kit.vocab.mask).ids)
         filled[whole.start : whole.start + size] = tried.fills[0].ids
-        logits_TV = way._denoisers._weights()(torch.tensor([filled]), attention_mask=_full(len(filled)))[0][0]
+        logits_TV = filler._denoisers._weights()(torch.tensor([filled]), attention_mask=_full(len(filled)))[
+            0
+        ][0]
         logits_V = logits_TV[whole.start + size].detach().float()
         logits_V[kit.vocab.mask] = -math.inf
         end = float(logits_V.log_softmax(-1)[kit.vocab.eoss])
         scores[size], ids[size] = (tried.fills[0].logprob + end) / (size + 1), tried.fills[0].ids
     best = max(scores, key=lambda size: scores[size])
     assert answer.fills[0].ids == ids[best] and answer.fills[0].ended
-    assert answer.trace is not None and answer.trace.cost.forwards == forwards
+    assert answer.cost.forwards == forwards
 
 
 def _full(length: int) -> torch.Tensor:
@@ -361,8 +367,8 @@ def test_length_auto_goes_from_gap_to_gap(kit: Kit, site: Path) -> None:
     for each in filled:
         assert in_order(source.split(b"<mask>"), each.html) and all(gap.ended for gap in each.gaps)
         (board,) = boards(each)
-        sizes = [stretch.stop - stretch.start for stretch in board.stretches]
-        assert not any(stretch.padded for stretch in board.stretches)
+        sizes = [stretch.stop - stretch.start for stretch in flat_spans(board)]
+        assert not any(stretch.padded for stretch in flat_spans(board))
         assert sizes[1] >= 2 and set(sizes) <= {1, 2, 3, 4, 6}  # a list holds an item at least
     alone = kit.infill(page, variants=1, seed=1, options=warm(length="auto", max_tokens=6))[0]
     assert alone.html == filled[0].html
@@ -548,10 +554,10 @@ def test_shift_reads_each_place_at_the_one_before(make: Make, kit: Kit) -> None:
     assert not alike(one, other)
     ids = torch.tensor([[1, 60, 61, 3, 62]])
     ask = Ask(ids, (5,), (torch.tensor([3]),), (1.0,))
-    way = shifted.way(IN_PLACE)
-    assert isinstance(way, Boards)
-    logits_TV = way._denoisers._weights()(ids, attention_mask=_full(5))[0][0]
-    assert torch.allclose(way._denoisers.plain.logits(ask)[0][0], logits_TV[2], atol=1e-4)
+    filler = shifted.filler(IN_PLACE)
+    assert isinstance(filler, DiffusionFiller)
+    logits_TV = filler._denoisers._weights()(ids, attention_mask=_full(5))[0][0]
+    assert torch.allclose(filler._denoisers.plain.logits(ask)[0][0], logits_TV[2], atol=1e-4)
 
 
 def test_weights_of_its_own_are_used_for_diffusion_alone(make: Make, kit: Kit) -> None:
@@ -567,9 +573,9 @@ def test_weights_of_its_own_are_used_for_diffusion_alone(make: Make, kit: Kit) -
     assert not alike(*written)
     info = own.info()
     assert info["decoders"] == "cm3, diffusion" and "diffusion/model.safetensors" in info["sha256"]
-    way = own.way(IN_PLACE)
-    assert isinstance(way, Boards)
-    weights = way._denoisers._weights()
+    filler = own.filler(IN_PLACE)
+    assert isinstance(filler, DiffusionFiller)
+    weights = filler._denoisers._weights()
     assert info["parameters"]["diffusion"] == sum(each.numel() for each in weights.parameters())
     assert "diffusion" not in kit.info()["parameters"]
 
@@ -596,15 +602,15 @@ def test_a_model_that_looks_at_the_time_is_given_it(make: Make, kit: Kit) -> Non
     assert (
         made.image and usual.image and made.image.tobytes() == usual.image.tobytes()
     )  # it begins as identity
-    way = timed.way(IN_PLACE)
-    assert isinstance(way, Boards)
-    backbone = way._denoisers._weights()
+    filler = timed.filler(IN_PLACE)
+    assert isinstance(filler, DiffusionFiller)
+    backbone = filler._denoisers._weights()
     with torch.no_grad():
         for layer in backbone.model.layers:
             layer.timestep.weight.normal_(generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[1, 60, 61, 3, 62]])
     asks = [Ask(ids, (5,), (torch.tensor([3]),), (time,)) for time in (0.9, 0.1)]
-    early, late = (way._denoisers.plain.logits(ask)[0] for ask in asks)
+    early, late = (filler._denoisers.plain.logits(ask)[0] for ask in asks)
     assert not torch.allclose(early, late, atol=1e-3)
     with pytest.raises(ConfigError, match="looks at the time"):
         timed.generate("red apple", options=warm(cache="prefix", block_size=4))
@@ -681,20 +687,20 @@ def test_gaps_behind_the_page_are_filled_in_their_places(make: Make, site: Path)
 def test_a_long_page_has_its_gaps_behind_each_slice(make: Make) -> None:
     behind = in_blocks(make, "behind", window=64)
     source = b"".join(b"<p>%b <mask> apple</p>" % (b"green pear " * 12) for _ in range(4))
-    asked: list[Laid] = []
-    lay = Boards._lay
+    asked: list[Canvas] = []
+    window = DiffusionFiller.window
 
-    def seen(self: Boards, *given: object) -> Laid:
-        asked.append(lay(self, *given))  # type: ignore[arg-type]
+    def seen(self: DiffusionFiller, *given: object) -> Canvas:
+        asked.append(window(self, *given))  # type: ignore[arg-type]
         return asked[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Boards, "_lay", seen)
+        patch.setattr(DiffusionFiller, "window", seen)
         filled = behind.infill(Page.parse(source), seed=1, options=warm(max_tokens=8))[0]
     assert in_order(source.split(b"<mask>"), filled.html) and len(asked) > 1
     eod = behind.parts.vocab.eod
-    assert all(len(each.board.ids) <= 64 for each in asked)
-    assert [each.board.ids.count(eod) for each in asked[1:-1]] == [0] * (len(asked) - 2)
+    assert all(len(each.flatten(0).ids) <= 64 for each in asked)
+    assert [each.ids.count(eod) for each in asked[1:-1]] == [0] * (len(asked) - 2)
 
 
 # --- The command line, with the toy model ---

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from canvases import answer, at_most, fills_of, lay_out, start
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.autoregressive import Autoregressive
@@ -12,7 +15,8 @@ from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.objectives import CausalMask
-from cm3kit.types import Blank, Canvas, Fill, Posed
+from cm3kit.pipelines.layouts import put_back
+from cm3kit.types import Canvas, Fill, MaskSpan
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -34,34 +38,36 @@ def model() -> PreTrainedModel:
     return build_backbone(shape, len(VOCAB))
 
 
-def fill(posed: Posed, **settings: object) -> tuple[Fill, ...]:
+def pose(ids: Sequence[int | Gap], seed: int = 0, span_end: str = "eod") -> Canvas:
+    return lay_out("behind", VOCAB, ids, at_most(9, 4), seed, span_end=span_end)
+
+
+def fill(posed: Canvas, **settings: object) -> tuple[Fill, ...]:
     hot = Sampling(temperature=1.0)
     config = DecodeConfig.model_validate({"text": hot, "image": hot, "batch_size": 1, **settings})
-    return Autoregressive(model(), GRAMMAR, config).fill(Canvas((posed.row,)))[0]
+    return fills_of(Autoregressive(model(), GRAMMAR, config), ((posed,)))[0]
 
 
-def laid(posed: Posed, fills: tuple[Fill, ...]) -> list[int]:
+def laid(posed: Canvas, fills: tuple[Fill, ...]) -> list[int]:
     """The page and its spans as training lays them out, written once more."""
     spans = [[VOCAB.sentinel(index), *each.ids] for index, each in enumerate(fills)]
-    return [*posed.row.prompt, *(id for span in spans for id in span), VOCAB.eod]
+    return [*posed.ids, *(id for span in spans for id in span), VOCAB.eod]
 
 
 def test_a_posed_page_says_what_ends_each_span() -> None:
-    ends = [blank.end for blank in PAPER.pose(PAGE, 9, seed=0).row.blanks]
+    ends = [span.end for span in pose(PAGE).spans]
     assert ends == [VOCAB.sentinel(1), VOCAB.sentinel(2), VOCAB.eod]
-    assert [blank.end for blank in PAPER.pose([P, Gap(0, "content"), Q], 9, 0).row.blanks] == [VOCAB.eod]
-    assert {
-        blank.end for blank in CausalMask(VOCAB, "recommended", grid=(2, 2)).pose(PAGE, 9, 0).row.blanks
-    } == {None}
+    assert [span.end for span in pose([P, Gap(0, "content"), Q]).spans] == [VOCAB.eod]
+    assert {span.end for span in pose(PAGE, span_end="eoss").spans} == {VOCAB.eoss}
 
 
 @pytest.mark.parametrize("bias", [0.0, 4.0, 100.0, -100.0])
 def test_what_is_written_is_what_training_lays_out(bias: float) -> None:
     ended = 0
     for seed in range(6):
-        posed = PAPER.pose(PAGE, 9, seed)
+        posed = pose(PAGE, seed)
         fills = fill(posed, eoss_bias=bias)
-        filled = PAPER.read(posed, PAGE, fills)
+        filled = put_back(PAGE, posed, fills)
         assert PAPER.unmask(laid(posed, fills)) == filled
         assert len(fills[1].ids) == 4 and fills[1].ended
         if bias == 100:
@@ -74,11 +80,11 @@ def test_what_is_written_is_what_training_lays_out(bias: float) -> None:
 
 def test_the_model_reads_each_sentinel_once() -> None:
     for seed in range(4):
-        posed = PAPER.pose(PAGE, 9, seed)
+        posed = pose(PAGE, seed)
         fills = fill(posed, eoss_bias=3.0)
         ids = laid(posed, fills)
         logprobs = LeanEngine(model(), len(VOCAB), "fp32", 1).score(ids).log_softmax(-1)
-        place = len(posed.row.prompt)
+        place = len(posed.ids)
         for each in fills:
             own = range(place + 1, place + 1 + len(each.ids))
             sampled = [*own, own.stop] if each.ended and each is not fills[1] else [*own]
@@ -88,7 +94,7 @@ def test_the_model_reads_each_sentinel_once() -> None:
 
 
 def test_each_gap_alone_ends_in_the_same_way() -> None:
-    posed = PAPER.pose(PAGE, 9, 0)
+    posed = pose(PAGE)
     fills = fill(posed, eoss_bias=100.0, parallel=True)
     assert len(fills[1].ids) == 4 and fills[1].ended
     assert len(fills[2].ids) == 1 and fills[2].ended
@@ -97,14 +103,14 @@ def test_each_gap_alone_ends_in_the_same_way() -> None:
 def test_only_a_whole_page_may_hold_a_title() -> None:
     title = VOCAB.markup_id("<title>")
 
-    def may(blank: Blank, prompt: list[int]) -> bool:
-        return bool(GRAMMAR.allowed(GRAMMAR.start(blank, prompt), 30)[title])
+    def may(blank: MaskSpan, prompt: list[int]) -> bool:
+        return bool(GRAMMAR.allowed(start(GRAMMAR, blank, prompt), 30)[title])
 
     lead = (VOCAB.sentinel(0),)
-    assert may(Blank("document", 30), [VOCAB.eod])
+    assert may(answer("document", 30), [VOCAB.eod])
     for end in (None, VOCAB.eod, VOCAB.sentinel(1)):
-        assert not may(Blank("content", 30, lead, end=end), [VOCAB.eod, lead[0]])
-    state = GRAMMAR.start(Blank("content", 30, lead, end=VOCAB.eod), [VOCAB.eod, P, lead[0], Q])
+        assert not may(answer("content", 30, lead, end=end), [VOCAB.eod, lead[0]])
+    state = start(GRAMMAR, answer("content", 30, lead, end=VOCAB.eod), [VOCAB.eod, P, lead[0], Q])
     assert not GRAMMAR.allowed(state, 30)[VOCAB.eod]
     state = GRAMMAR.after([TEXT[0]], state)
     found = torch.tensor([VOCAB.eod, VOCAB.eoss, *VOCAB.sentinel_range])

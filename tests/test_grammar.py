@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import answer, start
 from justhtml import JustHTML
 from torch import Tensor
 
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.moves import State
 from cm3kit.decoders.utf8 import REJECT, follow
-from cm3kit.types import Blank
+from cm3kit.types import MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import VOID, Vocab
 
@@ -46,11 +47,11 @@ def codes(count: int) -> list[int]:
 
 
 def walk(
-    rng: random.Random, blank: Blank, prompt: Sequence[int], seen: dict[int, Tensor], greed: float
+    rng: random.Random, blank: MaskSpan, prompt: Sequence[int], seen: dict[int, Tensor], greed: float
 ) -> tuple[list[int], bool]:
     """A random run; `greed` is how often it takes markup over text."""
-    state, run = GRAMMAR.start(blank, prompt), []
-    budget = GRAMMAR.budget(blank)
+    state, run = start(GRAMMAR, blank, prompt), []
+    budget = blank.max_tokens
     while budget:
         mask = GRAMMAR.allowed(state, budget)
         options = choices(mask, seen)
@@ -159,7 +160,7 @@ def test_documents_are_well_formed() -> None:
     rng, seen, ends = random.Random(0), {}, []
     for number in range(1500):
         budget = rng.randrange(0, 120)
-        ids, ended = walk(rng, Blank("document", budget), (), seen, rng.choice([0.1, 0.5, 0.9]))
+        ids, ended = walk(rng, answer("document", budget), (), seen, rng.choice([0.1, 0.5, 0.9]))
         assert len(ids) <= budget
         check_pictures(ids)
         tree = written(ids)
@@ -178,7 +179,7 @@ def test_gaps_are_balanced_and_fit_their_place(around: tuple[str, ...]) -> None:
     closers = [piece.replace("<", "</") for piece in reversed(around)]
     prompt = [*markup(*around), lead, *markup(*closers), *text("tail")]
     for _ in range(250):
-        blank = Blank("content", rng.randrange(1, 50), lead=(lead,))
+        blank = answer("content", rng.randrange(1, 50), lead=(lead,))
         ids, _ = walk(rng, blank, prompt, seen, rng.choice([0.1, 0.6]))
         check_pictures(ids)
         page = [*markup(*around), *ids, *markup(*closers)]
@@ -190,18 +191,18 @@ def test_gaps_are_balanced_and_fit_their_place(around: tuple[str, ...]) -> None:
 def test_no_link_inside_a_link() -> None:
     lead = VOCAB.sentinel(2)
     prompt = [*markup("<p>", "<a", ">"), lead, *markup("</a>", "</p>")]
-    mask = GRAMMAR.allowed(GRAMMAR.start(Blank("content", 50, lead=(lead,)), prompt), 50)
+    mask = GRAMMAR.allowed(start(GRAMMAR, answer("content", 50, lead=(lead,)), prompt), 50)
     assert not mask[VOCAB.markup_id("<a")] and mask[VOCAB.markup_id("<em>")]
     assert not mask[VOCAB.markup_id("<p>")]
     # A sentinel stands twice in a sequential prompt; the first is the hole.
-    again = GRAMMAR.start(Blank("content", 50, lead=(lead,)), [*prompt, lead, *markup("<div>")])
+    again = start(GRAMMAR, answer("content", 50, lead=(lead,)), [*prompt, lead, *markup("<div>")])
     assert again.outer == ("p", "a")
 
 
 def test_attribute_gaps_are_text() -> None:
     rng, seen = random.Random(2), {}
     for _ in range(200):
-        ids, _ = walk(rng, Blank("attribute", rng.randrange(1, 9)), (), seen, 0.5)
+        ids, _ = walk(rng, answer("attribute", rng.randrange(1, 9)), (), seen, 0.5)
         assert ids and all(id in VOCAB.text for id in ids)
         render(ids)
 
@@ -209,21 +210,21 @@ def test_attribute_gaps_are_text() -> None:
 def test_image_gaps_are_exact() -> None:
     rng, seen = random.Random(3), {}
     for length in (1, 4, None):
-        ids, ended = walk(rng, Blank("image", 99, length=length), (), seen, 0.5)
+        ids, ended = walk(rng, answer("image", LENGTH, length=length), (), seen, 0.5)
         assert len(ids) == (length or LENGTH) and all(id in VOCAB.image for id in ids)
         assert not ended
 
 
 def test_a_document_goes_on_where_the_prompt_stops() -> None:
     prompt = [*markup("<p>", "<img", ' alt="'), *text("cat"), *markup('"', ' src="'), *codes(2)]
-    state = GRAMMAR.start(Blank("document", 20), prompt)
+    state = start(GRAMMAR, answer("document", 20), prompt)
     assert state.left == LENGTH - 2 and state.image and state.cost == (LENGTH - 2) + 2 + 1
     rng, seen = random.Random(4), {}
     for _ in range(50):
-        ids, _ = walk(rng, Blank("document", 20), prompt, seen, 0.5)
+        ids, _ = walk(rng, answer("document", 20), prompt, seen, 0.5)
         assert parsed(render([*prompt, *ids])) == written([*prompt, *ids])
     with pytest.raises(ConfigError, match="at least 7"):
-        GRAMMAR.start(Blank("document", 6), prompt)
+        start(GRAMMAR, answer("document", 6), prompt)
 
 
 def allowed(state: State, budget: int) -> set[int]:
@@ -231,26 +232,26 @@ def allowed(state: State, budget: int) -> set[int]:
 
 
 def test_pictures_open_only_if_they_can_be_finished() -> None:
-    state = GRAMMAR.start(Blank("document", 50), markup("<p>", "<img"))
+    state = start(GRAMMAR, answer("document", 50), markup("<p>", "<img"))
     src, alt = markup(' src="', ' alt="')
     need = 1 + LENGTH + 2 + 1
     assert src in allowed(state, need) and src not in allowed(state, need - 1)
     assert alt in allowed(state, need - 1)
-    opened = GRAMMAR.start(Blank("document", 50), markup("<p>"))
+    opened = start(GRAMMAR, answer("document", 50), markup("<p>"))
     assert markup("<img")[0] in allowed(opened, 5) and markup("<img")[0] not in allowed(opened, 4)
     assert allowed(opened, 1) == set(markup("</p>"))
 
 
 def test_tags_need_what_makes_them_useful() -> None:
-    fresh = GRAMMAR.start(Blank("document", 50), markup("<img"))
+    fresh = start(GRAMMAR, answer("document", 50), markup("<img"))
     assert allowed(fresh, 50) == set(markup(' alt="', ' src="'))
-    after = GRAMMAR.start(Blank("document", 50), [*markup("<img", ' src="'), *codes(LENGTH), *markup('"')])
+    after = start(GRAMMAR, answer("document", 50), [*markup("<img", ' src="'), *codes(LENGTH), *markup('"')])
     assert allowed(after, 50) == set(markup(' title="', ">"))
-    assert set(markup(">")) < allowed(GRAMMAR.start(Blank("document", 50), markup("<a")), 50)
+    assert set(markup(">")) < allowed(start(GRAMMAR, answer("document", 50), markup("<a")), 50)
 
 
 def test_text_stays_whole_characters() -> None:
-    state = GRAMMAR.start(Blank("attribute", 9), ())
+    state = start(GRAMMAR, answer("attribute", 9), ())
     lead = VOCAB.text.start + PIECES.index(b"\xe2\x82")
     tail = VOCAB.text.start + PIECES.index(b"\xac")
     assert tail not in allowed(state, 9)
@@ -301,6 +302,6 @@ def test_the_automaton_agrees_with_pythons_decoder() -> None:
 
 def test_without_bytes_any_text_follows() -> None:
     grammar = Grammar(VOCAB, LENGTH)
-    mask = grammar.allowed(grammar.start(Blank("attribute", 3), ()), 1)
+    mask = grammar.allowed(start(grammar, answer("attribute", 3), ()), 1)
     assert int(mask.sum()) == VOCAB.text_size
     assert torch.equal(mask.nonzero().flatten(), torch.tensor(list(VOCAB.text)))

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from canvases import at_most, flat_spans, lay_out
 from torch import Generator
 
 from cm3kit.objectives import CausalMask, Preset, SizeHints
 from cm3kit.objectives.hints import WIDTH, HintLaw
+from cm3kit.pipelines.causal import CausalFiller
+from cm3kit.pipelines.fillers import ModelContext
 from cm3kit.pipelines.folder import Defaults, as_trained
 from cm3kit.pipelines.kit import GenerateOptions, load
-from cm3kit.pipelines.rows import Rows
+from cm3kit.pipelines.layouts import put_back
 from cm3kit.pipelines.trained import NAME, Trained
-from cm3kit.pipelines.ways import Ground
 from cm3kit.training.questions import ObjectiveSettings, make_objective, trained_as
 from cm3kit.types import Fill
 from cm3kit_tokenizers.document import Gap
@@ -172,20 +174,20 @@ def test_an_exercise_is_a_posed_page_that_wishes_for_its_sizes() -> None:
             size = span.stop - span.start
             gap = Gap(index, "image", size) if whole else Gap(index, "content", size=size)
             gapped[span.start : span.stop] = [gap]
-        posed = exact.pose(gapped, 50, seed=0)
+        posed = lay_out("behind", VOCAB, gapped, at_most(50), hints=exact.hints)
         answers = [ids[span.start : span.stop] for span in out.spans]
         written = [
             id
-            for blank, answer in zip(posed.row.blanks, answers, strict=True)
+            for blank, answer in zip(posed.spans, answers, strict=True)
             for id in (*blank.lead, *answer, VOCAB.eoss)
         ]
-        assert [*posed.row.prompt, *written] == out.ids
-        fills = [Fill(tuple(answer), 0.0, True) for answer in answers]
-        assert exact.read(posed, gapped, fills) == ids
+        assert [*posed.ids, *written] == out.ids
+        fills = [Fill(tuple(answer), (), True) for answer in answers]
+        assert put_back(gapped, posed, fills) == ids
         compared += any(isinstance(each, Gap) and each.size for each in gapped)
     assert compared > 150
     sized: list[int | Gap] = [TEXT, Gap(0, "content", size=12)]
-    assert masking("recommended", 0).pose(sized, 9, 0).row.prompt == (
+    assert lay_out("behind", VOCAB, sized, at_most(9)).ids == (
         VOCAB.eod,
         TEXT,
         VOCAB.sentinel(0),
@@ -250,25 +252,25 @@ def test_the_shipped_model_fills_gaps_whatever_size_is_wished_for(decoder: str) 
         )
     else:
         assert filled.trace is not None
-        stretch = filled.trace.trajectories[0].board.stretches[0]
+        stretch = flat_spans(filled.trace.trajectories[0].canvas)[0]
         assert stretch.stop - stretch.start == 4, "the least room of training with an end behind three tokens"
 
 
 def test_a_model_that_was_trained_with_hints_is_told_them() -> None:
     kit = load("emoji", "cpu")
     parts = replace(kit.parts, defaults=kit.parts.defaults.model_copy(update={"hints": True}))
-    way = Rows(Ground(parts, kit.tokenizer, kit._ground.grammar))
+    filler = CausalFiller(ModelContext(parts, kit.tokenizer, kit._context.grammar))
     words, gap = kit.tokenizer.text_ids("Up to"), Gap(0, "content", size=120)
-    posed = way.window([*words, gap], GenerateOptions(), 0)
+    posed = filler.window([*words, gap], GenerateOptions(), 0)
     told = [*kit.tokenizer.text_ids("1"), *kit.tokenizer.text_ids("2"), *kit.tokenizer.text_ids("0")]
     vocab = kit.vocab
-    assert posed.row.prompt == (vocab.eod, *words, vocab.sentinel(0), *told, vocab.hint, vocab.eod)
-    assert posed.row.blanks[0].max_tokens == 240, "a hint is a guess, and may be half of it"
+    assert posed.ids == (vocab.eod, *words, vocab.sentinel(0), *told, vocab.hint, vocab.eod)
+    assert posed.spans[0].max_tokens == 240, "a hint is a guess, and may be half of it"
     window = parts.defaults.window
     long = [*words * window, gap, *words * window]
-    cut = way.window(long, GenerateOptions(max_tokens=50), 0)
-    assert window - 4 <= len(cut.row.prompt) + 52 <= window and vocab.hint in cut.row.prompt
-    answer = way.fill(
-        [way.window([*words, gap], GenerateOptions(max_tokens=5), 0)], GenerateOptions(), lambda *_: None
+    cut = filler.window(long, GenerateOptions(max_tokens=50), 0)
+    assert window - 4 <= len(cut.ids) + 52 <= window and vocab.hint in cut.ids
+    answer = filler.fill(
+        [filler.window([*words, gap], GenerateOptions(max_tokens=5), 0)], GenerateOptions(), lambda *_: None
     )
     assert len(answer[0].fills[0].ids) <= 5 and torch.isfinite(torch.tensor(answer[0].fills[0].logprob))

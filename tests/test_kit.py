@@ -22,7 +22,7 @@ from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit.pipelines.filling import missing
 from cm3kit.pipelines.folder import Defaults, assemble, available
 from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.layout import trim, windows
+from cm3kit.pipelines.windows import trim, windows
 from cm3kit_tokenizers import ConfigError, Gap, ModelError, Page, PictureError, Vocab
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
@@ -184,8 +184,8 @@ def test_windows_hold_every_gap_once_and_fit(seed: int, count: int, window: int)
     places = sorted(rng.sample(range(len(ids)), count))
     for number, place in enumerate(places):
         ids[place] = Gap(number, "content")
-    longest = {place: rng.randrange(1, 12) for place in places}
-    found = windows(ids, longest, window)
+    costs = {place: rng.randrange(1, 12) + 2 for place in places}
+    found = windows(ids, costs, window)
     held = [place for each in found for place in places if each.start <= place < each.stop]
     assert sorted(set(held)) == places
     for each in (trim(ids, one, range(90, 100)) for one in found):

@@ -12,12 +12,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from canvases import at_most, lay_out
 from torch import Generator
 
 from cm3kit.objectives import PRESETS, CausalMask, NextToken, Preset
 from cm3kit.objectives.causal_mask import halves, rotate
 from cm3kit.objectives.spans import clamped_poisson, count_law, truncated_poisson
 from cm3kit.objectives.units import cuts, policy, units, window
+from cm3kit.pipelines.layouts import LayoutParts, layout, put_back
 from cm3kit.registry import objective, span_law
 from cm3kit.types import Exercise, Fill, Span
 from cm3kit_tokenizers.document import Gap
@@ -472,7 +474,7 @@ def test_damage_is_told() -> None:
         CausalMask(VOCAB, "cm3-paper").unmask([eod, a, m0, m0, b])
 
 
-# ---------------------------------------------------------------- pose and read
+# ---------------------------------------------------------------- layouts
 
 
 @pytest.mark.parametrize("name", ["recommended", "cm3-paper"])
@@ -491,22 +493,21 @@ def test_an_exercise_is_a_posed_page_with_its_answers(name: str) -> None:
             gapped[span.start : span.stop] = [
                 Gap(index, "content", chance.choice([None, span.stop - span.start]))
             ]
-        posed = masking.pose(gapped, 50, seed=3)
-        fills = [Fill(tuple(answer), 0.0, True) for answer in hidden(ids, out)]
-        assert masking.read(posed, gapped, fills) == ids
+        posed = lay_out("behind", VOCAB, gapped, at_most(50), span_end=masking.chosen.end)
+        fills = [Fill(tuple(answer), (), True) for answer in hidden(ids, out)]
+        assert put_back(gapped, posed, fills) == ids
         ending = [VOCAB.eoss] if masking.chosen.end == "eoss" else []
         written = [
             id
-            for blank, fill in zip(posed.row.blanks, fills, strict=True)
-            for id in (*blank.lead, *fill.ids, *ending)
+            for span, fill in zip(posed.spans, fills, strict=True)
+            for id in (*span.lead, *fill.ids, *ending)
         ]
-        assert [*posed.row.prompt, *written, *([] if ending else [VOCAB.eod])] == out.ids
+        assert [*posed.ids, *written, *([] if ending else [VOCAB.eod])] == out.ids
         compared += 1
     assert compared > 250
 
 
-def test_blanks_know_what_belongs_where() -> None:
-    masking = cm3("recommended")
+def test_spans_know_what_belongs_where() -> None:
     gaps = [
         Gap(0, "attribute"),
         Gap(1, "image"),
@@ -514,32 +515,32 @@ def test_blanks_know_what_belongs_where() -> None:
         Gap(2, "image", 3, 1),
         Gap(3, "content"),
     ]
-    posed = masking.pose([TEXT, gaps[0], TEXT + 1, *gaps[1:]], 0, seed=7)
-    lengths = [(blank.length, blank.max_tokens) for blank in posed.row.blanks]
-    assert lengths == [(None, 64), (20, 20), (3, 3), (3, 3), (None, 256)] and posed.row.seed == 7
-    assert [blank.lead for blank in posed.row.blanks] == [(VOCAB.sentinel(k),) for k in range(5)]
-    assert [(blank.kind, blank.gap, blank.part) for blank in posed.row.blanks] == [
+    page = [TEXT, gaps[0], TEXT + 1, *gaps[1:]]
+    posed = lay_out("behind", VOCAB, page, at_most(64, 20), seed=7)
+    lengths = [(span.exact, span.max_tokens) for span in posed.spans]
+    assert lengths == [(False, 64), (True, 20), (True, 3), (True, 3), (False, 64)] and posed.seed == 7
+    assert [span.lead for span in posed.spans] == [(VOCAB.sentinel(k),) for k in range(5)]
+    assert [(span.kind, span.gap, span.part) for span in posed.spans] == [
         (g.kind, g.index, g.part) for g in gaps
     ]
-    assert posed.row.prompt[0] == posed.row.prompt[-1] == VOCAB.eod and posed.gaps == tuple(gaps)
-    assert [b.max_tokens for b in masking.pose([gaps[0], gaps[4]], 9, 0).row.blanks] == [9, 9]
+    assert posed.ids[0] == posed.ids[-1] == VOCAB.eod and {span.at for span in posed.spans} == {
+        len(posed.ids)
+    }
+    assert [posed.ids[span.context] for span in posed.spans] == [VOCAB.sentinel(k) for k in range(5)]
+    part = lay_out("behind", VOCAB, page, at_most(9), reaches=(False, False))
+    assert part.ids == posed.ids[1:-1]
 
 
-def test_pages_that_cannot_be_posed() -> None:
-    masking = CausalMask(VOCAB)
+def test_pages_that_cannot_be_laid_out() -> None:
     with pytest.raises(PageError, match="no_mask"):
-        masking.pose([TEXT], 10, 0)
+        lay_out("behind", VOCAB, [TEXT], at_most(10))
     with pytest.raises(PageError, match="33 gaps"):
-        masking.pose([Gap(k, "content") for k in range(33)], 10, 0)
-    with pytest.raises(ConfigError, match="no pictures"):
-        masking.pose([Gap(0, "image")], 10, 0)
-    with pytest.raises(ConfigError, match="max_tokens = -1"):
-        masking.pose([Gap(0, "content")], -1, 0)
-    posed = masking.pose([Gap(0, "content")], 10, 0)
+        lay_out("behind", VOCAB, [Gap(k, "content") for k in range(33)], at_most(10))
+    posed = lay_out("behind", VOCAB, [Gap(0, "content")], at_most(10))
     with pytest.raises(ValueError, match="argument 2"):
-        masking.read(posed, [Gap(0, "content")], [])
+        put_back([Gap(0, "content")], posed, [])
     with pytest.raises(ValueError, match="not the gap"):
-        masking.read(posed, [Gap(1, "content")], [Fill((), 0.0, True)])
+        put_back([Gap(1, "content")], posed, [Fill((), (), True)])
 
 
 def test_settings_are_checked() -> None:
@@ -567,15 +568,15 @@ def test_next_token_continues_a_page() -> None:
         [VOCAB.eod, TEXT, TEXT + 1, VOCAB.eod], [0.0, 1.0, 1.0, 1.0]
     )
     page: list[int | Gap] = [TEXT, Gap(0, "image")]
-    posed = plain.pose(page, 5, 0)
-    (blank,) = posed.row.blanks
-    assert posed.row.prompt == (VOCAB.eod, TEXT) and (blank.length, blank.kind, blank.lead) == (
-        20,
-        "image",
-        (),
-    )
-    assert plain.read(posed, page, [Fill((IMAGE,), 0.0, True)]) == [TEXT, IMAGE]
-    assert plain.pose([TEXT, Gap(0, "content")], 5, 0).row.blanks[0].kind == "document"
+    continued = lay_out("continue", VOCAB, page, at_most(5, 20))
+    (span,) = continued.spans
+    assert continued.ids == (VOCAB.eod, TEXT)
+    assert (span.max_tokens, span.exact, span.kind, span.lead) == (20, True, "image", ())
+    made = layout["continue"](LayoutParts(VOCAB, None))  # type: ignore[arg-type]
+    assert made.read(page, continued, [Fill((IMAGE,), (), True)]) == [TEXT, IMAGE]
+    for ids in ([TEXT, Gap(0, "content")], [TEXT]):
+        assert lay_out("continue", VOCAB, ids, at_most(5)).spans[0].kind == "document"
+    assert made.read([TEXT], continued, [Fill((IMAGE,), (), True)]) == [TEXT, IMAGE]
     pages: list[list[int | Gap]] = [
         [Gap(0, "content"), TEXT],
         [Gap(0, "content"), Gap(1, "content")],
@@ -583,11 +584,7 @@ def test_next_token_continues_a_page() -> None:
     ]
     for ids in pages:
         with pytest.raises(PageError, match="gap_place"):
-            plain.pose(ids, 5, 0)
-    with pytest.raises(PageError, match="no_mask"):
-        plain.pose([TEXT], 5, 0)
-    with pytest.raises(ConfigError, match="no pictures"):
-        NextToken(VOCAB).pose(page, 5, 0)
+            lay_out("continue", VOCAB, ids, at_most(5))
 
 
 def test_no_global_random_numbers_are_used() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from canvases import FlatSpan, flat_canvas
 from PIL import Image, ImageChops, ImageColor, ImageStat
 
 from cm3kit.evaluation.arness import stats
@@ -19,7 +20,7 @@ from cm3kit.pipelines import animation, playback, showing
 from cm3kit.pipelines.folder import fingerprints
 from cm3kit.pipelines.player import player
 from cm3kit.pipelines.trajectories import Record, encode_trajectory
-from cm3kit.types import Board, Commit, Stretch, Trajectory
+from cm3kit.types import Commit, Trajectory
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vocab import Vocab
@@ -55,7 +56,7 @@ def a_record(codes: tuple[int, ...] = CODES, prompt: str = NASTY) -> Record:
     """A caption of three slots before a picture: `<p>` c c c `</p>` code × 4."""
     caption = text("aä".encode())
     ids = (VOCAB.markup_id("<p>"), MASK, MASK, MASK, MASK, VOCAB.markup_id("</p>"), *(MASK,) * 4)
-    stretches = (Stretch("content", 1, 5, padded=True), Stretch("image", 6, 10, gap=1))
+    stretches = (FlatSpan("content", 1, 5, padded=True), FlatSpan("image", 6, 10, gap=1))
     commits = (
         commit(0, {1: caption[0], 6: CODE + codes[0]}),
         commit(1, {3: caption[2], 4: VOCAB.eoss}),
@@ -67,7 +68,7 @@ def a_record(codes: tuple[int, ...] = CODES, prompt: str = NASTY) -> Record:
     )
     pieces = {TEXT + each: bytes([each]) for each in range(256)}
     how = {"prompt": prompt, "seed": 5, "nested": {"not": "shown"}}
-    return Record(Trajectory(Board(ids, stretches), commits), VOCAB, pieces, (2, 2), "tiny", {}, how)
+    return Record(Trajectory(flat_canvas(ids, stretches), commits), VOCAB, pieces, (2, 2), "tiny", {}, how)
 
 
 def films_of(record: Record, tokenizer: ImageTokenizer) -> tuple[list[playback.Frame], list[playback.Filmed]]:
@@ -104,16 +105,16 @@ def test_thinned_frames_keep_the_ends_and_every_commit() -> None:
 
 
 def test_pictures_are_found_where_they_are_whole() -> None:
-    def places(ids: tuple[int | None, ...], *stretches: Stretch) -> list[tuple[int, int]]:
-        board = Board((MASK,) * len(ids), stretches)
+    def places(ids: tuple[int | None, ...], *stretches: FlatSpan) -> list[tuple[int, int]]:
+        board = flat_canvas((MASK,) * len(ids), stretches)
         record = Record(Trajectory(board, ()), VOCAB, {}, (2, 2))
         return [(each.start, each.stop) for each in playback.picture_places(record, ids)]
 
     code = (CODE,) * 4
     assert places((TEXT, *code, TEXT, *code, *code)) == [(1, 5), (6, 10), (10, 14)]
     assert places((*code[:3], TEXT, *code)) == [(4, 8)]
-    assert places((CODE, None, CODE, None), Stretch("image", 1, 4)) == [(0, 4)]
-    assert places((CODE, None, CODE, None), Stretch("document", 1, 4)) == []
+    assert places((CODE, None, CODE, None), FlatSpan("image", 1, 4)) == [(0, 4)]
+    assert places((CODE, None, CODE, None), FlatSpan("document", 1, 4)) == []
 
 
 def test_a_picture_ends_as_its_codes_and_never_shows_what_is_to_come(tokenizer: ImageTokenizer) -> None:

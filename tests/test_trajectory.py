@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from canvases import FlatSpan, flat_canvas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
@@ -24,7 +25,7 @@ from cm3kit.pipelines.trajectories import (
     replay,
     save_trajectory,
 )
-from cm3kit.types import Board, Commit, Stretch, Trajectory
+from cm3kit.types import Commit, Trajectory
 from cm3kit_tokenizers.errors import DataError, OutputError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -32,10 +33,10 @@ VOCAB = Vocab(text_size=256, image_size=16)
 TEXT, CODES = VOCAB.text.start, VOCAB.image.start
 
 
-def written(order: list[list[int]], stretches: tuple[Stretch, ...] = (), length: int = 0) -> Trajectory:
+def written(order: list[list[int]], stretches: tuple[FlatSpan, ...] = (), length: int = 0) -> Trajectory:
     """A row in which step s writes the slots `order[s]`, best first."""
     slots = [slot for step in order for slot in step]
-    stretches = stretches or (Stretch("content", 0, len(slots)),)
+    stretches = stretches or (FlatSpan("content", 0, len(slots)),)
     length = length or max(each.stop for each in stretches)
     open_slots = {slot for each in stretches for slot in range(each.start, each.stop)}
     ids = tuple(VOCAB.mask if place in open_slots else TEXT + 65 for place in range(length))
@@ -46,7 +47,7 @@ def written(order: list[list[int]], stretches: tuple[Stretch, ...] = (), length:
         )
         for step, each in enumerate(order)
     ]  # fmt: skip
-    return Trajectory(Board(ids, stretches), tuple(commits))
+    return Trajectory(flat_canvas(ids, stretches), tuple(commits))
 
 
 def one_by_one(order: list[int]) -> Trajectory:
@@ -93,7 +94,7 @@ def test_arness_is_its_definition_and_monotone_in_k(order: list[int]) -> None:
 
 
 def test_arness_counts_slots_by_rank_and_kinds_apart() -> None:
-    stretches = (Stretch("content", 1, 3), Stretch("image", 5, 8))
+    stretches = (FlatSpan("content", 1, 3), FlatSpan("image", 5, 8))
     found = arness(written([[1], [2], [7], [6], [5]], stretches, 9), (1, 2))
     assert found["text"].local_at == {1: 1.0, 2: None} and found["text"].global_at[1] == 1
     assert found["image"].local_at[1] == 0 and found["image"].global_at == pytest.approx({1: 1 / 3, 2: 2 / 3})
@@ -122,7 +123,9 @@ def revised() -> Trajectory:
         Commit(2, (), (), (), ()),
         Commit(4, (0,), (b,), (-16.0,), (0.25,)),
     )
-    return Trajectory(Board((3, 3, 3, 3, 5), (Stretch("attribute", 0, 4, True, 1, 2),), (3,) * 5, 7), commits)
+    return Trajectory(
+        flat_canvas((3, 3, 3, 3, 5), (FlatSpan("attribute", 0, 4, True, 1, 2),), (3,) * 5, 7), commits
+    )
 
 
 def test_rewritten_slots_count_where_they_were_written_last() -> None:
@@ -134,12 +137,12 @@ def test_rewritten_slots_count_where_they_were_written_last() -> None:
     assert (found["writes"], found["remasked"], found["edited"]) == (4, 1, 1)
     assert found["passes"] == 4 and found["commits_per_step"] == [2, 1, 0, 1] and found["parallelism"] == 1
     assert found["logprob"] == -22 and json.loads(json.dumps(found))["written"] == 3
-    nothing = stats(Trajectory(Board((3,), (Stretch("content", 0, 1),)), ()))
+    nothing = stats(Trajectory(flat_canvas((3,), (FlatSpan("content", 0, 1),)), ()))
     assert nothing["parallelism"] is None and nothing["arness"]["text"]["global_at"][1] is None
 
 
 def record(trajectory: Trajectory) -> Record:
-    seen = {*trajectory.board.ids, *(id for each in trajectory.commits for id in each.ids)} & {*VOCAB.text}
+    seen = {*trajectory.canvas.ids, *(id for each in trajectory.commits for id in each.ids)} & {*VOCAB.text}
     pieces = {id: bytes([id - TEXT]) for id in seen}
     return Record(
         trajectory, VOCAB, pieces, (4, 4), "tiny", {"image/x": "00"}, {"prompt": "ä <b>", "seed": 7}
@@ -156,7 +159,7 @@ def a_kit(folder: Path) -> Any:
 
 def test_a_saved_trajectory_comes_back_exactly(tmp_path: Path) -> None:
     odd = Commit(5, (3,), (TEXT + 0xC3,), (float("-inf"),), (1 / 3,))
-    trajectory = Trajectory(revised().board, (*revised().commits, odd))
+    trajectory = Trajectory(revised().canvas, (*revised().commits, odd))
     path = save_trajectory(tmp_path / "a.traj.safetensors", trajectory, a_kit(tmp_path), {"prompt": "ä <b>"})
     back = load_trajectory(path)
     assert back.trajectory == trajectory and back.vocab == VOCAB
@@ -181,7 +184,7 @@ def test_any_trajectory_comes_back_and_replays(tmp_path_factory: pytest.TempPath
         size = rng.randrange(1, 4)
         steps.append(rest[:size])
         rest = rest[size:]
-    trajectory = written(steps, (Stretch("image", 0, len(slots)),), 14)
+    trajectory = written(steps, (FlatSpan("image", 0, len(slots)),), 14)
     path = tmp_path_factory.mktemp("any") / "a.traj.safetensors"
     path.write_bytes(encode_trajectory(record(trajectory)))
     assert load_trajectory(path).trajectory == trajectory
@@ -203,7 +206,7 @@ def test_any_trajectory_comes_back_and_replays(tmp_path_factory: pytest.TempPath
     ],
 )
 def test_commits_that_contradict_are_refused(commits: list[Commit]) -> None:
-    board = Board((3, 3, TEXT), (Stretch("content", 0, 2),))
+    board = flat_canvas((3, 3, TEXT), (FlatSpan("content", 0, 2),))
     with pytest.raises(ValueError, match="commit"):
         encode_trajectory(record(Trajectory(board, tuple(commits))))
 

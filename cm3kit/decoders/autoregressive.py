@@ -1,12 +1,12 @@
-"""Fill a canvas from left to right, on a static key-value cache.
+"""Fill canvases from left to right, on a static key-value cache.
 
-One prefill serves all blanks of a row, as every fill is appended (InCoder, arXiv:2204.05999, sec. 2.2).
+One prefill serves all spans of a row, as every fill is appended (InCoder, arXiv:2204.05999, sec. 2.2).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from cm3kit.decoders.guidance import combine, streams
 from cm3kit.decoders.jobs import Job, make_jobs
 from cm3kit.decoders.pick import draw, penalize
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.types import Canvas, Fill, Row, Step, Watch, unwatched
+from cm3kit.types import Canvas, Cost, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
 
 Report = Callable[[Sequence[Job | None], Sequence[int | None]], None]
@@ -37,57 +37,56 @@ class Autoregressive:
         backbone: a causal language model of transformers; its weights are read once, here.
         grammar: which ids may follow which.
         config: how to sample.
+        window: most positions of a row of a stream; the model's unless given.
     """
 
-    def __init__(self, backbone: PreTrainedModel, grammar: Grammar, config: DecodeConfig) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, grammar: Grammar, config: DecodeConfig, window: int | None = None
+    ) -> None:
         self._grammar, self._config, self._backbone = grammar, config, backbone
+        self._most = int(backbone.config.max_position_embeddings)
+        self._window = min(window or self._most, self._most)
         self._engines: dict[int, Engine] = {}
 
-    def fill(self, canvas: Canvas, watch: Watch = unwatched) -> list[tuple[Fill, ...]]:
-        """Return, for each row, what was written into each of its blanks.
+    def fill(self, canvases: Sequence[Canvas], on_step: OnStep = ignore_step) -> list[Result]:
+        """The result of each canvas.
 
         Raises:
-            ConfigError: a row does not fit the window (`too_long`), or cannot be closed in its budget.
+            ConfigError: a canvas does not fit the window (`too_long`), or cannot be closed in its budget.
         """
-        counts = [streams(self._config, len(row.guides)) for row in canvas.rows]
-        window = int(self._backbone.config.max_position_embeddings)
-        jobs = list(make_jobs(canvas, self._grammar, counts, self._config.parallel, window))
-        progress = _Progress(watch, len(canvas.rows), _steps(jobs, self._config.batch_size))
-        for count in sorted(set(counts)):
+        jobs = [job for row, canvas in enumerate(canvases) for job in self._jobs(row, canvas, self._most)]
+        progress = _Progress(on_step, len(canvases), _steps(jobs, self._config.batch_size))
+        for count in sorted({len(job.prompts) for job in jobs}):
             mine = [job for job in jobs if len(job.prompts) == count]
-            if mine:
-                waiting = deque(job for job in mine if not job.done)
-                capacity = max(job.length for job in mine) + 1
-                for _ in self._batch(waiting, capacity, count).run(progress.report):
-                    pass
-        filled: list[list[Fill]] = [[] for _ in canvas.rows]
+            waiting = deque(job for job in mine if not job.done)
+            capacity = max(job.length for job in mine) + 1
+            for _ in self._batch(waiting, capacity, count).run(progress.report):
+                pass
+        of_row: list[list[Job]] = [[] for _ in canvases]
         for job in jobs:
-            filled[job.row] += job.fills
-        return [tuple(fills) for fills in filled]
+            of_row[job.row].append(job)
+        return [_result(canvas, mine) for canvas, mine in zip(canvases, of_row, strict=True)]
 
-    def flow(
-        self, pull: Callable[[], Row | None], count: int, window: int
-    ) -> Iterator[tuple[int, tuple[Fill, ...] | Cm3kitError]]:
-        """Fill rows as they come, a free place taking the next one.
+    def stream(self, canvases: Iterator[Canvas]) -> Iterator[tuple[int, Result | Cm3kitError]]:
+        """Fill canvases as they come, a free place taking the next one; see `types.Decoder`.
 
-        Args:
-            pull: gives the next row, or None while there is none; asked again whenever a row is finished.
-            count: streams of every row (`guidance.streams`).
-            window: most positions of a row.
-
-        Yields:
-            The number of a row, in the order of pulling from 0, and what was written into its blanks, or why
-            it cannot be filled. It ends when no row is left, or to be had.
+        Canvases of as many streams as the first one are filled together, and then those of others.
         """
-        source = _Source(pull, self._grammar, count, self._config.parallel, window)
-        batch = self._batch(source, window + 1, count)
-        while True:
-            for job in batch.run(lambda jobs, ids: None):
-                source.finish(job)
+        source = _Source(canvases, self._jobs, self._window)
+        while (count := source.next_count()) is not None:
+            batch = self._batch(source, self._window + 1, count)
+            while True:
+                for job in batch.run(lambda jobs, ids: None):
+                    source.finish(job)
+                    yield from source.drain()
+                if not source.ready:
+                    break
                 yield from source.drain()
-            if not source.ready:
-                return
-            yield from source.drain()
+        yield from source.drain()
+
+    def _jobs(self, row: int, canvas: Canvas, window: int) -> Iterable[Job]:
+        count = streams(self._config, len(canvas.guides))
+        return make_jobs(row, canvas, self._grammar, count, self._config.parallel, window)
 
     def _batch(self, waiting: deque[Job] | _Source, capacity: int, count: int) -> _Batch:
         return _Batch(self._engine(count), self._grammar, self._config, waiting, capacity, count)
@@ -101,9 +100,18 @@ class Autoregressive:
         return self._engines[rows]
 
 
+def _result(canvas: Canvas, jobs: Sequence[Job]) -> Result:
+    cost = Cost()
+    for job in jobs:
+        cost.full, cost.partial = cost.full + job.cost.full, cost.partial + job.cost.partial
+        cost.token_forwards += job.cost.token_forwards
+        cost.head_rows += job.cost.head_rows
+    return Result(canvas, tuple(fill for job in jobs for fill in job.fills), cost)
+
+
 @dataclass(slots=True)
 class _Progress:
-    watch: Watch
+    on_step: OnStep
     rows: int
     total: int
     index: int = 0
@@ -113,64 +121,79 @@ class _Progress:
         for job, id in zip(jobs, ids, strict=True):
             if job is not None and id is not None:
                 written[job.row] = id
-        self.watch(Step(self.index, self.total, tuple(written)))
+        self.on_step(Step(self.index, self.total, tuple(written)))
         self.index += 1
 
 
 class _Source:
-    """Rows on demand as jobs, and the rows whose jobs are all done."""
+    """Canvases on demand as jobs, and the canvases whose jobs are all done.
+
+    Jobs of another number of streams than the current one wait for a batch of their own.
+    """
 
     def __init__(
-        self, pull: Callable[[], Row | None], grammar: Grammar, count: int, parallel: bool, window: int
+        self, canvases: Iterator[Canvas], jobs: Callable[[int, Canvas, int], Iterable[Job]], window: int
     ) -> None:
-        self._pull, self._grammar, self._count = pull, grammar, count
-        self._parallel, self._window = parallel, window
-        self._waiting: deque[Job] = deque()
-        self._open: dict[int, list[Job]] = {}
+        self._canvases, self._make, self._window = canvases, jobs, window
+        self._waiting: dict[int, deque[Job]] = {}
+        self._open: dict[int, tuple[Canvas, list[Job]]] = {}
+        self._count = 0
         self._pulled = 0
-        self.ready: deque[tuple[int, tuple[Fill, ...] | Cm3kitError]] = deque()
+        self.ready: deque[tuple[int, Result | Cm3kitError]] = deque()
+
+    def next_count(self) -> int | None:
+        """The number of streams of the jobs to be taken now; None where nothing is left."""
+        while not any(self._waiting.values()):
+            if not self._pull():
+                return None
+        self._count = next(count for count, jobs in self._waiting.items() if jobs)
+        return self._count
 
     def popleft(self) -> Job:
         """The next job; IndexError while there is none."""
-        while not self._waiting:
-            if (row := self._pull()) is None:
+        while not self._waiting.get(self._count):
+            if not self._pull():
                 raise IndexError
-            self._open_row(row)
-        return self._waiting.popleft()
+        return self._waiting[self._count].popleft()
 
-    def _open_row(self, row: Row) -> None:
+    def _pull(self) -> bool:
+        if (canvas := next(self._canvases, None)) is None:
+            return False
         number, self._pulled = self._pulled, self._pulled + 1
         try:
-            jobs = list(make_jobs(Canvas((row,)), self._grammar, [self._count], self._parallel, self._window))
+            jobs = list(self._make(number, canvas, self._window))
         except Cm3kitError as error:
             self.ready.append((number, error))
-            return
+            return True
+        self._open[number] = canvas, jobs
         for job in jobs:
-            job.row = number
-        self._open[number] = jobs
-        self._waiting += [job for job in jobs if not job.done]
+            if not job.done:
+                self._waiting.setdefault(len(job.prompts), deque()).append(job)
         self._close(number)
+        return True
 
     def finish(self, job: Job) -> None:
         """Take note that a job is done."""
         self._close(job.row)
 
     def _close(self, number: int) -> None:
-        if all(job.done for job in self._open[number]):
-            jobs = self._open.pop(number)
-            self.ready.append((number, tuple(fill for job in jobs for fill in job.fills)))
+        canvas, jobs = self._open[number]
+        if all(job.done for job in jobs):
+            del self._open[number]
+            self.ready.append((number, _result(canvas, jobs)))
 
-    def drain(self) -> Iterator[tuple[int, tuple[Fill, ...] | Cm3kitError]]:
-        """Rows that are done, each once."""
+    def drain(self) -> Iterator[tuple[int, Result | Cm3kitError]]:
+        """Canvases that are done, each once."""
         while self.ready:
             yield self.ready.popleft()
 
 
 @dataclass(slots=True)
 class _Shared:
-    """A prompt that stands at the start of a slot, and the logits after it."""
+    """A prompt that stands at the start of a slot, its first ids that look at one another, and the logits after it."""
 
     ids: tuple[int, ...]
+    prefix: int
     logits_V: Tensor
 
 
@@ -228,8 +251,10 @@ class _Batch:
             if self.places[place] is None and (new := self._next()) is not None:
                 self.places[place] = new
                 self.seen_BV[place] = False
-                for stream, prompt in enumerate(new.prompts):
-                    self._prefill(stream * len(self.places) + place, prompt)
+                for stream, (prompt, prefix) in enumerate(zip(new.prompts, new.prefix, strict=True)):
+                    self._prefill(stream * len(self.places) + place, prompt, prefix)
+                    new.cost.add(len(prompt), len(prompt))
+                    new.cost.head_rows += 1
 
     def _next(self) -> Job | None:
         try:
@@ -237,10 +262,11 @@ class _Batch:
         except IndexError:
             return None
 
-    def _prefill(self, slot: int, prompt: tuple[int, ...]) -> None:
-        source = next((at for at, shared in self.shared.items() if shared.ids == prompt), None)
+    def _prefill(self, slot: int, prompt: tuple[int, ...], prefix: int) -> None:
+        wanted = (prompt, prefix)
+        source = next((at for at, each in self.shared.items() if (each.ids, each.prefix) == wanted), None)
         if source is None:
-            self.shared[slot] = _Shared(prompt, self.engine.prefill(self.cache, slot, prompt))
+            self.shared[slot] = _Shared(*wanted, self.engine.prefill(self.cache, slot, prompt, prefix))
         elif source != slot:
             self.cache.copy(source, slot, len(prompt))
             self.shared[slot] = self.shared[source]
@@ -306,6 +332,11 @@ class _Batch:
         return id
 
     def _step(self, ids: list[int]) -> None:
+        for job in self.places:
+            if job is not None and not job.done:
+                job.cost.partial += self.count
+                job.cost.token_forwards += self.count
+                job.cost.head_rows += self.count
         active = [job is not None and not job.done for job in self.places] * self.count
         write = self.cache.at(self.positions, active)
         ids_S = torch.tensor(ids * self.count, device=write.rows.device)

@@ -37,13 +37,13 @@ class Engine(Protocol):
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
 
-    def prefill(self, cache: Cache, slot: int, ids: Sequence[int]) -> Tensor:
-        """Put a prompt into a slot; logits (V,) after its last id."""
+    def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
+        """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
 
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it."""
 
-    def score(self, ids: Sequence[int]) -> Tensor:
+    def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Logits (T, V) after each id, without a cache."""
 
 
@@ -125,19 +125,23 @@ class LeanEngine:
         return Cache(len(self.layers), slots, self.kv_heads, capacity, self.head_dim, self.device)
 
     @torch.no_grad()
-    def prefill(self, cache: Cache, slot: int, ids: Sequence[int]) -> Tensor:
-        """Put a prompt into a slot; logits (V,) after its last id."""
+    def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
+        """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
+        seen_TT = prefix_mask(len(ids), prefix, self.device)
 
         def attend(index: int, heads_THD: Tensor) -> Tensor:
             cache.put(index, slot, heads_THD[:, self.heads :].transpose(0, 1))
-            return self._attend_causally(heads_THD)
+            return self._attend_causally(heads_THD, seen_TT)
 
         return self._logits(self._run(ids, attend)[-1:])[0]
 
     @torch.no_grad()
-    def score(self, ids: Sequence[int]) -> Tensor:
-        """Logits (T, V) after each id, without a cache."""
-        return self._logits(self._run(ids, lambda index, heads_THD: self._attend_causally(heads_THD)))
+    def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
+        """Logits (T, V) after each id, without a cache. The first `prefix` ids look at one another."""
+        seen_TT = prefix_mask(len(ids), prefix, self.device)
+        return self._logits(
+            self._run(ids, lambda index, heads_THD: self._attend_causally(heads_THD, seen_TT))
+        )
 
     @torch.no_grad()
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) -> Tensor:
@@ -195,13 +199,14 @@ class LeanEngine:
         x_SD = self.embed_VD.index_select(0, ids_S)
         return self._logits(self._layers(x_SD, self._cis.index_select(0, write.positions_S), attend))
 
-    def _attend_causally(self, heads_THD: Tensor) -> Tensor:
+    def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
+        """Attended values (T, H * D); each id looks left unless `seen_TT` says otherwise."""
         heads_HTD = heads_THD.transpose(0, 1)
         q, k, v = torch.split(heads_HTD, [self.heads, self.kv_heads, self.kv_heads])
         grouped = self.heads != self.kv_heads
         seen = scaled_dot_product_attention(
-            q[None], k[None], v[None], is_causal=True, scale=1.0, enable_gqa=grouped
-        )
+            q[None], k[None], v[None], attn_mask=seen_TT, is_causal=seen_TT is None, scale=1.0, enable_gqa=grouped
+        )  # fmt: skip
         return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
     def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
@@ -227,6 +232,15 @@ class LeanEngine:
     def _norm(self, x: Tensor, mean: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self._eps, norm, norm, value=mean).rsqrt_()
+
+
+def prefix_mask(length: int, prefix: int, device: torch.device) -> Tensor | None:
+    """Bool (T, T), True where an id may look: left, and the first `prefix` ids at one another; None is left alone."""
+    if prefix < 2:
+        return None
+    seen_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    seen_TT[:prefix, :prefix] = True
+    return seen_TT
 
 
 def _rotations(rotary: Any, window: int) -> Tensor:

@@ -76,13 +76,13 @@ class ModuleEngine:
         layers = int(self._model.config.num_hidden_layers)
         return Cache(layers, slots, self._kv_heads, capacity, self._head_dim, self.device)
 
-    def prefill(self, cache: Cache, slot: int, ids: Sequence[int]) -> Tensor:
-        """Put a prompt into a slot; logits (V,) after its last id."""
-        return self._causal(_Adapter(cache, slot), ids)[-1]
+    def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
+        """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
+        return self._causal(_Adapter(cache, slot), ids, prefix)[-1]
 
-    def score(self, ids: Sequence[int]) -> Tensor:
-        """Logits (T, V) after each id, without a cache."""
-        return self._causal(_Adapter(None), ids)
+    def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
+        """Logits (T, V) after each id, without a cache. The first `prefix` ids look at one another."""
+        return self._causal(_Adapter(None), ids, prefix)
 
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it."""
@@ -91,9 +91,10 @@ class ModuleEngine:
             :, 0
         ]
 
-    def _causal(self, adapter: _Adapter, ids: Sequence[int]) -> Tensor:
+    def _causal(self, adapter: _Adapter, ids: Sequence[int], prefix: int) -> Tensor:
         length = len(ids)
         mask_11TT = torch.ones(1, 1, length, length, dtype=torch.bool, device=self.device).tril()
+        mask_11TT[..., :prefix, :prefix] = True
         ids_1T = torch.tensor([list(ids)], device=self.device)
         return self._forward(adapter, ids_1T, torch.arange(length, device=self.device)[None], mask_11TT)[0]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from cm3kit.decoders.elements import CONTENT, TOP
 from cm3kit.decoders.moves import MAX_DEPTH, PIECES, Mode, State, action, complete
 from cm3kit.decoders.utf8 import TextAutomaton
-from cm3kit.types import Blank, BlankKind
+from cm3kit.types import MaskSpan, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import MARKUP, Vocab
 
@@ -56,30 +56,26 @@ class Grammar:
     def __len__(self) -> int:
         return len(self.vocab)
 
-    def budget(self, blank: Blank) -> int:
-        """How many ids a blank may take, the end id not counted."""
-        if blank.length is not None:
-            return blank.length
-        return self.image_length if blank.kind == "image" else blank.max_tokens
+    def start(self, span: MaskSpan, ids: Sequence[int]) -> State:
+        """State before the first id of a span of a canvas with these ids.
 
-    def start(self, blank: Blank, prompt: Sequence[int]) -> State:
-        """State before the first id of a blank; ConfigError (`bad_value`) if its budget can't close it."""
-        ids = prompt if blank.kind in ("content", "document") else ()
-        if blank.kind == "content" and blank.lead and blank.lead[-1] in prompt:
-            ids = prompt[: list(prompt).index(blank.lead[-1])]
-        exact = blank.length is not None and blank.kind != "document"
-        state = self.begin(blank.kind, exact, self.after(ids))
-        if blank.end is not None:
-            state = self._state(replace(state, end=blank.end))
-        if blank.kind == "document" and state.cost > blank.max_tokens:
+        Raises:
+            ConfigError: its budget cannot close what is open (`bad_value`).
+        """
+        context = ids[: span.context] if span.kind in ("content", "document") else ()
+        exact = span.exact and span.kind != "document"
+        state = self.begin(span.kind, exact, self.after(context))
+        if span.end is not None:
+            state = self._state(replace(state, end=span.end))
+        if span.kind == "document" and state.cost > span.max_tokens:
             raise ConfigError(
-                f"A budget of {blank.max_tokens} ids cannot close what the prompt opens;"
+                f"A budget of {span.max_tokens} ids cannot close what the prompt opens;"
                 f" allow at least {state.cost}.",
                 code="bad_value",
             )
         return state
 
-    def begin(self, kind: BlankKind, exact: bool, before: State) -> State:
+    def begin(self, kind: SpanKind, exact: bool, before: State) -> State:
         """State before the first id of a run of this kind.
 
         Args:

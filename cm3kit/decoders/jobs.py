@@ -1,9 +1,9 @@
-"""What the autoregressive decoder keeps for one row: its prompts, where its run stands, and its own dice."""
+"""What the autoregressive decoder keeps for one row: its prompts, where its run stands, and its random numbers."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -11,51 +11,55 @@ from torch import Generator
 
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.moves import State
-from cm3kit.types import Blank, Canvas, Fill, Row
+from cm3kit.types import Canvas, Cost, Fill, MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 
 
 @dataclass(slots=True)
 class Job:
-    """One row, or with parallel blanks one blank of it, on its way through the decoder.
+    """One canvas, or with parallel spans one span of it, on its way through the decoder.
 
     Attributes:
-        row: index in the canvas.
-        prompts: of each stream, conditional first, with the first blank's lead.
-        blanks: to be written one after the other.
+        row: number of the canvas.
+        prompts: of each stream, conditional first, with the lead of the first span.
+        prefix: ids at the start of each prompt that look at one another.
+        spans: to be written one after the other.
         length: positions that the longest stream may come to need.
         forced: ids that follow whatever the model says.
-        fills: finished blanks.
+        fills: finished spans.
+        cost: prefills and steps so far, of all streams.
     """
 
     row: int
     prompts: tuple[tuple[int, ...], ...]
-    blanks: tuple[Blank, ...]
+    prefix: tuple[int, ...]
+    spans: tuple[MaskSpan, ...]
     length: int
     grammar: Grammar
-    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
     uniforms: list[float]
     state: State = field(init=False)
     left: int = field(init=False)
     forced: deque[int] = field(default_factory=deque)
     written: list[int] = field(default_factory=list)
-    logprob: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
     fills: list[Fill] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
     drawn: int = 0
 
     def begin(self) -> None:
-        """Stand before the first id of the next blank; empty blanks are filled on the way."""
-        while self.blanks[len(self.fills) :]:
-            blank = self.blanks[len(self.fills)]
-            self.state, self.left = self.grammar.start(blank, self.prompt), self.grammar.budget(blank)
+        """Stand before the first id of the next span; empty spans are filled on the way."""
+        while self.spans[len(self.fills) :]:
+            span = self.spans[len(self.fills)]
+            self.state, self.left = self.grammar.start(span, self.ids), span.max_tokens
             if self.left:
                 return
-            self._close(ended=blank.length == 0)
+            self._close(ended=span.exact)
 
     @property
     def done(self) -> bool:
-        """Whether all blanks are filled."""
-        return len(self.fills) == len(self.blanks)
+        """Whether all spans are filled."""
+        return len(self.fills) == len(self.spans)
 
     def next_uniform(self) -> float:
         """The row's next number in [0, 1)."""
@@ -63,8 +67,8 @@ class Job:
         return self.uniforms[self.drawn - 1]
 
     def take(self, id: int, logprob: float) -> None:
-        """Write a sampled id down, and go on to the next blank where it ends this one."""
-        self.logprob += logprob
+        """Write a sampled id down, and go on to the next span where it ends this one."""
+        self.logprobs.append(logprob)
         if id == self.state.end:
             self._close(ended=True)
             return
@@ -75,49 +79,55 @@ class Job:
             self._close(ended=self.state.exact)
 
     def _close(self, ended: bool) -> None:
-        self.fills.append(Fill(tuple(self.written), self.logprob, ended))
-        self.written, self.logprob = [], 0.0
+        self.fills.append(Fill(tuple(self.written), tuple(self.logprobs), ended))
+        self.written, self.logprobs = [], []
         if not self.done:
-            end, lead = self.state.end, self.blanks[len(self.fills)].lead
+            end, lead = self.state.end, self.spans[len(self.fills)].lead
             self.forced.extend(lead if lead[:1] == (end,) else (end, *lead))
 
 
 def make_jobs(
-    canvas: Canvas, grammar: Grammar, streams: Sequence[int], parallel: bool, window: int
+    row: int, canvas: Canvas, grammar: Grammar, streams: int, parallel: bool, window: int
 ) -> Iterator[Job]:
-    """A job for each row, or for each blank of each row.
+    """A job for a canvas, or for each of its spans; none where nothing is missing.
 
     Args:
-        streams: how many streams each row needs.
+        streams: how many streams it needs.
 
     Raises:
-        ConfigError: a row is longer than the window (`too_long`) or has no prompt (`bad_value`).
+        ConfigError: it is longer than the window (`too_long`), has no prompt, or a span that does not lie behind the
+            known ids (`bad_value`).
     """
-    for index, row in enumerate(canvas.rows):
-        if not row.blanks:
-            continue
-        parts = [row]
-        if parallel:
-            parts = [
-                replace(row, blanks=(blank,), seed=blank_seed(row.seed, number))
-                for number, blank in enumerate(row.blanks)
-            ]
-        for part in parts:
-            yield _job(index, part, grammar, streams[index], window)
+    if not canvas.spans:
+        return
+    parts = [canvas]
+    if parallel:
+        parts = [
+            replace(canvas, spans=(span,), seed=span_seed(canvas.seed, number))
+            for number, span in enumerate(canvas.spans)
+        ]
+    for part in parts:
+        yield _job(row, part, grammar, streams, window)
 
 
-def blank_seed(seed: int, number: int) -> int:
-    """Seed of a blank that is filled in parallel to others; the first has the row's own."""
+def span_seed(seed: int, number: int) -> int:
+    """Seed of a span that is filled in parallel to others; the first has the row's own."""
     return (seed + 0x9E3779B97F4A7C15 * number) % (1 << 63)
 
 
-def _job(index: int, row: Row, grammar: Grammar, streams: int, window: int) -> Job:
-    lead = row.blanks[0].lead
-    prompts = tuple((*prompt, *lead) for prompt in (row.prompt, *row.guides)[:streams])
+def _job(row: int, canvas: Canvas, grammar: Grammar, streams: int, window: int) -> Job:
+    spans, rows = canvas.spans, [each.ids for each in (canvas, *canvas.guides)[:streams]]
+    if any(span.at != len(canvas.ids) for span in spans):
+        raise ConfigError(
+            "The causal decoder writes behind the known ids, and a span lies among them; lay the page out behind.",
+            code="bad_value",
+        )
+    prompts = tuple((*ids, *spans[0].lead) for ids in rows)
     if not all(prompts):
         raise ConfigError("A prompt is empty; start it with the end-of-document id.", code="bad_value")
-    budgets = [grammar.budget(blank) for blank in row.blanks]
-    further = sum(len(blank.lead) for blank in row.blanks[1:])
+    prefix = tuple(len(ids) if canvas.prompt_attention == "full" else 0 for ids in rows)
+    budgets = [span.max_tokens for span in spans]
+    further = sum(len(span.lead) for span in spans[1:])
     length = max(map(len, prompts)) + sum(budgets) + further + len(budgets) - 1
     if length > window:
         raise ConfigError(
@@ -126,8 +136,8 @@ def _job(index: int, row: Row, grammar: Grammar, streams: int, window: int) -> J
             code="too_long",
         )
     rng = Generator()
-    rng.manual_seed(row.seed % (1 << 63))
+    rng.manual_seed(canvas.seed % (1 << 63))
     uniforms = torch.rand(sum(budgets) + len(budgets), generator=rng, dtype=torch.float64).tolist()
-    job = Job(index, prompts, row.blanks, length, grammar, row.prompt, uniforms)
+    job = Job(row, prompts, prefix, spans, length, grammar, canvas.ids, uniforms)
     job.begin()
     return job

@@ -1,6 +1,6 @@
 """How left to right a row was written: local and global autoregressiveness (arXiv:2506.20639, sec. 3).
 
-The paper orders a completion of n tokens. Here a board may have several runs of slots with fixed ids between
+The paper orders a completion of n tokens. Here a canvas may have several runs of slots with fixed ids between
 them, so a slot counts by its rank among the slots, and writing them from left to right scores exactly 1.
 """
 
@@ -49,10 +49,10 @@ def arness(trajectory: Trajectory, ks: Sequence[int] = KS) -> dict[Kind, Arness]
         ValueError: a k is below 1.
     """
     slots: dict[Kind, list[int]] = {"all": [], "text": [], "image": []}
-    for stretch in trajectory.board.stretches:
-        places = range(stretch.start, stretch.stop)
-        slots["all"] += places
-        slots["image" if stretch.kind == "image" else "text"] += places
+    canvas = trajectory.canvas
+    for span, where in zip(canvas.spans, canvas.flatten(-1).ranges, strict=True):
+        slots["all"] += where
+        slots["image" if span.kind == "image" else "text"] += where
     order = last_writes(trajectory)
     return {kind: _arness(sorted(each), order, trajectory, ks) for kind, each in slots.items() if each}
 
@@ -85,7 +85,7 @@ def stats(trajectory: Trajectory, ks: Sequence[int] = KS) -> dict[str, Any]:
         for slot, logprob in zip(each.positions, each.logprobs, strict=True)
     }
     written = last_writes(trajectory)
-    slots = sum(each.stop - each.start for each in trajectory.board.stretches)
+    slots = sum(span.max_tokens for span in trajectory.canvas.spans)
     return {
         "slots": slots,
         "written": len(written),

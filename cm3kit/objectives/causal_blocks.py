@@ -12,7 +12,7 @@ copy looks both ways inside a block; SDAR, arXiv:2510.06303). In use finished bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
@@ -24,10 +24,9 @@ from cm3kit.objectives.causal_mask import halves
 from cm3kit.objectives.gaps import Layout, draw_gaps, lay_out
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.noise import EPSILON, times
-from cm3kit.objectives.units import cuts, gaps_in, too_small, window
+from cm3kit.objectives.units import cuts, too_small, window
 from cm3kit.registry import objective
-from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
-from cm3kit_tokenizers.document import Gap
+from cm3kit.types import Exercise, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -184,53 +183,13 @@ class CausalBlocks:
             out.append(0.0 if idle else self.causal_weight * self._inner._factor(id))
         return out
 
-    def lay(
-        self,
-        ids: Sequence[int | Gap],
-        slots: Callable[[Gap], int],
-        seed: int,
-        whole: tuple[bool, bool] = (True, True),
-    ) -> Laid:
-        """Open slots behind the page for its gaps: `slots(gap)` for a gap of unknown length.
 
-        Args:
-            whole: whether the ids begin where the page does, and end there; a slice shows only such ends.
-
-        Raises:
-            PageError: there is no gap (`no_mask`), or there are more than sentinels (`bad_value`).
-        """
-        gaps = gaps_in(ids, self.vocab.sentinels)
-        numbers = iter(self.vocab.sentinel_range)
-        page = [next(numbers) if isinstance(each, Gap) else each for each in ids]
-        sizes = [gap.length if gap.length is not None else slots(gap) for gap in gaps]
-        padded = [gap.length is None and gap.kind != "image" for gap in gaps]
-        bodies = [[self.vocab.mask] * size for size in sizes]
-        opening, closing = ([self.vocab.eod] * each for each in whole)
-        layout = _behind([*opening, *page, *closing], bodies, self.vocab, padded)
-        stretches = tuple(
-            Stretch(gap.kind, where.start, where.stop, each, gap.index, gap.part)
-            for gap, where, each in zip(gaps, layout.answers, padded, strict=True)
-        )
-        return Laid(Board(tuple(layout.ids), stretches, seed=seed), gaps)
-
-    def guided(self, board: Board) -> Board:
-        """The board with its guide: the same one with all given text and pictures masked."""
-        return self._inner.guided(board)
-
-    def read(self, laid: Laid, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
-        """Put each fill where its gap was; ValueError unless there are as many fills as gaps."""
-        return self._inner.read(laid, ids, fills)
-
-
-def _behind(
-    page: Sequence[int], bodies: Sequence[Sequence[int]], vocab: Vocab, padded: Sequence[bool] | None = None
-) -> Layout:
+def _behind(page: Sequence[int], bodies: Sequence[Sequence[int]], vocab: Vocab) -> Layout:
     """A page and what its gaps hold, each behind its sentinel, and before `<eoss>` unless its slots end so."""
     out, hidden, answers = list(page), [False] * len(page), []
     for number, body in enumerate(bodies):
         start = len(out) + 1
-        ended = body[-1] == vocab.eoss if padded is None else padded[number]
-        ending = [] if ended else [vocab.eoss]
+        ending = [] if body[-1] == vocab.eoss else [vocab.eoss]
         out += [vocab.sentinel(number), *body, *ending]
         hidden += [False, *[True] * len(body), *[False] * len(ending)]
         answers.append(Span(start, start + len(body)))

@@ -13,7 +13,7 @@ sec. 2.2 does). Where the preset ends spans by `<eod>` alone, that id follows th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -21,15 +21,11 @@ from torch import Generator
 
 from cm3kit.objectives.hints import WIDTH, SizeHints
 from cm3kit.objectives.spans import PRESETS, Preset, count_law
-from cm3kit.objectives.units import Units, cuts, gaps_in, policy, runs, segments, too_small, units, window
+from cm3kit.objectives.units import Units, cuts, policy, runs, segments, too_small, units, window
 from cm3kit.registry import objective, span_law
-from cm3kit.types import Blank, Exercise, Fill, Posed, Row, Span
-from cm3kit_tokenizers.document import Gap
+from cm3kit.types import Exercise, Span
 from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.vocab import Vocab
-
-# Longest fill of a gap whose end the decoder finds, if the caller names no limit.
-MAX_TOKENS = {"content": 256, "attribute": 64}
 
 
 def halves(
@@ -261,59 +257,6 @@ class CausalMask:
                 out[-1][1].append(id)
         if not ended:
             raise _damaged("the last span has no end")
-        return out
-
-    def pose(self, ids: Sequence[int | Gap], max_tokens: int, seed: int) -> Posed:
-        """Turn gaps into sentinels, and ask for their contents behind the page, in order.
-
-        Args:
-            max_tokens: the longest fill of a gap without a length; 0 takes `MAX_TOKENS` of its kind.
-
-        Raises:
-            PageError: there is no gap, or there are more than sentinels.
-            ConfigError: `max_tokens` is negative, or a whole picture is asked of a model without pictures.
-        """
-        gaps = gaps_in(ids, self.vocab.sentinels)
-        if max_tokens < 0:
-            raise ConfigError(f"max_tokens = {max_tokens}: at least 0.", code="bad_value")
-        blanks = [self._blank(gap, index, max_tokens) for index, gap in enumerate(gaps)]
-        if self.chosen.end == "eod":  # a span ends where the next begins, the last by `<eod>`
-            ends = [*(blank.lead[0] for blank in blanks[1:]), self.vocab.eod]
-            blanks = [replace(blank, end=end) for blank, end in zip(blanks, ends, strict=True)]
-        numbers = iter(self.vocab.sentinel_range)
-        page: list[int] = []
-        for each in ids:
-            page += self.hole(each, next(numbers)) if isinstance(each, Gap) else [each]
-        closing = [self.vocab.eod] if self.chosen.end == "eoss" else []
-        return Posed(Row((self.vocab.eod, *page, *closing), tuple(blanks), seed=seed), gaps)
-
-    def hole(self, gap: Gap, sentinel: int) -> list[int]:
-        """What stands for a gap on the page."""
-        return [sentinel, *(self.hints.behind(gap) if self.hints else ())]
-
-    def _blank(self, gap: Gap, index: int, max_tokens: int) -> Blank:
-        length = gap.length
-        if length is None and gap.kind == "image":
-            length = self.image_length
-            if not length:
-                raise ConfigError(
-                    "the model writes no pictures; use one with image_length.", code="bad_config"
-                )
-        most = length if length is not None else max_tokens or MAX_TOKENS[gap.kind]
-        return Blank(gap.kind, most, (self.vocab.sentinel(index),), length, gap.index, gap.part)
-
-    def read(self, posed: Posed, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
-        """Put each fill where its gap was; ValueError unless there are as many fills as gaps."""
-        rest = iter(zip(posed.gaps, fills, strict=True))
-        out: list[int] = []
-        for each in ids:
-            if isinstance(each, Gap):
-                gap, fill = next(rest)
-                if gap != each:
-                    raise ValueError(f"{each} is not the gap that was posed, {gap}")
-                out += fill.ids
-            else:
-                out.append(each)
         return out
 
 

@@ -15,10 +15,9 @@ from torch import Generator
 
 from cm3kit.objectives.gaps import GapLaw, Layout, draw_gaps, lay_out
 from cm3kit.objectives.noise import Noise, schedule, times
-from cm3kit.objectives.units import cuts, gaps_in, too_small, window
+from cm3kit.objectives.units import cuts, too_small, window
 from cm3kit.registry import objective
-from cm3kit.types import Board, Exercise, Fill, Laid, Span, Stretch
-from cm3kit_tokenizers.document import Gap
+from cm3kit.types import Exercise, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -223,54 +222,3 @@ class MaskedDiffusion:
 
     def _factor(self, id: int) -> float:
         return self.image_weight if id >= self.vocab.image.start else self.text_weight
-
-    def lay(
-        self,
-        ids: Sequence[int | Gap],
-        slots: Callable[[Gap], int],
-        seed: int,
-        whole: tuple[bool, bool] = (True, True),
-    ) -> Laid:
-        """Open slots where the gaps of a page are: `slots(gap)` for a gap of unknown length.
-
-        Args:
-            whole: whether the ids begin where the page does, and end there; a slice shows only such ends, but
-                for the id that a shifted model needs before its first slot.
-
-        Raises:
-            PageError: there is no gap.
-        """
-        gaps = gaps_in(ids)
-        out: list[int] = [self.vocab.eod] if whole[0] or isinstance(ids[0], Gap) else []
-        stretches: list[Stretch] = []
-        for each in ids:
-            if not isinstance(each, Gap):
-                out.append(each)
-                continue
-            padded = each.length is None and each.kind != "image"
-            size = each.length if each.length is not None else slots(each)
-            stretches.append(Stretch(each.kind, len(out), len(out) + size, padded, each.index, each.part))
-            out += [self.vocab.mask] * size
-        closing = [self.vocab.eod] if whole[1] else []
-        return Laid(Board((*out, *closing), tuple(stretches), seed=seed), gaps)
-
-    def guided(self, board: Board) -> Board:
-        """The board with its guide: the same one with all given text and pictures masked."""
-        start = self.vocab.text.start
-        return Board(
-            board.ids,
-            board.stretches,
-            tuple(self.vocab.mask if id >= start else id for id in board.ids),
-            board.seed,
-        )
-
-    def read(self, laid: Laid, ids: Sequence[int | Gap], fills: Sequence[Fill]) -> list[int]:
-        """Put each fill where its gap was; ValueError unless there are as many fills as gaps."""
-        rest = iter(zip(laid.gaps, fills, strict=True))
-        out: list[int] = []
-        for each in ids:
-            if isinstance(each, Gap):
-                out += next(rest)[1].ids
-            else:
-                out.append(each)
-        return out

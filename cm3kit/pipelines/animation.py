@@ -132,8 +132,8 @@ def _changes(frame: Frame) -> Mapping[int, str]:
 
 def _pieces(record: Record, frame: Frame, films: Sequence[Filmed]) -> list[Piece]:
     """The words of a frame; pictures are left out, and long fixed runs cut in the middle."""
-    board, changes = record.trajectory.board, _changes(frame)
-    slots = {place for each in board.stretches for place in range(each.start, each.stop)}
+    flat, changes = record.trajectory.canvas.flatten(record.vocab.mask), _changes(frame)
+    slots = {place for each in flat.ranges for place in each}
     hidden = {place for each in films for place in each.places}
     starts = {each.places.start for each in films}
     pieces: list[Piece] = []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from cm3kit.pipelines.fillers import Task
 from cm3kit.pipelines.options import GenerateOptions
-from cm3kit.pipelines.ways import Answer, Task
+from cm3kit.types import Canvas
+from cm3kit.types import Result as DecoderResult
 from cm3kit_tokenizers.errors import Cm3kitError
 from cm3kit_tokenizers.page import Page
 
@@ -39,13 +41,26 @@ class Order:
     key: Any = None
 
 
+class Filling(Protocol):
+    """What there is to write for one order, canvas after canvas."""
+
+    def next_canvas(self) -> Canvas | None:
+        """What is to be filled next; None once all is."""
+
+    def take(self, result: DecoderResult) -> None:
+        """Take the result of the last canvas."""
+
+    def result(self) -> Result | Filled:
+        """The order's result, once there is no next canvas."""
+
+
 @dataclass(slots=True)
 class _Open:
-    """An order on its way, and the question that it waits with."""
+    """An order on its way, and the canvas that waits to be filled."""
 
     order: Order
-    writing: Generator[Any, Answer, Result | Filled]
-    asked: Any = None
+    filling: Filling
+    canvas: Canvas | None = None
 
 
 @contextmanager
@@ -59,82 +74,107 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def flow(kit: Kit, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
+def stream(kit: Kit, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
     """Carry out orders; see `Kit.sample`."""
-    return _Flow(kit, iter(orders)).run()
+    return _Stream(kit, iter(orders)).run()
 
 
-class _Flow:
-    """Lanes of questions that can be answered together; the longest one is always next.
+class _Stream:
+    """Queues of canvases that can be filled together, by batch key; the longest one is always next.
 
-    A page of several windows comes back with its next question, to any lane.
+    A page of several windows comes back with its next canvas, to any queue.
     """
 
     def __init__(self, kit: Kit, orders: Iterator[Order]) -> None:
         self._kit, self._orders = kit, orders
-        self._lanes: dict[tuple[str, Hashable], deque[_Open]] = {}
+        self._queues: dict[tuple[str, Hashable], deque[_Open]] = {}
         self._finished: deque[tuple[Order, Result | Filled | Exception]] = deque()
 
     def run(self) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         while True:
-            while self._waiting < AHEAD and self._start():
-                pass
+            self._look_ahead()
             yield from self._drain()
             if not self._waiting:
                 return
-            yield from self._run_lane(max(self._lanes, key=lambda lane: len(self._lanes[lane])))
+            yield from self._run_queue(max(self._queues, key=lambda key: len(self._queues[key])))
 
     @property
     def _waiting(self) -> int:
-        return sum(map(len, self._lanes.values()))
+        return sum(map(len, self._queues.values()))
 
-    def _run_lane(self, lane: tuple[str, Hashable]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
-        running: list[_Open] = []
-        queue = self._lanes[lane]
+    def _look_ahead(self) -> None:
+        while self._waiting < AHEAD and self._start():
+            pass
 
-        def pull() -> Any:
-            while not queue and self._waiting < AHEAD and self._start():
-                pass
-            if not queue:
-                return None
-            running.append(queue.popleft())
-            return running[-1].asked
-
-        options = queue[0].order.options
-        for number, answer in self._kit.way(options).flow(lane[1], pull, options):
-            if isinstance(answer, Cm3kitError):
-                self._finished.append((running[number].order, answer))
+    def _run_queue(self, key: tuple[str, Hashable]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
+        source = _Canvases(self._queues[key], self._look_ahead)
+        options = self._queues[key][0].order.options
+        for number, result in self._kit.filler(options).stream(key[1], source, options):
+            if isinstance(result, Cm3kitError):
+                self._finished.append((source.taken[number].order, result))
             else:
-                self._go_on(running[number], answer)
+                self._go_on(source.taken[number], result)
             yield from self._drain()
-        if not queue:
-            del self._lanes[lane]
+        if not self._queues[key]:
+            del self._queues[key]
 
     def _start(self) -> bool:
         """Lay out the next order; False if there is none."""
         order = next(self._orders, None)
         if order is None:
             return False
-        self._go_on(_Open(order, self._kit.writing(order)), None)
-        return True
-
-    def _go_on(self, opened: _Open, answer: Answer | None) -> None:
-        """Give an answer, and take the next question or the result."""
-        options = opened.order.options
         try:
             with one_thread():
-                opened.asked = opened.writing.send(answer)  # type: ignore[arg-type]
-            way = self._kit.way(options)
-            # Ways are told apart too: what is a lane to one may be one to the other.
-            lane = (type(way).__name__, way.lane(opened.asked, options))
-            self._lanes.setdefault(lane, deque()).append(opened)
-        except StopIteration as end:
-            self._finished.append((opened.order, end.value))
+                filling = self._kit.filling(order)
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001 - one order's trouble, whatever it is, is not the others'
+            self._finished.append((order, error))
+        else:
+            self._go_on(_Open(order, filling), None)
+        return True
+
+    def _go_on(self, opened: _Open, result: DecoderResult | None) -> None:
+        """Hand a result over, and queue the next canvas or finish the order."""
+        options = opened.order.options
+        try:
+            with one_thread():
+                if result is not None:
+                    opened.filling.take(result)
+                opened.canvas = opened.filling.next_canvas()
+                if opened.canvas is None:
+                    self._finished.append((opened.order, opened.filling.result()))
+                    return
+            filler = self._kit.filler(options)
+            # Keys of two fillers may be equal by accident.
+            key = (type(filler).__name__, filler.batch_key(opened.canvas, options))
+            self._queues.setdefault(key, deque()).append(opened)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
             self._finished.append((opened.order, error))
 
     def _drain(self) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         while self._finished:
             yield self._finished.popleft()
+
+
+class _Canvases:
+    """The canvases of a queue, which may have a next one after it had none."""
+
+    def __init__(self, queue: deque[_Open], look_ahead: Callable[[], None]) -> None:
+        self._queue, self._look_ahead = queue, look_ahead
+        self.taken: list[_Open] = []
+
+    def __iter__(self) -> Iterator[Canvas]:
+        return self
+
+    def __next__(self) -> Canvas:
+        if not self._queue:
+            self._look_ahead()
+        if not self._queue:
+            raise StopIteration
+        self.taken.append(self._queue.popleft())
+        canvas = self.taken[-1].canvas
+        assert canvas is not None
+        return canvas

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
+from cm3kit.pipelines.fillers import Ids, Progress, Trace
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.outputs import encode_png
-from cm3kit.pipelines.ways import Answer, Ids, Trace
 from cm3kit.rng import stream
-from cm3kit.types import Fill
+from cm3kit.types import Canvas, Fill, Result
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
 from cm3kit_tokenizers.errors import PageError, PictureError
 from cm3kit_tokenizers.page import Fill as PageFill
@@ -51,12 +51,49 @@ class Filled:
     spans: tuple[tuple[int, int], ...] = ()
 
 
-class PageFiller:
-    """One page's gaps and one model.
+Fills = dict[tuple[int, int], Fill]
+"""By the number of the gap on the page, and of the piece of it."""
 
-    Windows of a long page are filled one after the other, and a later one sees what was written into
-    an earlier one.
+
+class PageFilling:
+    """A page on its way: windows of a long one are filled in turn, and a later one sees what an earlier one got.
+
+    Args:
+        lay_out: the canvas of the first gaps of a page, by the page so far and how many gaps are filled.
+        write: the filled page.
     """
+
+    def __init__(
+        self,
+        ids: Ids,
+        lay_out: Callable[[Ids, int], Canvas],
+        write: Callable[[Fills, Sequence[Result]], Filled],
+    ) -> None:
+        self._ids, self._lay_out, self._write = list(ids), lay_out, write
+        self._count = sum(isinstance(each, Gap) for each in ids)
+        self._fills: Fills = {}
+        self._results: list[Result] = []
+
+    def next_canvas(self) -> Canvas | None:
+        """What is to be filled next; None once every gap is filled. ConfigError where it fits no window."""
+        return self._lay_out(self._ids, len(self._fills)) if len(self._fills) < self._count else None
+
+    def take(self, result: Result) -> None:
+        """Put the result of the last canvas into the page."""
+        named = {
+            (span.gap, span.part): fill for span, fill in zip(result.canvas.spans, result.fills, strict=True)
+        }
+        self._fills |= named
+        self._results.append(result)
+        self._ids = _put(self._ids, named)
+
+    def result(self) -> Filled:
+        """The filled page, once there is no next canvas."""
+        return self._write(self._fills, self._results)
+
+
+class PageFiller:
+    """One page's gaps and one model; each variant of the page is a `PageFilling`."""
 
     def __init__(self, kit: Kit, page: Page, options: GenerateOptions) -> None:
         if not page.gaps:
@@ -67,51 +104,42 @@ class PageFiller:
         self._pictures: dict[int, tuple[Pillow.Image, list[int]]] = {}
         self._ids: Ids = kit.tokenizer.encode(nodes, self._codes_of)
 
-    def fill(
-        self, variants: int, seed: int, watch: Callable[[int, int], None], first: int = 0
-    ) -> list[Filled]:
-        """Fill the page `variants` times, those from `first` on."""
-        way, options = self._kit.way(self._options), self._options
+    def fill(self, variants: int, seed: int, progress: Progress, first: int = 0) -> list[Filled]:
+        """Fill the page `variants` times, those from `first` on, all window by window."""
+        filler, options = self._kit.filler(self._options), self._options
         pages = [self.variant(seed, first + index) for index in range(variants)]
-        asked = [next(page) for page in pages]
-        filled: list[Filled] = []
         count = sum(isinstance(each, Gap) for each in self._ids)
         done = 0
-        while asked:
-            gaps = len(asked[0].gaps)
+        while canvases := [canvas for page in pages if (canvas := page.next_canvas()) is not None]:
+            gaps = len(canvases[0].spans)
 
             def share(step: int, total: int, done: int = done, gaps: int = gaps) -> None:
-                watch(int(1000 * (done + gaps * step / max(1, total))), 1000 * count)
+                progress(int(1000 * (done + gaps * step / max(1, total))), 1000 * count)
 
-            answers, asked = way.fill(asked, options, share), []
-            for page, answer in zip(pages, answers, strict=True):
-                try:
-                    asked.append(page.send(answer))
-                except StopIteration as end:
-                    filled.append(end.value)
+            for page, result in zip(pages, filler.fill(canvases, options, share), strict=True):
+                page.take(result)
             done += gaps
-        return filled
+        return [page.result() for page in pages]
 
-    def variant(self, seed: int, index: int) -> Generator[Any, Answer, Filled]:
-        """Lay out the page window by window, hear each one's answer, and give the filled page."""
-        way, ids = self._kit.way(self._options), list(self._ids)
-        fills: dict[tuple[int, int], Fill] = {}
-        traces: list[Trace | None] = []
-        while len(fills) < sum(isinstance(each, Gap) for each in self._ids):
-            answer = yield way.window(ids, self._options, stream(seed, index, len(fills)))
-            named = _named(answer.gaps, answer.fills)
-            fills |= named
-            traces.append(answer.trace)
-            ids = _put(ids, named)
-        return self._write(fills, Trace.joined(traces), seed, index)
+    def variant(self, seed: int, index: int) -> PageFilling:
+        """The filling of the page by the random numbers of one variant."""
+        filler = self._kit.filler(self._options)
+
+        def lay_out(ids: Ids, window: int) -> Canvas:
+            return filler.window(ids, self._options, stream(seed, index, window))
+
+        def write(fills: Fills, results: Sequence[Result]) -> Filled:
+            return self._write(fills, Trace.of(results), seed, index)
+
+        return PageFilling(self._ids, lay_out, write)
 
     def schedule(self) -> list[list[list[int]]]:
-        """What each pass of each block will write, board by board, if the texts before are left empty."""
-        way, plans, ids = self._kit.way(self._options), [], list(self._ids)
+        """What each pass of each block will write, canvas by canvas, if the texts before are left empty."""
+        filler, plans, ids = self._kit.filler(self._options), [], list(self._ids)
         while any(isinstance(each, Gap) for each in ids):
-            asked = way.window(ids, self._options, 0)
-            plans.append(way.plan(asked, self._options))
-            ids = _put(ids, _named(asked.gaps, [Fill((), 0.0, True)] * len(asked.gaps)))
+            canvas = filler.window(ids, self._options, 0)
+            plans.append(filler.plan(canvas, self._options))
+            ids = _put(ids, {(span.gap, span.part): Fill((), (), True) for span in canvas.spans})
         return plans
 
     def _usable(self, src: str) -> bool:
@@ -135,9 +163,7 @@ class PageFiller:
         self._pictures[picture.gap] = (opened, codes)
         return codes, missing(opened.size, picture.box, self._kit.image.grid)
 
-    def _write(
-        self, fills: dict[tuple[int, int], Fill], trace: Trace | None, seed: int, index: int
-    ) -> Filled:  # fmt: skip
+    def _write(self, fills: Fills, trace: Trace | None, seed: int, index: int) -> Filled:
         written: dict[int, PageFill] = {}
         reports = []
         for gap in self._page.gaps:
@@ -204,11 +230,7 @@ def missing(size: tuple[int, int], box: tuple[int, int, int, int], grid: tuple[i
     ]  # fmt: skip
 
 
-def _named(gaps: Sequence[Gap], fills: Sequence[Fill]) -> dict[tuple[int, int], Fill]:
-    return {(gap.index, gap.part): fill for gap, fill in zip(gaps, fills, strict=True)}
-
-
-def _put(ids: Ids, fills: dict[tuple[int, int], Fill]) -> Ids:
+def _put(ids: Ids, fills: Fills) -> Ids:
     out: Ids = []
     for each in ids:
         key = (each.index, each.part) if isinstance(each, Gap) else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import cm3kit
 from cm3kit.pipelines import diff, outputs, traces
+from cm3kit.pipelines.fillers import Progress, Task, Trace
 from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
 from cm3kit.pipelines.recipes import HASH, encode_sidecar, sidecar
@@ -17,7 +18,6 @@ from cm3kit.pipelines.records import how_made, outcome, variant, verification, w
 from cm3kit.pipelines.report import build
 from cm3kit.pipelines.reproducing import encode
 from cm3kit.pipelines.sources import sha256
-from cm3kit.pipelines.ways import Task, Trace, Watch
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
@@ -94,7 +94,7 @@ class Saved:
 
 
 def generate(
-    model: str | None, device: str, job: GenerateJob, watch: Watch = lambda done, total: None
+    model: str | None, device: str, job: GenerateJob, watch: Progress = lambda done, total: None
 ) -> Saved:
     """Run a generation job; outputs are checked before the model is loaded.
 
@@ -152,7 +152,7 @@ def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
 
 
 def _results(
-    kit: Kit, job: GenerateJob, rows: Sequence[tuple[Prompt, int]], watch: Watch
+    kit: Kit, job: GenerateJob, rows: Sequence[tuple[Prompt, int]], watch: Progress
 ) -> Iterator[tuple[int, Result]]:
     """Each result with the number of its prompt; `watch` hears of the share of the whole job."""
     for row, (prompt, seed) in enumerate(rows):
@@ -167,7 +167,9 @@ def _results(
             yield row, result
 
 
-def infill(model: str | None, device: str, job: InfillJob, watch: Watch = lambda done, total: None) -> Saved:
+def infill(
+    model: str | None, device: str, job: InfillJob, watch: Progress = lambda done, total: None
+) -> Saved:
     """Run an infill job; outputs are checked before the model is loaded.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,11 @@ from PIL import Image as Pillow
 
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.settings import DecoderName
-from cm3kit.pipelines import layout
-from cm3kit.pipelines.batching import Order, flow
+from cm3kit.pipelines import task_pages
+from cm3kit.pipelines.batching import Filling, Order, stream
+from cm3kit.pipelines.causal import CausalFiller
+from cm3kit.pipelines.diffusion import DiffusionFiller
+from cm3kit.pipelines.fillers import Filler, Ids, ModelContext, Progress, Task, Trace
 from cm3kit.pipelines.filling import Filled, FilledGap, PageFiller
 from cm3kit.pipelines.folder import (
     DIFFUSION,
@@ -25,13 +28,12 @@ from cm3kit.pipelines.folder import (
     load_parts,
     own_diffusion,
 )
-from cm3kit.pipelines.in_place import Boards
 from cm3kit.pipelines.options import GenerateOptions, Modality, chosen_decoder
 from cm3kit.pipelines.outputs import encode_png
 from cm3kit.pipelines.pages import read_bytes
-from cm3kit.pipelines.rows import Rows
-from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch, Way
-from cm3kit.rng import stream
+from cm3kit.rng import stream as seed_of
+from cm3kit.types import Canvas
+from cm3kit.types import Result as DecoderResult
 from cm3kit_tokenizers.document import Image, Node
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.minimal import render
@@ -42,7 +44,10 @@ from cm3kit_tokenizers.vq.model import to_picture
 
 __all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Trace", "available", "load"]
 
-WAYS: Mapping[DecoderName, type[Rows] | type[Boards]] = {"cm3": Rows, "diffusion": Boards}
+FILLERS: Mapping[DecoderName, Callable[[ModelContext], Filler]] = {
+    "cm3": CausalFiller,
+    "diffusion": DiffusionFiller,
+}
 DEFAULT = GenerateOptions()
 
 
@@ -76,12 +81,12 @@ class Kit:
         self.backbone = parts.backbone.to(self.device)
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
         grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], text_bytes=self.text.pieces)
-        self._ground = Ground(parts, self.tokenizer, grammar)
-        self._ways: dict[DecoderName, Way[Any]] = {}
+        self._context = ModelContext(parts, self.tokenizer, grammar)
+        self._fillers: dict[DecoderName, Filler] = {}
 
     def generate(
         self, prompt: str | bytes | Path = "", *, task: Task = "image", n: int = 1, seed: int = 0,
-        options: GenerateOptions | None = None, watch: Watch = lambda done, total: None, first: int = 0,
+        options: GenerateOptions | None = None, watch: Progress = lambda done, total: None, first: int = 0,
     ) -> list[Result]:  # fmt: skip
         """`n` pictures, texts, captions, pairs or pages from one prompt.
 
@@ -96,17 +101,17 @@ class Kit:
             PictureError: the picture cannot be read.
         """
         options = options or DEFAULT
-        way, ids = self.way(options), self._page_of(task, prompt)
+        filler, ids = self.filler(options), self._page_of(task, prompt)
         numbers = range(first, first + n)
-        asked = [way.task(task, ids, options, stream(seed, index)) for index in numbers]
-        answers = way.fill(asked, options, watch) if asked else []
+        canvases = [filler.task(task, ids, options, seed_of(seed, index)) for index in numbers]
+        results = filler.fill(canvases, options, watch) if canvases else []
         return [
-            self._read(task, ids, answer, seed, index) for index, answer in zip(numbers, answers, strict=True)
+            self._read(task, ids, result, seed, index) for index, result in zip(numbers, results, strict=True)
         ]
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
-        options: GenerateOptions | None = None, watch: Watch = lambda done, total: None, first: int = 0,
+        options: GenerateOptions | None = None, watch: Progress = lambda done, total: None, first: int = 0,
     ) -> list[Filled]:  # fmt: skip
         """Fill every gap of a page, `variants` times from number `first` on; all bytes outside the gaps stay.
 
@@ -122,16 +127,13 @@ class Kit:
         A result is the one that `generate` or `infill` gives for the order's seed and index. An order that
         cannot be carried out gives its error, and the others go on.
         """
-        return flow(self, orders)
+        return stream(self, orders)
 
-    def writing(self, order: Order) -> Generator[Any, Answer, Result | Filled]:
-        """Lay out what an order asks of the decoder, hear the answers, and give the result."""
+    def filling(self, order: Order) -> Filling:
+        """What an order asks of the decoder, canvas after canvas."""
         if order.page is not None:
-            return (yield from PageFiller(self, order.page, order.options).variant(order.seed, order.index))
-        ids = self._page_of(order.task, order.prompt)
-        way, seed = self.way(order.options), stream(order.seed, order.index)
-        answer = yield way.task(order.task, ids, order.options, seed)
-        return self._read(order.task, ids, answer, order.seed, order.index)
+            return PageFiller(self, order.page, order.options).variant(order.seed, order.index)
+        return _TaskFilling(self, order, self._page_of(order.task, order.prompt))
 
     def schedule(
         self,
@@ -140,7 +142,7 @@ class Kit:
         task: Task = "image",
         options: GenerateOptions | None = None,
     ) -> list[list[list[int]]]:
-        """What each pass of each block will write, of the board of a prompt or of those of a page.
+        """What each pass of each block will write, of the canvas of a prompt or of those of a page.
 
         Raises:
             ConfigError: as `generate`, or the decoder has no schedule (`bad_value`).
@@ -148,20 +150,20 @@ class Kit:
         options = options or DEFAULT
         if isinstance(prompt, Page):
             return PageFiller(self, prompt, options).schedule()
-        way = self.way(options)
-        return [way.plan(way.task(task, self._page_of(task, prompt), options, 0), options)]
+        filler = self.filler(options)
+        return [filler.plan(filler.task(task, self._page_of(task, prompt), options, 0), options)]
 
-    def way(self, options: GenerateOptions) -> Way[Any]:
+    def filler(self, options: GenerateOptions) -> Filler:
         """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)
-        if name not in self._ways:
-            self._ways[name] = WAYS[name](self._ground)
-        return self._ways[name]
+        if name not in self._fillers:
+            self._fillers[name] = FILLERS[name](self._context)
+        return self._fillers[name]
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
         """How a result says by which decoder and settings it was made; None stands for all modalities."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)
-        return {"decoder": name, **self.way(options).record(modality, options)}
+        return {"decoder": name, **self.filler(options).record(modality, options)}
 
     def pictures(self, codes: Sequence[Sequence[int]]) -> list[Pillow.Image]:
         """Decode codes (not ids) to pictures at the tokenizer's resolution."""
@@ -209,30 +211,30 @@ class Kit:
         """The page with gaps that a task stands for; that of a document has none."""
         if task == "caption":
             return self.tokenizer.encode(
-                layout.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
+                task_pages.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
             )
         nodes = {
-            "image": layout.image_nodes, "text": layout.paragraph_nodes, "document": layout.title_nodes,
-            "pair": layout.pair_nodes,
+            "image": task_pages.image_nodes, "text": task_pages.paragraph_nodes, "document": task_pages.title_nodes,
+            "pair": task_pages.pair_nodes,
         }[task]  # fmt: skip
         return self.tokenizer.encode(nodes(_words(prompt, empty=task == "pair")))
 
-    def _read(self, task: Task, ids: Ids, answer: Answer, seed: int, index: int) -> Result:
+    def _read(self, task: Task, ids: Ids, result: DecoderResult, seed: int, index: int) -> Result:
         """What was written, as the task wants it."""
         image = text = html = None
         codes: tuple[int, ...] = ()
-        for gap, fill in zip(answer.gaps, answer.fills, strict=False):
-            if gap.kind == "image":
+        for span, fill in zip(result.canvas.spans, result.fills, strict=True):
+            if span.kind == "image":
                 codes = tuple(self.codes(fill.ids))
                 image = self.pictures([codes])[0]
+            elif span.kind == "document":
+                html = self.page([*(each for each in ids if isinstance(each, int)), *fill.ids])
             else:
                 text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
-        if task == "document":
-            html = self.page([*(each for each in ids if isinstance(each, int)), *answer.fills[0].ids])
         kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
-        logprob, ended = sum(each.logprob for each in answer.fills), all(each.ended for each in answer.fills)
+        logprob, ended = sum(each.logprob for each in result.fills), all(each.ended for each in result.fills)
         kind = "pair" if task == "pair" else kind
-        return Result(kind, image, text, html, seed, index, logprob, ended, answer.trace, codes)
+        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of([result]), codes)
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""
@@ -241,6 +243,27 @@ class Kit:
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
+
+
+class _TaskFilling:
+    """The one canvas of a task; implements `batching.Filling`."""
+
+    def __init__(self, kit: Kit, order: Order, ids: Ids) -> None:
+        self._kit, self._order, self._ids = kit, order, ids
+        self._found: DecoderResult | None = None
+
+    def next_canvas(self) -> Canvas | None:
+        if self._found is not None:
+            return None
+        order, seed = self._order, seed_of(self._order.seed, self._order.index)
+        return self._kit.filler(order.options).task(order.task, self._ids, order.options, seed)
+
+    def take(self, result: DecoderResult) -> None:
+        self._found = result
+
+    def result(self) -> Result:
+        assert self._found is not None
+        return self._kit._read(self._order.task, self._ids, self._found, self._order.seed, self._order.index)
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:

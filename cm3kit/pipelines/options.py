@@ -21,6 +21,19 @@ Modality = Literal["image", "text", "mixed"]
 
 Config = TypeVar("Config", DecodeConfig, DiffusionConfig)
 
+
+@dataclass(frozen=True, slots=True)
+class AnswerTokens:
+    """Ids of the longest answer to a gap of unknown length, unless the caller names a limit, by decoder."""
+
+    causal: int
+    diffusion: int
+
+
+ANSWER_TOKENS = {
+    "attribute": AnswerTokens(48, 16), "content": AnswerTokens(96, 32), "document": AnswerTokens(256, 256),
+}  # fmt: skip
+
 OWN: Mapping[DecoderName, tuple[str, ...]] = {
     "cm3": ("parallel", "precision"),
     "diffusion": (

@@ -1,4 +1,4 @@
-"""A trajectory as frames: what stood on the board after each step, its words, and its pictures so far."""
+"""A trajectory as frames: what stood on the canvas after each step, its words, and its pictures so far."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The board after a step (None: before the first): its ids, None at every open slot."""
+    """The canvas after a step (None: before the first): its ids, None at every open slot."""
 
     step: int | None
     ids: State
@@ -41,7 +41,7 @@ class Frame:
 
 
 def frames(record: Record) -> list[Frame]:
-    """The board before the first step and after each one that the trajectory tells of."""
+    """The canvas before the first step and after each one that the trajectory tells of."""
     states = map(tuple, replay(record.trajectory))
     made = [Frame(None, next(states))]
     for step, group in groupby(record.trajectory.commits, key=lambda each: each.step):
@@ -67,13 +67,13 @@ def thinned(shown: Sequence[Frame], most: int) -> list[Frame]:
 
 
 def picture_places(record: Record, last: State) -> list[range]:
-    """Where the pictures lie on a board that ended as `last`; a picture that is not there whole has no place."""
-    codes = record.vocab.image
+    """Where the pictures lie on a canvas that ended as `last`; a picture that is not there whole has no place."""
+    codes, canvas = record.vocab.image, record.trajectory.canvas
     in_pictures = {
         place
-        for each in record.trajectory.board.stretches
-        for place in range(each.start, each.stop)
-        if each.kind == "image"
+        for span, where in zip(canvas.spans, canvas.flatten(-1).ranges, strict=True)
+        for place in where
+        if span.kind == "image"
     }
     size = record.grid[0] * record.grid[1]
     found: list[range] = []

@@ -106,7 +106,7 @@ def _data(
         "grid": record.grid,
         "open": OPEN,
         "end": END,
-        "slots": sum(each.stop - each.start for each in record.trajectory.board.stretches),
+        "slots": sum(span.max_tokens for span in record.trajectory.canvas.spans),
         "classes": _classes(record, films),
         "first": read[0],
         "frames": [
@@ -132,10 +132,10 @@ def _data(
 
 def _classes(record: Record, films: Sequence[Filmed]) -> str:
     """A letter for each place: p in a picture, t slot, m fixed markup, f fixed text."""
-    board, vocab = record.trajectory.board, record.vocab
-    letters = ["f" if id in vocab.text else "m" for id in board.ids]
-    for stretch in board.stretches:
-        letters[stretch.start : stretch.stop] = "t" * (stretch.stop - stretch.start)
+    vocab, flat = record.vocab, record.trajectory.canvas.flatten(record.vocab.mask)
+    letters = ["f" if id in vocab.text else "m" for id in flat.ids]
+    for where in flat.ranges:
+        letters[where.start : where.stop] = "t" * len(where)
     for each in films:
         letters[each.places.start : each.places.stop] = "p" * len(each.places)
     return "".join(letters)

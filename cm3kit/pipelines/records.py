@@ -13,11 +13,11 @@ import torch
 import transformers
 
 import cm3kit
+from cm3kit.pipelines.fillers import Trace
 from cm3kit.pipelines.options import GenerateOptions, Modality
 from cm3kit.pipelines.outputs import SOURCE_TYPE
 from cm3kit.pipelines.prompts import Prompt
 from cm3kit.pipelines.sources import sha256, source_of
-from cm3kit.pipelines.ways import Trace
 
 if TYPE_CHECKING:
     from cm3kit.pipelines.kit import Filled, Kit, Result

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cm3kit.pipelines.fillers import Trace
 from cm3kit.pipelines.trajectories import encode_trajectory, record_of
-from cm3kit.pipelines.ways import Trace
 from cm3kit_tokenizers.errors import OutputError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """A trajectory as one file: how a row was written, and what is needed to show it.
 
 The file is a safetensors container, so that nothing in it can run. Its metadata hold `format`, `header` (JSON)
-and `sha256` over header and tensors. The tensors are the board (`ids`, `guide`), one entry for each commit
+and `sha256` over header and tensors. The tensors are the flat canvas (`ids`, `guide`), one entry for each commit
 (`commit_step`, `commit_kind`, `commit_stop`: where its slots end) and one for each slot that a commit changed
 (`position`, `id`, `logprob`, `score`).
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from cm3kit.pipelines.folder import fingerprints
 from cm3kit.publish import write_atomic
-from cm3kit.types import BlankKind, Board, Commit, Stretch, Trajectory
+from cm3kit.types import Canvas, Commit, Flat, MaskSpan, SpanKind, Trajectory
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -135,13 +135,24 @@ def encode_trajectory(record: Record) -> bytes:
     """
     for _ in replay(record.trajectory):
         pass
-    arrays = _arrays(record.trajectory)
-    board = record.trajectory.board
+    canvas, mask = record.trajectory.canvas, record.vocab.mask
+    flat = canvas.flatten(mask)
+    arrays = _arrays(record.trajectory, flat, mask)
     header = json.dumps(
         {
             "version": VERSION,
-            "seed": board.seed,
-            "stretches": [asdict(each) for each in board.stretches],
+            "seed": canvas.seed,
+            "stretches": [
+                {
+                    "kind": span.kind,
+                    "start": where.start,
+                    "stop": where.stop,
+                    "padded": not span.exact,
+                    "gap": span.gap,
+                    "part": span.part,
+                }
+                for span, where in zip(canvas.spans, flat.ranges, strict=True)
+            ],
             "vocab": record.vocab.to_dict(),
             # One character a byte: pieces of byte-level BPE need not be UTF-8 on their own.
             "pieces": {str(id): piece.decode("latin-1") for id, piece in record.pieces.items()},
@@ -156,21 +167,17 @@ def encode_trajectory(record: Record) -> bytes:
 
 
 def replay(trajectory: Trajectory) -> Iterator[list[int | None]]:
-    """The board before and after each commit; None at every open slot. The list is one and the same, changed.
+    """The flat canvas before and after each commit, None at masked positions. The list is one and the same, changed.
 
     Raises:
-        ValueError: a commit changes a place outside the stretches or one place twice, writes what is not
-            open, or reopens or edits what is.
+        ValueError: a commit changes a position outside the spans or one position twice, writes what is not
+            masked, or masks or edits what is.
     """
-    board = trajectory.board
-    state: list[int | None] = list(board.ids)
-    for stretch in board.stretches:
-        if not 0 <= stretch.start <= stretch.stop <= len(state):
-            raise ValueError(
-                f"the stretch {stretch.start}:{stretch.stop} is not on a board of {len(state)} ids"
-            )
-        state[stretch.start : stretch.stop] = [None] * (stretch.stop - stretch.start)
-    slots = {place for each in board.stretches for place in range(each.start, each.stop)}
+    flat = trajectory.canvas.flatten(-1)
+    state: list[int | None] = list(flat.ids)
+    slots = {place for each in flat.ranges for place in each}
+    for place in slots:
+        state[place] = None
     yield state
     for number, commit in enumerate(trajectory.commits):
         _apply(commit, state, slots, f"commit {number}")
@@ -199,11 +206,11 @@ def _standing(id: int | None) -> str:
     return "open" if id is None else f"written with {id}"
 
 
-def _arrays(trajectory: Trajectory) -> Arrays:
-    board, commits = trajectory.board, trajectory.commits
+def _arrays(trajectory: Trajectory, flat: Flat, mask: int) -> Arrays:
+    guides, commits = trajectory.canvas.guides, trajectory.commits
     columns: dict[str, Any] = {
-        "ids": board.ids,
-        "guide": board.guide,
+        "ids": flat.ids,
+        "guide": guides[0].flatten(mask).ids if guides else (),
         "commit_step": [each.step for each in commits],
         "commit_kind": [KINDS.index(each.kind) for each in commits],
         "commit_stop": np.cumsum([len(each.positions) for each in commits]),
@@ -241,11 +248,18 @@ def _open(path: Path) -> tuple[dict[str, Any], Arrays]:
 
 
 def _record(header: dict[str, Any], arrays: Arrays) -> Record:
-    stretches = tuple(Stretch(**each) for each in header["stretches"])
-    if any(each.kind not in get_args(BlankKind) for each in stretches):
-        raise ValueError("a stretch is of an unknown kind")
-    ids, guide = tuple(arrays["ids"].tolist()), tuple(arrays["guide"].tolist())
-    trajectory = Trajectory(Board(ids, stretches, guide, header["seed"]), tuple(_commits(arrays)))
+    spans = [
+        (
+            range(each["start"], each["stop"]),
+            MaskSpan(each["kind"], 0, 0, not each["padded"], gap=each["gap"], part=each["part"]),
+        )
+        for each in header["stretches"]
+    ]
+    if any(each.kind not in get_args(SpanKind) for _, each in spans):
+        raise ValueError("a span is of an unknown kind")
+    ids, guide = arrays["ids"].tolist(), arrays["guide"].tolist()
+    canvas = Canvas.unflatten(ids, spans, [guide] if guide else [], header["seed"])
+    trajectory = Trajectory(canvas, tuple(_commits(arrays)))
     rows, columns = header["grid"]
     record = Record(
         trajectory,
@@ -264,8 +278,9 @@ def _record(header: dict[str, Any], arrays: Arrays) -> Record:
 
 
 def _text_ids(trajectory: Trajectory, vocab: Vocab) -> set[int]:
-    board = trajectory.board
-    seen = {*board.ids, *board.guide, *(id for each in trajectory.commits for id in each.ids)}
+    canvas = trajectory.canvas
+    given = {id for each in (canvas, *canvas.guides) for id in each.ids}
+    seen = {*given, *(id for each in trajectory.commits for id in each.ids)}
     return {id for id in seen if id in vocab.text}
 
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from cm3kit.decoders.fallback import make_engine
-from cm3kit.objectives import CausalMask
-from cm3kit.pipelines import layout
+from cm3kit.objectives.spans import PRESETS
+from cm3kit.pipelines import task_pages
 from cm3kit.pipelines.batching import Order
 from cm3kit.pipelines.kit import Filled, Kit, Result
+from cm3kit.pipelines.layouts import LayoutParts, Room, layout
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError, ModelError
@@ -99,11 +100,10 @@ class Likelihood:
                 " use ends or clip:FOLDER.",
                 code="bad_value",
             )
-        self._kit, parts = kit, kit.parts
+        self._kit = kit
         self._engine = make_engine(kit.backbone, len(kit.vocab), "fp32", 64)
-        self._objective = CausalMask(
-            parts.vocab, parts.defaults.preset, continues=tuple(parts.text.continues), grid=parts.image.grid
-        )
+        built = LayoutParts(kit.vocab, kit.tokenizer, span_end=PRESETS[kit.parts.defaults.preset].end)
+        self._behind, self._continue = layout["behind"](built), layout["continue"](built)
 
     def __call__(self, order: Order, made: Result | Filled) -> Choice:
         """The sum of both."""
@@ -118,18 +118,23 @@ class Likelihood:
     def picture_given_words(self, words: str, codes: Sequence[int]) -> float:
         """log p of the codes, in nats."""
         vocab = self._kit.vocab
-        ids = self._kit.tokenizer.encode(layout.image_nodes(words))
-        row = layout.picture_row(vocab, ids, len(codes), guided=False)
-        return self._logprob(row.prompt, [vocab.image.start + code for code in codes])
+        ids = self._kit.tokenizer.encode(task_pages.image_nodes(words))
+        canvas = self._continue.lay_out(
+            ids, lambda gap: Room(len(codes), True), reaches=(True, True), guided=False, seed=0
+        )
+        return self._logprob(canvas.ids, [vocab.image.start + code for code in codes])
 
     def words_given_picture(self, words: str, codes: Sequence[int]) -> float:
         """log p of the words and their end, in nats."""
         kit, vocab = self._kit, self._kit.vocab
-        ids = kit.tokenizer.encode(layout.caption_nodes(codes))
-        row = self._objective.pose(ids, 0, 0).row
-        asked = kit.tokenizer.encode(layout.image_nodes(words))
+        ids = kit.tokenizer.encode(task_pages.caption_nodes(codes))
+        canvas = self._behind.lay_out(
+            ids, lambda gap: Room(1, False), reaches=(True, True), guided=False, seed=0
+        )
+        (span,) = canvas.spans
+        asked = kit.tokenizer.encode(task_pages.image_nodes(words))
         text = [each for each in asked if not isinstance(each, Gap) and each in vocab.text]
-        return self._logprob((*row.prompt, *row.blanks[0].lead), [*text, row.blanks[0].end or vocab.eoss])
+        return self._logprob((*canvas.ids, *span.lead), [*text, span.end or vocab.eoss])
 
     def _logprob(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
         logits_TV = self._engine.score([*prompt, *answer])[len(prompt) - 1 : -1]

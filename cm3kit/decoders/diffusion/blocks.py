@@ -1,4 +1,4 @@
-"""Which places of a board are to be written, and the blocks that they are written in."""
+"""Which positions of a canvas are to be written, and the blocks that they are written in."""
 
 from __future__ import annotations
 
@@ -8,24 +8,17 @@ from itertools import accumulate, chain
 
 from cm3kit.decoders.diffusion.quotas import ascending_blocks
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.types import Board
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit.types import Flat
 
 
-def open_slots(board: Board) -> list[int]:
-    """Slots of all stretches of a board, ascending; ConfigError (`bad_value`) where they overlap or leave it."""
-    slots = sorted(slot for each in board.stretches for slot in range(each.start, each.stop))
-    inside = not slots or (slots[0] >= 0 and slots[-1] < len(board.ids))
-    if not inside or len(set(slots)) < len(slots) or any(each.stop < each.start for each in board.stretches):
-        raise ConfigError(
-            f"The stretches of a board of {len(board.ids)} places overlap or leave it.", code="bad_value"
-        )
-    return slots
+def masked_positions(flat: Flat) -> list[int]:
+    """Masked positions of all spans, ascending."""
+    return [position for each in flat.ranges for position in each]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of a board of `length` places.
+    """The blocks of a canvas of `length` positions.
 
     Attributes:
         origin: place where the first block starts.
@@ -42,7 +35,7 @@ class Blocks:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Boards that go from block to block together have this in common."""
+        """Canvases that go from block to block together have this in common."""
         return tuple(chain.from_iterable(self.windows)) or (self.origin,)
 
     def around(self, slot: int) -> tuple[int, int]:
@@ -59,17 +52,16 @@ class Blocks:
         return bool(self.cuts) and window[0] > self.cuts[0]
 
 
-def blocks_of(board: Board, config: DiffusionConfig) -> Blocks:
-    """The blocks of a board.
+def blocks_of(flat: Flat, config: DiffusionConfig) -> Blocks:
+    """The blocks of a canvas.
 
-    Equal ones start at the first open slot, or on the grid that an exact cache is kept by; with the causal one at
+    Equal ones start at the first masked position, or on the grid that an exact cache is kept by; with the causal one at
     the start of each gap.
 
     Raises:
-        ConfigError: stretches overlap or leave the board (`bad_value`), or there are more ascending blocks than
-            steps (`bad_config`).
+        ConfigError: there are more ascending blocks than steps (`bad_config`).
     """
-    slots, length = open_slots(board), len(board.ids)
+    slots, length = masked_positions(flat), len(flat.ids)
     if config.ascending_blocks is not None and slots:
         counts = [sum(each) for each in ascending_blocks(len(slots), config.ascending_blocks)]
         firsts = [0, *accumulate(counts[:-1])]
@@ -78,7 +70,7 @@ def blocks_of(board: Board, config: DiffusionConfig) -> Blocks:
         size = config.block_size
         windows = [
             (start, min(start + size, each.stop))
-            for each in sorted(board.stretches, key=lambda each: each.start)
+            for each in flat.ranges
             for start in range(each.start, each.stop, size)
         ]
         return Blocks(length, size=size, windows=tuple(windows))
@@ -87,7 +79,7 @@ def blocks_of(board: Board, config: DiffusionConfig) -> Blocks:
 
 
 def block_of(slot: int, origin: int, size: int | None, length: int) -> tuple[int, int]:
-    """Places `start:stop` of the block around a slot of a board of this length."""
+    """Positions `start:stop` of the block around a slot of a canvas of this length."""
     if size is None:
         return 0, length
     start = origin + (slot - origin) // size * size

@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
-from cm3kit.decoders.diffusion.passes import Passes, Verification
+from cm3kit.decoders.diffusion.passes import Passes
 from cm3kit.decoders.engine import LeanEngine
 from cm3kit.models.attention import block_mask
+from cm3kit.types import Verification
 from cm3kit_tokenizers.errors import ConfigError
 
 Found = tuple[list[Tensor], tuple[int, int]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -43,8 +43,17 @@ class Denoiser(Protocol):
         """For each row fp32 logits (M, V) of what belongs at its M slots; aligned, whatever the model's shift."""
 
 
+@runtime_checkable
+class Metered(Protocol):
+    """A denoiser that says how much it computed; of any other every position of every pass is counted."""
+
+    @property
+    def computed(self) -> tuple[int, ...]:
+        """For each row the positions that the latest call, `logits` or `open_block`, took through the layers."""
+
+
 class Constraint(Protocol):
-    """What may stand in the slots of one board, given what stands there already.
+    """What may stand at the masked positions of one canvas, given what stands there already.
 
     Whatever has been committed, some filling of the rest is allowed.
     """

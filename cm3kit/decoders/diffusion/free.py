@@ -1,4 +1,4 @@
-"""The constraint of boards that no grammar speaks of."""
+"""The constraint of canvases that no grammar describes."""
 
 from __future__ import annotations
 
@@ -7,48 +7,53 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from cm3kit.types import BlankKind, Board
+from cm3kit.types import Canvas, MaskSpan, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 
 
 class Free:
-    """Any id of its stretch's range may stand in a slot, but for some that never may.
+    """Any id of its span's range may stand at a masked position, but for some that never may.
 
-    After the first `<eoss>` of a padded stretch only `<eoss>` may follow, and none may be written
-    before a slot that holds something else.
+    After the first `<eoss>` of a span that is not exact only `<eoss>` may follow, and none may be written before a
+    position that holds something else.
 
     Args:
-        board: the board.
+        canvas: what is missing.
         vocab_size: V.
         mask: id of an open slot, never allowed.
-        eoss: id that ends padded stretches, allowed there alone.
+        eoss: id that ends spans that are not exact, allowed there alone.
         banned: ids that are never allowed.
-        ranges: ids of the stretches of a kind; kinds that are missing take all.
+        ranges: ids of the spans of a kind; kinds that are missing take all.
 
     Raises:
-        ConfigError: a kind of stretch that the board has is left with no id (`bad_value`).
+        ConfigError: a kind of span that the canvas has is left with no id (`bad_value`).
     """
 
     def __init__(
         self,
-        board: Board,
+        canvas: Canvas,
         vocab_size: int,
         mask: int,
         eoss: int,
         banned: Iterable[int] = (),
-        ranges: Mapping[BlankKind, range] | None = None,
+        ranges: Mapping[SpanKind, range] | None = None,
     ) -> None:
-        self._stretches = {slot: each for each in board.stretches for slot in range(each.start, each.stop)}
-        self._ids, self._mask, self._eoss = list(board.ids), mask, eoss
+        flat = canvas.flatten(mask)
+        self._spans: dict[int, tuple[MaskSpan, range]] = {
+            slot: (span, where)
+            for span, where in zip(canvas.spans, flat.ranges, strict=True)
+            for slot in where
+        }
+        self._ids, self._mask, self._eoss = list(flat.ids), mask, eoss
         self._menus = {
             kind: _menu(vocab_size, (ranges or {}).get(kind), {*banned, mask, eoss})
-            for kind in {each.kind for each in board.stretches}
+            for kind in {each.kind for each in canvas.spans}
         }
         self._end = torch.zeros(vocab_size, dtype=torch.bool)
         self._end[eoss] = True
         for kind, menu_V in self._menus.items():
             if not bool(menu_V.any()):
-                raise ConfigError(f"Nothing may stand in a stretch of kind {kind!r}.", code="bad_value")
+                raise ConfigError(f"Nothing may stand in a span of kind {kind!r}.", code="bad_value")
 
     def allowed(self, slots: Sequence[int]) -> Tensor:
         """Ids that may come into each of these open slots, bool (M, V)."""
@@ -63,13 +68,13 @@ class Free:
         self._ids[slot] = self._mask
 
     def _allowed(self, slot: int) -> Tensor:
-        stretch = self._stretches[slot]
-        menu_V = self._menus[stretch.kind]
-        if not stretch.padded:
+        span, where = self._spans[slot]
+        menu_V = self._menus[span.kind]
+        if span.exact:
             return menu_V
-        if self._eoss in self._ids[stretch.start : slot]:
+        if self._eoss in self._ids[where.start : slot]:
             return self._end
-        later = self._ids[slot + 1 : stretch.stop]
+        later = self._ids[slot + 1 : where.stop]
         return menu_V if any(id not in (self._mask, self._eoss) for id in later) else menu_V | self._end
 
 

@@ -1,4 +1,4 @@
-"""What the diffusion decoder keeps for one board: what stands on it, its rules, its own dice."""
+"""What the diffusion decoder keeps for one canvas: what stands there, its rules, its random numbers."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of, open_slots
+from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of, masked_positions
 from cm3kit.decoders.diffusion.denoiser import Constraint
 from cm3kit.decoders.diffusion.modifiers import Block, Editor
 from cm3kit.decoders.diffusion.phases import Opener, Phase
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.written import Cost, Written
 from cm3kit.rng import generator
-from cm3kit.types import Board, Commit, Fill, Stretch, Trajectory
+from cm3kit.types import Canvas, Commit, Cost, Fill, Flat, MaskSpan, Result
 from cm3kit_tokenizers.errors import ConfigError
 
 
 @dataclass(slots=True)
 class Job:
-    """One board on its way through the decoder.
+    """One canvas on its way through the decoder.
 
     Attributes:
-        row: index among the boards.
+        row: index among the canvases.
+        flat: the canvas as one sequence; slots are its masked positions.
         mask: id of an open slot.
-        eoss: id that ends the answer of a padded stretch.
-        blocks: into which the board is cut.
-        ids: the board as it stands.
+        eoss: id that ends the answer of a span that is not exact.
+        blocks: into which the canvas is cut.
+        ids: the sequence as it stands.
         guide: the same with the condition masked; empty where nothing guides.
         open: open slots, ascending.
         phase: how the current block is written; None between blocks.
         editor: what may replace written ids; None leaves them.
         window: places `start:stop` of the current block.
         step: index of the next forward pass.
-        total: slots of the board.
+        total: slots of the canvas.
         posts: passes over the block since it was full, and `settled` whether the last of them changed nothing.
         told: how many of the commits were reported.
         logprobs: of what stands in each slot, of the model itself.
@@ -45,7 +45,8 @@ class Job:
     """
 
     row: int
-    board: Board
+    canvas: Canvas
+    flat: Flat
     constraint: Constraint
     mask: int
     eoss: int
@@ -59,7 +60,7 @@ class Job:
     window: tuple[int, int] = (0, 0)
     step: int = 0
     total: int = field(init=False)
-    _stretches: dict[int, Stretch] = field(init=False)
+    _span_of: dict[int, int] = field(init=False)
     posts: int = 0
     settled: bool = False
     told: int = 0
@@ -70,9 +71,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.total = len(self.open)
-        stretches = self.board.stretches
-        of_slot = {slot: each for each in stretches for slot in range(each.start, each.stop)}
-        self._stretches = dict(sorted(of_slot.items()))
+        self._span_of = {slot: number for number, each in enumerate(self.flat.ranges) for slot in each}
 
     @property
     def done(self) -> bool:
@@ -96,11 +95,11 @@ class Job:
     @property
     def written_slots(self) -> list[int]:
         """Slots of the current block that are written, ascending."""
-        return [slot for slot in _between(list(self._stretches), self.window) if slot in self.logprobs]
+        return [slot for slot in _between(list(self._span_of), self.window) if slot in self.logprobs]
 
     @property
     def time(self) -> float:
-        """Diffusion time of the board: the share of its slots that is open, as far as the block's own goes."""
+        """Diffusion time of the canvas: the share of its slots that is open, as far as the block's own goes."""
         if self.phase is None:
             return len(self.open) / self.total
         later = len(self.open) - len(self.slots)
@@ -149,7 +148,7 @@ class Job:
 
     def block(self) -> Block:
         """The current block as modifiers see it."""
-        slots = _between(list(self._stretches), self.window)
+        slots = _between(list(self._span_of), self.window)
         step, steps = (self.phase.step, self.phase.steps) if self.phase else (0, 1)
         return Block(
             torch.tensor(slots),
@@ -161,14 +160,14 @@ class Job:
             self.phase.alphas if self.phase else None,
         )
 
-    def stretch_of(self, slot: int) -> Stretch:
-        """The stretch that a slot belongs to."""
-        return self._stretches[slot]
+    def span_of(self, slot: int) -> int:
+        """The number of the span that a slot belongs to."""
+        return self._span_of[slot]
 
     def independent(self, slot: int) -> bool:
-        """Whether the other slots of the stretch have no say in this one: codes of a picture never do."""
-        stretch = self.stretch_of(slot)
-        return stretch.kind == "image" and not stretch.padded
+        """Whether what stands in the other slots of the span does not matter to this one, as for codes of a picture."""
+        span = self.canvas.spans[self.span_of(slot)]
+        return span.kind == "image" and span.exact
 
     def put(self, slot: int, id: int, logprob: float, confidence: float) -> None:
         """Write an id that the constraint allows into an open slot."""
@@ -209,20 +208,20 @@ class Job:
     def close(self) -> list[int]:
         """Write `<eoss>` into what follows the first one where all before it is written; those slots."""
         closed: list[int] = []
-        for stretch in self.board.stretches:
-            closed += self._closable(stretch)
+        for span, where in zip(self.canvas.spans, self.flat.ranges, strict=True):
+            closed += [] if span.exact else self._closable(where)
         for slot in closed:
             self.put(slot, self.eoss, 0.0, 1.0)
         return closed
 
-    def _closable(self, stretch: Stretch) -> list[int]:
-        written = self.ids[stretch.start : stretch.stop]
-        if not stretch.padded or self.eoss not in written:
+    def _closable(self, where: range) -> list[int]:
+        written = self.ids[where.start : where.stop]
+        if self.eoss not in written:
             return []
         end = written.index(self.eoss)
         if self.mask in written[:end]:
             return []
-        return [stretch.start + at for at in range(end, len(written)) if written[at] == self.mask]
+        return [where.start + at for at in range(end, len(written)) if written[at] == self.mask]
 
     def log(
         self,
@@ -238,58 +237,58 @@ class Job:
         self.commits.append(commit)
         return commit
 
-    def written(self) -> Written:
+    def result(self) -> Result:
         """The result, once nothing is open."""
-        fills = tuple(self._fill(stretch) for stretch in self.board.stretches)
-        return Written(fills, Trajectory(self.board, tuple(self.commits)), self.cost, tuple(self.ids))
+        fills = (self._fill(*each) for each in zip(self.canvas.spans, self.flat.ranges, strict=True))
+        return Result(self.canvas, tuple(fills), self.cost, tuple(self.commits))
 
-    def _fill(self, stretch: Stretch) -> Fill:
-        ids, stop = tuple(self.ids[stretch.start : stretch.stop]), stretch.stop
-        ended = not stretch.padded or self.eoss in ids
-        if stretch.padded and ended:
-            stop = stretch.start + ids.index(self.eoss) + 1
-            ids = ids[: stop - 1 - stretch.start]
-        return Fill(ids, sum(self.logprobs[slot] for slot in range(stretch.start, stop)), ended)
+    def _fill(self, span: MaskSpan, where: range) -> Fill:
+        ids, stop = tuple(self.ids[where.start : where.stop]), where.stop
+        ended = span.exact or self.eoss in ids
+        if not span.exact and ended:
+            stop = where.start + ids.index(self.eoss) + 1
+            ids = ids[: stop - 1 - where.start]
+        return Fill(ids, tuple(self.logprobs[slot] for slot in range(where.start, stop)), ended)
 
 
 def make_job(
     row: int,
-    board: Board,
+    canvas: Canvas,
     constraint: Constraint,
     mask: int,
     eoss: int,
     config: DiffusionConfig,
     editor: Editor | None = None,
 ) -> Job:
-    """A job for a board.
+    """A job for a canvas.
 
     Raises:
-        ConfigError: stretches leave the board or overlap, the mask id is missing in one of them or stands
-            outside, or the guide has another length (`bad_value`).
+        ConfigError: its spans do not lie in it, its known ids hold the mask id, or its guide has other spans
+            (`bad_value`).
     """
-    slots = open_slots(board)
-    for ids in filter(None, (board.ids, board.guide)):
-        if len(ids) != len(board.ids) or any(ids[slot] != mask for slot in slots):
-            raise ConfigError(
-                f"Row {row}: every place of a stretch must hold the mask id {mask}, in the guide too.",
-                code="bad_value",
-            )
-    if board.ids.count(mask) != len(slots):
+    flat = canvas.flatten(mask)
+    if mask in canvas.ids:
         raise ConfigError(
-            f"Row {row}: the mask id {mask} stands outside the stretches; add a stretch there.",
+            f"Row {row}: the mask id {mask} is among the known ids; add a span there.", code="bad_value"
+        )
+    guides = [each.flatten(mask) for each in canvas.guides[:1]]
+    if any(len(each.ids) != len(flat.ids) or each.ranges != flat.ranges for each in guides):
+        raise ConfigError(
+            f"Row {row}: the guide must be as long as the canvas, with its spans at the same positions.",
             code="bad_value",
         )
     return Job(
         row=row,
-        board=board,
+        canvas=canvas,
+        flat=flat,
         constraint=constraint,
         mask=mask,
         eoss=eoss,
-        blocks=blocks_of(board, config),
-        ids=list(board.ids),
-        guide=list(board.guide) if config.guidance != 1 else [],
-        open=slots,
-        rng=generator(board.seed),
+        blocks=blocks_of(flat, config),
+        ids=list(flat.ids),
+        guide=list(guides[0].ids) if guides and config.guidance != 1 else [],
+        open=masked_positions(flat),
+        rng=generator(canvas.seed),
         editor=editor,
     )
 

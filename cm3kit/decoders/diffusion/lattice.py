@@ -1,4 +1,4 @@
-"""What may stand in each slot of a board, so that the whole stays well-formed in whatever order it is written.
+"""What may stand in each slot of a canvas, so that the whole stays well-formed in whatever order it is written.
 
 Id v may come into slot i iff it leads from a state that the slots before i can leave the automaton in to one
 from which the slots after i can reach the end: the forward and backward pass over a trellis (Bahl et al.,
@@ -18,7 +18,7 @@ from cm3kit.decoders.diffusion.automaton import build
 from cm3kit.decoders.diffusion.subsets import ANY, Subsets, meet
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.moves import State
-from cm3kit.types import Board, Stretch
+from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 
 DEPTH = 3
@@ -28,12 +28,12 @@ _SUBSETS: WeakKeyDictionary[Grammar, dict[tuple[Any, ...], Subsets]] = WeakKeyDi
 
 
 class Lattice:
-    """The slots of one stretch.
+    """The slots of one span.
 
     Whatever was committed, some filling of the rest is allowed.
 
     Args:
-        subsets: what may follow what, shared by all stretches of one kind and place.
+        subsets: what may follow what, shared by all spans of one kind and place.
         length: how many slots there are, from 0 on.
     """
 
@@ -49,7 +49,7 @@ class Lattice:
 
     @property
     def possible(self) -> bool:
-        """Whether the stretch can be filled at all."""
+        """Whether the span can be filled at all."""
         return meet(self._left[0], self._right[0])
 
     def allowed(self, slot: int) -> Tensor:
@@ -59,7 +59,7 @@ class Lattice:
     def commit(self, slot: int, id: int) -> None:
         """Write an id; ValueError if it may not stand there."""
         if not self.allowed(slot)[id]:
-            raise ValueError(f"id {id} may not stand in slot {slot} of its stretch")
+            raise ValueError(f"id {id} may not stand in slot {slot} of its span")
         self._set(slot, int(self._subsets.automaton.class_V[id]))
 
     def release(self, slot: int) -> None:
@@ -81,32 +81,28 @@ class Lattice:
             self._right[place] = states
 
 
-class BoardConstraint:
-    """The `Constraint` of a board in this project's own vocabulary: one lattice for each stretch.
-
-    Ids that stand in a stretch already are taken as committed.
+class CanvasConstraint:
+    """The `Constraint` of a canvas in this project's own vocabulary: one lattice for each span.
 
     Args:
-        board: the sequence; what stands outside its stretches is fixed.
+        canvas: the sequence; its known ids are fixed.
         grammar: what is well-formed.
         depth: how many elements a gap may open inside one another.
 
     Raises:
-        ConfigError: a stretch cannot hold any allowed answer, or not what stands in it (`bad_value`).
+        ConfigError: a span cannot hold any allowed answer (`bad_value`).
     """
 
-    def __init__(self, board: Board, grammar: Grammar, depth: int = DEPTH) -> None:
+    def __init__(self, canvas: Canvas, grammar: Grammar, depth: int = DEPTH) -> None:
         self._size = len(grammar)
         self._slots: dict[int, tuple[Lattice, int]] = {}
-        for stretch, before in _places(board, grammar):
-            subsets = _subsets(grammar, stretch, before, depth)
-            lattice = Lattice(subsets, stretch.stop - stretch.start)
+        ranges = canvas.flatten(grammar.vocab.mask).ranges
+        for span, where, before in zip(canvas.spans, ranges, _contexts(canvas, grammar), strict=True):
+            subsets = _subsets(grammar, span, before, depth)
+            lattice = Lattice(subsets, len(where))
             if not lattice.possible:
-                raise ConfigError(_too_short(stretch, before, subsets.shortest()), code="bad_value")
-            self._slots |= {
-                slot: (lattice, slot - stretch.start) for slot in range(stretch.start, stretch.stop)
-            }
-            self._take(board, stretch, grammar.vocab.mask)
+                raise ConfigError(_too_short(span, before, subsets.shortest()), code="bad_value")
+            self._slots |= {slot: (lattice, slot - where.start) for slot in where}
 
     def allowed(self, slots: Sequence[int]) -> Tensor:
         """Ids that may come into each of these slots, if it alone is written now: bool (M, V)."""
@@ -123,51 +119,31 @@ class BoardConstraint:
         lattice, place = self._slots[slot]
         lattice.release(place)
 
-    def _take(self, board: Board, stretch: Stretch, mask: int) -> None:
-        for slot in range(stretch.start, stretch.stop):
-            id = board.ids[slot]
-            if id != mask:
-                try:
-                    self.commit(slot, id)
-                except ValueError as error:
-                    raise ConfigError(
-                        f"Id {id} at place {slot} of the board cannot stand in its {stretch.kind} gap;"
-                        " leave the slot open.",
-                        code="bad_value",
-                    ) from error
 
-
-def _places(board: Board, grammar: Grammar) -> Iterator[tuple[Stretch, State]]:
-    """Each stretch and where the page stands before it; a gap leaves the page where it was.
-
-    A stretch behind the page begins with the sentinel that holds its place there.
-    """
+def _contexts(canvas: Canvas, grammar: Grammar) -> Iterator[State]:
+    """For each span where the page stands before its gap; a gap leaves the page where it was."""
     state, at = grammar.after(()), 0
-    for stretch in sorted(board.stretches, key=lambda each: each.start):
-        if stretch.start < at:
-            raise ValueError(f"stretches overlap at place {stretch.start} of the board")
-        state = grammar.after(board.ids[at : stretch.start], state)
-        at = stretch.stop
-        lead = board.ids[stretch.start - 1] if stretch.start else None
-        place = board.ids.index(lead) if lead in grammar.vocab.sentinel_range else stretch.start - 1
-        yield stretch, state if place == stretch.start - 1 else grammar.after(board.ids[:place])
+    for span in canvas.spans:
+        if span.context < at:
+            state, at = grammar.after(()), 0
+        state, at = grammar.after(canvas.ids[at : span.context], state), span.context
+        yield state
 
 
-def _subsets(grammar: Grammar, stretch: Stretch, before: State, depth: int) -> Subsets:
-    start = grammar.begin(stretch.kind, not stretch.padded, before)
+def _subsets(grammar: Grammar, span: MaskSpan, before: State, depth: int) -> Subsets:
+    start, padded = grammar.begin(span.kind, span.exact, before), not span.exact
     known = _SUBSETS.setdefault(grammar, {})
-    key = (start.key, start.stack, start.left, start.tag, start.last, stretch.padded, depth)
-    found = known.pop(key, None) or Subsets(build(grammar, start, stretch.padded, depth))
+    key = (start.key, start.stack, start.left, start.tag, start.last, padded, depth)
+    found = known.pop(key, None) or Subsets(build(grammar, start, padded, depth))
     known[key] = found
     if len(known) > KEPT:
         del known[next(iter(known))]
     return found
 
 
-def _too_short(stretch: Stretch, before: State, shortest: int | None) -> str:
-    count = stretch.stop - stretch.start
-    inside = f" inside <{before.stack[-1]}>" if stretch.kind == "content" and before.stack else ""
-    what = f"A gap of kind {stretch.kind}{inside} cannot be filled with {count} ids"
+def _too_short(span: MaskSpan, before: State, shortest: int | None) -> str:
+    inside = f" inside <{before.stack[-1]}>" if span.kind == "content" and before.stack else ""
+    what = f"A gap of kind {span.kind}{inside} cannot be filled with {span.max_tokens} ids"
     if shortest is None:
         return f"{what}, nor with any other number; choose another place."
     return f"{what}; its shortest answer takes {shortest}."

@@ -1,27 +1,27 @@
-"""Fill boards everywhere at once, a few slots at a pass (LLaDA, arXiv:2502.09992, sec. 2.4).
+"""Fill canvases everywhere at once, a few slots at a pass (LLaDA, arXiv:2502.09992, sec. 2.4).
 
-Every board has its own plan, dice and end. A batch has a fixed number of places, and boards of one padded
-length share it, so that neighbours change nothing.
+Every canvas has its own plan, random numbers and end. A batch has a fixed number of places, and canvases of one
+padded length share it, so that neighbours change nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import count, islice, zip_longest
 
 import torch
 from torch import Tensor
 
-from cm3kit.decoders.diffusion.denoiser import Ask, Constraint, Denoiser
+from cm3kit.decoders.diffusion.denoiser import Ask, Constraint, Denoiser, Metered
 from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.job import Job, make_job
 from cm3kit.decoders.diffusion.phases import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.diffusion.writer import Scored, Writer
-from cm3kit.decoders.diffusion.written import Metered, Written
-from cm3kit.types import Board, Commit, Step, Watch, unwatched
+from cm3kit.types import Canvas, Commit, OnStep, Result, Step, ignore_step
+from cm3kit_tokenizers.errors import Cm3kitError
 
 # Lengths are rounded up to this, so that few shapes occur.
 PADDING = 32
@@ -34,9 +34,9 @@ class Diffusion:
 
     Args:
         denoiser: the model.
-        constrain: makes the constraint of a board; each is used for one filling.
+        constrain: makes the constraint of a canvas; each is used for one filling.
         config: how to fill.
-        eoss: id that ends the answer of a padded stretch.
+        eoss: id that ends the answer of a span that is not exact.
         image: ids of image codes, drawn as `config.image` says.
         ends: end ids that `config.eoser` ranks lower; by default `eoss` alone.
 
@@ -47,7 +47,7 @@ class Diffusion:
     def __init__(
         self,
         denoiser: Denoiser,
-        constrain: Callable[[Board], Constraint],
+        constrain: Callable[[Canvas], Constraint],
         config: DiffusionConfig,
         *,
         eoss: int,
@@ -59,15 +59,15 @@ class Diffusion:
         remasker, self._editor = make_modifiers(config)
         self._opener = make_opener(config, (eoss,) if ends is None else ends, remasker)
 
-    def fill(self, boards: Sequence[Board], watch: Watch = unwatched) -> list[Written]:
-        """Fill every open slot of every board; a board without any costs no pass.
+    def fill(self, canvases: Sequence[Canvas], on_step: OnStep = ignore_step) -> list[Result]:
+        """Fill every span of every canvas; a canvas without any costs no pass.
 
         Raises:
-            ConfigError: a board is malformed (`bad_value`).
+            ConfigError: a canvas is malformed (`bad_value`).
             ModelError: the model's scores are not finite (`bad_checkpoint`).
         """
-        jobs = [self._job(row, board) for row, board in enumerate(boards)]
-        progress = _Progress(watch, jobs, self._config)
+        jobs = [self._job(row, canvas) for row, canvas in enumerate(canvases)]
+        progress = _Progress(on_step, jobs, self._config)
         groups: dict[tuple[int, int, tuple[int, ...]], list[Job]] = {}
         for job in jobs:
             if not job.done:
@@ -76,12 +76,16 @@ class Diffusion:
             _Batch(self._denoiser, self._writer, self._opener, self._config, group, width, streams).run(
                 progress
             )
-        return [job.written() for job in jobs]
+        return [job.result() for job in jobs]
 
-    def _job(self, row: int, board: Board) -> Job:
-        constraint = self._constrain(board)
+    def stream(self, canvases: Iterator[Canvas]) -> Iterator[tuple[int, Result | Cm3kitError]]:
+        """Fill canvases as they come, a batch after the other; see `types.Decoder`."""
+        return in_batches(canvases, self._config.batch_size, self.fill)
+
+    def _job(self, row: int, canvas: Canvas) -> Job:
+        constraint = self._constrain(canvas)
         mask, eoss = self._denoiser.mask, self._eoss
-        return make_job(row, board, constraint, mask, eoss, self._config, self._editor)
+        return make_job(row, canvas, constraint, mask, eoss, self._config, self._editor)
 
     def _group(self, job: Job) -> tuple[int, int, tuple[int, ...]]:
         width = -(-len(job.ids) // PADDING) * PADDING
@@ -89,14 +93,35 @@ class Diffusion:
         return width, 2 if job.guide else 1, job.blocks.key if self._config.cache != "none" else ()
 
 
-class _Progress:
-    """Numbers the steps and tells the watcher of them."""
+def in_batches(
+    canvases: Iterator[Canvas], size: int, fill: Callable[[Sequence[Canvas]], Sequence[Result]]
+) -> Iterator[tuple[int, Result | Cm3kitError]]:
+    """Numbers and results of canvases that are filled `size` at a time; an error is that of its canvas alone."""
+    numbers = count()
+    while batch := list(islice(canvases, size)):
+        for result in _each(batch, fill):
+            yield next(numbers), result
 
-    def __init__(self, watch: Watch, jobs: Sequence[Job], config: DiffusionConfig) -> None:
-        self._watch, self._rows, self._index = watch, len(jobs), 0
+
+def _each(
+    canvases: Sequence[Canvas], fill: Callable[[Sequence[Canvas]], Sequence[Result]]
+) -> Sequence[Result | Cm3kitError]:
+    try:
+        return fill(canvases)
+    except Cm3kitError as error:
+        if len(canvases) == 1:
+            return [error]
+    return [result for each in canvases for result in _each([each], fill)]
+
+
+class _Progress:
+    """Numbers the steps and reports them."""
+
+    def __init__(self, on_step: OnStep, jobs: Sequence[Job], config: DiffusionConfig) -> None:
+        self._on_step, self._rows, self._index = on_step, len(jobs), 0
         ends = [0] * config.batch_size
         for job in jobs:
-            ends[ends.index(min(ends))] += sum(map(len, plan(job.board, config)))
+            ends[ends.index(min(ends))] += sum(map(len, plan(job.canvas, config)))
         self._total = max(ends)
 
     def report(self, jobs: Sequence[Job]) -> None:
@@ -107,15 +132,14 @@ class _Progress:
             by_row: list[Commit | None] = [None] * self._rows
             for row, commit in zip(news, commits, strict=True):
                 by_row[row] = commit
-            self._watch(Step(self._index, total, (None,) * self._rows, tuple(by_row)))
+            self._on_step(Step(self._index, total, (None,) * self._rows, tuple(by_row)))
         self._index += 1
 
 
 class _Batch:
-    """Boards of one padded length in a fixed number of places; a free place takes the next board.
+    """Canvases of one padded length in a fixed number of places; a free place takes the next one.
 
-    Guided boards take two rows of a pass each, b and b + places. With a cache all boards go from block to
-    block together.
+    Guided ones take two rows of a pass each, b and b + places. With a cache all go from block to block together.
     """
 
     def __init__(
@@ -136,7 +160,7 @@ class _Batch:
         self._ids_BT = torch.zeros(config.batch_size * streams, width, dtype=torch.long)
 
     def run(self, progress: _Progress) -> None:
-        """Fill every board."""
+        """Fill every canvas."""
         while self._admit():
             self._enter_blocks()
             self._pass()
@@ -163,10 +187,10 @@ class _Batch:
             window = min(job.blocks.around(job.open[0]) for job in self._jobs if job.open)
             for job in self._jobs:
                 job.enter(window, self._opener)
-            self._denoiser.open_block(self._canvas(), self._lengths(), window)
+            self._denoiser.open_block(self._ids(), self._lengths(), window)
             self._count([len(job.slots) if job else 0 for job in self._places] * self._streams, opening=True)
 
-    def _canvas(self) -> Tensor:
+    def _ids(self) -> Tensor:
         for place, job in enumerate(self._places):
             for stream in range(self._streams if job else 0):
                 ids = (job.guide if stream else job.ids) if job else []
@@ -177,7 +201,7 @@ class _Batch:
         return tuple(len(job.ids) if job else 0 for job in self._places) * self._streams
 
     def _pass(self) -> None:
-        """One pass of the model, and what it leads to in each board."""
+        """One pass of the model, and what it leads to in each row."""
         wanted = [job.want() if job else [] for job in self._places]
         scored = [job.scored(slots) if job else [] for job, slots in zip(self._places, wanted, strict=True)]
         if not any(scored):
@@ -197,7 +221,7 @@ class _Batch:
                 self._write(job, wanted[place], Scored(slots, logits_MV, mixed_MV), 1 + guided)
 
     def _write(self, job: Job, wanted: list[int], scored: Scored, passes: int) -> None:
-        """Write, edit and open again in one board what one pass, or two with that of the guide, leads to."""
+        """Write, edit and open again in one row what one pass, or two with that of the guide, leads to."""
         before, block = len(job.commits), job.block()
         written = job.written_slots if job.editor else []
         if wanted and job.phase is not None:
@@ -219,7 +243,7 @@ class _Batch:
         slots = tuple(torch.tensor(each, dtype=torch.long) for each in wanted)
         times = tuple(self._time(job) if job else 0.0 for job in self._places) * self._streams
         block = self._jobs[0].window if self._together else None
-        ask = Ask(self._canvas(), self._lengths(), slots, times, block)
+        ask = Ask(self._ids(), self._lengths(), slots, times, block)
         return [each.detach().float().cpu() for each in self._denoiser.logits(ask)]
 
     def _time(self, job: Job) -> float:
@@ -227,7 +251,7 @@ class _Batch:
         return job.block_time if self._config.cache in EXACT else job.time
 
     def _count(self, rows: Sequence[int], opening: bool = False) -> None:
-        """Take down what a call cost each board, of whose rows so many slots were asked."""
+        """Count what a call cost each canvas, of whose rows so many slots were asked."""
         metered = isinstance(self._denoiser, Metered)
         if opening and not metered:
             return

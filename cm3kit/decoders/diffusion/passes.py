@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -133,28 +132,3 @@ def _parts(ask: Ask, alone: bool) -> list[tuple[int, Ask]]:
         for row, (length, slots, time) in enumerate(zip(ask.lengths, ask.slots, ask.times, strict=True))
         if len(slots)
     ]
-
-
-@dataclass(slots=True)
-class Verification:
-    """How far logits that were read with a cache are from those of the same rows without one.
-
-    Attributes:
-        passes: passes that were compared.
-        slots: slots that were compared.
-        largest: largest difference of two logits.
-        flips: slots where the best id differs.
-    """
-
-    passes: int = 0
-    slots: int = 0
-    largest: float = 0.0
-    flips: int = 0
-
-    def add(self, cached: Sequence[Tensor], plain: Sequence[Tensor]) -> None:
-        """Compare what a pass gave, for each row logits (M, V), with what it should have given."""
-        self.passes += 1
-        cached_MV, plain_MV = torch.cat(list(cached)), torch.cat(list(plain))
-        self.slots += len(cached_MV)
-        self.largest = max(self.largest, float((cached_MV - plain_MV).abs().max()))
-        self.flips += int((cached_MV.argmax(-1) != plain_MV.argmax(-1)).sum())

@@ -1,29 +1,31 @@
-"""What the decoder is going to do with a board, without a model."""
+"""What the decoder is going to do with a canvas, without a model."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from cm3kit.decoders.diffusion.blocks import blocks_of, open_slots
+from cm3kit.decoders.diffusion.blocks import blocks_of, masked_positions
 from cm3kit.decoders.diffusion.phases import make_modifiers, plan_block
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.types import Board
+from cm3kit.types import Canvas
 
 
-def plan(board: Board, config: DiffusionConfig) -> list[list[int]]:
+def plan(canvas: Canvas, config: DiffusionConfig) -> list[list[int]]:
     """How many slots each pass of each block is to write; blocks without open slots are left out.
 
     A threshold may write more at a pass, an early end saves passes, and remasking adds some. What
     the ancestral sampler draws by lot is given at its mean.
 
     Raises:
-        ConfigError: the board is malformed (`bad_value`) or the quota is unknown (`unknown_name`), or there are
+        ConfigError: the canvas is malformed (`bad_value`) or the quota is unknown (`unknown_name`), or there are
             more ascending blocks than steps (`bad_config`).
     """
-    slots = open_slots(board)
+    # What is to be written does not depend on the mask's id.
+    flat = canvas.flatten(-1)
+    slots = masked_positions(flat)
     if not slots:
         return []
-    blocks = blocks_of(board, config)
+    blocks = blocks_of(flat, config)
     windows = Counter(blocks.around(slot) for slot in slots)
     remasker, _ = make_modifiers(config)
     return [

@@ -92,9 +92,9 @@ class Writer:
         touched: set[int] = set()
         for index, base_V in zip(chosen_K.tolist(), base_KV, strict=True):
             slot, id = scored.slots[index], int(scores.picks_M[index])
-            if job.stretch_of(slot).start in touched and not job.independent(slot):
+            if job.span_of(slot) in touched and not job.independent(slot):
                 id = self._again(job, slot, id, scored.mixed_MV[index])
-            touched.add(job.stretch_of(slot).start)
+            touched.add(job.span_of(slot))
             job.put(slot, id, float(base_V[id]), float(scores.logp_MV[index, id].exp()))
             where.append(slot)
         return where

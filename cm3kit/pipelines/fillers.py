@@ -1,34 +1,32 @@
-"""What the pipelines ask of a decoder: pages with gaps in, what belongs into the gaps out.
+"""What the kit asks of a decoder: a canvas for a task or for the next gaps of a page, and what belongs into its spans.
 
-There are two: `rows.Rows` writes answers behind the page, left to right; `in_place.Boards` writes them where
-they belong, in any order.
+There are two fillers: `causal.CausalFiller` writes from left to right, `diffusion.DiffusionFiller` in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from cm3kit.config import Settings
-from cm3kit.decoders.diffusion.passes import Verification
-from cm3kit.decoders.diffusion.written import Cost
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.pipelines.folder import Parts
 from cm3kit.pipelines.options import GenerateOptions, Modality
-from cm3kit.types import Fill, Trajectory
+from cm3kit.types import Canvas, Cost, MaskSpan, Result, Trajectory, Verification
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 
 Ids = list[int | Gap]
 Task = Literal["image", "text", "caption", "document", "pair"]
-Watch = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`."""
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What ways of filling stand on: a loaded model folder, its tokenizer and its grammar."""
+class ModelContext:
+    """What fillers are built from: a loaded model folder, its tokenizer and its grammar."""
 
     parts: Parts
     tokenizer: PageTokenizer
@@ -50,7 +48,7 @@ class Trace:
     """How something was written in place.
 
     Attributes:
-        trajectories: one for each board, in the order in which they were filled.
+        trajectories: one for each canvas, in the order in which they were filled.
         cost: of all passes, those that only compared lengths too.
         verification: what a cache changed, over all that was written together; None unless it was asked for.
     """
@@ -58,6 +56,15 @@ class Trace:
     trajectories: tuple[Trajectory, ...] = ()
     cost: Cost = field(default_factory=Cost)
     verification: Verification | None = None
+
+    @staticmethod
+    def of(results: Iterable[Result]) -> Trace | None:
+        """That of results that have commits; None of none."""
+        return Trace.joined(
+            Trace((each.trajectory,), each.cost, each.verification)
+            for each in results
+            if each.commits is not None
+        )
 
     @staticmethod
     def joined(traces: Iterable[Trace | None]) -> Trace | None:
@@ -72,59 +79,35 @@ class Trace:
         return Trace(trajectories, sum_costs(trace.cost for trace in found), checked)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a decoder wrote into the gaps of a page, one fill each; a document is one fill without a gap."""
-
-    gaps: tuple[Gap, ...]
-    fills: tuple[Fill, ...]
-    trace: Trace | None = None
-
-
-class Asked(Protocol):
-    """A page laid out for a decoder."""
-
-    @property
-    def gaps(self) -> tuple[Gap, ...]:
-        """The gaps that will be filled."""
-
-
-Question = TypeVar("Question", bound=Asked)
-
-
-class Way(Protocol[Question]):
+class Filler(Protocol):
     """A decoder, and how pages are laid out for it."""
 
     def settings(self, modality: Modality, options: GenerateOptions) -> Settings:
         """The decoder's settings; ConfigError for options out of range."""
 
-    def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Question:
-        """Lay out the page of a task.
+    def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
+        """The canvas of a task's page.
 
         Raises:
             ConfigError: it does not fit the model's window (`too_long`), or the decoder cannot do it.
         """
 
-    def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Question:
-        """Lay out the first gaps of a page that fit the model's window together with what is around them."""
+    def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
+        """The canvas of the first gaps that fit the model's window together with what is around them."""
 
-    def fill(self, asked: Sequence[Question], options: GenerateOptions, watch: Watch) -> list[Answer]:
-        """Fill pages that were laid out alike."""
+    def fill(self, canvases: Sequence[Canvas], options: GenerateOptions, progress: Progress) -> list[Result]:
+        """The results of canvases of one batch key."""
 
-    def lane(self, asked: Question, options: GenerateOptions) -> Hashable:
-        """Pages of one lane can be filled together."""
+    def batch_key(self, canvas: Canvas, options: GenerateOptions) -> Hashable:
+        """Canvases of one key can be filled together; ConfigError for options that cannot be used."""
 
-    def flow(
-        self, lane: Any, pull: Callable[[], Question | None], options: GenerateOptions
-    ) -> Iterator[tuple[int, Answer | Cm3kitError]]:
-        """Fill pages of a lane as they come, until `pull` has none and all are filled.
+    def stream(
+        self, key: Any, canvases: Iterator[Canvas], options: GenerateOptions
+    ) -> Iterator[tuple[int, Result | Cm3kitError]]:
+        """The results of canvases of a batch key as they come; see `types.Decoder.stream`."""
 
-        Yields:
-            The number of a page in the order of pulling, and its answer, or why it has none; in any order.
-        """
-
-    def plan(self, asked: Question, options: GenerateOptions) -> list[list[int]]:
-        """How many slots each pass of each block is to write; ConfigError where there is no such plan."""
+    def plan(self, canvas: Canvas, options: GenerateOptions) -> list[list[int]]:
+        """How many positions each pass of each block is to write; ConfigError where there is no such plan."""
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
         """How files say that they were made; None stands for all modalities."""
@@ -154,7 +137,7 @@ def sum_verifications(found: Iterable[Verification]) -> Verification | None:
     return total
 
 
-def modality_of(gaps: Sequence[Gap]) -> Modality:
-    """Whose defaults a page takes; a document has no gaps, and is text."""
-    pictures = [gap.kind == "image" for gap in gaps]
+def modality_of(spans: Sequence[MaskSpan]) -> Modality:
+    """Whose defaults a canvas takes, by what there is to write."""
+    pictures = [span.kind == "image" for span in spans]
     return "text" if not any(pictures) else "image" if all(pictures) else "mixed"
