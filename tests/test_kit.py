@@ -6,6 +6,7 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,34 @@ def test_windows_hold_every_gap_once_and_fit(seed: int, count: int, window: int)
     first = found[0]
     mine = [place for place in places if first.start <= place < first.stop]
     assert first.stop - first.start + 2 <= window and mine[0] == places[0]
+
+
+@pytest.mark.parametrize("decoder", ["cm3", "diffusion"])
+def test_more_gaps_than_sentinels_are_filled_in_several_windows(kit: Kit, decoder: str) -> None:
+    source = b"".join(b"<p>a <mask></p>" for _ in range(kit.vocab.sentinels + 3))
+    wide = Kit(replace(kit.parts, defaults=Defaults(window=512, decoders=("cm3", "diffusion"))), "cpu")
+    options = GenerateOptions(max_tokens=1, decoder=decoder)  # type: ignore[arg-type]
+    filled = wide.infill(Page.parse(source), seed=0, options=options)[0]
+    assert len(filled.gaps) == kit.vocab.sentinels + 3
+    assert filled.html.count(b"<p>a ") == kit.vocab.sentinels + 3
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_window_with_its_answers_fits_and_holds_the_gaps_of_its_group_alone(seed: int) -> None:
+    rng = random.Random(seed)
+    window, most = rng.randrange(24, 80), rng.randrange(1, 5)
+    ids: list[int | Gap] = [50] * rng.randrange(20, 200)
+    for number, place in enumerate(sorted(rng.sample(range(len(ids)), rng.randrange(1, 12)))):
+        ids[place] = Gap(number, "content")
+    costs = {place: rng.randrange(1, 12) for place, each in enumerate(ids) if isinstance(each, Gap)}
+    held = []
+    for each in windows(ids, costs, window, most):
+        inside = [place for place in costs if each.start <= place < each.stop]
+        mine = [place for place in inside if place not in held]
+        held += mine
+        assert 0 < len(mine) <= most and inside[-len(mine) :] == mine
+        assert each.stop - each.start + 2 + sum(costs[place] for place in mine) <= window
+    assert held == sorted(costs)
 
 
 def test_a_long_page_is_filled_through_windows(kit: Kit) -> None:

@@ -55,14 +55,20 @@ def windows(
             groups[-1] = group
         else:
             groups.append([place])
-    return [_around(ids, group, sum(costs[each] for each in group), window) for group in groups]
+    # What is around a window's gaps ends before the next gap: one that was laid out with them would not be counted.
+    stops = [*(group[0] for group in groups[1:]), len(ids)]
+    return [
+        _around(stop, group, sum(costs[each] for each in group), window)
+        for group, stop in zip(groups, stops, strict=True)
+    ]
 
 
 def _same_gap(first: int | Gap, second: int | Gap) -> bool:
     return isinstance(first, Gap) and isinstance(second, Gap) and first.index == second.index
 
 
-def _around(ids: Sequence[int | Gap], group: list[int], answers: int, window: int) -> Window:
+def _around(stop: int, group: list[int], answers: int, window: int) -> Window:
+    """The window of a group of gaps, on a page whose ids end at `stop` or whose next gap is there."""
     room = window - 2 - answers - (group[-1] - group[0] + 1)
     if room < 0:
         raise ConfigError(
@@ -70,8 +76,8 @@ def _around(ids: Sequence[int | Gap], group: list[int], answers: int, window: in
             " choose a smaller box.",
             code="too_long",
         )
-    before = min(group[0], max(room // 2, room - (len(ids) - group[-1] - 1)))
-    after = min(len(ids) - group[-1] - 1, room - before)
+    before = min(group[0], max(room // 2, room - (stop - group[-1] - 1)))
+    after = min(stop - group[-1] - 1, room - before)
     return Window(group[0] - before, group[-1] + 1 + after)
 
 
