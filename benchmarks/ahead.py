@@ -22,7 +22,7 @@ from cm3kit.objectives import CausalBlocks, MaskedDiffusion
 from cm3kit.objectives.gaps import GapLaw
 from cm3kit.pipelines.folder import find, load_parts
 from cm3kit.rng import generator
-from cm3kit.training.questions import pack
+from cm3kit.training.collate import pack
 from cm3kit_tokenizers.sequence import PageTokenizer
 
 BLOCK = 8

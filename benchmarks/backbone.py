@@ -20,10 +20,10 @@ from cm3kit.data.corpus import load_documents
 from cm3kit.evaluation.bound import bits_per_id
 from cm3kit.models.backbone import BackboneConfig, load_backbone
 from cm3kit.objectives import MaskedDiffusion
+from cm3kit.objectives.masked_diffusion import DiffusionSettings, MaskedDiffusionSettings
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.loop import LoopSettings, train
-from cm3kit.training.questions import DiffusionSettings, ObjectiveSettings
 
 SHAPE = BackboneConfig(hidden_size=128, layers=4, heads=2, kv_heads=2, intermediate_size=352)
 
@@ -34,7 +34,7 @@ def recipe(args: argparse.Namespace, causal: bool, timed: bool) -> DecoderRecipe
         data=args.data,
         text=args.model / "text",
         image=args.model / "image",
-        objective=ObjectiveSettings(name="masked-diffusion", diffusion=DiffusionSettings(drop=0.0)),
+        objective=MaskedDiffusionSettings(diffusion=DiffusionSettings(drop=0.0)),
         window=256,
         backbone=SHAPE,
         attention="causal" if causal else "objective",

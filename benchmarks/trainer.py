@@ -30,10 +30,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from cm3kit.data.corpus import Documents
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
+from cm3kit.training.collate import Packed
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.loop import LoopSettings, train
 from cm3kit.training.observe import Seen
-from cm3kit.training.questions import Packed
 
 WARM, WINDOW, ROWS = 3, 256, 8
 THEIRS = ("trainer", "by length", "concatenated")

@@ -85,23 +85,23 @@ def trace(
     A value that none has set is from `default`, one of an override from `--set`.
     """
     found = resolve(kind, [source for _, source in sources], overrides).model_dump(mode="json")
-    values = dict.fromkeys(_leaves(found), "default")
+    values = dict.fromkeys(leaves(found), "default")
     for name, source in [*sources, *(("--set", _nested(each)) for each in overrides)]:
-        for path in _leaves(source):
+        for path in leaves(source):
             # A group that a source sets as one value counts for all that is in it.
             for each in values:
                 if each == path or each.startswith(f"{path}."):
                     values[each] = name
-    flat = _leaves(found)
+    flat = leaves(found)
     return Traced({path: (flat[path], origin) for path, origin in values.items()})
 
 
-def _leaves(source: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(source: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by their full names; what is no mapping, or an empty one, is a value."""
     found: dict[str, Any] = {}
     for key, value in source.items():
         if isinstance(value, Mapping) and value:
-            found |= _leaves(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = value
     return found

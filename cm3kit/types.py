@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
@@ -25,7 +25,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Exercise:
+class Example:
     """One document as a question with its marked answer (training).
 
     `ids[t]` is a target that weighs `weights[t]`. The model reads it off the place before it (`shift`, as
@@ -340,17 +340,6 @@ OnStep = Callable[[Step], None]
 
 def ignore_step(step: Step) -> None:
     """The `OnStep` that does nothing."""
-
-
-class Objective(Protocol):
-    """How clean documents become questions in training."""
-
-    @property
-    def causal(self) -> bool:
-        """Whether the backbone may only look left."""
-
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
-        """Hide part of each document, in at most `budget` ids; at least one exercise for each."""
 
 
 class Decoder(Protocol):

@@ -20,8 +20,8 @@ from cm3kit.objectives import CausalBlocks, CausalMask, MaskedDiffusion
 from cm3kit.objectives.gaps import GapLaw
 from cm3kit.pipelines.layouts import put_back
 from cm3kit.rng import generator
-from cm3kit.training.questions import pack
-from cm3kit.types import Exercise, Fill
+from cm3kit.training.collate import pack
+from cm3kit.types import Example, Fill
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.vocab import Vocab
@@ -48,7 +48,7 @@ def blocks(size: int = SIZE, weight: float = 1.0, **how: Any) -> CausalBlocks:
     return CausalBlocks(VOCAB, size, inner=MaskedDiffusion(VOCAB, **how), causal_weight=weight)
 
 
-def halves(each: Exercise) -> tuple[int, list[int]]:
+def halves(each: Example) -> tuple[int, list[int]]:
     """How many ids of the noised copy there are, and the clean row as the model sees it."""
     assert each.noisy is not None and each.inputs is not None
     size = sum(each.noisy)
@@ -61,7 +61,7 @@ def net() -> Any:
     return build_backbone(shape, len(VOCAB))
 
 
-def scores(model: Any, each: Exercise, size: int = 160) -> Tensor:
+def scores(model: Any, each: Example, size: int = 160) -> Tensor:
     packed = pack([each], 1, size)
     mask_B1TT = block_mask(packed.documents_BT, packed.blocks_BT, packed.noisy_BT)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def scores(model: Any, each: Exercise, size: int = 160) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_clean_copy_is_the_row_of_cm3(seed: int) -> None:
-    (each,) = blocks().exercise(page(seed % 4), generator(seed), 300)
+    (each,) = blocks().make_example(page(seed % 4), generator(seed), 300)
     size, clean = halves(each)
     row = [id for id, run in groupby(clean) for id in ([id] if id == EOSS else run)]
     assert CausalMask(VOCAB, grid=GRID).unmask(row) == page(seed % 4)
@@ -94,7 +94,7 @@ def test_the_clean_copy_is_the_row_of_cm3(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_clean_copy_is_scored_as_the_causal_model_does(seed: int) -> None:
-    (each,) = blocks().exercise(page(seed), generator(seed), 300)
+    (each,) = blocks().make_example(page(seed), generator(seed), 300)
     size, clean = halves(each)
     model = net()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_the_clean_copy_is_scored_as_the_causal_model_does(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nobody_who_is_asked_for_a_slot_can_know_what_comes_from_there_on(seed: int) -> None:
-    (each,) = blocks(weighting="flat").exercise(page(seed), generator(seed), 300)
+    (each,) = blocks(weighting="flat").make_example(page(seed), generator(seed), 300)
     packed, size = pack([each], 1, len(each.ids)), sum(each.noisy or [])
     sees_TT = block_mask(packed.documents_BT, packed.blocks_BT, packed.noisy_BT)[0, 0].float()
     knows_TT = torch.linalg.matrix_power(sees_TT, 8) > 0  # through as many layers as one likes
@@ -122,7 +122,7 @@ def test_nobody_who_is_asked_for_a_slot_can_know_what_comes_from_there_on(seed: 
 
 def test_every_slot_is_asked_for_once_by_a_pair_and_once_on_average() -> None:
     for seed in range(20):
-        pair = blocks(pairs=True, weighting="flat", weight=0.0).exercise(page(), generator(seed), 300)
+        pair = blocks(pairs=True, weighting="flat", weight=0.0).make_example(page(), generator(seed), 300)
         size = sum(pair[0].noisy or [])
         slots = pair[0].places[:size] if pair[0].places else []
         asked = [
@@ -136,7 +136,7 @@ def test_every_slot_is_asked_for_once_by_a_pair_and_once_on_average() -> None:
     total, count = 0.0, 0
     rng = generator(1)
     for _ in range(1500):
-        (each,) = blocks(weight=0.0, law=GapLaw(all=1.0)).exercise(page(), rng, 300)
+        (each,) = blocks(weight=0.0, law=GapLaw(all=1.0)).make_example(page(), rng, 300)
         total, count = total + sum(each.weights), count + sum(each.noisy or [])
     assert total / count == pytest.approx(1, abs=0.03)
 
@@ -144,7 +144,7 @@ def test_every_slot_is_asked_for_once_by_a_pair_and_once_on_average() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_use_scores_slots_as_training_does(seed: int) -> None:
     """A board that is written up to a block gives the scores that the block had beside the clean copy."""
-    (each,) = blocks(drop=0.3).exercise(page(seed % 5), generator(seed), 300)
+    (each,) = blocks(drop=0.3).make_example(page(seed % 5), generator(seed), 300)
     size, clean = halves(each)
     model, places = net(), each.places or []
     trained_TV = scores(model, each)
@@ -165,11 +165,11 @@ def test_use_scores_slots_as_training_does(seed: int) -> None:
 def test_slices_keep_to_their_budget() -> None:
     long = page() * 6
     for seed in range(20):
-        for each in blocks(pairs=True).exercise(long, generator(seed), 120):
+        for each in blocks(pairs=True).make_example(long, generator(seed), 120):
             assert len(each.ids) <= 120 and sum(each.weights) > 0
             assert len(pack([each], 1, 120).documents_BT.unique()) <= 2
     with pytest.raises(ConfigError):
-        blocks().exercise(page(), generator(0), 16)
+        blocks().make_example(page(), generator(0), 16)
 
 
 def test_masked_positions_lie_behind_the_page() -> None:

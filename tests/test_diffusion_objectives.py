@@ -17,8 +17,8 @@ from cm3kit.objectives.gaps import LENGTHS, GapLaw
 from cm3kit.objectives.noise import EPSILON, schedule, times
 from cm3kit.pipelines.layouts import put_back
 from cm3kit.rng import generator
-from cm3kit.training.questions import pack
-from cm3kit.types import Exercise, Fill
+from cm3kit.training.collate import pack
+from cm3kit.types import Example, Fill
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.vocab import Vocab
@@ -206,13 +206,13 @@ def test_cutting_time_at_epsilon_costs_a_known_share() -> None:
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("linear", False), ("linear", True), ("cosine", True)])
-def test_exercises_estimate_the_bound_without_bias(name: str, pairs: bool) -> None:
+def test_examples_estimate_the_bound_without_bias(name: str, pairs: bool) -> None:
     nats = tables(1)
     objective = MaskedDiffusion(Vocab(60, 0), schedule=name, pairs=pairs, hides="all")
     rng, each_by = generator(0), 2 if pairs else 1
     samples = []
     for _ in range(100):
-        for each in objective.exercises([WORDS[:LENGTH]] * 100, rng, 20):
+        for each in objective.make_examples([WORDS[:LENGTH]] * 100, rng, 20):
             assert each.inputs is not None
             hidden = frozenset(at - 1 for at in range(1, 1 + LENGTH) if each.inputs[at] == MASK)
             samples.append(sum(each.weights[at + 1] * nats[at, hidden] for at in hidden))
@@ -229,11 +229,11 @@ def test_exercises_estimate_the_bound_without_bias(name: str, pairs: bool) -> No
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_model_hears_the_share_that_is_hidden_whatever_the_schedule(name: str) -> None:
     rng, t = generator(16), 0.3
-    first, second = masked(schedule=name, pairs=True).exercise(page(), t, rng, 90)
+    first, second = masked(schedule=name, pairs=True).make_example(page(), t, rng, 90)
     hidden = 1 - schedule[name].alpha(t)
     assert (first.time, second.time) == pytest.approx((hidden, 1 - hidden))
     inner = masked(schedule=name, hides="all")
-    (each,) = BlockDiffusion(VOCAB, block_size=40, inner=inner).exercise(WORDS[:30], rng, 90)
+    (each,) = BlockDiffusion(VOCAB, block_size=40, inner=inner).make_example(WORDS[:30], rng, 90)
     assert isinstance(each.time, list) and each.inputs is not None
     level = each.time[0]
     assert 0 <= level <= 1 and each.time == [level] * 32 + [0.0] * 32
@@ -246,12 +246,12 @@ def test_what_is_seen_does_not_tell_how_long_an_answer_is() -> None:
     seen = set()
     for count in (1, 2, 3):
         ids = [PIECE("<p>"), *WORDS[:count], PIECE("</p>")]
-        (each,) = masked(law=law).exercise(ids, 1.0, generator(17), 40)
+        (each,) = masked(law=law).make_example(ids, 1.0, generator(17), 40)
         seen.add(tuple(each.inputs or ()))
     assert seen == {(EOD, PIECE("<p>"), *[MASK] * 4, PIECE("</p>"), EOD)}
 
 
-def hidden_of(each: Exercise) -> list[bool]:
+def hidden_of(each: Example) -> list[bool]:
     assert each.inputs is not None
     return [seen == MASK and id != MASK for seen, id in zip(each.inputs, each.ids, strict=True)]
 
@@ -261,7 +261,7 @@ def test_ids_are_hidden_at_the_rate_of_the_schedule(name: str) -> None:
     objective = masked(schedule=name, hides="all")
     rng, t, ids = generator(2), 0.4, WORDS[:40]
     rate = 1 - schedule[name].alpha(t)
-    count = sum(sum(hidden_of(objective.exercise(ids, t, rng, 60)[0])) for _ in range(400))
+    count = sum(sum(hidden_of(objective.make_example(ids, t, rng, 60)[0])) for _ in range(400))
     spread = math.sqrt(400 * 40 * rate * (1 - rate)) + 1e-9
     assert abs(count - 400 * 40 * rate) < 4.5 * spread + 1
 
@@ -274,13 +274,13 @@ def test_times_hit_every_part_once() -> None:
 
 def test_what_is_given_and_padding_have_no_loss_and_no_gradient() -> None:
     rng = generator(3)
-    exercises = masked().exercises([page(pictures=2)] * 30, rng, 90)
-    for each in exercises:
+    examples = masked().make_examples([page(pictures=2)] * 30, rng, 90)
+    for each in examples:
         assert each.inputs is not None and each.noisy == [True] * len(each.ids)
         for seen, id, weight in zip(each.inputs, each.ids, each.weights, strict=True):
             assert (weight > 0) <= (seen == MASK)
             assert seen in (MASK, id)
-    packed = pack(exercises[:3], 2, 100)
+    packed = pack(examples[:3], 2, 100)
     logits_BTV = torch.zeros(2, 100, len(VOCAB), requires_grad=True)
     nats_BT = torch.nn.functional.cross_entropy(
         logits_BTV.transpose(1, 2), packed.targets_BT, reduction="none"
@@ -296,18 +296,18 @@ def test_answers_alone_are_noised_over_a_thousand_draws() -> None:
     objective = masked(law=GapLaw(all=0, picture=1, box=0, words=0, exact=1))
     given = [id for id in ids if id < VOCAB.image.start]
     for _ in range(1000):
-        (each,) = objective.exercise(ids, 1.0, rng, 60)
+        (each,) = objective.make_example(ids, 1.0, rng, 60)
         assert each.inputs is not None
         assert [id for id in each.inputs if id != MASK][1:-1] == given
 
 
 def test_norms_of_a_case_by_hand() -> None:
     def loss(norm: Any, nats: float = 2.0) -> float:
-        exercises = [
+        examples = [
             masked(hides="all", norm=norm)._ask(layout, hidden, 0.5, 2.0, lambda id: False, False)
             for layout, hidden in cases
         ]
-        packed = pack(exercises, 2, 8)
+        packed = pack(examples, 2, 8)
         return float((packed.weights_BT * nats).sum() / packed.mass)
 
     from cm3kit.objectives.gaps import Layout
@@ -325,7 +325,7 @@ def test_pairs_hide_every_id_of_a_gap_exactly_once() -> None:
     rng = generator(6)
     for name in SCHEDULES:
         for t in (0.01, 0.3, 0.9, 1.0):
-            first, second = masked(pairs=True, schedule=name).exercise(page(), t, rng, 80)
+            first, second = masked(pairs=True, schedule=name).make_example(page(), t, rng, 80)
             assert first.ids == second.ids
             slots = [a != b for a, b in zip(hidden_of(first), hidden_of(second), strict=True)]
             assert sum(slots) == sum(hidden_of(first)) + sum(hidden_of(second))
@@ -335,7 +335,7 @@ def test_pairs_hide_every_id_of_a_gap_exactly_once() -> None:
 
 def test_text_gaps_end_in_eoss_to_a_length_that_use_knows_and_pictures_never() -> None:
     rng, seen = generator(7), set()
-    for each in masked().exercises([page(words=5, pictures=2)] * 300, rng, 200):
+    for each in masked().make_examples([page(words=5, pictures=2)] * 300, rng, 200):
         for span in each.spans:
             answer = each.ids[span.start : span.stop]
             if answer[0] in VOCAB.image:
@@ -351,27 +351,27 @@ def test_text_gaps_end_in_eoss_to_a_length_that_use_knows_and_pictures_never() -
 
 
 @pytest.mark.parametrize("budget", [26, 27, 30, 33, 40])
-def test_exercises_keep_to_their_budget(budget: int) -> None:
+def test_examples_keep_to_their_budget(budget: int) -> None:
     rng = generator(budget)
-    for each in masked(pairs=True).exercises([page(words=5, pictures=2)] * 60, rng, budget):
+    for each in masked(pairs=True).make_examples([page(words=5, pictures=2)] * 60, rng, budget):
         assert len(each.ids) <= budget and any(hidden_of(each)) in (True, False)
         starts = {
             at for at, id in enumerate(each.ids) if id in VOCAB.image and each.ids[at - 1] not in VOCAB.image
         }
         assert all(set(each.ids[at : at + 6]) <= set(CODES) for at in starts)
     with pytest.raises(ConfigError):
-        masked().exercises([page()], rng, 2)
+        masked().make_examples([page()], rng, 2)
 
 
 def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() -> None:
     rng = generator(8)
-    for each in masked(drop=1.0).exercises([page(pictures=2)] * 20, rng, 120):
+    for each in masked(drop=1.0).make_examples([page(pictures=2)] * 20, rng, 120):
         assert each.inputs is not None
         gaps = {at for span in each.spans for at in range(span.start, span.stop)}
         for at, seen in enumerate(each.inputs):
             if at not in gaps:
                 assert (seen == MASK) == (each.ids[at] >= VOCAB.text.start) and not each.weights[at]
-    for each in BlockDiffusion(VOCAB, 8, inner=masked(drop=1.0)).exercises([page()] * 10, rng, 240):
+    for each in BlockDiffusion(VOCAB, 8, inner=masked(drop=1.0)).make_examples([page()] * 10, rng, 240):
         assert each.inputs is not None
         size = len(each.ids) // 2
         gaps = {at for span in each.spans for at in range(span.start, span.stop)}
@@ -383,7 +383,7 @@ def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() 
 
 def test_a_modality_is_hidden_whole_and_has_no_loss() -> None:
     rng, law, kinds = generator(9), GapLaw(all=1.0), set()
-    for each in masked(modality=1.0, law=law).exercises([page()] * 40, rng, 120):
+    for each in masked(modality=1.0, law=law).make_examples([page()] * 40, rng, 120):
         assert each.inputs is not None
         gaps = [at for span in each.spans for at in range(span.start, span.stop)]
         scored = {each.ids[at] >= VOCAB.image.start for at in gaps if each.weights[at]}
@@ -399,12 +399,12 @@ def test_a_modality_is_hidden_whole_and_has_no_loss() -> None:
 def test_only_so_many_ends_have_a_loss() -> None:
     rng = generator(10)
     law = GapLaw(all=1.0, exact=0)
-    for each in masked(ends=2, law=law).exercises([page()] * 30, rng, 200):
+    for each in masked(ends=2, law=law).make_examples([page()] * 30, rng, 200):
         for span in each.spans:
             ends = [at for at in range(span.start, span.stop) if each.ids[at] == EOSS]
             assert not any(each.weights[at] for at in ends[2:])
     blocks = BlockDiffusion(VOCAB, 64, low=0.99, inner=masked(ends=2, law=law))
-    for each in blocks.exercises([page()] * 10, rng, 200):
+    for each in blocks.make_examples([page()] * 10, rng, 200):
         for span in each.spans:
             ends = [at for at in range(span.start, span.stop) if each.ids[at] == EOSS]
             assert not any(each.weights[at] for at in ends[2:])
@@ -414,14 +414,14 @@ def test_only_so_many_ends_have_a_loss() -> None:
 def test_weights_by_modality_and_flat_ones() -> None:
     rng = generator(11)
     how = masked(weighting="flat", text_weight=0.5, image_weight=3.0, law=GapLaw(all=1.0))
-    for each in how.exercises([page()] * 20, rng, 120):
+    for each in how.make_examples([page()] * 20, rng, 120):
         for id, weight in zip(each.ids, each.weights, strict=True):
             assert weight in (0.0, 3.0 if id >= VOCAB.image.start else 0.5)
         assert each.mass == sum(hidden_of(each))
     blocks = BlockDiffusion(VOCAB, 8, inner=masked(weighting="flat", law=GapLaw(all=1.0)))
-    for each in blocks.exercises([page()] * 5, rng, 200):
+    for each in blocks.make_examples([page()] * 5, rng, 200):
         assert each.mass == sum(weight > 0 for weight in each.weights)
-    for each in masked(weighting="flat", modality=1.0, law=GapLaw(all=1.0)).exercises(
+    for each in masked(weighting="flat", modality=1.0, law=GapLaw(all=1.0)).make_examples(
         [page()] * 20, rng, 120
     ):
         # What is hidden for good is not asked for.
@@ -432,7 +432,7 @@ def test_ordered_pages_are_hidden_from_the_right_and_scored_near_what_is_shown()
     objective = masked(ordered=1.0, ahead=4, hides="all")
     seen = set()
     for seed in range(40):
-        each = objective.exercises([page()], generator(seed), 100)[0]
+        each = objective.make_examples([page()], generator(seed), 100)[0]
         hidden = [place for place, hide in enumerate(hidden_of(each)) if hide]
         assert hidden == list(range(hidden[0], len(each.ids) - 1))  # all but the `<eod>`
         assert [place for place, weight in enumerate(each.weights) if weight] == hidden[:4]
@@ -444,7 +444,7 @@ def test_ordered_pages_are_hidden_from_the_right_and_scored_near_what_is_shown()
         assert sum(each.weights) == pytest.approx(each.mass)
         seen.add(len(hidden))
     assert len(seen) > 12 and max(seen) == len(page())
-    some = masked(ordered=0.5, ahead=100, hides="all").exercises([page()] * 400, generator(0), 100)
+    some = masked(ordered=0.5, ahead=100, hides="all").make_examples([page()] * 400, generator(0), 100)
     prefixes = sum(hide == sorted(hide) for hide in (hidden_of(each)[1:-1] for each in some))
     assert 170 < prefixes < 260
     with pytest.raises(ConfigError, match="ordered"):
@@ -455,16 +455,16 @@ def test_ordered_pages_are_hidden_from_the_right_and_scored_near_what_is_shown()
 
 def test_shifted_targets_stand_one_place_earlier_when_packed() -> None:
     rng = generator(12)
-    exercises = masked(shift=True).exercises([page()] * 2, rng, 60)
-    packed = pack(exercises, 1, 120)
-    for number, each in enumerate(exercises, 1):
+    examples = masked(shift=True).make_examples([page()] * 2, rng, 60)
+    packed = pack(examples, 1, 120)
+    for number, each in enumerate(examples, 1):
         at = (packed.documents_BT[0] == number).nonzero()[:, 0]
         assert packed.targets_BT[0, at].tolist()[:-1] == each.ids[1:]
         assert packed.weights_BT[0, at].tolist() == pytest.approx([*each.weights[1:], 0.0])
         assert packed.times_BT[0, at].tolist() == pytest.approx([each.time] * len(at))
 
 
-def sees(each: Exercise) -> Tensor:
+def sees(each: Example) -> Tensor:
     packed = pack([each], 1, len(each.ids))
     return block_mask(packed.documents_BT, packed.blocks_BT, packed.noisy_BT)[0, 0]
 
@@ -472,7 +472,7 @@ def sees(each: Exercise) -> Tensor:
 def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
     rng, ids = generator(13), WORDS[:6]
     objective = BlockDiffusion(VOCAB, block_size=4)
-    (each,) = objective.exercise(ids, rng, 40)
+    (each,) = objective.make_example(ids, rng, 40)
     assert each.inputs is not None and each.places == [*range(8), *range(8)]
     assert each.ids[:8] == each.ids[8:] == each.inputs[8:] == [EOD, *ids, EOD]
     assert not any(each.weights[8:]) and each.shift is False
@@ -485,15 +485,17 @@ def test_block_diffusion_lays_the_noised_page_before_the_clean_one() -> None:
     ]
     assert not mask_QK[8:, :8].any()
     one, whole = (
-        BlockDiffusion(VOCAB, 1).exercise(ids, rng, 40)[0],
-        BlockDiffusion(VOCAB, 99).exercise(ids, rng, 40)[0],
+        BlockDiffusion(VOCAB, 1).make_example(ids, rng, 40)[0],
+        BlockDiffusion(VOCAB, 99).make_example(ids, rng, 40)[0],
     )
     assert torch.equal(sees(one)[8:, 8:], torch.ones(8, 8, dtype=torch.bool).tril())
     assert sees(whole)[:8, :8].all() and not sees(whole)[:8, 8:].any()
 
 
 def test_blocks_have_times_of_their_own_that_spread_evenly() -> None:
-    (each,) = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).exercise(WORDS[:14], generator(14), 60)
+    (each,) = BlockDiffusion(VOCAB, block_size=2, low=0.3, high=0.8).make_example(
+        WORDS[:14], generator(14), 60
+    )
     assert isinstance(each.time, list)
     levels = each.time[:16:2]
     assert each.time[:16] == [t for t in levels for _ in range(2)] and each.time[16:] == [0.0] * 16
@@ -508,7 +510,7 @@ def test_blocks_have_times_of_their_own_that_spread_evenly() -> None:
 def test_pairs_of_block_diffusion_hide_every_id_of_a_block_exactly_once() -> None:
     for name in SCHEDULES:
         inner = masked(hides="all", pairs=True, schedule=name)
-        first, second = BlockDiffusion(VOCAB, 4, inner=inner).exercise(WORDS[:14], generator(18), 60)
+        first, second = BlockDiffusion(VOCAB, 4, inner=inner).make_example(WORDS[:14], generator(18), 60)
         assert (
             isinstance(first.time, list) and isinstance(second.time, list) and first.inputs and second.inputs
         )
@@ -524,12 +526,12 @@ def test_hybrid_keeps_its_share_in_every_batch_and_in_the_long_run() -> None:
     objective = Hybrid(CausalMask(VOCAB, grid=GRID), masked(shift=True), share=0.3)
     rng, causal = generator(15), 0
     for _ in range(200):
-        made = objective.exercises([page()] * 7, rng, 120)
+        made = objective.make_examples([page()] * 7, rng, 120)
         count = sum(each.noisy is None for each in made)
         assert len(made) == 7 and count in (2, 3)
         causal += count
     assert causal / 1400 == pytest.approx(0.3, abs=0.02)
-    assert not objective.causal
+    assert objective.masks and [use.decoder for use in objective.uses(64)] == ["cm3", "diffusion"]
     with pytest.raises(ConfigError):
         Hybrid(CausalMask(VOCAB), masked(), share=1.5)
 
@@ -573,10 +575,10 @@ def test_masked_positions_are_in_place_and_answers_are_put_back() -> None:
         put_back(ids, laid, fills[:1])
 
 
-def test_exercises_depend_on_the_generator_alone() -> None:
+def test_examples_depend_on_the_generator_alone() -> None:
     for objective in (masked(pairs=True, drop=0.3, modality=0.3), BlockDiffusion(VOCAB, 4)):
         state = torch.get_rng_state()
-        first = objective.exercises([page()] * 5, generator(1), 90)
-        assert first == objective.exercises([page()] * 5, generator(1), 90)
-        assert first != objective.exercises([page()] * 5, generator(2), 90)
+        first = objective.make_examples([page()] * 5, generator(1), 90)
+        assert first == objective.make_examples([page()] * 5, generator(1), 90)
+        assert first != objective.make_examples([page()] * 5, generator(2), 90)
         assert torch.equal(state, torch.get_rng_state())

@@ -13,14 +13,15 @@ from canvases import at_most, flat_spans, lay_out
 from torch import Generator
 
 from cm3kit.objectives import CausalMask, Preset, SizeHints
+from cm3kit.objectives.causal_mask import CausalMaskSettings
+from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.objectives.hints import WIDTH, HintLaw
 from cm3kit.pipelines.causal import CausalFiller
 from cm3kit.pipelines.fillers import ModelContext
 from cm3kit.pipelines.folder import Defaults, as_trained
 from cm3kit.pipelines.kit import GenerateOptions, load
 from cm3kit.pipelines.layouts import put_back
-from cm3kit.pipelines.trained import NAME, Trained
-from cm3kit.training.questions import ObjectiveSettings, make_objective, trained_as
+from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Fill
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import PageError
@@ -92,7 +93,7 @@ def test_without_noise_the_size_itself_is_told() -> None:
     assert hints.ids(123_456) == [*[DIGITS[9]] * 4, HINT] and len(hints.ids(9999)) == WIDTH
 
 
-# ---------------------------------------------------------------- exercises
+# ---------------------------------------------------------------- examples
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -102,9 +103,9 @@ def test_hints_follow_sentinels_of_the_page_alone_and_weigh_nothing(preset: str)
     for _ in range(300):
         ids = page(chance)
         before = rng.get_state()
-        out = exact.exercise(ids, rng, 4000)
+        out = exact.make_example(ids, rng, 4000)
         rng.set_state(before)
-        bare = masking(preset, 0).exercise(ids, rng, 4000)
+        bare = masking(preset, 0).make_example(ids, rng, 4000)
         assert bare.spans == out.spans, "hints are drawn after the spans"
         expected, weights = list(bare.ids), list(bare.weights)
         low = min((id for id in bare.ids if id in VOCAB.sentinel_range), default=0)
@@ -122,13 +123,13 @@ def test_hints_follow_sentinels_of_the_page_alone_and_weigh_nothing(preset: str)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_exercise_with_hints_comes_back_and_keeps_to_its_budget(preset: str) -> None:
+def test_an_example_with_hints_comes_back_and_keeps_to_its_budget(preset: str) -> None:
     hinted, chance, rng = masking(preset), random.Random(3), generator(3)
     hints = 0
     for _ in range(400):
         ids = page(chance)
         budget = chance.choice([12, 30, 80, 1000])
-        out = hinted.exercise(ids, rng, budget)
+        out = hinted.make_example(ids, rng, budget)
         assert len(out.ids) <= budget and len(out.ids) == len(out.weights)
         hints += out.ids.count(HINT)
         if len(out.ids) == 1000 or budget == 1000:
@@ -139,21 +140,20 @@ def test_an_exercise_with_hints_comes_back_and_keeps_to_its_budget(preset: str) 
 def test_off_is_what_it_was(tmp_path: Path) -> None:
     tokenizer = TextTokenizer.train(["a red apple 12 times"], 300)
     vocab = Vocab(tokenizer.size, 64)
-    made = make_objective(ObjectiveSettings(), vocab, tokenizer, GRID)
+    parts = TokenizerParts(vocab, tokenizer, GRID)
+    made = CausalMask.build(CausalMaskSettings(), parts)
     assert isinstance(made, CausalMask) and made.hints is None
     chance = random.Random(4)
     for seed in range(50):
         ids = [id if id < vocab.text.stop else vocab.text.start for id in page(chance)]
-        one = made.exercise(ids, generator(seed), 60)
+        one = made.make_example(ids, generator(seed), 60)
         other = CausalMask(vocab, continues=tuple(tokenizer.continues), grid=GRID)
-        assert one == other.exercise(ids, generator(seed), 60) and HINT not in one.ids
-    Trained(window=64).save(tmp_path)
-    assert "hints" not in (tmp_path / NAME).read_text()
-    on = ObjectiveSettings(hints=HintLaw(share=0.8))
-    made = make_objective(on, vocab, tokenizer, GRID)
+        assert one == other.make_example(ids, generator(seed), 60) and HINT not in one.ids
+    on = CausalMaskSettings(hints=HintLaw(share=0.8))
+    made = CausalMask.build(on, parts)
     assert isinstance(made, CausalMask) and made.hints is not None
     assert tokenizer.decode([id - vocab.text.start for id in made.hints.digits]) == "0123456789"
-    trained_as(on, 64).save(tmp_path)
+    Trained(uses=made.uses(64)).save(tmp_path)
     trained = Trained.load(tmp_path)
     assert trained is not None and trained.hints and as_trained(Defaults(), trained).hints
     assert not as_trained(Defaults(hints=False), trained).hints
@@ -162,12 +162,12 @@ def test_off_is_what_it_was(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- pages
 
 
-def test_an_exercise_is_a_posed_page_that_wishes_for_its_sizes() -> None:
+def test_an_example_is_a_posed_page_that_wishes_for_its_sizes() -> None:
     exact, chance, rng = masking(Preset(), 1.0, 0.0), random.Random(5), generator(5)
     compared = 0
     for _ in range(200):
         ids = page(chance)
-        out = exact.exercise(ids, rng, 4000)
+        out = exact.make_example(ids, rng, 4000)
         gapped: list[int | Gap] = list(ids)
         for index, span in reversed(list(enumerate(out.spans))):
             whole = all(id in VOCAB.image for id in ids[span.start : span.stop])

@@ -21,7 +21,7 @@ from cm3kit.objectives.spans import clamped_poisson, count_law, truncated_poisso
 from cm3kit.objectives.units import cuts, policy, units, window
 from cm3kit.pipelines.layouts import LayoutParts, layout, put_back
 from cm3kit.registry import objective, span_law
-from cm3kit.types import Exercise, Fill, Span
+from cm3kit.types import Example, Fill, Span
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError, DataError, PageError
 from cm3kit_tokenizers.vocab import Vocab
@@ -86,8 +86,8 @@ def only(name: str, **changes: object) -> Preset:
     return replace(Preset(policies=((name, 1.0),)), **changes)  # type: ignore[arg-type]
 
 
-def hidden(ids: list[int], exercise: Exercise) -> list[list[int]]:
-    return [ids[span.start : span.stop] for span in exercise.spans]
+def hidden(ids: list[int], example: Example) -> list[list[int]]:
+    return [ids[span.start : span.stop] for span in example.spans]
 
 
 # ---------------------------------------------------------------- layout
@@ -131,7 +131,7 @@ def test_invariants(name: str) -> None:
     masked = 0
     for _ in range(800):
         ids = document(chance)
-        out = masking.exercise(ids, rng, 1000)
+        out = masking.make_example(ids, rng, 1000)
         n = len(out.spans)
         masked += n > 0
         assert masking.unmask(out.ids) == ids
@@ -163,7 +163,7 @@ def test_any_budget_is_kept_and_nothing_is_truncated(name: str) -> None:
     for _ in range(1500):
         ids, budget = document(chance), chance.randint(3, 60)
         try:
-            out = masking.exercise(ids, rng, budget)
+            out = masking.make_example(ids, rng, budget)
         except ConfigError as error:
             assert error.code == "too_long" and budget - 2 < GRID[0] * GRID[1]
             first = next((place for place in cuts(ids, VOCAB, CONTINUES) if place), 0)
@@ -195,7 +195,7 @@ def test_a_slice_ends_a_page_only_where_the_page_ends(masking: CausalMask | Next
     ids, rng = [TEXT + 1] * 30 + [TEXT + 2] * 30, generator(0)
     seen = set()
     for _ in range(300):
-        out = masking.exercise(ids, rng, 40).ids
+        out = masking.make_example(ids, rng, 40).ids
         seen.add((out[0] == VOCAB.eod, VOCAB.eod in out[1:]))
     assert seen == {(True, False), (False, True), (False, False)}
 
@@ -203,17 +203,17 @@ def test_a_slice_ends_a_page_only_where_the_page_ends(masking: CausalMask | Next
 def test_what_does_not_fit_is_refused() -> None:
     picture = [IMAGE + k for k in range(20)]
     for masking in (cm3("incoder"), NextToken(VOCAB)):
-        assert masking.exercise(picture, generator(0), 22).ids == [VOCAB.eod, *picture, VOCAB.eod]
+        assert masking.make_example(picture, generator(0), 22).ids == [VOCAB.eod, *picture, VOCAB.eod]
         for budget in (-1, 0, 2, 21):
             with pytest.raises(ConfigError, match=f"window of {budget} ids"):
-                masking.exercise(picture, generator(0), budget)
-        assert masking.exercise([], generator(0), 3).ids == [VOCAB.eod, VOCAB.eod]
+                masking.make_example(picture, generator(0), budget)
+        assert masking.make_example([], generator(0), 3).ids == [VOCAB.eod, VOCAB.eod]
 
 
-def test_the_same_seed_gives_the_same_exercises() -> None:
+def test_the_same_seed_gives_the_same_examples() -> None:
     masking, ids = cm3("recommended"), document(random.Random(5))
     first, second = (
-        [masking.exercise(ids, rng, 300) for _ in range(20)] for rng in (generator(9), generator(9))
+        [masking.make_example(ids, rng, 300) for _ in range(20)] for rng in (generator(9), generator(9))
     )
     assert first == second and len({tuple(each.ids) for each in first}) > 5
 
@@ -331,16 +331,16 @@ def test_every_law_holds_its_promise(law: str) -> None:
 def test_the_papers_spans_cover_37_percent() -> None:
     size, total, rng = 300, 6000, generator(7)
     masking, ids = CausalMask(VOCAB, "cm3-paper"), [TEXT + k for k in range(300)]
-    exercises = [masking.exercise(ids, rng, 1000) for _ in range(total)]
-    assert all(each.spans for each in exercises), "the paper leaves no document as it is"
-    covered = sum(s.stop - s.start for each in exercises for s in each.spans) / size / total
+    examples = [masking.make_example(ids, rng, 1000) for _ in range(total)]
+    assert all(each.spans for each in examples), "the paper leaves no document as it is"
+    covered = sum(s.stop - s.start for each in examples for s in each.spans) / size / total
     assert abs(covered - 0.37) < 0.015
-    single = [s.stop - s.start for each in exercises if len(each.spans) == 1 for s in each.spans]
+    single = [s.stop - s.start for each in examples if len(each.spans) == 1 for s in each.spans]
     # Ordered uniform ends: the length has density 2(1 − x), so P(length < x) = 1 − (1 − x)².
     for x in (0.1, 0.25, 0.5, 0.75):
         share = sum(length < x * size for length in single) / len(single)
         assert abs(share - (1 - (1 - x) ** 2)) < 0.025
-    counts = Counter(len(each.spans) for each in exercises)
+    counts = Counter(len(each.spans) for each in examples)
     assert chi_square(counts, {1: 0.7358, 2: 0.1839}, total) < 40
 
 
@@ -350,13 +350,13 @@ def test_the_papers_spans_cover_37_percent() -> None:
 def test_shares_left_unmasked(name: str, share: float) -> None:
     masking, rng = CausalMask(VOCAB, name), generator(8)
     ids = [TEXT + k % 400 for k in range(500)]
-    plain = sum(not masking.exercise(ids, rng, 2000).spans for _ in range(4000)) / 4000
+    plain = sum(not masking.make_example(ids, rng, 2000).spans for _ in range(4000)) / 4000
     assert abs(plain - share) < 0.025
 
 
 def test_fim_reads_the_suffix_first_in_half_the_masked_documents() -> None:
     masking, rng, ids = CausalMask(VOCAB, "fim"), generator(9), [TEXT + k for k in range(200)]
-    masked = [e for e in (masking.exercise(ids, rng, 1000) for _ in range(4000)) if e.spans]
+    masked = [e for e in (masking.make_example(ids, rng, 1000) for _ in range(4000)) if e.spans]
     suffix_first = [e for e in masked if e.spans[0].start == 0]
     assert abs(len(suffix_first) / len(masked) - 0.5) < 0.05
     out = suffix_first[0].ids
@@ -367,7 +367,7 @@ def test_the_base_of_sentinels_is_drawn() -> None:
     masking, rng = CausalMask(VOCAB, Preset(max_base=7)), generator(10)
     bases = Counter[int]()
     for _ in range(2000):
-        out = masking.exercise([TEXT + k for k in range(50)], rng, 99)
+        out = masking.make_example([TEXT + k for k in range(50)], rng, 99)
         bases[min(id for id in out.ids if id in SENTINELS) - SENTINELS.start] += 1
     assert set(bases) == set(range(8)) and chi_square(bases, dict.fromkeys(range(8), 0.125), 2000) < 30
 
@@ -400,7 +400,7 @@ def test_whole_units_are_hidden_whole(name: str) -> None:
     for _ in range(300):
         ids = document(chance)
         pool = policy[name].pool(units(ids, VOCAB, CONTINUES), GRID)
-        spans = masking.exercise(ids, rng, 1000).spans
+        spans = masking.make_example(ids, rng, 1000).spans
         assert set(spans) <= set(pool) and bool(spans) == (bool(pool) and len(ids) > 1)
         seen += len(spans) > 1
     assert seen > 10, "several units of one page"
@@ -410,7 +410,7 @@ def test_boxes_are_boxes() -> None:
     picture, rng, shapes = [IMAGE + k for k in range(20)], generator(12), Counter[tuple[int, int]]()
     masking = cm3(only("image_box", count="one"))
     for _ in range(600):
-        out = masking.exercise([TEXT + 1, *picture, TEXT + 2], rng, 1000)
+        out = masking.make_example([TEXT + 1, *picture, TEXT + 2], rng, 1000)
         places = sorted(place - 1 for span in out.spans for place in range(span.start, span.stop))
         rows, columns = {place // 5 for place in places}, {place % 5 for place in places}
         assert places == [row * 5 + column for row in sorted(rows) for column in sorted(columns)]
@@ -418,7 +418,7 @@ def test_boxes_are_boxes() -> None:
         assert len(out.spans) == (1 if len(columns) == 5 else len(rows))
         shapes[len(rows), len(columns)] += 1
     assert len(shapes) == 20, "every size"
-    assert not CausalMask(VOCAB, only("image_box")).exercise(picture, rng, 1000).spans, "no grid, no box"
+    assert not CausalMask(VOCAB, only("image_box")).make_example(picture, rng, 1000).spans, "no grid, no box"
 
 
 def test_policies_share_what_a_document_has() -> None:
@@ -427,7 +427,7 @@ def test_policies_share_what_a_document_has() -> None:
     assert abs(sum(weights.values()) - 1) < 1e-9
     preset = replace(PRESETS["recommended"], count="one", p_ar=0.0)
     value = [m("<img"), m(' alt="'), TEXT + 1, TEXT + 2, TEXT + 3, m('"'), m(">")]
-    spans = [cm3(preset).exercise(value, rng, 1000).spans for _ in range(3000)]
+    spans = [cm3(preset).make_example(value, rng, 1000).spans for _ in range(3000)]
     # Free spans fall on the value too, 1 of the 28 pairs of cuts, and runs of text, 1 of the 6 inside it.
     possible = weights["attribute_value"] + weights["free"] + weights["text_only"]
     expected = (weights["attribute_value"] + weights["free"] / 28 + weights["text_only"] / 6) / possible
@@ -437,7 +437,7 @@ def test_policies_share_what_a_document_has() -> None:
 def test_cm3leon_keeps_to_one_side_of_a_picture() -> None:
     ids = [TEXT + 1] * 9 + [IMAGE + k for k in range(20)] + [TEXT + 2] * 9
     rng = generator(14)
-    spans = [s for _ in range(500) for s in cm3("cm3leon").exercise(ids, rng, 1000).spans]
+    spans = [s for _ in range(500) for s in cm3("cm3leon").make_example(ids, rng, 1000).spans]
     assert len(spans) > 200 and Span(9, 29) in spans
     assert all(s.stop <= 9 or (s.start, s.stop) == (9, 29) or s.start >= 29 for s in spans)
 
@@ -478,13 +478,13 @@ def test_damage_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", ["recommended", "cm3-paper"])
-def test_an_exercise_is_a_posed_page_with_its_answers(name: str) -> None:
+def test_an_example_is_a_posed_page_with_its_answers(name: str) -> None:
     masking = cm3(replace(PRESETS[name], p_ar=0.0))
     chance, rng = random.Random(15), generator(15)
     compared = 0
     for _ in range(400):
         ids = document(chance)
-        out = masking.exercise(ids, rng, 1000)
+        out = masking.make_example(ids, rng, 1000)
         if not out.spans:
             continue
         gapped: list[int | Gap] = list(ids)
@@ -555,16 +555,12 @@ def test_settings_are_checked() -> None:
     for make, message in wrong:
         with pytest.raises(ConfigError, match=message):
             make()
-    assert (
-        CausalMask(VOCAB, grid=GRID).image_length == 20
-        and CausalMask(VOCAB).causal
-        and NextToken(VOCAB).causal
-    )
+    assert CausalMask(VOCAB, grid=GRID).image_length == 20 and not NextToken(VOCAB).masks
 
 
 def test_next_token_continues_a_page() -> None:
-    plain = NextToken(VOCAB, image_length=20)
-    assert plain.exercise([TEXT, TEXT + 1], generator(0), 9) == Exercise(
+    plain = NextToken(VOCAB)
+    assert plain.make_example([TEXT, TEXT + 1], generator(0), 9) == Example(
         [VOCAB.eod, TEXT, TEXT + 1, VOCAB.eod], [0.0, 1.0, 1.0, 1.0]
     )
     page: list[int | Gap] = [TEXT, Gap(0, "image")]
@@ -589,5 +585,5 @@ def test_next_token_continues_a_page() -> None:
 
 def test_no_global_random_numbers_are_used() -> None:
     before = torch.random.get_rng_state()
-    cm3("recommended").exercise(document(random.Random(1)), generator(0), 50)
+    cm3("recommended").make_example(document(random.Random(1)), generator(0), 50)
     assert torch.equal(before, torch.random.get_rng_state())

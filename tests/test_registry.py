@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from torch import Generator
 
-from cm3kit import registry
-from cm3kit.registry import Registry, load_installed_plugins, load_plugin, span_law
+from cm3kit import plugins
+from cm3kit.plugins import load_file
+from cm3kit.registry import Registry, span_law
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 PLUGIN = """
@@ -63,15 +64,15 @@ def test_a_plugin_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(span_law, "_items", dict(span_law._items))
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.format(name="test-first"))
-    load_plugin(path)
+    load_file(path)
     spans = span_law["test-first"](1, 9, Generator())
     assert spans is not None and (spans[0].start, spans[0].stop) == (0, 1)
     with pytest.raises(ConfigError, match="registered already"):
-        load_plugin(path)
+        load_file(path)
     assert "cm3kit_plugin_mine" not in sys.modules
     for wrong in (tmp_path / "absent.py", tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(Cm3kitError, match="not a Python file"):
-            load_plugin(wrong)
+            load_file(wrong)
 
 
 def test_installed_plugins_come_from_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +83,8 @@ def test_installed_plugins_come_from_entry_points(tmp_path: Path, monkeypatch: p
     def installed(group: str) -> list[EntryPoint]:
         return [EntryPoint("mine", "cm3kit_installed_mine", group)] if group == "cm3kit" else []
 
-    monkeypatch.setattr(registry, "entry_points", installed)
-    load_installed_plugins()
+    monkeypatch.setattr(plugins, "entry_points", installed)
+    monkeypatch.setattr(plugins, "_LOADED", set())
+    for _ in range(2):
+        plugins.load()
     assert "test-installed" in span_law

@@ -34,13 +34,13 @@ from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import newest, verify
 from cm3kit.rng import generator
 from cm3kit.training import run as train_kind
+from cm3kit.training.collate import pack
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.log import forget_after
 from cm3kit.training.loop import LoopSettings, Progress, Task, schedule, train
-from cm3kit.training.questions import pack
 from cm3kit.training.run import recipe_path, shipped_recipes
 from cm3kit.training.vqgan import CodebookSettings, VqganRecipe, VqganTask
-from cm3kit.types import Exercise
+from cm3kit.types import Example
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
@@ -121,7 +121,7 @@ def toy_vqgan(corpus: Path, **changes: Any) -> Task:
     return VqganTask(VqganRecipe(**settings | changes))
 
 
-def toy_decoder(corpus: Path, dropout: float = 0.1, objective: str = "cm3", **changes: Any) -> DecoderTask:
+def toy_decoder(corpus: Path, dropout: float = 0.1, objective: Any = "cm3", **changes: Any) -> DecoderTask:
     shape = BackboneConfig(
         hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=16, dropout=dropout
     )
@@ -133,7 +133,7 @@ def toy_decoder(corpus: Path, dropout: float = 0.1, objective: str = "cm3", **ch
         backbone=shape,
         loop=LOOP,
         previews=("red",),
-        objective={"name": objective},
+        objective={"name": objective} if isinstance(objective, str) else objective,
         **changes,
     )
     return DecoderTask(recipe, corpus / "cache")
@@ -427,20 +427,20 @@ def test_the_rate_warms_up_and_falls_on_a_cosine(steps: int, warmup: float, fina
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
 
 
-def exercise(size: int, seed: int) -> Exercise:
+def make_example(size: int, seed: int) -> Example:
     rng = generator(seed)
     ids = torch.randint(1, 40, (size,), generator=rng).tolist()
-    return Exercise(ids, torch.randint(0, 3, (size,), generator=rng).float().tolist())
+    return Example(ids, torch.randint(0, 3, (size,), generator=rng).float().tolist())
 
 
-def test_packing_keeps_exercises_whole_and_apart() -> None:
-    exercises = [exercise(size, size) for size in (10, 7, 10, 5, 6, 16, 3, 2)]
-    packed = pack(exercises, rows=2, window=16)
+def test_packing_keeps_examples_whole_and_apart() -> None:
+    examples = [make_example(size, size) for size in (10, 7, 10, 5, 6, 16, 3, 2)]
+    packed = pack(examples, rows=2, window=16)
     placed = sorted(set(packed.documents_BT.flatten().tolist()) - {0})
     assert placed == [1, 2, 4, 5, 7]  # another 10, 16 and 2 find no room
     for number in placed:
         rows, columns = (packed.documents_BT == number).nonzero(as_tuple=True)
-        given = exercises[number - 1]
+        given = examples[number - 1]
         assert len(set(rows.tolist())) == 1 and columns.tolist() == list(
             range(int(columns[0]), int(columns[0]) + len(given.ids))
         )
@@ -453,18 +453,18 @@ def test_packing_keeps_exercises_whole_and_apart() -> None:
 
 def test_the_packed_loss_is_that_of_the_documents_alone(corpus: Path) -> None:
     task = toy_decoder(corpus, dropout=0.0)
-    exercises = [exercise(size, size) for size in (20, 13, 9, 30, 2, 11)]
-    packed = pack(exercises, rows=2, window=48)
+    examples = [make_example(size, size) for size in (20, 13, 9, 30, 2, 11)]
+    packed = pack(examples, rows=2, window=48)
     with torch.no_grad():
         loss, figures = task.loss(task.model, packed, 0, generator(0))
         total = weight = 0.0
-        for each in exercises:
+        for each in examples:
             logits_TV = task.model.backbone(input_ids=torch.tensor([each.ids])).logits[0, :-1]
             nats = F.cross_entropy(logits_TV, torch.tensor(each.ids[1:]), reduction="none")
             total += float((nats * torch.tensor(each.weights[1:])).sum())
             weight += sum(each.weights[1:])
     assert float(loss) == pytest.approx(total / weight, abs=1e-5)
-    assert figures["filled"] == pytest.approx(sum(len(each.ids) for each in exercises) / 96)
+    assert figures["filled"] == pytest.approx(sum(len(each.ids) for each in examples) / 96)
 
 
 def test_frozen_codes_keep_every_id(tmp_path: Path, corpus: Path) -> None:
@@ -613,7 +613,7 @@ def test_open_slots_that_are_unseen_in_training_are_so_in_use(tmp_path: Path, co
     assert len(places_T) and torch.allclose(-picked_M, nats_T[places_T], atol=1e-3)
     task.export(task.model, tmp_path)
     trained = Trained.load(tmp_path)
-    assert trained is not None and trained.unseen
+    assert trained is not None and trained.uses[0].isolated_masks
     with pytest.raises(ConfigError, match="block-diffusion"):
         toy_decoder(corpus, objective="block-diffusion", masks="unseen")
 
@@ -639,23 +639,20 @@ def test_previews_are_drawn_by_the_decoder_that_is_trained(
             kits.append(self)
 
     monkeypatch.setattr("cm3kit.training.preview.Kit", Seen)
-    task = toy_decoder(corpus, dropout=0.0, objective=objective)
-    how = task.recipe.objective.diffusion.model_copy(update={"shift": True, "block_size": 4})
-    asked = task.recipe.objective.model_copy(update={"diffusion": how})
-    task.recipe = task.recipe.model_copy(update={"objective": asked})
+    how: dict[str, Any] = {} if objective == "block-diffusion" else {"shift": True}
+    how |= {"block_size": block} if block else {}
+    task = toy_decoder(corpus, dropout=0.0, objective={"name": objective, "diffusion": how})
     task.preview(task.model, tmp_path / "step")
     assert (tmp_path / "step.png").exists() and (tmp_path / "step.html").exists()
     defaults = kits[0].parts.defaults
-    layout = "behind" if objective == "causal-blocks" else "page"
     window = 64 if block else 128  # a row of blocks holds a page twice
     shift = objective != "block-diffusion"
     assert (defaults.decoders, defaults.diffusion.shift, defaults.window) == (decoders, shift, window)
     assert defaults.diffusion.trained_block == defaults.diffusion.image.block_size == block
     task.export(task.model, tmp_path)
     trained = Trained.load(tmp_path)
-    assert trained == Trained.model_validate(
-        {"window": window, "decoders": decoders, "shift": shift, "trained_block": block, "layout": layout}
-    )
+    assert trained is not None and trained.uses == task.objective.uses(128)
+    assert trained.decoders == decoders and trained.window == window
 
 
 def test_a_converted_model_starts_from_the_mean_mask_embedding(tmp_path: Path, corpus: Path) -> None:

@@ -103,7 +103,7 @@ def test_the_end_of_a_filling_is_counted_where_it_is_likeliest(corpus: Path) -> 
     documents = made.documents.ids
     found = validate(backbone, made.objective, documents, tokenizer, image, 160, rounds=1, seed=3)
     hits = ends = nats = spanned = 0.0
-    for each in made.objective.exercises(documents, generator(3), 160):
+    for each in made.objective.make_examples(documents, generator(3), 160):
         with torch.no_grad():
             logits = backbone(torch.tensor([each.ids])).logits[0]
         first = next(

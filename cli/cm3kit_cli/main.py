@@ -8,12 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 from typer.main import get_command
 
+from cm3kit import plugins
 from cm3kit_cli import (
     config,
     data,
@@ -31,7 +33,7 @@ from cm3kit_cli import (
 )
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
-from cm3kit_cli.options import with_synonyms_spelt_out
+from cm3kit_cli.options import with_synonyms_spelt_out, without_plugins
 from cm3kit_cli.render import Failure, Reply, show, show_failure, version
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -67,17 +69,26 @@ def main(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE", help="A Python file that registers more parts; repeatable."),
+    ] = None,
 ) -> None:
     """Web pages whose pictures are tokens: generate them, and fill the gaps in them."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 3 (run it again), 130 or 143."""
-    arguments = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv)) or ["--help"]
+    given = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv))
+    given, files = without_plugins(given)
+    arguments = given or ["--help"]
     command, as_json = _command_of(arguments), "--json" in arguments
     terminated: list[int] = []
     try:
         with _sigterm_interrupts(terminated):
+            if files and not {"--help", "--version"} & set(arguments):
+                plugins.add(files)
+                plugins.load()
             answer = get_command(app).main(args=arguments, prog_name="cm3kit", standalone_mode=False)
             if isinstance(answer, Reply):
                 show(answer, command, as_json)

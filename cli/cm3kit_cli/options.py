@@ -37,6 +37,23 @@ def with_synonyms_spelt_out(arguments: list[str]) -> list[str]:
     return spelt + arguments[end:]
 
 
+def without_plugins(arguments: list[str]) -> tuple[list[str], list[Path]]:
+    """The arguments without `--plugin FILE`, which may stand before or behind the command, and the files."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    kept: list[str] = []
+    files: list[Path] = []
+    rest = iter(arguments[:end])
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != "--plugin":
+            kept.append(argument)
+        elif equals or (value := next(rest, "")):
+            files.append(Path(value))
+        else:
+            kept.append(argument)  # which is refused for want of a value
+    return kept + arguments[end:], files
+
+
 def finite(value: float | None) -> float | None:
     """Refuse `nan` and `inf`, which Python's `float` reads as numbers."""
     if value is not None and not math.isfinite(value):

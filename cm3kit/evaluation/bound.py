@@ -10,8 +10,8 @@ from torch import nn
 
 from cm3kit.objectives import MaskedDiffusion
 from cm3kit.rng import generator
+from cm3kit.training.collate import pack
 from cm3kit.training.decoder import DecoderTask
-from cm3kit.training.questions import pack
 
 
 @torch.no_grad()
@@ -38,21 +38,21 @@ def bits_per_id(
     totals = {"image": [0.0, 0.0], "text": [0.0, 0.0]}
     window, rng = task.recipe.window, generator(seed)
     for _ in range(rounds):
-        exercises = objective.exercises(documents, rng, window)
-        while exercises:
-            packed = pack(exercises, rows, window)
+        examples = objective.make_examples(documents, rng, window)
+        while examples:
+            packed = pack(examples, rows, window)
             placed = set(packed.documents_BT.flatten().tolist())
             nats_BT = task.nats(model, packed, task.recipe.loop.steps, rng)
             image_BT = packed.targets_BT >= task.vocab.image.start
             for kind, of_BT in (("image", image_BT), ("text", ~image_BT)):
                 totals[kind][0] += float((nats_BT * packed.weights_BT * of_BT).sum())
             for number in placed - {0}:
-                each = exercises[number - 1]
+                each = examples[number - 1]
                 gaps = [place for span in each.spans for place in range(span.start, span.stop)]
                 images = sum(each.ids[place] >= task.vocab.image.start for place in gaps)
                 totals["image"][1] += images
                 totals["text"][1] += len(gaps) - images
-            exercises = [each for number, each in enumerate(exercises, 1) if number not in placed]
+            examples = [each for number, each in enumerate(examples, 1) if number not in placed]
     (image, images), (text, texts) = totals["image"], totals["text"]
     scale = 1 / math.log(2)
     return {

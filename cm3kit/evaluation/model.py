@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
+import cm3kit.objectives  # noqa: F401  (they register themselves)
 from cm3kit.data.web.loader import INDEX, TokenShards
-from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, MaskedDiffusion
+from cm3kit.objectives.contract import Objective, TokenizerParts, read_settings
 from cm3kit.pipelines.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
 from cm3kit.pipelines.kit import resolve_device
+from cm3kit.registry import objective
 from cm3kit.training.validation import Documents, held_documents, spread, validate
-from cm3kit.types import Objective
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.sequence import PageTokenizer
 
@@ -38,10 +41,12 @@ def evaluate(
     tokenizer = PageTokenizer(parts.text, parts.vocab)
     documents = _documents(data, parts, tokenizer, split, limit)
     out: dict[str, float] = {"documents": len(documents), "tokens": sum(map(len, documents))}
-    for backbone, objective in _decoders(parts):
+    for backbone, scored, isolated in _decoders(parts):
+        # A packed row holds every page so many times.
+        row = parts.defaults.window * scored.copies
         out |= validate(
-            backbone.to(resolve_device(device)), objective, documents, tokenizer, parts.image, _row(parts, objective),
-            rows=rows, rounds=rounds, seed=seed, unseen=parts.defaults.diffusion.unseen,
+            backbone.to(resolve_device(device)), scored, documents, tokenizer, parts.image, row,
+            rows=rows, rounds=rounds, seed=seed, unseen=isolated,
         )  # fmt: skip
     return out
 
@@ -60,24 +65,21 @@ def _documents(data: Path, parts: Parts, tokenizer: PageTokenizer, split: str, l
     return found
 
 
-def _decoders(parts: Parts) -> list[tuple[PreTrainedModel, Objective]]:
-    defaults, continues = parts.defaults, tuple(parts.text.continues)
-    out: list[tuple[PreTrainedModel, Objective]] = []
+def _decoders(parts: Parts) -> list[tuple[PreTrainedModel, Objective, bool]]:
+    """Weights of each decoder, the objective that scores it, and whether its masked positions are isolated."""
+    defaults = parts.defaults
+    out: list[tuple[PreTrainedModel, Objective, bool]] = []
     if "cm3" in defaults.decoders:
-        causal = CausalMask(parts.vocab, defaults.preset, continues=continues, grid=parts.image.grid)
-        out.append((parts.backbone, causal))
+        asked = defaults.objective or {"name": "cm3", "preset": defaults.preset}
+        out.append((parts.backbone, _objective(parts, asked), False))
     if DIFFUSION in defaults.decoders:
         how = defaults.diffusion
-        masked = MaskedDiffusion(parts.vocab, continues=continues, grid=parts.image.grid, shift=how.shift)
-        blocks = how.trained_block
-        asked: Objective = masked
-        if blocks is not None:
-            kind = CausalBlocks if how.layout == "behind" else BlockDiffusion
-            asked = kind(parts.vocab, blocks, inner=masked)
-        out.append((diffusion_backbone(parts), asked))
+        out.append((diffusion_backbone(parts), _objective(parts, how.objective), how.isolated_masks))
     return out
 
 
-def _row(parts: Parts, objective: Objective) -> int:
-    """Length of a packed row; block-wise, one holds every page twice."""
-    return parts.defaults.window * (2 if isinstance(objective, BlockDiffusion | CausalBlocks) else 1)
+def _objective(parts: Parts, asked: Mapping[str, Any]) -> Objective:
+    settings = read_settings(asked)
+    known = TokenizerParts(parts.vocab, parts.text, parts.image.grid)
+    made: Objective = objective[settings.name].build(settings, known)
+    return made

@@ -30,14 +30,17 @@ from transformers.utils import logging
 from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
+from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import ModelError
 
 Attention = Literal["causal", "full"] | Tensor | BlockMask
 
-FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
+Family = tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]
+"""Makes a configuration from Llama's keywords, and a causal language model of transformers from that."""
+
+families: Registry[Family] = Registry("backbone family")
+families("llama")((LlamaConfig, LlamaForCausalLM))
+families("qwen3")((Qwen3Config, Qwen3ForCausalLM))
 
 SHARD = "15MB"  # of a file of weights
 
@@ -49,7 +52,7 @@ class BackboneConfig(Settings):
     deviation of the initial weights.
     """
 
-    family: Literal["llama", "qwen3"] = "llama"
+    family: str = "llama"
     hidden_size: int = Field(default=256, ge=8)
     layers: int = Field(default=8, ge=1)
     heads: int = Field(default=4, ge=1)
@@ -77,7 +80,7 @@ def build_backbone(config: BackboneConfig, vocab_size: int) -> PreTrainedModel:
     Returns:
         A causal language model of transformers in fp32 and in eval mode.
     """
-    make_config, make_model = FAMILIES[config.family]
+    make_config, make_model = families[config.family]
     hf_config = make_config(
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
@@ -253,7 +256,7 @@ def _takes_is_causal(model: PreTrainedModel) -> bool:
     Some families of transformers do not read `is_causal`, and layers that see a window make a causal mask of their
     own; both would stay causal and say nothing.
     """
-    return model.config.model_type in FAMILIES and getattr(model.config, "sliding_window", None) is None
+    return model.config.model_type in families and getattr(model.config, "sliding_window", None) is None
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:

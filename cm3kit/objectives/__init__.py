@@ -1,4 +1,7 @@
-"""How clean documents become questions; importing this names the objectives in the registry."""
+"""How clean documents become examples; importing this registers every objective of this folder."""
+
+from importlib import import_module
+from pkgutil import iter_modules
 
 from cm3kit.objectives.block_diffusion import BlockDiffusion
 from cm3kit.objectives.causal_blocks import CausalBlocks
@@ -20,3 +23,6 @@ __all__ = [
     "Preset",
     "SizeHints",
 ]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -7,17 +7,20 @@ swapped). A block as long as the page is masked diffusion, blocks of one id are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Generator
 
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
 from cm3kit.objectives.gaps import Layout
-from cm3kit.objectives.masked_diffusion import MaskedDiffusion
+from cm3kit.objectives.masked_diffusion import DiffusionSettings, MaskedDiffusion
 from cm3kit.objectives.noise import EPSILON, times
 from cm3kit.registry import objective
-from cm3kit.types import Exercise
+from cm3kit.types import Example
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -30,6 +33,21 @@ def check_blocks(size: int, low: float, high: float) -> None:
             " and times are in order in [0, 1].",
             code="bad_config",
         )
+
+
+class BlockSettings(DiffusionSettings):
+    """Those of masked diffusion, and `block_size`, `low` and `high` of `BlockDiffusion`."""
+
+    block_size: int = Field(16, ge=1)
+    low: float = Field(1e-3, ge=0, lt=1)
+    high: float = Field(1.0, gt=0, le=1)
+
+
+class BlockDiffusionSettings(ObjectiveSettings):
+    """What is masked, in which blocks, and how it weighs."""
+
+    name: str = "block-diffusion"
+    diffusion: BlockSettings = BlockSettings()
 
 
 @objective("block-diffusion")
@@ -45,6 +63,10 @@ class BlockDiffusion:
         ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` has a shift
             (the place before a block's first one sees nothing of the block) or is `ordered`.
     """
+
+    Settings: ClassVar[type[ObjectiveSettings]] = BlockDiffusionSettings
+    copies: ClassVar[int] = 2
+    masks: ClassVar[bool] = True
 
     vocab: Vocab
     block_size: int = 16
@@ -67,19 +89,35 @@ class BlockDiffusion:
             )
         object.__setattr__(self, "_inner", self.inner or MaskedDiffusion(self.vocab, hides="all"))
 
-    @property
-    def causal(self) -> bool:
-        """Ids of a block look at one another."""
-        return False
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """See `Objective`."""
+        how, inner = settings.diffusion, MaskedDiffusion.build(settings, parts)
+        return cls(parts.vocab, how.block_size, how.low, how.high, inner)
 
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
-        """The exercises of each document."""
-        return [each for ids in documents for each in self.exercise(ids, rng, budget)]
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """In place, block by block."""
+        asked = {"name": "block-diffusion", "diffusion": {"block_size": self.block_size}}
+        return (
+            Use(
+                decoder="diffusion", layout="in-place", attention="full", window=window // 2,
+                block_size=self.block_size, cache="exact", objective=asked,
+            ),
+        )  # fmt: skip
 
-    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Exercise]:
+    def validation(self) -> Mapping[str, Objective]:
+        """The evidence bound."""
+        inner = None if self.inner is None else self.inner.exact()
+        return {"bound_": BlockDiffusion(self.vocab, self.block_size, inner=inner)}
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
+        """The examples of each document."""
+        return [each for ids in documents for each in self.make_example(ids, rng, budget)]
+
+    def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Example]:
         """The noised and the clean copy of one document, or of a slice, in at most `budget` ids together.
 
-        With `inner.pairs` a second exercise hides in every block what the first one shows.
+        With `inner.pairs` a second example hides in every block what the first one shows.
 
         Raises:
             ConfigError: half of `budget` is under 3, or a picture that is all there is does not fit into it.
@@ -107,7 +145,7 @@ class BlockDiffusion:
         hidden_T: list[bool],
         spread_T: list[float],
         level_T: list[float],
-    ) -> Exercise:
+    ) -> Example:
         """Hide these places where they may be asked for: each has its block's noise level and weight."""
         inner, (clean_T, asked_T), size = self._inner, shown, len(layout.ids)
         noised_T, weights_T, scored_T = list(clean_T), [0.0] * size, inner.scored(layout)
@@ -122,7 +160,7 @@ class BlockDiffusion:
         mass = float(sum(now_T) if inner.weighting == "flat" else maskable) if inner.norm == "token" else 1.0
         places = list(range(size))
         blocks = [place // self.block_size for place in places]
-        return Exercise(
+        return Example(
             [*layout.ids, *layout.ids], [*weights_T, *[0.0] * size], layout.answers,
             [*noised_T, *clean_T], [*blocks, *blocks], [*[True] * size, *[False] * size], [*places, *places],
             time=[*spread_T, *[0.0] * size], shift=False, mass=mass,

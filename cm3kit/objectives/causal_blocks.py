@@ -12,26 +12,43 @@ copy looks both ways inside a block; SDAR, arXiv:2510.06303). In use finished bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Generator
 
-from cm3kit.objectives.block_diffusion import check_blocks
+from cm3kit.objectives.block_diffusion import BlockSettings, check_blocks
 from cm3kit.objectives.causal_mask import halves
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
 from cm3kit.objectives.gaps import Layout, draw_gaps, lay_out
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
+from cm3kit.objectives.next_token import NextToken
 from cm3kit.objectives.noise import EPSILON, times
 from cm3kit.objectives.units import cuts, too_small, window
 from cm3kit.registry import objective
-from cm3kit.types import Exercise, Span
+from cm3kit.types import Example, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
 # A page that is sliced leaves room for so many gaps, each of which adds its sentinel twice and an end.
 GAPS = 6
+
+
+class CausalBlockSettings(BlockSettings):
+    """Those of block diffusion, and `causal_weight` of `CausalBlocks`."""
+
+    causal_weight: float = Field(1.0, ge=0)
+
+
+class CausalBlocksSettings(ObjectiveSettings):
+    """What is masked, in which blocks, and how it weighs."""
+
+    name: str = "causal-blocks"
+    diffusion: CausalBlockSettings = CausalBlockSettings()
 
 
 @objective("causal-blocks")
@@ -49,6 +66,10 @@ class CausalBlocks:
         ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` hides whole
             pages or is `ordered`.
     """
+
+    Settings: ClassVar[type[ObjectiveSettings]] = CausalBlocksSettings
+    copies: ClassVar[int] = 2
+    masks: ClassVar[bool] = True
 
     vocab: Vocab
     block_size: int = 8
@@ -68,19 +89,37 @@ class CausalBlocks:
             )
         object.__setattr__(self, "_inner", replace(inner, shift=True))
 
-    @property
-    def causal(self) -> bool:
-        """Ids of a block look at one another."""
-        return False
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """See `Objective`."""
+        how, inner = settings.diffusion, MaskedDiffusion.build(settings, parts)
+        return cls(parts.vocab, how.block_size, how.low, how.high, inner, how.causal_weight)
 
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
-        """The exercises of each document."""
-        return [each for ids in documents for each in self.exercise(ids, rng, budget)]
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """Behind the page: block by block, or from left to right."""
+        asked = {"name": "causal-blocks", "diffusion": {"block_size": self.block_size, "shift": True}}
+        return (
+            Use(
+                decoder="diffusion", attention="full", window=window // 2, shift=True, block_size=self.block_size,
+                cache="causal", objective=asked,
+            ),
+            Use(window=window // 2, objective={"name": "cm3"}),
+        )  # fmt: skip
 
-    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Exercise]:
+    def validation(self) -> Mapping[str, Objective]:
+        """The page as it stands, and the evidence bound."""
+        inner = None if self.inner is None else self.inner.exact()
+        blocks = CausalBlocks(self.vocab, self.block_size, inner=inner, causal_weight=0.0)
+        return {"": NextToken(self.vocab, self._inner.continues), "bound_": blocks}
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
+        """The examples of each document."""
+        return [each for ids in documents for each in self.make_example(ids, rng, budget)]
+
+    def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Example]:
         """One document, or a slice, in at most `budget` ids: the blocks of its gaps, and the row of cm3.
 
-        With `inner.pairs` a second exercise hides in every block what the first one shows.
+        With `inner.pairs` a second example hides in every block what the first one shows.
 
         Raises:
             ConfigError: half of `budget` is too little for a slice, or for a picture that is all there is.
@@ -141,7 +180,7 @@ class CausalBlocks:
         hidden: dict[int, bool],
         spread: dict[int, float],
         level: dict[int, float],
-    ) -> Exercise:
+    ) -> Example:
         """Hide these slots where they may be asked for; the first one of a block is scored in the clean copy."""
         inner, (clean_T, asked_T), scored_T = self._inner, shown, self._inner.scored(layout)
         places = [place for block in blocks for place in range(block.start, block.stop)]
@@ -161,7 +200,7 @@ class CausalBlocks:
         inputs = [self.vocab.mask if hidden[place] else clean_T[place] for place in places]
         size, mass = len(layout.ids), None if inner.norm == "token" else 1.0
         ends = accumulate((each.stop - each.start for each in layout.answers), initial=0)
-        return Exercise(
+        return Example(
             [*(layout.ids[place] for place in places), *layout.ids],
             [*(weights[place] for place in places), *causal_T],
             tuple(Span(start, stop) for start, stop in pairwise(ends)),

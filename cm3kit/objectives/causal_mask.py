@@ -12,18 +12,22 @@ sec. 2.2 does). Where the preset ends spans by `<eod>` alone, that id follows th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Generator
 
-from cm3kit.objectives.hints import WIDTH, SizeHints
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
+from cm3kit.objectives.hints import WIDTH, HintLaw, SizeHints
+from cm3kit.objectives.next_token import NextToken
 from cm3kit.objectives.spans import PRESETS, Preset, count_law
 from cm3kit.objectives.units import Units, cuts, policy, runs, segments, too_small, units, window
 from cm3kit.registry import objective, span_law
-from cm3kit.types import Exercise, Span
+from cm3kit.types import Example, Span
 from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.vocab import Vocab
 
@@ -55,6 +59,19 @@ def rotate(ids: Sequence[int], spans: Sequence[Span], vocab: Vocab, base: int = 
     return document + moved
 
 
+class CausalMaskSettings(ObjectiveSettings):
+    """Which spans are masked.
+
+    `preset` names the causal masking, and `p_ar` replaces its share of documents without a span; `hints` tell the
+    sizes of its spans.
+    """
+
+    name: str = "cm3"
+    preset: str = "recommended"
+    p_ar: float | None = Field(None, ge=0, le=1)
+    hints: HintLaw = HintLaw()
+
+
 @objective("cm3")
 @dataclass(frozen=True)
 class CausalMask:
@@ -67,10 +84,15 @@ class CausalMask:
         image_length: codes of a whole picture; by default those of `grid`.
         grid: (rows, columns) of a picture's codes, needed for boxes.
         hints: tell the sizes of spans behind their sentinels; nothing unless given.
+        preset_name: the name of the preset, which models keep.
 
     Raises:
         ConfigError: a name is unknown, or `grid` and `image_length` differ.
     """
+
+    Settings: ClassVar[type[ObjectiveSettings]] = CausalMaskSettings
+    copies: ClassVar[int] = 1
+    masks: ClassVar[bool] = False
 
     vocab: Vocab
     preset: Preset | str = "recommended"
@@ -78,6 +100,7 @@ class CausalMask:
     image_length: int = 0
     grid: tuple[int, int] | None = None
     hints: SizeHints | None = None
+    preset_name: str = "recommended"
     chosen: Preset = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,19 +116,37 @@ class CausalMask:
                 f"image_length = {self.image_length}, but grid {self.grid} has {codes} codes.",
                 code="bad_config",
             )
+        if isinstance(self.preset, str):
+            object.__setattr__(self, "preset_name", self.preset)
         object.__setattr__(self, "chosen", chosen)
         object.__setattr__(self, "image_length", codes)
 
-    @property
-    def causal(self) -> bool:
-        """The backbone only looks left."""
-        return True
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """The objective of settings that have those of `CausalMaskSettings`."""
+        preset = PRESETS[settings.preset]
+        if settings.p_ar is not None:
+            preset = replace(preset, p_ar=settings.p_ar)
+        hints = SizeHints.of(parts.vocab, parts.text, settings.hints) if settings.hints.share else None
+        return cls(
+            parts.vocab, preset, parts.continues, grid=parts.grid, hints=hints, preset_name=settings.preset
+        )
 
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
-        """An `exercise` of each document."""
-        return [self.exercise(ids, rng, budget) for ids in documents]
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """From left to right, behind the page."""
+        name, hints = self.preset_name, self.hints is not None
+        asked = {"name": "cm3", "preset": name}
+        return (Use(window=window, hints=hints, preset=name, objective=asked),)
 
-    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
+    def validation(self) -> Mapping[str, Objective]:
+        """The page as it stands, and then what is masked."""
+        return {"": NextToken(self.vocab, self.continues), "fill_": MaskedSpans(self)}
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
+        """An `example` of each document."""
+        return [self.make_example(ids, rng, budget) for ids in documents]
+
+    def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> Example:
         """Hide spans of one document, given without `<eod>`, in at most `budget` ids.
 
         A document that is too long is sliced between pictures and characters; a slice has `<eod>` only
@@ -146,7 +187,7 @@ class CausalMask:
 
     def _lay_out(
         self, ids: Sequence[int], spans: tuple[Span, ...], base: int, part: Span, size: int
-    ) -> Exercise:
+    ) -> Example:
         eod = self.vocab.eod
         per_span = self.chosen.end == "eoss"
         document, moved = halves(ids, spans, self.vocab, base, self.vocab.eoss if per_span else None)
@@ -158,7 +199,7 @@ class CausalMask:
         weights = [weigh if low <= id < high else 1.0 for id in out]
         weights[0] = 0.0
         placed = tuple(Span(span.start + part.start, span.stop + part.start) for span in spans)
-        return Exercise(out, weights, placed)
+        return Example(out, weights, placed)
 
     def _spans(self, ids: Sequence[int], n: int, room: int, rng: Generator) -> tuple[Span, ...]:
         """Draw what each of n spans is, then where; at most `room` spans, in order."""
@@ -203,7 +244,7 @@ class CausalMask:
         return tuple(_clamp(span, segments(runs(ids, self.vocab.image), len(ids))) for span in spans)
 
     def unmask(self, ids: Sequence[int], warn: Callable[[str], None] = lambda line: None) -> list[int]:
-        """Put moved spans back, and drop `<eod>` and hints: the inverse of `exercise`.
+        """Put moved spans back, and drop `<eod>` and hints: the inverse of `example`.
 
         `warn` is told of records that are out of order.
 
@@ -258,6 +299,47 @@ class CausalMask:
         if not ended:
             raise _damaged("the last span has no end")
         return out
+
+
+@dataclass(frozen=True)
+class MaskedSpans:
+    """Causal masking whose examples weigh only what was masked and where that ends; for validation."""
+
+    Settings: ClassVar[type[ObjectiveSettings]] = CausalMaskSettings
+    copies: ClassVar[int] = 1
+    masks: ClassVar[bool] = False
+
+    inner: CausalMask
+
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """See `Objective`."""
+        return cls(CausalMask.build(settings, parts))
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
+        """Those of causal masking with other weights."""
+        return [self._only_spans(each) for each in self.inner.make_examples(documents, rng, budget)]
+
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """Those of causal masking."""
+        return self.inner.uses(window)
+
+    def validation(self) -> Mapping[str, Objective]:
+        """Itself."""
+        return {"fill_": self}
+
+    def _only_spans(self, example: Example) -> Example:
+        ids, sentinels = example.ids, self.inner.vocab.sentinel_range
+        seen: set[int] = set()
+        start = len(ids)
+        for place, id in enumerate(ids):
+            if id in seen:
+                start = place
+                break
+            if id in sentinels:
+                seen.add(id)
+        weights = [float(place >= start and id not in sentinels) for place, id in enumerate(ids)]
+        return replace(example, weights=weights)
 
 
 def _draw(count: int, rng: Generator) -> list[float]:

@@ -3,7 +3,7 @@
     <eod> D0 <mask:0> 1 2 <reserved:0> D1 <eod> <mask:0> S0 <eoss>
 
 HTLM writes the number alone. Here every digit is an id, and one more id ends them, so that a number of the page
-that follows a gap is never taken for its hint, and a page comes back from its exercise as it was.
+that follows a gap is never taken for its hint, and a page comes back from its example as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Generator
 
 from cm3kit.config import Settings
-from cm3kit.types import Exercise
+from cm3kit.types import Example
 from cm3kit_tokenizers.document import MOST_SIZE, Gap
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -72,13 +72,11 @@ class SizeHints:
             for size, told, error in zip(sizes, told_N.tolist(), error_N.tolist(), strict=True)
         ]
 
-    def put_in(
-        self, exercise: Exercise, hidden: Sequence[Sequence[int]], base: int, rng: Generator
-    ) -> Exercise:
-        """The exercise with hints behind sentinels of the page, weight 0 each: no decoder ever writes one.
+    def put_in(self, example: Example, hidden: Sequence[Sequence[int]], base: int, rng: Generator) -> Example:
+        """The example with hints behind sentinels of the page, weight 0 each: no decoder ever writes one.
 
         Args:
-            exercise: as causal masking lays it out.
+            example: as causal masking lays it out.
             hidden: the ids of each span, the first of which is behind sentinel `base`.
         """
         image = self.vocab.image
@@ -91,12 +89,12 @@ class SizeHints:
         }
         ids: list[int] = []
         weights: list[float] = []
-        for id, weight in zip(exercise.ids, exercise.weights, strict=True):
+        for id, weight in zip(example.ids, example.weights, strict=True):
             # Behind the page, where the sentinel comes again, there is no hint.
             hint = hints.pop(id, [])
             ids += [id, *hint]
             weights += [weight, *[0.0] * len(hint)]
-        return replace(exercise, ids=ids, weights=weights)
+        return replace(example, ids=ids, weights=weights)
 
     def without(self, ids: Sequence[int]) -> list[int]:
         """Ids of a page without its hints."""

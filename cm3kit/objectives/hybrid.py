@@ -5,15 +5,28 @@ With the second objective's `shift` on, both read an id off the place before it,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field
 from torch import Generator
 
+from cm3kit.objectives.causal_mask import CausalMask, CausalMaskSettings
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
+from cm3kit.objectives.masked_diffusion import DiffusionSettings, MaskedDiffusion
 from cm3kit.registry import objective
-from cm3kit.types import Exercise, Objective
+from cm3kit.types import Example
 from cm3kit_tokenizers.errors import ConfigError
+
+
+class HybridSettings(CausalMaskSettings):
+    """Those of causal masking and of masked diffusion, and the `share` of pages that are causally masked."""
+
+    name: str = "hybrid"
+    diffusion: DiffusionSettings = DiffusionSettings()
+    share: float = Field(0.5, ge=0, le=1)
 
 
 @objective("hybrid")
@@ -27,6 +40,8 @@ class Hybrid:
         ConfigError: `share` is outside [0, 1].
     """
 
+    Settings: ClassVar[type[ObjectiveSettings]] = HybridSettings
+
     first: Objective
     second: Objective
     share: float = 0.5
@@ -35,19 +50,37 @@ class Hybrid:
         if not 0 <= self.share <= 1:
             raise ConfigError(f"share = {self.share}: it lies between 0 and 1.", code="bad_config")
 
-    @property
-    def causal(self) -> bool:
-        """Whether both only look left."""
-        return self.first.causal and self.second.causal
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """See `Objective`."""
+        return cls(CausalMask.build(settings, parts), MaskedDiffusion.build(settings, parts), settings.share)
 
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+    @property
+    def copies(self) -> int:
+        """The larger of both."""
+        return max(self.first.copies, self.second.copies)
+
+    @property
+    def masks(self) -> bool:
+        """Whether either has masks."""
+        return self.first.masks or self.second.masks
+
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """Those of both."""
+        return (*self.first.uses(window), *self.second.uses(window))
+
+    def validation(self) -> Mapping[str, Objective]:
+        """What both score."""
+        return {**self.first.validation(), **self.second.validation()}
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
         """Exercises of both kinds, in random order."""
         count = len(documents)
         # Rounding by a coin keeps the share exact in the mean.
         odd = float(torch.rand((), generator=rng, dtype=torch.float64))
         firsts = min(count, int(self.share * count + odd))
         order = torch.randperm(count, generator=rng).tolist()
-        mine = self.first.exercises([documents[index] for index in order[:firsts]], rng, budget)
-        theirs = self.second.exercises([documents[index] for index in order[firsts:]], rng, budget)
+        mine = self.first.make_examples([documents[index] for index in order[:firsts]], rng, budget)
+        theirs = self.second.make_examples([documents[index] for index in order[firsts:]], rng, budget)
         both = [*mine, *theirs]
         return [both[index] for index in torch.randperm(len(both), generator=rng).tolist()]

@@ -6,24 +6,54 @@ pages. The negative evidence bound weighs hidden ids by −α'(t) / (1 − α(t)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Generator
 
+from cm3kit.config import Settings
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
 from cm3kit.objectives.gaps import GapLaw, Layout, draw_gaps, lay_out
 from cm3kit.objectives.noise import Noise, schedule, times
 from cm3kit.objectives.units import cuts, too_small, window
 from cm3kit.registry import objective
-from cm3kit.types import Exercise, Span
+from cm3kit.types import Example, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
 Weighting = Literal["bound", "flat"]
 Norm = Literal["token", "sequence", "batch"]
 LAW = GapLaw()
+
+
+class DiffusionSettings(Settings):
+    """See `MaskedDiffusion`."""
+
+    schedule: str = "linear"
+    weighting: Literal["bound", "flat"] = "bound"
+    snr_cap: float | None = Field(None, gt=0)
+    norm: Literal["token", "sequence", "batch"] = "token"
+    hides: Literal["gaps", "all"] = "gaps"
+    law: GapLaw = GapLaw()
+    text_weight: float = Field(1.0, ge=0)
+    image_weight: float = Field(1.0, ge=0)
+    drop: float = Field(0.1, ge=0, le=1)
+    modality: float = Field(0.0, ge=0, le=1)
+    pairs: bool = False
+    ends: int | None = Field(None, ge=1)
+    ordered: float = Field(0.0, ge=0, le=1)
+    ahead: int = Field(16, ge=1)
+    shift: bool = False
+
+
+class MaskedDiffusionSettings(ObjectiveSettings):
+    """What is masked, and how it weighs."""
+
+    name: str = "masked-diffusion"
+    diffusion: DiffusionSettings = DiffusionSettings()
 
 
 @objective("masked-diffusion")
@@ -54,6 +84,9 @@ class MaskedDiffusion:
         ConfigError: the schedule is unknown, or both `pairs` and `ordered` are asked for.
     """
 
+    Settings: ClassVar[type[ObjectiveSettings]] = MaskedDiffusionSettings
+    masks: ClassVar[bool] = True
+
     vocab: Vocab
     schedule: str = "linear"
     weighting: Weighting = "bound"
@@ -82,21 +115,48 @@ class MaskedDiffusion:
                 code="bad_config",
             )
 
-    @property
-    def causal(self) -> bool:
-        """Every id looks everywhere."""
-        return False
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """The objective of settings whose `diffusion` has those of `DiffusionSettings`."""
+        chosen = {name: getattr(settings.diffusion, name) for name in DiffusionSettings.model_fields}
+        return cls(parts.vocab, continues=parts.continues, grid=parts.grid, **chosen)
 
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
+    @property
+    def copies(self) -> int:
+        """Two where a page is masked in two complementary ways."""
+        return 2 if self.pairs else 1
+
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """In place, every id looking everywhere."""
+        asked = {"name": "masked-diffusion", "diffusion": {"shift": self.shift}}
+        return (
+            Use(
+                decoder="diffusion", layout="in-place", attention="full", window=window, shift=self.shift,
+                objective=asked,
+            ),
+        )  # fmt: skip
+
+    def validation(self) -> Mapping[str, Objective]:
+        """The evidence bound."""
+        return {"bound_": self.exact()}
+
+    def exact(self) -> MaskedDiffusion:
+        """The same questions without what training weighs or leaves out."""
+        return replace(
+            self, weighting="bound", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
+            drop=0.0, modality=0.0, pairs=False, ends=None, ordered=0.0,
+        )  # fmt: skip
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
         """Hide ids of each document at times that are spread evenly over the documents."""
         drawn = times(len(documents), rng)
         return [
             each
             for ids, t in zip(documents, drawn, strict=True)
-            for each in self.exercise(ids, t, rng, budget)
+            for each in self.make_example(ids, t, rng, budget)
         ]
 
-    def exercise(self, ids: Sequence[int], t: float, rng: Generator, budget: int) -> list[Exercise]:
+    def make_example(self, ids: Sequence[int], t: float, rng: Generator, budget: int) -> list[Example]:
         """One document at time t, and with `pairs` its complement, which hides what the first one shows.
 
         Raises:
@@ -115,7 +175,7 @@ class MaskedDiffusion:
             out.append(self._ask(layout, rest, alpha, self._rest_weight(t), whole, unseen))
         return out
 
-    def _from_the_right(self, layout: Layout, t: float, rng: Generator) -> Exercise:
+    def _from_the_right(self, layout: Layout, t: float, rng: Generator) -> Example:
         """The document with the last share t of its gaps' ids hidden, of which those that come first are scored."""
         whole, unseen = self._whole(layout, rng)
         inputs, asked = self.shown(layout, whole, unseen)
@@ -130,7 +190,7 @@ class MaskedDiffusion:
         for number, place in enumerate(near, 1):
             share = scale / number / (len(near) if self.norm == "sequence" else 1)
             weights[place] = share * self._factor(layout.ids[place]) if scored[place] else 0.0
-        return self._exercise(layout, inputs, weights, t, float(len(near)) if self.norm == "token" else 1.0)
+        return self._example(layout, inputs, weights, t, float(len(near)) if self.norm == "token" else 1.0)
 
     def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
         """The document between `<eod>`, with its gaps; or a slice that has `<eod>` only at a true end."""
@@ -172,7 +232,7 @@ class MaskedDiffusion:
         level: float,
         whole: Callable[[int], bool],
         unseen: bool,
-    ) -> Exercise:
+    ) -> Example:
         """Hide these places, of which each weighs `level`; `noise` is the share that is hidden on average."""
         inputs, asked = self.shown(layout, whole, unseen)
         weights, scored = [0.0] * len(layout.ids), self.scored(layout)
@@ -185,7 +245,7 @@ class MaskedDiffusion:
         if self.norm == "sequence" and maskable:
             weights = [each / maskable for each in weights]
         mass = float(sum(now) if self.weighting == "flat" else maskable) if self.norm == "token" else 1.0
-        return self._exercise(layout, inputs, weights, noise, mass)
+        return self._example(layout, inputs, weights, noise, mass)
 
     def shown(
         self, layout: Layout, whole: Callable[[int], bool], unseen: bool
@@ -205,11 +265,11 @@ class MaskedDiffusion:
             out.append(gap and (self.ends is None or run <= self.ends))
         return out
 
-    def _exercise(
+    def _example(
         self, layout: Layout, inputs: list[int], weights: list[float], noise: float, mass: float
-    ) -> Exercise:
+    ) -> Example:
         size = len(layout.ids)
-        return Exercise(
+        return Example(
             layout.ids, weights, layout.answers, inputs, [0] * size, [True] * size,
             time=noise, shift=self.shift, mass=mass,
         )  # fmt: skip

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Generator
 
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
 from cm3kit.objectives.units import cuts, too_small, window
 from cm3kit.registry import objective
-from cm3kit.types import Exercise, Span
+from cm3kit.types import Example, Span
 from cm3kit_tokenizers.vocab import Vocab
+
+
+class NextTokenSettings(ObjectiveSettings):
+    """There are none."""
+
+    name: str = "next-token"
 
 
 @objective("next-token")
@@ -22,23 +30,33 @@ class NextToken:
     Args:
         continues: for each text id, whether it starts inside a UTF-8 character; no slice starts or
             stops before such an id.
-        image_length: codes of a whole picture.
     """
+
+    Settings: ClassVar[type[ObjectiveSettings]] = NextTokenSettings
+    copies: ClassVar[int] = 1
+    masks: ClassVar[bool] = False
 
     vocab: Vocab
     continues: Sequence[bool] | None = None
-    image_length: int = 0
 
-    @property
-    def causal(self) -> bool:
-        """The backbone only looks left."""
-        return True
+    @classmethod
+    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
+        """See `Objective`."""
+        return cls(parts.vocab, parts.continues)
 
-    def exercises(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Exercise]:
-        """An `exercise` of each document."""
-        return [self.exercise(ids, rng, budget) for ids in documents]
+    def uses(self, window: int) -> tuple[Use, ...]:
+        """From left to right, to continue what is given."""
+        return (Use(layout="continue", window=window, objective={"name": "next-token"}),)
 
-    def exercise(self, ids: Sequence[int], rng: Generator, budget: int) -> Exercise:
+    def validation(self) -> Mapping[str, Objective]:
+        """The page as it stands."""
+        return {"": self}
+
+    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
+        """An `example` of each document."""
+        return [self.make_example(ids, rng, budget) for ids in documents]
+
+    def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> Example:
         """`<eod> ids <eod>`, or a slice that cuts no picture and has `<eod>` only at a true end.
 
         Raises:
@@ -54,4 +72,4 @@ class NextToken:
         opening = [self.vocab.eod] if part.start == 0 else []
         closing = [self.vocab.eod] if part.stop == len(ids) else []
         out = [*opening, *ids[part.start : part.stop], *closing]
-        return Exercise(out, [0.0, *[1.0] * (len(out) - 1)])
+        return Example(out, [0.0, *[1.0] * (len(out) - 1)])

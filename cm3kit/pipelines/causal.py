@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cm3kit.decoders.autoregressive import Autoregressive
@@ -22,14 +23,15 @@ from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 class CausalFiller:
     """Implements `fillers.Filler`.
 
-    A picture or a page from words is written on from its own start, as a page is read; all else behind the page.
+    A picture or a page from words is written on from its own start, as a page is read; all else as the model's layout
+    says.
     """
 
     def __init__(self, context: ModelContext) -> None:
         self._context, parts = context, context.parts
         hints = SizeHints.of(parts.vocab, parts.text) if parts.defaults.hints else None
         built = LayoutParts(parts.vocab, context.tokenizer, hints, PRESETS[parts.defaults.preset].end)
-        self._behind, self._continue = layout["behind"](built), layout["continue"](built)
+        self._layout, self._continue = layout[parts.defaults.layout](built), layout["continue"](built)
         self._hints, (height, width) = hints is not None, parts.image.grid
         self._codes = height * width
         self._decoders: dict[DecodeConfig, Autoregressive] = {}
@@ -48,19 +50,23 @@ class CausalFiller:
             wanted = min(options.max_tokens or ANSWER_TOKENS["document"].causal, self._left(ids))
             canvas = self._continue.lay_out(ids, lambda gap: Room(wanted, False), guided=False, **whole)  # type: ignore[arg-type]
         else:
-            canvas = self._behind.lay_out(ids, self._room(options), guided=False, **whole)  # type: ignore[arg-type]
+            canvas = self._layout.lay_out(ids, self._room(options), guided=False, **whole)  # type: ignore[arg-type]
         self._context.check(len(canvas.ids) + sum(span.max_tokens + 2 for span in canvas.spans))
-        return canvas
+        return self._as_trained(canvas)
 
     def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
         """The canvas of the first gaps that fit the window; ConfigError (`too_long`) if not even one does."""
         defaults, room = self._context.parts.defaults, self._room(options)
-        window = first_window(ids, self._behind, room, defaults.window, self._context.parts.vocab.image)
+        window = first_window(ids, self._layout, room, defaults.window, self._context.parts.vocab.image)
         part = ids[window.start : window.stop]
         pictures = all(gap.kind == "image" for _, gap in gaps_of(part))
         guided = pictures and self.settings("image", options).guidance != 1
         reaches = window.start == 0, window.stop == len(ids)
-        return self._behind.lay_out(part, room, reaches=reaches, guided=guided, seed=seed)
+        canvas = self._layout.lay_out(part, room, reaches=reaches, guided=guided, seed=seed)
+        return self._as_trained(canvas)
+
+    def _as_trained(self, canvas: Canvas) -> Canvas:
+        return replace(canvas, prompt_attention=self._context.parts.defaults.prompt_attention)
 
     def fill(self, canvases: Sequence[Canvas], options: GenerateOptions, progress: Progress) -> list[Result]:
         """Decode canvases."""

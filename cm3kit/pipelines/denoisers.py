@@ -35,7 +35,7 @@ class Denoisers:
             return self.plain
         vocab, shift = self._parts.vocab, self._defaults.shift
         backbone = self._weights()
-        if self._defaults.unseen and config.cache not in EXACT:
+        if self._defaults.isolated_masks and config.cache not in EXACT:
             raise ConfigError(
                 f"the cache {config.cache!r} is for models whose masks are seen, and this one's are not;"
                 " use the cache 'none'.",
@@ -71,13 +71,13 @@ class Denoisers:
         """The denoiser without a cache."""
         if self._plain is None:
             backbone, vocab = self._weights(), self._parts.vocab
-            shift, unseen = self._defaults.shift, self._defaults.unseen
+            shift, unseen = self._defaults.shift, self._defaults.isolated_masks
             self._plain = BackboneDenoiser(backbone, vocab.mask, len(vocab), shift=shift, unseen=unseen)
         return self._plain
 
     def _check(self, config: DiffusionConfig) -> None:
         trained = self._defaults.trained_block
-        kind = "causal" if self._defaults.layout == "behind" else "exact"
+        kind = self._defaults.trained_cache
         if trained is None and config.cache in EXACT:
             raise ConfigError(
                 f"the cache {config.cache!r} is for models that were trained block by block, and this one looks both"

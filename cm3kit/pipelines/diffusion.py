@@ -30,8 +30,7 @@ class DiffusionFiller:
         self._context, parts = context, context.parts
         height, width = parts.image.grid
         self._codes = height * width
-        name = {"page": "in-place"}.get(parts.defaults.diffusion.layout, parts.defaults.diffusion.layout)
-        self._layout = layout[name](LayoutParts(parts.vocab, context.tokenizer))
+        self._layout = layout[parts.defaults.diffusion.layout](LayoutParts(parts.vocab, context.tokenizer))
         self._denoisers = Denoisers(parts)
 
     def settings(self, modality: Modality, options: GenerateOptions) -> DiffusionConfig:

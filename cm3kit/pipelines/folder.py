@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
@@ -23,11 +23,13 @@ from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.models.backbone import load_backbone
-from cm3kit.pipelines.trained import Trained
+from cm3kit.objectives.contract import Use
+from cm3kit.pipelines.trained import Trained, written_in_place
 from cm3kit.publish import publishing, verify
+from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -40,24 +42,40 @@ ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
 
 
 class DiffusionDefaults(Settings):
-    """How a model writes in place.
+    """How a model writes in any order.
 
     Attributes:
-        image: settings of boards on which there are only pictures to write, `text` of those with only text, and
+        image: settings of canvases on which there are only pictures to write, `text` of those with only text, and
             `mixed` of all others.
-        shift: whether the model scores each place at the one before it.
-        unseen: whether open slots are seen by themselves alone, as in training.
-        trained_block: places of a block, for a model that was trained block by block.
-        layout: where gaps are open: in the page, or behind it, as the cm3 decoder writes them.
+        shift: whether the model scores each position at the one before it.
+        isolated_masks: whether masked positions are seen by themselves alone, as in training.
+        trained_block: positions of a block, for a model that was trained block by block.
+        trained_cache: the cache that such a training makes exact.
+        layout: where answers go; see `layouts`.
+        objective: name and settings of the objective that scores it in validation.
     """
 
     image: DiffusionConfig = presets["cosine"].config(eoser=Eoser())
     text: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
     mixed: DiffusionConfig = presets["uniform"].config(eoser=Eoser())
     shift: bool = False
-    unseen: bool = False
+    isolated_masks: bool = False
     trained_block: int | None = Field(None, ge=1)
-    layout: Literal["page", "behind"] = "page"
+    trained_cache: CacheName = "none"
+    layout: str = "in-place"
+    objective: dict[str, Any] = Field(default_factory=lambda: {"name": "masked-diffusion"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or "trained_cache" in given:
+            return given
+        told = written_in_place(given)
+        own = {"trained_cache": told["cache"], "objective": told["objective"], "layout": told["layout"]}
+        # What is given counts as set, and what follows from that too.
+        own = own if {"layout", "trained_block", "shift"} & set(given) else {}
+        renamed = {"isolated_masks" if key == "unseen" else key: value for key, value in given.items()}
+        return {**renamed, **own}
 
 
 class Defaults(Settings):
@@ -66,7 +84,10 @@ class Defaults(Settings):
     Attributes:
         window: the longest sequence that the decoder was trained on.
         preset: the causal objective's.
-        hints: whether the cm3 decoder was trained with size hints, and is told the sizes that pages wish for.
+        hints: whether the cm3 decoder was trained with size hints, and gets the sizes that pages wish for.
+        layout: where the cm3 decoder's answers go, but for pictures and pages from words; see `layouts`.
+        prompt_attention: whether the cm3 decoder's known ids look left, or at one another.
+        objective: name and settings of the objective that scores the cm3 decoder in validation.
         decoders: those that the model was trained for; the first one writes unless another is asked for.
         image: settings of the cm3 decoder for pictures, and `text` those for words.
         diffusion: settings of the diffusion decoder, where it is one of `decoders`.
@@ -75,6 +96,9 @@ class Defaults(Settings):
     window: int = Field(512, ge=16)
     preset: str = "recommended"
     hints: bool = False
+    layout: str = "behind"
+    prompt_attention: Attention = "causal"
+    objective: dict[str, Any] = Field(default_factory=dict)
     decoders: tuple[DecoderName, ...] = Field(("cm3",), min_length=1)
     image: DecodeConfig = DecodeConfig()
     text: DecodeConfig = DecodeConfig()
@@ -188,31 +212,41 @@ def count_parameters(folder: Path) -> int:
 
 
 def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained | None = None) -> Defaults:
-    """The defaults with what they leave open filled in from what the decoders were trained for.
+    """The defaults with what they leave open filled in from the uses that the decoders were trained for.
 
     Args:
         decoder: of the model's decoder.
         diffusion: of weights that are for the diffusion decoder alone.
     """
-    decoders, given = defaults.decoders, defaults.model_fields_set
-    if decoder is not None and "decoders" not in given:
-        decoders = decoder.decoders
+    found: dict[str, Any] = {}
     windows = [each.window for each in (decoder, diffusion) if each is not None and each.window is not None]
-    window = min(windows) if windows and "window" not in given else defaults.window
-    hints = defaults.hints if decoder is None or "hints" in given else decoder.hints
-    defaults = defaults.model_copy(update={"decoders": decoders, "window": window, "hints": hints})
+    if windows:
+        found["window"] = min(windows)
+    if decoder is not None:
+        found["decoders"] = decoder.decoders
+        if (causal := decoder.of("cm3")) is not None:
+            found |= {"hints": causal.hints, "layout": causal.layout, "prompt_attention": causal.attention}
+            found |= {"preset": causal.preset, "objective": causal.objective}
+    own = {name: value for name, value in found.items() if name not in defaults.model_fields_set}
+    defaults = defaults.model_copy(update=own)
     trained = diffusion or decoder
-    if trained is None or not (diffusion or DIFFUSION in decoders):
+    use = trained.of(DIFFUSION) if trained else None
+    if use is None or not (diffusion or DIFFUSION in defaults.decoders):
         return defaults
-    chosen = defaults.diffusion
-    found = {name: getattr(trained, name) for name in ("shift", "unseen", "trained_block", "layout")}
-    if trained.trained_block is not None:
-        cache = "causal" if trained.layout == "behind" else "exact"
-        how = {"cache": cache, "block_size": trained.trained_block}
+    return defaults.model_copy(update={"diffusion": _diffusion_as_trained(defaults.diffusion, use)})
+
+
+def _diffusion_as_trained(chosen: DiffusionDefaults, use: Use) -> DiffusionDefaults:
+    found: dict[str, Any] = {
+        "shift": use.shift, "isolated_masks": use.isolated_masks, "trained_block": use.block_size,
+        "trained_cache": use.cache, "layout": use.layout, "objective": use.objective,
+    }  # fmt: skip
+    if use.block_size is not None:
+        how = {"cache": use.cache, "block_size": use.block_size}
         for name in ("image", "text", "mixed"):
             found[name] = getattr(chosen, name).model_copy(update=how)
     own = {name: value for name, value in found.items() if name not in chosen.model_fields_set}
-    return defaults.model_copy(update={"diffusion": chosen.model_copy(update=own)})
+    return chosen.model_copy(update=own)
 
 
 def assemble(
@@ -244,7 +278,9 @@ def assemble(
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
         _write(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
-        unused |= set() if defaults.hints else {"hints"}
+        plain = Defaults()
+        optional = ("hints", "layout", "prompt_attention", "objective")
+        unused |= {name for name in optional if getattr(defaults, name) == getattr(plain, name)}
         _write(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
         _write(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from PIL import Image as Pillow
 
+from cm3kit import plugins
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.settings import DecoderName
 from cm3kit.pipelines import task_pages
@@ -271,8 +272,9 @@ def load(name: str | Path | None = None, device: str = "auto") -> Kit:
 
     Raises:
         ModelError: there is no such model, or its files are damaged.
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or a plug-in cannot be loaded.
     """
+    plugins.load()
     return Kit(load_parts(find(name)), device)
 
 

@@ -1,37 +1,49 @@
-"""What a decoder was trained for, in a file beside its weights: who assembles a model need not say it again."""
+"""How a decoder is used that was trained, in a file beside its weights: who assembles a model need not say it again."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cm3kit.config import Settings
-from cm3kit.decoders.settings import DecoderName
+from cm3kit.objectives.contract import Use
 from cm3kit_tokenizers.errors import ModelError
 
 NAME = "trained.json"
 
 
 class Trained(Settings):
-    """What a decoder was trained for; see `Defaults` and `DiffusionDefaults`, whose fields these are.
+    """The uses of a decoder; the first one is the default. Fields of before are read as uses."""
 
-    `window` is None where nobody knows.
-    """
+    uses: tuple[Use, ...] = Field((Use(),), min_length=1)
 
-    window: int | None = Field(None, ge=1)
-    decoders: tuple[DecoderName, ...] = Field(("cm3",), min_length=1)
-    shift: bool = False
-    unseen: bool = False
-    trained_block: int | None = Field(None, ge=1)
-    layout: Literal["page", "behind"] = "page"
-    hints: bool = False
+    @model_validator(mode="before")
+    @classmethod
+    def _of_before(cls, given: Any) -> Any:
+        return (
+            {"uses": uses_of_before(given)} if isinstance(given, Mapping) and "uses" not in given else given
+        )
+
+    def of(self, decoder: str) -> Use | None:
+        """The use by a decoder, if there is one."""
+        return next((use for use in self.uses if use.decoder == decoder), None)
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Names of the decoders, that which writes by default first."""
+        return tuple(dict.fromkeys(use.decoder for use in self.uses))
+
+    @property
+    def window(self) -> int | None:
+        """The longest sequence that all uses allow; None where nobody knows."""
+        return min((use.window for use in self.uses if use.window is not None), default=None)
 
     def save(self, folder: Path) -> None:
         """Write the file."""
-        written = self.model_dump_json(indent=2, exclude=None if self.hints else {"hints"})
-        (folder / NAME).write_text(written + "\n", encoding="utf-8")
+        (folder / NAME).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -50,3 +62,30 @@ class Trained(Settings):
             raise ModelError(
                 f"{path} does not say what was trained: {line}.", code="bad_checkpoint"
             ) from error
+
+
+def uses_of_before(given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The uses that the fields of an old `trained.json` stand for; what is unknown goes on into the first use."""
+    fields = {"window", "decoders", "hints", "shift", "unseen", "trained_block", "layout"}
+    common = {"window": given.get("window"), **{key: given[key] for key in given if key not in fields}}
+    uses: list[dict[str, Any]] = []
+    for decoder in given.get("decoders", ("cm3",)):
+        if decoder == "cm3":
+            uses.append({**common, "hints": given.get("hints", False)})
+        else:
+            own = {"shift": "shift", "unseen": "isolated_masks", "trained_block": "block_size"}
+            told = {new: given[old] for old, new in own.items() if old in given}
+            uses.append({**common, "decoder": decoder, **told, **written_in_place(given)})
+    return uses
+
+
+def written_in_place(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Layout, cache and objective of a diffusion decoder, which old files tell by `layout` and `trained_block`."""
+    behind, block = given.get("layout") == "behind", given.get("trained_block")
+    cache = "none" if block is None else "causal" if behind else "exact"
+    how = {"shift": given.get("shift", False)} | ({} if block is None else {"block_size": block})
+    name = {"none": "masked-diffusion", "causal": "causal-blocks", "exact": "block-diffusion"}[cache]
+    return {
+        "layout": "behind" if behind else "in-place", "attention": "full", "cache": cache,
+        "objective": {"name": name, "diffusion": how if cache != "exact" else {"block_size": block}},
+    }  # fmt: skip

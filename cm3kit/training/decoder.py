@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
@@ -31,25 +31,25 @@ from cm3kit.models.flex import Packing, flexes_on, prepare
 from cm3kit.models.lora import LoraSettings, add_lora, without_lora
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
-from cm3kit.pipelines.folder import Defaults, as_trained
+from cm3kit.objectives.causal_mask import CausalMaskSettings
+from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, read_settings
+from cm3kit.pipelines.folder import DIFFUSION, Defaults, as_trained
 from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing
+from cm3kit.registry import objective
 from cm3kit.rng import generator
+from cm3kit.training.collate import Packed, pack
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
-from cm3kit.training.questions import ObjectiveSettings, Packed, make_objective, pack, trained_as
 from cm3kit.training.shares import Mean
 from cm3kit.training.speed import step_flops
 from cm3kit.training.validation import held_documents, spread, validate
-from cm3kit.types import Exercise
+from cm3kit.types import Example
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
-
-# Objectives that show what they hide twice, noised and clean.
-BLOCKS = ("block-diffusion", "causal-blocks")
 
 
 class WarmStart(Settings):
@@ -93,7 +93,9 @@ class DecoderRecipe(Settings):
     data: Path = Path("data/emoji")
     text: Path = Path("runs/text/final")
     image: Path = Path("runs/vqgan/final")
-    objective: ObjectiveSettings = ObjectiveSettings()
+    objective: Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(read_settings)] = (
+        CausalMaskSettings()
+    )
     views: ViewSettings = ViewSettings()
     window: int = Field(512, ge=16)
     backbone: BackboneConfig = BackboneConfig()
@@ -144,12 +146,14 @@ class DecoderTask:
         self._held: list[list[int]] = []
         text, self.image = self._text(), ImageTokenizer.load(recipe.image)
         self.vocab = Vocab(text.size, self.image.size)
-        if recipe.masks == "unseen" and recipe.objective.name in BLOCKS:
+        parts = TokenizerParts(self.vocab, text, self.image.grid)
+        self.objective: Objective = objective[recipe.objective.name].build(recipe.objective, parts)
+        self._uses = self.objective.uses(recipe.window)
+        if recipe.masks == "unseen" and any(use.block_size for use in self._uses):
             raise ConfigError(
                 f"masks = unseen: {recipe.objective.name} shows its masks to their own block; leave it out.",
                 code="bad_config",
             )
-        self.objective = make_objective(recipe.objective, self.vocab, text, self.image.grid)
         self.tokenizer = PageTokenizer(text, self.vocab)
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
         self._next = Cursor()
@@ -188,21 +192,20 @@ class DecoderTask:
             )
 
     def _shards(self) -> Rows:
-        recipe, how = self.recipe, self.recipe.objective
+        recipe = self.recipe
         shards = TokenShards(recipe.data, self.tokenizer.text.sha256, self.image.sha256)
-        # A block-wise objective shows a document twice, clean and noised; pairs hide it in two ways.
-        copies = 2 if how.name in BLOCKS or how.diffusion.pairs else 1
-        return Rows(shards, recipe.window, recipe.loop.seed, copies=copies)
+        return Rows(shards, recipe.window, recipe.loop.seed, copies=self.objective.copies)
 
     def _backbone(self) -> PreTrainedModel:
         recipe, size = self.recipe, len(self.vocab)
         if recipe.warm.source is not None:
-            model = load_transplanted(self._borrowed, self.vocab, recipe.window, self.objective.causal)
+            causal = all(use.attention == "causal" for use in self._uses)
+            model = load_transplanted(self._borrowed, self.vocab, recipe.window, causal)
         elif recipe.backbone_from is None:
             model = build_backbone(recipe.backbone, size)
         else:
             model = load_backbone(recipe.backbone_from, size)
-            if not self.objective.causal:
+            if self.objective.masks:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
         if recipe.lora.rank:
             new = [id for id in range(size) if id not in self.vocab.text]
@@ -217,13 +220,13 @@ class DecoderTask:
             self._next = self.rows.after(Cursor(), (step * processes + process) * size)
 
     def batch(self, rng: Generator, size: int) -> Packed:
-        """`size` rows of packed exercises."""
+        """`size` rows of packed examples."""
         window = self.recipe.window
         if self.rows is not None:
-            return pack(self._next_exercises(self.rows, size), size, window)
+            return pack(self._next_examples(self.rows, size), size, window)
         count = int(1.3 * size * window / self._mean) + 2
         drawn = list(self.documents.draw(rng, count))
-        return pack(self.objective.exercises(drawn, rng, window), size, window)
+        return pack(self.objective.make_examples(drawn, rng, window), size, window)
 
     def share(self, batch: Packed, rows: slice) -> Packed:
         """Some rows; the divisor stays that of the whole batch, so that the losses of all shares add up."""
@@ -244,13 +247,13 @@ class DecoderTask:
         """Of the documents."""
         return self.documents.fingerprint() if self.rows is None else self.rows.shards.fingerprint()
 
-    def _next_exercises(self, rows: Rows, size: int) -> list[Exercise]:
+    def _next_examples(self, rows: Rows, size: int) -> list[Example]:
         """Exercises of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""
-        out: list[Exercise] = []
+        out: list[Example] = []
         for _ in range(size):
             for number, room in rows.row(self._next):
                 rng = generator(self.recipe.loop.seed, self._next.epoch, number)
-                out += self.objective.exercises([rows.shards[number]], rng, room)
+                out += self.objective.make_examples([rows.shards[number]], rng, room)
             self._next = rows.after(self._next, 1)
         return out
 
@@ -321,7 +324,7 @@ class DecoderTask:
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """A few prompts as pictures, and a page with its gaps filled."""
-        defaults = as_trained(Defaults(preset=self.recipe.objective.preset), self._trained)
+        defaults = as_trained(Defaults(), self._trained)
         text, prompts = self.tokenizer.text, self.recipe.previews
         preview(text, self.image, self.vocab, self.model.backbone, defaults, prompts, path)
 
@@ -333,5 +336,6 @@ class DecoderTask:
 
     @property
     def _trained(self) -> Trained:
-        unseen = self.recipe.masks == "unseen"
-        return trained_as(self.recipe.objective, self.recipe.window).model_copy(update={"unseen": unseen})
+        own = {"isolated_masks": True} if self.recipe.masks == "unseen" else {}
+        uses = [each if each.decoder != DIFFUSION else each.model_copy(update=own) for each in self._uses]
+        return Trained(uses=tuple(uses))

@@ -35,6 +35,9 @@ def preview(
         [each.image for _, each in made if each.image is not None], captions=[name for name, _ in made]
     )
     sheet.save(path.with_suffix(".png"))
+    if defaults.layout == "continue" and defaults.decoders == ("cm3",):
+        backbone.train(training)
+        return  # such a model fills no gaps
     word = escape(prompts[0]).encode()
     path.with_suffix(".html").write_bytes(
         kit.infill(Page.parse(PAGE % (word, word)), options=options)[0].html

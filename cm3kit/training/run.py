@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
@@ -109,6 +110,7 @@ def run(
 
     A recipe is a YAML file, or the name of one that ships (such as `emoji-vqgan`).
     """
+    plugins.load()
     if line := started_alone():
         warn(line)
     start = trainable[kind]
@@ -147,6 +149,7 @@ def kind_of(config: Sequence[Path]) -> str:
 
 def traced(config: Sequence[Path], overrides: Sequence[str] = (), kind: str | None = None) -> Traced:
     """What merged recipes come to, each value with where it is from."""
+    plugins.load()
     kind = kind or kind_of(config)
     shape, base = recipes[kind]()
     sources = [(f"train {kind}", base), *((str(path), read_yaml(recipe_path(path))) for path in config)]

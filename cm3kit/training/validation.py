@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from cm3kit.data.corpus import listing, load_documents
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import head, hidden_states
 from cm3kit.models.timestep import is_timed
-from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, Hybrid, MaskedDiffusion, NextToken
+from cm3kit.objectives.contract import Objective
 from cm3kit.rng import generator
-from cm3kit.training.questions import Packed, pack
-from cm3kit.types import Exercise, Objective
+from cm3kit.training.collate import Packed, pack
+from cm3kit.types import Example
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
@@ -32,7 +32,7 @@ Documents = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Who looks where, besides what an exercise says: left only, or not at places with an id."""
+    """Who looks where, besides what an example says: left only, or not at places with an id."""
 
     causal: bool
     unseen: int | None
@@ -98,102 +98,50 @@ def validate(
         seed: of what is hidden.
     """
     out: dict[str, float] = {}
-    for prefix, asked in _ways(objective, tokenizer, image):
+    for prefix, asked in objective.validation().items():
         tally, rng = Tally(), generator(seed)
         for _ in range(rounds if prefix else 1):
-            exercises = asked.exercises(documents, rng, window)
-            if prefix == "fill_":
-                exercises = [_only_spans(each, tokenizer.vocab) for each in exercises]
+            examples = asked.make_examples(documents, rng, window)
             look = _Look(causal_attention, tokenizer.vocab.mask if unseen else None)
-            _ask(backbone, exercises, tokenizer, (rows, window), look, tally)
+            _ask(backbone, examples, tokenizer, (rows, window), look, tally)
         out |= tally.figures(prefix, tokenizer, image)
     return out
 
 
-def _ways(
-    objective: Objective, tokenizer: PageTokenizer, image: ImageTokenizer
-) -> Iterator[tuple[str, Objective]]:
-    """Names and objectives of what a decoder is asked, by what it was trained with."""
-    codes = image.grid[0] * image.grid[1]
-    match objective:
-        case Hybrid():
-            yield from _ways(objective.first, tokenizer, image)
-            yield from _ways(objective.second, tokenizer, image)
-        case MaskedDiffusion():
-            yield "bound_", _exact(objective)
-        case BlockDiffusion():
-            inner = None if objective.inner is None else _exact(objective.inner)
-            yield "bound_", BlockDiffusion(objective.vocab, objective.block_size, inner=inner)
-        case CausalBlocks():
-            yield "", NextToken(tokenizer.vocab, tuple(tokenizer.text.continues), codes)
-            inner = None if objective.inner is None else _exact(objective.inner)
-            yield (
-                "bound_",
-                CausalBlocks(objective.vocab, objective.block_size, inner=inner, causal_weight=0.0),
-            )
-        case _:
-            yield "", NextToken(tokenizer.vocab, tuple(tokenizer.text.continues), codes)
-            if isinstance(objective, CausalMask):
-                yield "fill_", objective
-
-
-def _exact(objective: MaskedDiffusion) -> MaskedDiffusion:
-    """The same questions without what training weighs or leaves out."""
-    return replace(
-        objective, weighting="bound", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
-        drop=0.0, modality=0.0, pairs=False, ends=None, ordered=0.0,
-    )  # fmt: skip
-
-
-def _only_spans(exercise: Exercise, vocab: Vocab) -> Exercise:
-    """An exercise of causal masking that asks for nothing but what was hidden and where that ends."""
-    ids, sentinels = exercise.ids, vocab.sentinel_range
-    seen: set[int] = set()
-    start = len(ids)
-    for place, id in enumerate(ids):
-        if id in seen:
-            start = place
-            break
-        if id in sentinels:
-            seen.add(id)
-    weights = [float(place >= start and id not in sentinels) for place, id in enumerate(ids)]
-    return replace(exercise, weights=weights)
-
-
-def _asked(exercise: Exercise, vocab: Vocab) -> list[int]:
-    """The ids that an exercise could ask for: those that weigh, or under diffusion all that could be hidden."""
-    if exercise.noisy is None:
-        return [id for id, weight in zip(exercise.ids, exercise.weights, strict=True) if weight > 0]
-    size = sum(exercise.noisy)
-    if exercise.spans:
-        return [exercise.ids[place] for span in exercise.spans for place in range(span.start, span.stop)]
-    return [id for id in exercise.ids[:size] if id != vocab.eod]
+def _asked(example: Example, vocab: Vocab) -> list[int]:
+    """The ids that an example could ask for: those that weigh, or under diffusion all that could be hidden."""
+    if example.noisy is None:
+        return [id for id, weight in zip(example.ids, example.weights, strict=True) if weight > 0]
+    size = sum(example.noisy)
+    if example.spans:
+        return [example.ids[place] for span in example.spans for place in range(span.start, span.stop)]
+    return [id for id in example.ids[:size] if id != vocab.eod]
 
 
 @torch.no_grad()
 def _ask(
     backbone: PreTrainedModel,
-    exercises: list[Exercise],
+    examples: list[Example],
     tokenizer: PageTokenizer,
     shape: tuple[int, int],
     look: _Look,
     tally: Tally,
 ) -> None:
-    """Add a decoder's answers to all exercises to a tally, in packed rows of a shape (rows, window)."""
+    """Add a decoder's answers to all examples to a tally, in packed rows of a shape (rows, window)."""
     vocab, pieces = tokenizer.vocab, tokenizer.text.pieces
-    for each in exercises:
+    for each in examples:
         asked = _asked(each, vocab)
         tally.asked.update(_kind(id, vocab) for id in asked)
         tally.text_bytes += sum(len(pieces[id - vocab.text.start]) for id in asked if id in vocab.text)
-    while exercises:
-        packed = pack(exercises, *shape)
+    while examples:
+        packed = pack(examples, *shape)
         placed = set(packed.documents_BT.flatten().tolist())
         targets, weights, nats, right = _answers(backbone, packed, look)
         for target, weight, cost, hit in zip(targets, weights, nats, right, strict=True):
             tally.nats[_kind(target, vocab)] += weight * cost
             if target == vocab.eoss:
                 tally.ends, tally.ends_hit = tally.ends + 1, tally.ends_hit + hit
-        exercises = [each for number, each in enumerate(exercises, 1) if number not in placed]
+        examples = [each for number, each in enumerate(examples, 1) if number not in placed]
 
 
 def _answers(

@@ -56,6 +56,14 @@ class Cm3kitError(Exception):
     def __str__(self) -> str:
         return f"{self.args[0]} [{self.code}]"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors come back from worker processes, and pickle knows nothing of keyword arguments.
+        return _rebuilt, (type(self), self.args[0], self.code)
+
+
+def _rebuilt(kind: type[Cm3kitError], message: str, code: str) -> Cm3kitError:
+    return kind(message, code=code)
+
 
 class PageError(Cm3kitError):
     """A page, or a gap in it, cannot be used."""

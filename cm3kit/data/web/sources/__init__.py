@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from cm3kit import plugins
 from cm3kit.data.web.reasons import Refused
 from cm3kit.data.web.record import About, Find
 from cm3kit.registry import Registry
@@ -74,6 +75,7 @@ def load_sources() -> Registry[type[Source]]:
     """The registry, with every kind that ships in it."""
     for name in MODULES:
         importlib.import_module(f"{__name__}.{name}")
+    plugins.load()
     return source
 
 
