@@ -14,7 +14,7 @@ from gpu_training import corpus, on, recipe_of, task_of
 from cm3kit.decoders.fallback import make_engine
 from cm3kit.pipelines.kit import GenerateOptions, Kit, load
 from cm3kit.rng import generator
-from cm3kit.types import Fill
+from cm3kit.types import Canvas, Fill
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 PROMPTS = (
@@ -59,9 +59,9 @@ def ids(
     pages = [cpu._page_of(task, prompt) for prompt in prompts]  # type: ignore[arg-type]
     wrote = []
     for kit, chosen in ((cpu, options), (other, faster)):
-        way = kit.way(chosen)
-        asked = [way.task(task, page, chosen, 0) for page in pages]  # type: ignore[arg-type]
-        answers = way.fill(asked, chosen, lambda done, total: None)
+        filler = kit.filler(chosen)
+        asked = [filler.task(task, page, chosen, 0) for page in pages]  # type: ignore[arg-type]
+        answers = filler.fill(asked, chosen, lambda done, total: None)
         wrote.append((asked, [answer.fills for answer in answers]))
     (asked, mine), (_, theirs) = wrote
     pairs = [
@@ -74,8 +74,8 @@ def ids(
     }  # fmt: skip
     if decoder == "cm3":
         margins = [
-            _margin(cpu, row.row, ours[0], others[0])
-            for row, ours, others in zip(asked, mine, theirs, strict=True)
+            _margin(cpu, canvas, ours[0], others[0])
+            for canvas, ours, others in zip(asked, mine, theirs, strict=True)
             if ours[0].ids != others[0].ids
         ]
         found["margins"] = margins
@@ -90,13 +90,13 @@ def _common(a: Fill, b: Fill) -> int:
     )
 
 
-def _margin(kit: Kit, row: Any, ours: Fill, others: Fill) -> float:
+def _margin(kit: Kit, canvas: Canvas, ours: Fill, others: Fill) -> float:
     """By how much the CPU's model prefers its own id to the other's, where they first differ; -1 where one ends."""
     place = _common(ours, others)
     if place >= min(len(ours.ids), len(others.ids)):
         return -1.0
     engine = make_engine(kit.backbone, len(kit.vocab), "fp32", 4)
-    logits_V = engine.score([*row.prompt, *row.blanks[0].lead, *ours.ids[:place]])[-1]
+    logits_V = engine.score([*canvas.ids, *canvas.spans[0].lead, *ours.ids[:place]])[-1]
     return float(logits_V[ours.ids[place]] - logits_V[others.ids[place]])
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.pipelines.kit import GenerateOptions
-from cm3kit.types import Blank, Canvas, Row
+from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.vocab import Vocab
 
 SIZES = {
@@ -53,14 +53,14 @@ def speed(where: Context, size: str, batch: int, peer: str) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(text.start, text.stop, (batch, PROMPT), generator=rng)
     greedy, found = Sampling(temperature=0), dict[str, Any]()
-    blanks = (Blank("image", count, length=count),)
-    canvas = Canvas(tuple(Row(tuple(ids), blanks) for ids in ids_BT.tolist()))
+    spans = (MaskSpan("image", PROMPT, count, True),)
+    canvases = [Canvas(tuple(ids), spans) for ids in ids_BT.tolist()]
     for precision in ("bf16", "fp32") if peer == "plain" else ("bf16",):
         config = DecodeConfig.model_validate(
             {"text": greedy, "image": greedy, "batch_size": batch, "precision": precision}
         )
         decoder = Autoregressive(model, Grammar(vocab, 64), config)
-        took = where.seconds(lambda decoder=decoder: decoder.fill(canvas), repeats)  # type: ignore[misc]
+        took = where.seconds(lambda decoder=decoder: decoder.fill(canvases), repeats)  # type: ignore[misc]
         found[f"ours {precision} ids/s"] = batch * count / took
     smaller, ids_BT = half(model), ids_BT.to(where.device)
     start = time.perf_counter()

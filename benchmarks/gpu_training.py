@@ -22,10 +22,10 @@ from torch import Generator, Tensor, nn
 
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
+from cm3kit.training.collate import Packed
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.loop import LoopSettings, Progress, train
 from cm3kit.training.precision import accelerator
-from cm3kit.training.questions import Packed
 from cm3kit.training.speed import peak_flops
 from cm3kit.training.step import one_step
 
