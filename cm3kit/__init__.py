@@ -12,7 +12,8 @@ from importlib import metadata as _metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit, Order, Result, available, load
+    from cm3kit.decode_options import GenerateOptions
+    from cm3kit.pipelines.kit import Filled, Kit, Order, Result, available, load
     from cm3kit_tokenizers import Cm3kitError, Page
 
 __all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Order", "Page", "Result", "available", "load"]
@@ -22,7 +23,9 @@ try:
 except _metadata.PackageNotFoundError:  # run from a checkout that is not installed
     __version__ = "0+unknown"
 
-_HOMES = {"Cm3kitError": "cm3kit_tokenizers", "Page": "cm3kit_tokenizers"}
+_HOMES = {
+    "Cm3kitError": "cm3kit_tokenizers", "Page": "cm3kit_tokenizers", "GenerateOptions": "cm3kit.decode_options",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

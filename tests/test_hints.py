@@ -155,7 +155,7 @@ def test_off_is_what_it_was(tmp_path: Path) -> None:
     assert tokenizer.decode([id - vocab.text.start for id in made.hints.digits]) == "0123456789"
     Trained(uses=made.uses(64)).save(tmp_path)
     trained = Trained.load(tmp_path)
-    assert trained is not None and trained.hints and as_trained(Defaults(), trained).hints
+    assert trained is not None and trained.uses[0].hints and as_trained(Defaults(), trained).hints
     assert not as_trained(Defaults(hints=False), trained).hints
 
 

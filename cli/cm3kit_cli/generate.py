@@ -35,7 +35,6 @@ def generate(
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
-    batch_size: options.BatchSize = None,
     *,
     decoding: options.Decoding,
     output: options.Output = None,
@@ -59,7 +58,7 @@ def generate(
         raise typer.BadParameter("give one of PROMPT, --prompt and --prompt-file")
     from cm3kit.pipelines import jobs
 
-    settings = decoding.options(batch_size=batch_size)
+    settings = decoding.options()
     prompts = _prompts(given[0] if given else "", task)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     where = jobs.Where(output, force, grid, not no_prompt_metadata, decoding.traj, report)

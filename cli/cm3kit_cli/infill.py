@@ -33,9 +33,6 @@ def infill(
     ] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
     variants: Annotated[int, typer.Option(min=1, max=1000, help="How many filled pages to make.")] = 1,
-    parallel: Annotated[
-        bool, typer.Option("--parallel", help="Fill gaps at once, unaware of one another.")
-    ] = False,
     diff: Annotated[
         bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")
     ] = False,
@@ -43,7 +40,6 @@ def infill(
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
-    batch_size: options.BatchSize = None,
     *,
     decoding: options.Decoding,
     output: options.Output = None,
@@ -59,12 +55,12 @@ def infill(
     Example: cm3kit infill samples/apple.html --variants 3 --diff
     """
     _check(file, image, box, variants, in_place, output, as_json)
-    decoding.check(parallel=parallel)
+    decoding.check()
     from cm3kit.pipelines import jobs, traces
     from cm3kit.pipelines.pages import parse_box, read_page
 
     page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))
-    settings = decoding.options(parallel=parallel, batch_size=batch_size)
+    settings = decoding.options()
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     if in_place:  # which lets the page be written over, and nothing else
         traces.check_free(decoding.traj, variants, force)

@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit import plugins
 from cm3kit_cli import (
     config,
     data,
@@ -87,6 +86,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     try:
         with _sigterm_interrupts(terminated):
             if files and not {"--help", "--version"} & set(arguments):
+                from cm3kit import plugins
+
                 plugins.add(files)
                 plugins.load()
             answer = get_command(app).main(args=arguments, prog_name="cm3kit", standalone_mode=False)

@@ -8,14 +8,12 @@ import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from cm3kit.pipelines.kit import GenerateOptions
+from cm3kit.decode_options import Choice, GenerateOptions, Option, own, table
 
 SYNONYMS = {
     "--cfg": "--guidance-scale",
@@ -84,108 +82,6 @@ Seed = Annotated[
         "--seed", min=0, max=MAX_SEED, metavar="INT", help="Base seed; random, and printed, unless given."
     ),
 ]
-Guidance = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance-scale", "-g", min=0, max=100, callback=finite,
-        help="Weight of the prompt (classifier-free guidance); 1 is off.",
-    ),
-]  # fmt: skip
-Temperature = Annotated[
-    float | None,
-    typer.Option(
-        "--temperature", min=0, max=100, callback=finite,
-        help="0 always takes the likeliest token.",
-    ),
-]  # fmt: skip
-TopP = Annotated[
-    float | None,
-    typer.Option(
-        "--top-p", min=0, max=1, callback=finite,
-        help="Keep the likeliest tokens that hold this much probability.",
-    ),
-]  # fmt: skip
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", min=0, help="Keep this many likeliest tokens; 0 is all."),
-]
-Precision = Annotated[
-    Literal["fp32", "bf16", "fp16-packed", "int8"] | None,
-    typer.Option(
-        "--precision", help="Number format of the weights in matrix products; packed ones need a CPU."
-    ),
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option("--max-tokens", min=1, help="Most tokens of one text or gap."),
-]
-Decoder = Annotated[
-    Literal["cm3", "diffusion"] | None,
-    typer.Option("--decoder", help="Which decoder writes; unless given, the first that the model has."),
-]
-Sampler = Annotated[
-    str | None,
-    typer.Option(
-        "--sampler", metavar="PRESET",
-        help="A named diffusion sampler: uniform, ascending, threshold, cosine, ancestral, llada, dream, …",
-    ),
-]  # fmt: skip
-Steps = Annotated[
-    int | None,
-    typer.Option("--steps", min=1, help="Passes of the model to write a block; by default the sampler's."),
-]
-Quota = Annotated[
-    str | None,
-    typer.Option("--quota", metavar="NAME", help="How many places a pass writes: uniform, cosine, ascending, …"),
-]  # fmt: skip
-Order = Annotated[
-    str | None,
-    typer.Option("--order", metavar="NAME", help="Which first: probability, margin, entropy, random, …"),
-]
-Accept = Annotated[
-    str | None,
-    typer.Option("--accept", metavar="NAME", help="Which of those scored: top, threshold, factor, entropy-bound."),
-]  # fmt: skip
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        "--threshold", min=0, callback=finite,
-        help="Write every place that is as sure as this, whatever the quota.",
-    ),
-]  # fmt: skip
-Eoser = Annotated[
-    bool | None,
-    typer.Option("--eoser/--no-eoser", help="Rank ends lower at first, so that texts are not cut short."),
-]
-Modifiers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--modifier", metavar="NAME",
-        help="What takes back or replaces what was written: remdm-cap, remdm-loop, edit, …; repeatable.",
-    ),
-]  # fmt: skip
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="A.B=C",
-        help="Any other setting of the diffusion decoder: confidence=tempered, eoser.hard=0.5; repeatable.",
-    ),
-]  # fmt: skip
-BlockSize = Annotated[
-    int | None,
-    typer.Option("--block-size", min=1, help="Places of a block; blocks are written left to right."),
-]
-Cache = Annotated[
-    Literal["none", "exact", "causal", "prefix", "dual"] | None,
-    typer.Option("--cache", help="Keys and values kept while a block is written."),
-]
-VerifyCache = Annotated[
-    bool, typer.Option("--verify-cache", help="Compare every pass with one without a cache, and tell.")
-]
-Length = Annotated[
-    str | None,
-    typer.Option("--length", metavar="N|auto", help="Exact tokens of a text gap, or auto to try several."),
-]
 ShowSchedule = Annotated[
     bool,
     typer.Option("--show-schedule", help="Print how many places each pass will write, and stop."),
@@ -194,7 +90,6 @@ Traj = Annotated[
     Path | None,
     typer.Option("--traj", metavar="FILE", help="Also write in which order; see `show traj`."),
 ]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, max=1024, help="Results made at once.")]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -228,85 +123,93 @@ Overrides = Annotated[
 ]
 
 
-CM3_FLAGS = ("parallel", "precision")
-DIFFUSION_FLAGS = (
-    "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "modifiers", "block_size", "cache",
-    "verify_cache", "length", "overrides", "show_schedule", "traj",
-)  # fmt: skip
-# Flags that are not called as their option.
-SPELT = {"modifiers": "modifier", "overrides": "set"}
-
-
-@dataclass(frozen=True, slots=True)
 class Decoding:
-    """How to decode: the flags that `generate` and `infill` share."""
+    """How to decode: the values of the flags that `generate`, `infill` and `sample run` share."""
 
-    decoder: Decoder = None
-    guidance: Guidance = None
-    temperature: Temperature = None
-    top_p: TopP = None
-    top_k: TopK = None
-    max_tokens: MaxTokens = None
-    precision: Precision = None
-    sampler: Sampler = None
-    steps: Steps = None
-    quota: Quota = None
-    order: Order = None
-    accept: Accept = None
-    threshold: Threshold = None
-    eoser: Eoser = None
-    modifiers: Modifiers = None
-    block_size: BlockSize = None
-    cache: Cache = None
-    verify_cache: VerifyCache = False
-    length: Length = None
-    overrides: Settings = None
-    show_schedule: ShowSchedule = False
-    traj: Traj = None
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.show_schedule: bool = given.pop("show_schedule")
+        self.traj: Path | None = given.pop("traj")
+        self._given = given
 
-    def check(self, **more: object) -> None:
-        """Refuse a flag of the decoder that does not write; `more` are flags of one command alone."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)} | more
-        own = {"diffusion": CM3_FLAGS}.get(self.decoder or "cm3", DIFFUSION_FLAGS)
-        wrong = next((name for name in own if given.get(name) not in (None, False, [])), None)
-        if wrong is None and self.eoser is False and self.decoder != "diffusion":
-            wrong = "no_eoser"
-        if wrong is None:
+    def check(self) -> None:
+        """Refuse a flag of the decoder that does not write."""
+        decoder = self._given["decoder"] or "cm3"
+        other = "cm3" if decoder == "diffusion" else "diffusion"
+        wrong = [
+            table()[name].flag
+            for name in own(other)  # type: ignore[arg-type]
+            if self._given.get(name) not in (None, [], table()[name].default)
+        ]
+        if decoder != "diffusion":
+            wrong += [
+                flag for flag, on in (("--show-schedule", self.show_schedule), ("--traj", self.traj)) if on
+            ]
+            if self._given["eoser"] is False:
+                wrong = ["--no-eoser" if flag == "--eoser" else flag for flag in wrong]
+        if not wrong:
             return
-        flag = f"--{SPELT.get(wrong, wrong).replace('_', '-')}"
-        if self.decoder == "diffusion":
-            raise typer.BadParameter(f"{flag} is a flag of --decoder cm3; leave it out")
-        raise typer.BadParameter(f"{flag} is a flag of the other decoder; add --decoder diffusion")
+        if decoder == "diffusion":
+            raise typer.BadParameter(f"{wrong[0]} is a flag of --decoder cm3; leave it out")
+        raise typer.BadParameter(f"{wrong[0]} is a flag of the other decoder; add --decoder diffusion")
 
-    def options(self, **more: Any) -> GenerateOptions:
-        """The options of the library; `more` are those of one command alone."""
-        from cm3kit.pipelines.kit import GenerateOptions
+    def options(self) -> GenerateOptions:
+        """The options of the library."""
+        return GenerateOptions(**{name: _read(name, value) for name, value in self._given.items()})
 
-        own = {each.name: getattr(self, each.name) for each in fields(self)}
-        for name in ("show_schedule", "traj"):
-            del own[name]
-        for name in ("quota", "order", "accept"):
-            own[name] = choice(own[name])
-        own["modifiers"] = tuple(map(choice, self.modifiers)) if self.modifiers else None
-        own["overrides"] = tuple(self.overrides) if self.overrides else None
-        return GenerateOptions(**{**own, "length": length(self.length), **more})
+
+def _read(name: str, value: Any) -> Any:
+    """A value of the command line as the library takes it."""
+    kind = table()[name].type
+    if name == "length":
+        return length(value)
+    if kind == Choice | None:
+        return choice(value)
+    if isinstance(value, list):
+        return tuple(map(choice, value) if kind == tuple[Choice, ...] | None else value) or None
+    return value
+
+
+def _flag(option: Option) -> inspect.Parameter:
+    """An option as a parameter that Typer reads."""
+    opt, kind = option.opt, option.type
+    numeric = kind in (int | None, float | None)
+    declared = [option.flag, *([opt.short] if opt.short else [])]
+    if kind == bool | None:
+        declared = [f"{option.flag}/--no-{option.flag[2:]}"]
+    plain: Any = kind
+    if option.name == "length" or kind == Choice | None:
+        plain = str | None
+    elif kind in (tuple[Choice, ...] | None, tuple[str, ...] | None):
+        plain = list[str] | None
+    told = typer.Option(
+        *declared, metavar=opt.metavar, help=opt.help, rich_help_panel=opt.panel,
+        callback=finite if kind == float | None else None,
+        min=opt.least if numeric else None,
+        max=opt.most if numeric else None,
+    )  # fmt: skip
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=Annotated[plain, told]
+    )
 
 
 def with_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the flags of `Decoding` in the place of its parameter `decoding`."""
+    """Give a command the flags of decoding in the place of its parameter `decoding`."""
+    shared = [
+        _flag(each)
+        for each in table().values()
+        if command.__name__ in (each.opt.commands or (command.__name__,))
+    ]
+    more = (("show_schedule", ShowSchedule, False), ("traj", Traj, None))
+    flags = shared + [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, annotation, default in more
+    ]
 
     @functools.wraps(command)
     def run(**given: Any) -> Any:
-        own = {each.name: given.pop(each.name) for each in fields(Decoding)}
-        return command(**given, decoding=Decoding(**own))
+        values = {each.name: given.pop(each.name) for each in flags}
+        return command(**given, decoding=Decoding(values))
 
-    hints = get_type_hints(Decoding, include_extras=True)
-    flags = [
-        inspect.Parameter(
-            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=hints[each.name]
-        )
-        for each in fields(Decoding)
-    ]
     signature = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for each in signature.parameters.values():

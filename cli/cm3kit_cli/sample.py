@@ -55,7 +55,6 @@ def run(
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
-    batch_size: options.BatchSize = None,
     *,
     decoding: options.Decoding,
     shard: Shard = "0/1",
@@ -88,7 +87,7 @@ def run(
 
     mine, device = processes.launched(shard_of(shard), device, os.environ)
     job = SampleJob(
-        prompts, output, model, device, task, n, seed, decoding.options(batch_size=batch_size), best_of, score,
+        prompts, output, model, device, task, n, seed, decoding.options(), best_of, score,
         not no_prompt_metadata,
     )  # fmt: skip
     how = How(mine, resume, retry_errors, time_limit)

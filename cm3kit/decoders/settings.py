@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from cm3kit.config import Settings
-
-DecoderName = Literal["cm3", "diffusion"]
-Precision = Literal["fp32", "bf16", "fp16-packed", "int8"]
+from cm3kit.decode_options import DecoderName as DecoderName
+from cm3kit.decode_options import Precision as Precision
 
 
 class Sampling(Settings):

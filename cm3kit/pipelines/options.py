@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import ValidationError
 
 from cm3kit.config import resolve
-from cm3kit.decoders.diffusion.axes import Choice
+from cm3kit.decode_options import Choice as Choice
+from cm3kit.decode_options import DecoderName, own, table
+from cm3kit.decode_options import GenerateOptions as GenerateOptions
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
-from cm3kit.decoders.settings import DecodeConfig, DecoderName, Precision
+from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.pipelines.folder import Defaults, DiffusionDefaults
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -34,15 +36,6 @@ ANSWER_TOKENS = {
     "attribute": AnswerTokens(48, 16), "content": AnswerTokens(96, 32), "document": AnswerTokens(256, 256),
 }  # fmt: skip
 
-OWN: Mapping[DecoderName, tuple[str, ...]] = {
-    "cm3": ("parallel", "precision"),
-    "diffusion": (
-        "sampler", "steps", "quota", "order", "accept", "threshold", "eoser", "modifiers", "block_size",
-        "cache", "verify_cache", "length", "overrides",
-    ),
-}  # fmt: skip
-"""Options that one decoder has and the other has not."""
-
 # What a preset leaves as the model has it, unless it names it.
 KEPT = ("text", "image", "guidance", "guidance_schedule", "block_size", "cache", "batch_size")
 # Quotas that fix the number of steps themselves.
@@ -51,59 +44,14 @@ STEPLESS = ("ascending", "explicit")
 RANKING = ("quota", "order", "accept", "threshold")
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateOptions:
-    """What a user may change; None leaves the model's default.
-
-    Attributes:
-        decoder: which of the model's decoders writes; by default the first that it was trained for.
-        guidance: weight of the condition; 1 guides nothing.
-        max_tokens: most ids of one text.
-        parallel: fill gaps unaware of one another (cm3), as `precision` is of its weights.
-        sampler: name of a preset of the diffusion decoder. It replaces the model's defaults but for how ids are
-            drawn, guidance, block size, cache and batch size, which it may name too.
-        steps: forward passes of a block.
-        quota: how many slots a pass writes, `order` which first, `accept` which of those scored: a name, or a
-            mapping with `name` and options.
-        threshold: accept every slot that is as sure as this.
-        eoser: whether ends are ranked lower at first.
-        modifiers: what takes back or replaces what was written; as `quota`, instead of those of model or preset.
-        block_size: slots of a block, written left to right.
-        cache: keys and values kept between passes; `verify_cache` compares every pass with one without.
-        length: exact number of ids of every text gap, or "auto" to try several.
-        overrides: any other setting of `DiffusionConfig`, as `a.b=c` with a value in YAML: `eoser.hard=0.5`.
-    """
-
-    guidance: float | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    max_tokens: int | None = None
-    parallel: bool = False
-    batch_size: int | None = None
-    precision: Precision | None = None
-    decoder: DecoderName | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    quota: Choice | None = None
-    order: Choice | None = None
-    accept: Choice | None = None
-    threshold: float | None = None
-    eoser: bool | None = None
-    block_size: int | None = None
-    cache: CacheName | None = None
-    verify_cache: bool = False
-    length: int | Literal["auto"] | None = None
-    modifiers: tuple[Choice, ...] | None = None
-    overrides: tuple[str, ...] | None = None
-
-
 def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> DecoderName:
     """The decoder that writes.
 
     Raises:
-        ConfigError: the model was not trained for it, or an option belongs to the other one (`bad_value`).
+        ConfigError: the model was not trained for it, an option belongs to the other one or is out of range
+            (`bad_value`).
     """
+    options.check()
     name = options.decoder or defaults.decoders[0]
     if name not in defaults.decoders:
         raise ConfigError(
@@ -111,10 +59,8 @@ def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> 
             " or a model whose `cm3kit model info` lists it.",
             code="bad_value",
         )
-    for other, own in OWN.items():
-        given = [option for option in own if getattr(options, option) not in (None, False)]
-        if other == "diffusion" and options.eoser is False:
-            given.append("eoser")
+    for other in get_args(DecoderName):
+        given = [each for each in own(other) if getattr(options, each) != table()[each].default]
         if other != name and given:
             raise ConfigError(
                 f"option {given[0]} belongs to the decoder {other!r}, and {name!r} writes; leave it out"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 import cm3kit
+from cm3kit.decode_options import known
 from cm3kit.pipelines import outputs
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.recipes import Recipe, embedded, listed_files, read_recipe
@@ -147,12 +147,14 @@ def rebuild(kit: Kit, recipe: Recipe) -> bytes:
 
 def options_of(given: Mapping[str, Any]) -> GenerateOptions:
     """The options of a recipe or a request; ValueError, in one line, for what is none."""
-    known = {each.name for each in fields(GenerateOptions)}
-    if unknown := set(given) - known:
-        near = get_close_matches(min(unknown), known, n=1)
-        raise ValueError(f"no option {min(unknown)!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    for name in sorted(given):
+        known(name)
     try:
-        return TypeAdapter(GenerateOptions).validate_python(dict(given))
+        options = TypeAdapter(GenerateOptions).validate_python(dict(given))
+        options.check()
+        return options
+    except ConfigError as error:
+        raise ValueError(str(error.args[0])) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"option {'.'.join(map(str, first['loc'][:1]))}: {first['msg']}") from error

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cm3kit.config import Settings
 from cm3kit.data.web.extras import need
-from cm3kit.pipelines.options import GenerateOptions
+from cm3kit.decode_options import GenerateOptions, table
 from cm3kit.pipelines.outputs import dump_json
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
@@ -24,7 +24,7 @@ SampleTask = Literal["image", "text", "caption", "document", "pair", "infill"]
 
 MAX_BYTES = 4 << 30
 MAX_SEED = 2**63 - 1
-OPTIONS = tuple(each.name for each in fields(GenerateOptions))
+OPTIONS = tuple(table())
 _OPTIONS = TypeAdapter(GenerateOptions)
 
 
@@ -132,6 +132,7 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         if unknown := [key for key in given if key not in COLUMNS]:
             raise DataError(_unknown(unknown[0], where), code="bad_data")
         valid = _OPTIONS.validate_python(options)
+        valid.check()
         found = Asked.model_validate(asked if "id" not in asked else {**asked, "id": name})
         return Row(number, name, where, found, {key: getattr(valid, key) for key in options} or None)
     except ValidationError as error:
@@ -141,6 +142,9 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         return Row(number, name, where, error=DataError(f"{line}; mend the row.", code="bad_data"))
     except DataError as error:
         return Row(number, name, where, error=error)
+    except ConfigError as error:
+        wrong = DataError(f"{where}: {error.args[0]}", code="bad_data")
+        return Row(number, name, where, error=wrong)
 
 
 def _unique(rows: Iterator[Row]) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
-from cm3kit.pipelines.kit import GenerateOptions
+from cm3kit.decode_options import GenerateOptions, table
 from cm3kit.pipelines.reproducing import options_of
 from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.html.point import byte_offset, units_of
@@ -24,6 +24,12 @@ from cm3kit_tokenizers.page import Page
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Body = TypeVar("Body", bound=BaseModel)
 Place = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+def _bounded(name: str) -> Any:
+    """A field with the bounds of a decoding option."""
+    opt = table()[name].opt
+    return Field(None, ge=opt.least, le=opt.most)
 
 
 class Strict(BaseModel):
@@ -81,9 +87,9 @@ class CompletionBody(BaseModel):
     prompt: str | list[str]
     suffix: str | None = None
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1, le=4096)
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, ge=0, le=1)
+    max_tokens: int | None = _bounded("max_tokens")
+    temperature: float | None = _bounded("temperature")
+    top_p: float | None = _bounded("top_p")
     n: int = Field(1, ge=1, le=32)
     seed: Seed | None = None
     stream: bool = False

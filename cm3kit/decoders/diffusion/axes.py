@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any, TypeVar
 
+from cm3kit.decode_options import Choice
 from cm3kit.decoders.diffusion.scores import Accept, Order, Quota
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import ConfigError
@@ -16,9 +17,6 @@ quota: Registry[Callable[..., list[int]]] = Registry("quota")
 order: Registry[Callable[..., Any]] = Registry("order")
 accept: Registry[Callable[..., Any]] = Registry("accept rule")
 modifier: Registry[Callable[..., Any]] = Registry("modifier")
-
-Choice = str | dict[str, Any]
-"""A name, or a mapping with `name` and that function's keyword options."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from cm3kit.config import Settings
+from cm3kit.decode_options import CacheName as CacheName
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.settings import Sampling
 
-CacheName = Literal["none", "exact", "causal", "prefix", "dual"]
 # Those that change nothing, of models that were trained in blocks.
 EXACT = ("exact", "causal")
 
