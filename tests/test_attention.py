@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from packed import packed_mask
 from torch import Tensor
 
 from cm3kit.models.attention import annealed, block_mask, flex_mask, mask_mod, row_mask
-from cm3kit.models.backbone import BackboneConfig, build_backbone, forward, packed_mask
+from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 
 V = 30
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from packed import packed_mask, packed_positions
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
@@ -20,8 +21,6 @@ from cm3kit.models.backbone import (
     head,
     hidden_states,
     load_backbone,
-    packed_mask,
-    packed_positions,
 )
 from cm3kit_tokenizers.errors import ModelError
 

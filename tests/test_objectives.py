@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -16,7 +16,7 @@ from canvases import at_most, lay_out
 from torch import Generator
 
 from cm3kit.objectives import PRESETS, CausalMask, NextToken, Preset
-from cm3kit.objectives.causal_mask import halves, rotate
+from cm3kit.objectives.causal_mask import halves
 from cm3kit.objectives.spans import clamped_poisson, count_law, truncated_poisson
 from cm3kit.objectives.units import cuts, policy, units, window
 from cm3kit.pipelines.layouts import LayoutParts, layout, put_back
@@ -39,6 +39,12 @@ UNIT_POLICIES = (
     "text_only",
     "image_partial",
 )
+
+
+def rotate(ids: Sequence[int], spans: Sequence[Span], vocab: Vocab, base: int = 0) -> list[int]:
+    """Spans moved to the end: x0 M0 x1 M0 s0 E …"""
+    document, moved = halves(ids, spans, vocab, base)
+    return document + moved
 
 
 def generator(seed: int) -> Generator:

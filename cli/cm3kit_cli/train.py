@@ -41,8 +41,7 @@ Objective = Annotated[
     typer.Option(
         "--objective",
         metavar="NAME",
-        help="What is asked: cm3, next-token, masked-diffusion, block-diffusion, causal-blocks or hybrid; unless"
-        " set, the command's.",
+        help="The objective, such as prefix-lm (docs/training.md); unless set, the command's.",
     ),
 ]
 Backbone = Annotated[

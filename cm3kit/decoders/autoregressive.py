@@ -21,7 +21,8 @@ from cm3kit.decoders.guidance import combine, streams
 from cm3kit.decoders.jobs import Job, make_jobs
 from cm3kit.decoders.pick import draw, penalize
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.types import Canvas, Cost, OnStep, Result, Step, ignore_step
+from cm3kit.decoders.source import Source, result_of
+from cm3kit.types import Canvas, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
 
 Report = Callable[[Sequence[Job | None], Sequence[int | None]], None]
@@ -65,14 +66,14 @@ class Autoregressive:
         of_row: list[list[Job]] = [[] for _ in canvases]
         for job in jobs:
             of_row[job.row].append(job)
-        return [_result(canvas, mine) for canvas, mine in zip(canvases, of_row, strict=True)]
+        return [result_of(canvas, mine) for canvas, mine in zip(canvases, of_row, strict=True)]
 
     def stream(self, canvases: Iterator[Canvas]) -> Iterator[tuple[int, Result | Cm3kitError]]:
         """Fill canvases as they come, a free place taking the next one; see `types.Decoder`.
 
         Canvases of as many streams as the first one are filled together, and then those of others.
         """
-        source = _Source(canvases, self._jobs, self._window)
+        source = Source(canvases, self._jobs, self._window)
         while (count := source.next_count()) is not None:
             batch = self._batch(source, self._window + 1, count)
             while True:
@@ -88,7 +89,7 @@ class Autoregressive:
         count = streams(self._config, len(canvas.guides))
         return make_jobs(row, canvas, self._grammar, count, self._config.parallel, window)
 
-    def _batch(self, waiting: deque[Job] | _Source, capacity: int, count: int) -> _Batch:
+    def _batch(self, waiting: deque[Job] | Source, capacity: int, count: int) -> _Batch:
         return _Batch(self._engine(count), self._grammar, self._config, waiting, capacity, count)
 
     def _engine(self, count: int) -> Engine:
@@ -98,15 +99,6 @@ class Autoregressive:
                 self._backbone, len(self._grammar), self._config.precision, rows
             )
         return self._engines[rows]
-
-
-def _result(canvas: Canvas, jobs: Sequence[Job]) -> Result:
-    cost = Cost()
-    for job in jobs:
-        cost.full, cost.partial = cost.full + job.cost.full, cost.partial + job.cost.partial
-        cost.token_forwards += job.cost.token_forwards
-        cost.head_rows += job.cost.head_rows
-    return Result(canvas, tuple(fill for job in jobs for fill in job.fills), cost)
 
 
 @dataclass(slots=True)
@@ -123,69 +115,6 @@ class _Progress:
                 written[job.row] = id
         self.on_step(Step(self.index, self.total, tuple(written)))
         self.index += 1
-
-
-class _Source:
-    """Canvases on demand as jobs, and the canvases whose jobs are all done.
-
-    Jobs of another number of streams than the current one wait for a batch of their own.
-    """
-
-    def __init__(
-        self, canvases: Iterator[Canvas], jobs: Callable[[int, Canvas, int], Iterable[Job]], window: int
-    ) -> None:
-        self._canvases, self._make, self._window = canvases, jobs, window
-        self._waiting: dict[int, deque[Job]] = {}
-        self._open: dict[int, tuple[Canvas, list[Job]]] = {}
-        self._count = 0
-        self._pulled = 0
-        self.ready: deque[tuple[int, Result | Cm3kitError]] = deque()
-
-    def next_count(self) -> int | None:
-        """The number of streams of the jobs to be taken now; None where nothing is left."""
-        while not any(self._waiting.values()):
-            if not self._pull():
-                return None
-        self._count = next(count for count, jobs in self._waiting.items() if jobs)
-        return self._count
-
-    def popleft(self) -> Job:
-        """The next job; IndexError while there is none."""
-        while not self._waiting.get(self._count):
-            if not self._pull():
-                raise IndexError
-        return self._waiting[self._count].popleft()
-
-    def _pull(self) -> bool:
-        if (canvas := next(self._canvases, None)) is None:
-            return False
-        number, self._pulled = self._pulled, self._pulled + 1
-        try:
-            jobs = list(self._make(number, canvas, self._window))
-        except Cm3kitError as error:
-            self.ready.append((number, error))
-            return True
-        self._open[number] = canvas, jobs
-        for job in jobs:
-            if not job.done:
-                self._waiting.setdefault(len(job.prompts), deque()).append(job)
-        self._close(number)
-        return True
-
-    def finish(self, job: Job) -> None:
-        """Take note that a job is done."""
-        self._close(job.row)
-
-    def _close(self, number: int) -> None:
-        canvas, jobs = self._open[number]
-        if all(job.done for job in jobs):
-            del self._open[number]
-            self.ready.append((number, _result(canvas, jobs)))
-
-    def drain(self) -> Iterator[tuple[int, Result | Cm3kitError]]:
-        """Canvases that are done, each once."""
-        while self.ready:
-            yield self.ready.popleft()
 
 
 @dataclass(slots=True)
@@ -209,7 +138,7 @@ class _Batch:
         engine: Engine,
         grammar: Grammar,
         config: DecodeConfig,
-        waiting: deque[Job] | _Source,
+        waiting: deque[Job] | Source,
         capacity: int,
         count: int,
     ) -> None:

@@ -23,6 +23,7 @@ from torch import Generator
 
 from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
 from cm3kit.objectives.hints import WIDTH, HintLaw, SizeHints
+from cm3kit.objectives.masked_spans import MaskedSpans
 from cm3kit.objectives.next_token import NextToken
 from cm3kit.objectives.spans import PRESETS, Preset, count_law
 from cm3kit.objectives.units import Units, cuts, policy, runs, segments, too_small, units, window
@@ -35,7 +36,12 @@ from cm3kit_tokenizers.vocab import Vocab
 def halves(
     ids: Sequence[int], spans: Sequence[Span], vocab: Vocab, base: int = 0, end: int | None = Vocab.eoss
 ) -> tuple[list[int], list[int]]:
-    """The document with sentinels for spans, and the spans, each behind its sentinel and before `end`."""
+    """The document with sentinels for spans, and the spans, each behind its sentinel and before `end`.
+
+    >>> vocab = Vocab(9, 0)
+    >>> halves([50, 51, 52], [Span(1, 2)], vocab) == ([50, 8, 52], [8, 51, vocab.eoss])
+    True
+    """
     document: list[int] = []
     moved: list[int] = []
     ending = [] if end is None else [end]
@@ -46,17 +52,6 @@ def halves(
         moved += [number, *ids[span.start : span.stop], *ending]
         place = span.stop
     return [*document, *ids[place:]], moved
-
-
-def rotate(ids: Sequence[int], spans: Sequence[Span], vocab: Vocab, base: int = 0) -> list[int]:
-    """Move spans (in order, disjoint) to the end: x0 M0 x1 M0 s0 E …; n spans add 3n ids.
-
-    >>> vocab = Vocab(9, 0)
-    >>> rotate([50, 51, 52], [Span(1, 2)], vocab) == [50, 8, 52, 8, 51, vocab.eoss]
-    True
-    """
-    document, moved = halves(ids, spans, vocab, base)
-    return document + moved
 
 
 class CausalMaskSettings(ObjectiveSettings):
@@ -140,7 +135,7 @@ class CausalMask:
 
     def validation(self) -> Mapping[str, Objective]:
         """The page as it stands, and then what is masked."""
-        return {"": NextToken(self.vocab, self.continues), "fill_": MaskedSpans(self)}
+        return {"": NextToken(self.vocab, self.continues), "fill_": MaskedSpans(self, self.vocab)}
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
         """An `example` of each document."""
@@ -299,47 +294,6 @@ class CausalMask:
         if not ended:
             raise _damaged("the last span has no end")
         return out
-
-
-@dataclass(frozen=True)
-class MaskedSpans:
-    """Causal masking whose examples weigh only what was masked and where that ends; for validation."""
-
-    Settings: ClassVar[type[ObjectiveSettings]] = CausalMaskSettings
-    copies: ClassVar[int] = 1
-    masks: ClassVar[bool] = False
-
-    inner: CausalMask
-
-    @classmethod
-    def build(cls, settings: Any, parts: TokenizerParts) -> Self:
-        """See `Objective`."""
-        return cls(CausalMask.build(settings, parts))
-
-    def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
-        """Those of causal masking with other weights."""
-        return [self._only_spans(each) for each in self.inner.make_examples(documents, rng, budget)]
-
-    def uses(self, window: int) -> tuple[Use, ...]:
-        """Those of causal masking."""
-        return self.inner.uses(window)
-
-    def validation(self) -> Mapping[str, Objective]:
-        """Itself."""
-        return {"fill_": self}
-
-    def _only_spans(self, example: Example) -> Example:
-        ids, sentinels = example.ids, self.inner.vocab.sentinel_range
-        seen: set[int] = set()
-        start = len(ids)
-        for place, id in enumerate(ids):
-            if id in seen:
-                start = place
-                break
-            if id in sentinels:
-                seen.add(id)
-        weights = [float(place >= start and id not in sentinels) for place, id in enumerate(ids)]
-        return replace(example, weights=weights)
 
 
 def _draw(count: int, rng: Generator) -> list[float]:
