@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
-from cm3kit.decoders.engine import LeanEngine
+from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.types import Canvas, MaskSpan, Step
 from cm3kit_tokenizers.vocab import Vocab

@@ -31,7 +31,7 @@ from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.scheduler import MaskedDiffusionScheduler
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.writer import drawn_from
+from cm3kit.decoders.diffusion.unmask_step import drawn_from
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.types import Canvas, Result
 from cm3kit_tokenizers.errors import ConfigError

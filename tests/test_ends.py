@@ -10,7 +10,7 @@ from canvases import answer, at_most, fills_of, lay_out, start
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.autoregressive import Autoregressive
-from cm3kit.decoders.engine import LeanEngine
+from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.grammar import Grammar
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone

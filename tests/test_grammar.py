@@ -14,7 +14,7 @@ from justhtml import JustHTML
 from torch import Tensor
 
 from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.moves import State
+from cm3kit.decoders.html_state import State
 from cm3kit.decoders.utf8 import REJECT, follow
 from cm3kit.types import MaskSpan
 from cm3kit_tokenizers.errors import ConfigError

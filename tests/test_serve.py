@@ -21,7 +21,7 @@ from toys import toy
 
 import cm3kit
 from cm3kit.pipelines.recipes import read_recipe
-from cm3kit.pipelines.reproducing import Workshop
+from cm3kit.pipelines.reproducing import ModelCache
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, Page
 from cm3kit_tokenizers.html.point import byte_offset
@@ -33,8 +33,8 @@ pytest.importorskip("httpx2", reason="Starlette's test client needs httpx2")
 from starlette.testclient import TestClient
 
 from cm3kit.serving.app import build
-from cm3kit.serving.bodies import CompletionBody, ImageBody, InfillBody
 from cm3kit.serving.run import hosts
+from cm3kit.serving.schemas import CompletionBody, ImageBody, InfillBody
 
 TOKEN = "a-token-of-the-tests-0123456789"
 HOST = "127.0.0.1:8000"
@@ -152,7 +152,7 @@ def test_a_recipe_comes_along_and_makes_the_page_again(
     path.write_bytes(base64.b64decode(variant["html_base64"]))
     (tmp_path / "page.html.cm3kit.json").write_text(json.dumps(variant["recipe"]))
     assert read_recipe(path).changed is False
-    assert [each.verdict for each in Workshop(str(model), "cpu").check([path])] == ["same"]
+    assert [each.verdict for each in ModelCache(str(model), "cpu").check([path])] == ["same"]
 
 
 def test_words_and_pictures_are_pointed_at_by_place(client: TestClient) -> None:
@@ -230,7 +230,7 @@ def test_images_have_openais_shape_and_carry_their_recipe(
     path.write_bytes(base64.b64decode(told["data"][1]["b64_json"]))
     made = read_recipe(path).made
     assert (made["prompt"], made["seed"], made["index"]) == ("red apple", 4, 1)
-    assert [each.verdict for each in Workshop(str(model), "cpu").check([path])] == ["same"]
+    assert [each.verdict for each in ModelCache(str(model), "cpu").check([path])] == ["same"]
     assert client.post("/v1/images/generations", json={**body, "size": "512x512"}).status_code == 400
     assert client.get("/v1/models").json()["data"][0]["id"] == "toy"
 

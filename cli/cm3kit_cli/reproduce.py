@@ -61,12 +61,12 @@ def reproduce(
     from cm3kit.pipelines import reproducing
 
     paths = reproducing.expand(files)
-    workshop = reproducing.Workshop(model, device)
+    models = reproducing.ModelCache(model, device)
     with progress("reproducing", quiet) as watch:
         if not check:
-            written = reproducing.write(workshop, paths, output, force, watch)
+            written = reproducing.write(models, paths, output, force, watch)
             return Reply({"paths": written}, tuple(map(str, written)))
-        verdicts = list(workshop.check(paths, watch))
+        verdicts = list(models.check(paths, watch))
     wrong = sum(not each.equal for each in verdicts)
     data = {
         "files": [{"path": each.path, "verdict": each.verdict, "reasons": each.reasons} for each in verdicts],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cm3kit.decoders.elements import CONTENT, TOP
-from cm3kit.decoders.moves import MAX_DEPTH, PIECES, Mode, State, action, complete
+from cm3kit.decoders.html_state import MAX_DEPTH, PIECES, Mode, State, action, complete
 from cm3kit.decoders.utf8 import TextAutomaton
 from cm3kit.types import MaskSpan, SpanKind
 from cm3kit_tokenizers.errors import ConfigError

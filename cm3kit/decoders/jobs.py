@@ -10,7 +10,7 @@ import torch
 from torch import Generator
 
 from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.moves import State
+from cm3kit.decoders.html_state import State
 from cm3kit.types import Canvas, Cost, Fill, MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 

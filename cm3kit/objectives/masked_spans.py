@@ -1,4 +1,4 @@
-"""Causal masking whose examples weigh only what was masked and where that ends; validation scores it beside the page."""
+"""Causal masking whose examples weigh only what was masked and where that ends, as validation scores it."""
 
 from __future__ import annotations
 

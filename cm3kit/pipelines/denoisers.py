@@ -8,7 +8,7 @@ from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.decoders.engine import LeanEngine, supports
+from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.models.timestep import is_timed
 from cm3kit.pipelines.folder import Parts, diffusion_backbone
 from cm3kit_tokenizers.errors import ConfigError

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from cm3kit.decoders.diffusion.denoiser import Denoiser
-from cm3kit.decoders.diffusion.lattice import CanvasConstraint
 from cm3kit.decoders.diffusion.loop import Diffusion, in_batches
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
+from cm3kit.decoders.diffusion.trellis import CanvasConstraint
 from cm3kit.objectives.gaps import LENGTHS
 from cm3kit.pipelines.denoisers import Denoisers
 from cm3kit.pipelines.fillers import Ids, ModelContext, Progress, Task, modality_of

@@ -58,7 +58,7 @@ class Verdict:
         return f"{self.verdict} {self.path}" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 
 
-class Workshop:
+class ModelCache:
     """Models by the names that recipes give, each loaded once."""
 
     def __init__(self, model: str | None = None, device: str = "auto") -> None:
@@ -230,7 +230,7 @@ def _picture(recipe: Recipe) -> bytes:
 
 
 def write(
-    workshop: Workshop, paths: Sequence[Path], output: str | None, force: bool,
+    models: ModelCache, paths: Sequence[Path], output: str | None, force: bool,
     watch: Watch = lambda done, total: None,
 ) -> list[Path]:  # fmt: skip
     """Make files again and write them, under their names into a folder, or a single one under the name given.
@@ -251,6 +251,6 @@ def write(
     for done, (path, target) in enumerate(zip(paths, targets, strict=True)):
         recipe = read_recipe(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, rebuild(workshop.kit(recipe), recipe), force)
+        write_atomic(target, rebuild(models.kit(recipe), recipe), force)
         watch(done + 1, len(paths))
     return targets

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from cm3kit.decoders.fallback import make_engine
+from cm3kit.decoders.hf_engine import make_engine
 from cm3kit.objectives.spans import PRESETS
 from cm3kit.pipelines import task_pages
 from cm3kit.pipelines.batching import Order

@@ -17,10 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cm3kit.pipelines.kit import Kit
-from cm3kit.serving import work
-from cm3kit.serving.bodies import CompletionBody, ImageBody, InfillBody, PageBody, read
-from cm3kit.serving.desk import Desk, failure
-from cm3kit.serving.guard import Guard, refused
+from cm3kit.serving import handlers
+from cm3kit.serving.auth import Auth, refused
+from cm3kit.serving.queue import ModelQueue, failure
+from cm3kit.serving.schemas import CompletionBody, ImageBody, InfillBody, PageBody, read
 
 UI: Mapping[str, tuple[str, str]] = {
     "/": ("index.html", "text/html"), "/app.js": ("app.js", "text/javascript"), "/app.css": ("app.css", "text/css"),
@@ -36,23 +36,23 @@ def build(kit: Kit, token: str, hosts: Iterable[str], ui: bool = True) -> Starle
         hosts: the values of `Host` that are ours, with the port.
         ui: whether to serve the editor too.
     """
-    desk = Desk(kit)
+    queue = ModelQueue(kit)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        desk.close()
+        queue.close()
 
     routes = [Route(path, _file(*file)) for path, file in UI.items()] if ui else []
     routes += [
-        Route("/model", _model(desk)),
+        Route("/model", _model(queue)),
         Route("/look", _edged(_look), methods=["POST"]),
-        Route("/infill", _edged(partial(_infill, desk)), methods=["POST"]),
-        Route("/v1/models", _models(desk)),
-        Route("/v1/completions", _edged(partial(_completions, desk)), methods=["POST"]),
-        Route("/v1/images/generations", _edged(partial(_images, desk)), methods=["POST"]),
+        Route("/infill", _edged(partial(_infill, queue)), methods=["POST"]),
+        Route("/v1/models", _models(queue)),
+        Route("/v1/completions", _edged(partial(_completions, queue)), methods=["POST"]),
+        Route("/v1/images/generations", _edged(partial(_images, queue)), methods=["POST"]),
     ]
-    guard = Middleware(Guard, token=token, hosts=tuple(hosts))
+    guard = Middleware(Auth, token=token, hosts=tuple(hosts))
     errors = {HTTPException: _no_such}
     app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan, exception_handlers=errors)
     app.state.kit = kit
@@ -84,23 +84,23 @@ async def _no_such(request: Request, error: Exception) -> Response:
     return refused(status, "usage", f"{request.method} {request.url.path}: {getattr(error, 'detail', error)}")
 
 
-def _model(desk: Desk) -> Endpoint:
+def _model(queue: ModelQueue) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        kit = desk.kit
+        kit = queue.kit
         side = kit.image.config.resolution
         told: dict[str, Any] = {
             "model": kit.parts.name,
             "decoders": kit.parts.defaults.decoders,
             "picture": side,
         }
-        return JSONResponse({**told, "waiting": desk.waiting})
+        return JSONResponse({**told, "waiting": queue.waiting})
 
     return endpoint
 
 
-def _models(desk: Desk) -> Endpoint:
+def _models(queue: ModelQueue) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        own = {"id": desk.kit.parts.name, "object": "model", "created": 0, "owned_by": "cm3kit"}
+        own = {"id": queue.kit.parts.name, "object": "model", "created": 0, "owned_by": "cm3kit"}
         return JSONResponse({"object": "list", "data": [own]})
 
     return endpoint
@@ -108,22 +108,22 @@ def _models(desk: Desk) -> Endpoint:
 
 async def _look(request: Request) -> Response:
     body = await read(request, PageBody)
-    return JSONResponse(await run_in_threadpool(work.look, body))
+    return JSONResponse(await run_in_threadpool(handlers.look, body))
 
 
-async def _infill(desk: Desk, request: Request) -> Response:
+async def _infill(queue: ModelQueue, request: Request) -> Response:
     body = await read(request, InfillBody)
-    job = partial(work.infill, body)
-    return desk.stream(job) if body.stream else await desk.answer(job)
+    job = partial(handlers.infill, body)
+    return queue.stream(job) if body.stream else await queue.answer(job)
 
 
-async def _completions(desk: Desk, request: Request) -> Response:
+async def _completions(queue: ModelQueue, request: Request) -> Response:
     body = await read(request, CompletionBody)
-    job = partial(work.completions, body)
-    return desk.stream(job, last="[DONE]") if body.stream else await desk.answer(job)
+    job = partial(handlers.completions, body)
+    return queue.stream(job, last="[DONE]") if body.stream else await queue.answer(job)
 
 
-async def _images(desk: Desk, request: Request) -> Response:
+async def _images(queue: ModelQueue, request: Request) -> Response:
     body = await read(request, ImageBody)
-    job = partial(work.images, body)
-    return desk.stream(job) if body.stream else await desk.answer(job)
+    job = partial(handlers.images, body)
+    return queue.stream(job) if body.stream else await queue.answer(job)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.moves import State
+from cm3kit.decoders.html_state import State
 from cm3kit.pipelines.layouts import LayoutParts, Limits, Room, layout
 from cm3kit.types import Canvas, Fill, MaskSpan, SpanKind
 from cm3kit_tokenizers.document import Gap

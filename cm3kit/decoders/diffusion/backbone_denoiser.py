@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
-from cm3kit.decoders.engine import LeanEngine, supports
+from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.models.attention import row_mask
 from cm3kit.models.backbone import head, hidden_states
 from cm3kit.models.timestep import is_timed

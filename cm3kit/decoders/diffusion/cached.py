@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from cm3kit.decoders.diffusion.cached_forward import Passes
 from cm3kit.decoders.diffusion.denoiser import Ask
-from cm3kit.decoders.diffusion.passes import Passes
-from cm3kit.decoders.engine import LeanEngine
+from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.models.attention import block_mask
 from cm3kit.types import Verification
 from cm3kit_tokenizers.errors import ConfigError

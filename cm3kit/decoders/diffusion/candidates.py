@@ -9,8 +9,8 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.writer import drawn_from
-from cm3kit.decoders.pick import draw
+from cm3kit.decoders.diffusion.unmask_step import drawn_from
+from cm3kit.decoders.token_sampling import draw
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of, masked_positions
 from cm3kit.decoders.diffusion.denoiser import Constraint
 from cm3kit.decoders.diffusion.modifiers import Block, Editor
-from cm3kit.decoders.diffusion.phases import Opener, Phase
+from cm3kit.decoders.diffusion.samplers import Opener, Phase
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.rng import generator
 from cm3kit.types import Canvas, Commit, Cost, Fill, Flat, MaskSpan, Result

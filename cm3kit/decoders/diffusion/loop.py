@@ -16,10 +16,10 @@ from torch import Tensor
 from cm3kit.decoders.diffusion.denoiser import Ask, Constraint, Denoiser, Metered
 from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.job import Job, make_job
-from cm3kit.decoders.diffusion.phases import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.plan import plan
+from cm3kit.decoders.diffusion.samplers import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.decoders.diffusion.writer import Scored, Writer
+from cm3kit.decoders.diffusion.unmask_step import Scored, Writer
 from cm3kit.types import Canvas, Commit, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cm3kit.decoders.diffusion.blocks import blocks_of, masked_positions
-from cm3kit.decoders.diffusion.phases import make_modifiers, plan_block
+from cm3kit.decoders.diffusion.samplers import make_modifiers, plan_block
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.types import Canvas
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache as TransformersCache
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.engine import Engine, LeanEngine, supports
+from cm3kit.decoders.fast_llama import Engine, LeanEngine, supports
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError

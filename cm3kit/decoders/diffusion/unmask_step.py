@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cm3kit.decoders.diffusion.job import Job
 from cm3kit.decoders.diffusion.modifiers import Block, Editor
-from cm3kit.decoders.diffusion.phases import Phase
+from cm3kit.decoders.diffusion.samplers import Phase
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.pick import draw
+from cm3kit.decoders.token_sampling import draw
 from cm3kit.types import Commit
 from cm3kit_tokenizers.errors import ModelError
 

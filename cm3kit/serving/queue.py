@@ -14,7 +14,7 @@ from typing import Any
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cm3kit.pipelines.kit import Kit
-from cm3kit.serving.guard import refused
+from cm3kit.serving.auth import refused
 from cm3kit_tokenizers.errors import Cm3kitError
 
 Hear = Callable[[str, Mapping[str, Any]], None]
@@ -28,7 +28,7 @@ class Cancelled(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Desk:
+class ModelQueue:
     """The model and the line before it; torch runs in one thread, the server in another."""
 
     def __init__(self, kit: Kit) -> None:

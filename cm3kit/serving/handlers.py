@@ -15,8 +15,8 @@ from cm3kit.pipelines.prompts import Prompt
 from cm3kit.pipelines.recipes import HASH
 from cm3kit.pipelines.records import how_made, variant, whose
 from cm3kit.pipelines.sources import sha256
-from cm3kit.serving import bodies
-from cm3kit.serving.bodies import CompletionBody, ImageBody, InfillBody, PageBody, Shelf
+from cm3kit.serving import schemas
+from cm3kit.serving.schemas import CompletionBody, ImageBody, InfillBody, PageBody, Shelf
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.spans import elements, parse_tree, view
 from cm3kit_tokenizers.page import Page
@@ -27,7 +27,7 @@ MASK = "<mask>"
 
 def look(body: PageBody) -> dict[str, Any]:
     """A page for the editor: a copy to show, its gaps, its pictures that are missing."""
-    data = bodies.content_of(body)
+    data = schemas.content_of(body)
     with Shelf(body.pictures) as base:
         page = Page.parse(data, base)
         copy = display(data, base, places=True)
@@ -46,9 +46,9 @@ def look(body: PageBody) -> dict[str, Any]:
 
 def infill(body: InfillBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     """Fill the gaps of a page; every byte outside of them stays."""
-    options, seed = bodies.options(body.options), bodies.seed_of(body.seed)
+    options, seed = schemas.options(body.options), schemas.seed_of(body.seed)
     with Shelf(body.pictures) as base:
-        page = bodies.page_of(body, base)
+        page = schemas.page_of(body, base)
         filled = kit.infill(page, variants=body.variants, seed=seed, options=options, watch=watch)
         how = how_made(kit, options, "infill")
         made = [_variant(body, page, each, how) for each in filled]
@@ -75,7 +75,7 @@ def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     """The HTML between `prompt` and `suffix`, in OpenAI's shape."""
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     options = GenerateOptions(max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p)
-    seed, suffix, used = bodies.seed_of(body.seed), body.suffix or "", [0, 0]
+    seed, suffix, used = schemas.seed_of(body.seed), body.suffix or "", [0, 0]
     choices: list[dict[str, Any]] = []
     for number, prompt in enumerate(prompts):
         if MASK in prompt or MASK in suffix:
@@ -104,7 +104,7 @@ def images(body: ImageBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     side = kit.image.config.resolution
     if body.size not in (None, "auto", f"{side}x{side}"):
         raise ConfigError(f"size {body.size!r}: this model draws {side}x{side}", code="bad_value")
-    options, seed = bodies.options(body.options), bodies.seed_of(body.seed)
+    options, seed = schemas.options(body.options), schemas.seed_of(body.seed)
     results = kit.generate(body.prompt, n=body.n, seed=seed, options=options, watch=watch)
     how = {**how_made(kit, options, "image"), **whose(Prompt(body.prompt), True)}
     pngs = [

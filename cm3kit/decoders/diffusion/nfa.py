@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.moves import State
+from cm3kit.decoders.html_state import State
 
 Place = tuple[tuple[str, ...], int]
 

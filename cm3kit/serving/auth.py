@@ -32,7 +32,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class Auth:
     """Middleware: 403 for another host, origin or token, 413 for what is too large; headers on every answer."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: Iterable[str]) -> None:

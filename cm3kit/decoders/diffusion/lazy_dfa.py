@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cm3kit.decoders.diffusion.automaton import Automaton
+from cm3kit.decoders.diffusion.nfa import Automaton
 
 ANY = -1
 """The class of a slot that is not written yet."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
-from cm3kit.decoders.engine import LeanEngine
+from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.models.backbone import head
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
