@@ -74,7 +74,7 @@ class Hybrid:
         return {**self.first.validation(), **self.second.validation()}
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
-        """Exercises of both kinds, in random order."""
+        """Examples of both kinds, in random order."""
         count = len(documents)
         # Rounding by a coin keeps the share exact in the mean.
         odd = float(torch.rand((), generator=rng, dtype=torch.float64))

@@ -11,7 +11,7 @@ from cm3kit.types import Example
 
 
 class Packed(NamedTuple):
-    """Exercises side by side in rows; `documents_BT` numbers them from 1, 0 is padding.
+    """Examples side by side in rows; `documents_BT` numbers them from 1, 0 is padding.
 
     `targets_BT[b, t]` is what the model is to say at t, and weighs `weights_BT[b, t]`. `mass` divides the loss.
     """

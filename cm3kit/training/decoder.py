@@ -248,7 +248,7 @@ class DecoderTask:
         return self.documents.fingerprint() if self.rows is None else self.rows.shards.fingerprint()
 
     def _next_examples(self, rows: Rows, size: int) -> list[Example]:
-        """Exercises of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""
+        """Examples of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""
         out: list[Example] = []
         for _ in range(size):
             for number, room in rows.row(self._next):
