@@ -73,7 +73,7 @@ class DiffusionDefaults(Settings):
         told = written_in_place(given)
         own = {"trained_cache": told["cache"], "objective": told["objective"], "layout": told["layout"]}
         # What is given counts as set, and what follows from that too.
-        own = own if {"layout", "trained_block", "shift"} & set(given) else {}
+        own = own if {"layout", "trained_block"} & set(given) else {}
         renamed = {"isolated_masks" if key == "unseen" else key: value for key, value in given.items()}
         return {**renamed, **own}
 

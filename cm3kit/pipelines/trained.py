@@ -71,7 +71,11 @@ def uses_of_before(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     uses: list[dict[str, Any]] = []
     for decoder in given.get("decoders", ("cm3",)):
         if decoder == "cm3":
-            uses.append({**common, "hints": given.get("hints", False)})
+            # What does not concern this decoder is read all the same, so that a wrong value is found.
+            wrong = {
+                key: given[key] for key in ("shift",) if key in given and not isinstance(given[key], bool)
+            }
+            uses.append({**common, "hints": given.get("hints", False), **wrong})
         else:
             own = {"shift": "shift", "unseen": "isolated_masks", "trained_block": "block_size"}
             told = {new: given[old] for old, new in own.items() if old in given}
