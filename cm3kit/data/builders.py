@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from cm3kit.registry import Registry, load_plugin
+from cm3kit.plugins import load_file
+from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import ConfigError
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -40,7 +41,7 @@ def builder(name: str) -> Builder:
     known = sorted({*corpus, *(path.parent.name for path in CHECKPOINTS.glob("*/build.py"))})
     path = CHECKPOINTS / name / "build.py"
     if name not in corpus and path.is_file():
-        load_plugin(path)
+        load_file(path)
     if name not in corpus:
         raise ConfigError(
             f"no corpus {name!r}: there are {', '.join(known)}; builders beside a checkpoint come with a checkout of"
