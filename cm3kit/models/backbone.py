@@ -30,7 +30,7 @@ from transformers.utils import logging
 from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
-from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.errors import ModelError, in_a_line
 
 Attention = Literal["causal", "full"] | Tensor | BlockMask
 
@@ -167,19 +167,10 @@ def _read(source: str | Path) -> PreTrainedModel:
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                str(source),
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                trust_remote_code=False,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            model, report = _open(str(source), "sdpa")
     except Exception as error:
         # transformers and huggingface_hub raise a dozen unrelated types here.
-        first = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{source} cannot be loaded as a backbone: {first}", code=bad) from error
+        raise ModelError(f"{source} cannot be loaded as a backbone: {in_a_line(error)}", code=bad) from error
     misfits = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     misfits += [f"{name} is unexpected" for name in sorted(report["unexpected_keys"])]
     misfits += [
@@ -189,6 +180,25 @@ def _read(source: str | Path) -> PreTrainedModel:
     misfits += [f"{name} is not finite" for name, each in model.named_parameters() if not _finite(each)]
     refuse_misfits(source, misfits)
     return model
+
+
+def _open(source: str, attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Read by transformers, with SDPA or, in families that have none, its plain attention."""
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        if attention == "eager" or "scaled_dot_product_attention" not in str(error):
+            raise
+        return _open(source, "eager")
+    return model, report
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -236,15 +246,25 @@ def hidden_states(
     if position_ids_BT is None:
         position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
     if not isinstance(attention, str):
-        options["attention_mask"] = attention
+        options["attention_mask"] = mask_for(model, attention)
     elif attention == "full" and _takes_is_causal(model):
         options["is_causal"] = False
     elif attention == "full":
         length = ids_BT.shape[1]
-        options["attention_mask"] = torch.ones(1, 1, length, length, dtype=torch.bool, device=ids_BT.device)
+        seen_11TT = torch.ones(1, 1, length, length, dtype=torch.bool, device=ids_BT.device)
+        options["attention_mask"] = mask_for(model, seen_11TT)
     output = model.base_model(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **options)
     found: Tensor = output.last_hidden_state
     return found
+
+
+def mask_for(model: PreTrainedModel, mask: Tensor | BlockMask) -> Tensor | BlockMask:
+    """A boolean mask as this model's attention takes it: where there is no SDPA it is added to the scores."""
+    if not isinstance(mask, Tensor) or model.config._attn_implementation != "eager":
+        return mask
+    dtype = next(model.parameters()).dtype
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return added.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _takes_is_causal(model: PreTrainedModel) -> bool:
@@ -257,8 +277,18 @@ def _takes_is_causal(model: PreTrainedModel) -> bool:
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits (…, V) of hidden states (…, D), of all positions or of those alone that have a loss."""
+    """Logits (…, V) of hidden states (…, D), of all positions or of those alone that have a loss.
+
+    Families that scale their logits (Granite, Cohere, Falcon-H1) or cap them (Gemma 2) say so in their configuration.
+    """
+    config = model.config
     logits: Tensor = model.get_output_embeddings()(hidden)
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if factor := getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None):
+        logits = logits * factor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
     return logits
 
 

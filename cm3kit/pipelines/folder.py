@@ -24,8 +24,11 @@ from transformers import PreTrainedModel
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.engine import supports
+from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.models.backbone import load_backbone
+from cm3kit.models.windows import clear_windows
 from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing, verify
 from cm3kit_tokenizers.errors import ModelError
@@ -152,7 +155,20 @@ def load_parts(folder: Path) -> Parts:
             code="bad_checkpoint",
         )
     backbone = load_backbone(folder / "decoder", len(vocab))
+    try_out(backbone, folder, defaults)
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
+
+
+TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
+
+
+def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:
+    """Refuse a decoder whose logits here are not its own (`bad_checkpoint`); those of `LeanEngine` are known."""
+    if supports(backbone):
+        return
+    clear_windows(backbone, defaults.window)
+    causal, full = "cm3" in defaults.decoders, DIFFUSION in defaults.decoders
+    check_backbone(backbone, str(folder), min(TRIAL, defaults.window), causal=causal, full=full)
 
 
 def own_diffusion(parts: Parts) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from cm3kit.data.bundle import load_bundle
 from cm3kit.data.corpus import Documents, load_documents
 from cm3kit.data.views import ViewSettings
 from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
+from cm3kit.decoders.probe import check_backbone
 from cm3kit.models.attention import annealed, block_mask, flex_mask
 from cm3kit.models.backbone import (
     Attention,
@@ -31,6 +33,7 @@ from cm3kit.models.flex import Packing, flexes_on, prepare
 from cm3kit.models.lora import LoraSettings, add_lora, without_lora
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
+from cm3kit.models.windows import clear_windows
 from cm3kit.pipelines.folder import Defaults, as_trained
 from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing
@@ -142,6 +145,7 @@ class DecoderTask:
     def __init__(self, recipe: DecoderRecipe, cache: Path) -> None:
         self.recipe, self._cache = recipe, cache
         self._held: list[list[int]] = []
+        self.notes: list[str] = []
         text, self.image = self._text(), ImageTokenizer.load(recipe.image)
         self.vocab = Vocab(text.size, self.image.size)
         if recipe.masks == "unseen" and recipe.objective.name in BLOCKS:
@@ -197,11 +201,13 @@ class DecoderTask:
     def _backbone(self) -> PreTrainedModel:
         recipe, size = self.recipe, len(self.vocab)
         if recipe.warm.source is not None:
-            model = load_transplanted(self._borrowed, self.vocab, recipe.window, self.objective.causal)
+            model = load_transplanted(self._borrowed, self.vocab, recipe.window)
+            self._try_out(model, recipe.warm.source, self.vocab.text)
         elif recipe.backbone_from is None:
             model = build_backbone(recipe.backbone, size)
         else:
             model = load_backbone(recipe.backbone_from, size)
+            self._try_out(model, recipe.backbone_from)
             if not self.objective.causal:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
         if recipe.lora.rank:
@@ -210,6 +216,14 @@ class DecoderTask:
         if recipe.timestep is not None and not is_timed(model):
             add_timestep(model, recipe.timestep, recipe.loop.seed)
         return model
+
+    def _try_out(self, model: PreTrainedModel, source: str, ids: Sequence[int] | None = None) -> None:
+        """Refuse a public decoder that would be trained, or decoded, as another model than the one it is."""
+        window, decoders = self.recipe.window, self._trained.decoders
+        if (note := clear_windows(model, window)) is not None:
+            self.notes.append(note)
+        full = "diffusion" in decoders and self.recipe.attention == "objective"
+        check_backbone(model, source, window, causal="cm3" in decoders, full=full, ids=ids)
 
     def seek(self, step: int, size: int, process: int, processes: int) -> None:
         """Go to the rows of shards that one of several processes takes at a step."""

@@ -73,6 +73,8 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     # Pages are parsed once, by the main process, and read by the others.
     task = in_turn(lambda: DecoderTask(recipe, output / "cache"), str(how.get("device", "auto")))
     if rank() == 0:
+        for note in task.notes:
+            how["warn"](note)
         task.keep_text(output / "text")
     return _watched(task, recipe.loop, output, how)
 

@@ -39,6 +39,12 @@ ERROR_CODES: dict[str, str] = {
 }
 
 
+def in_a_line(error: BaseException, most: int = 240) -> str:
+    """What another library's error says, on one line; a long one ends with a whole word and an ellipsis."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= most else f"{line[: most - 1].rsplit(' ', 1)[0]} …"
+
+
 class Cm3kitError(Exception):
     """What happened, the value, and what to do, in one line.
 
