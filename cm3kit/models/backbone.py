@@ -29,8 +29,9 @@ from transformers.utils import logging
 
 from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
+from cm3kit.models.families import family_of, read_config
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
-from cm3kit_tokenizers.errors import ModelError, in_a_line
+from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
 
 Attention = Literal["causal", "full"] | Tensor | BlockMask
 
@@ -117,12 +118,21 @@ def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor
     return nn.functional.dropout(output, rate, module.training)
 
 
-def load_backbone(source: str | Path, vocab_size: int, mean: bool = False) -> PreTrainedModel:
-    """Load a causal language model from a folder or by its hub id, in fp32 and in eval mode.
+def load_backbone(
+    source: str | Path,
+    vocab_size: int,
+    mean: bool = False,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> PreTrainedModel:
+    """Load a causal language model from a folder or by its hub id, in eval mode.
 
     Embeddings grow to `vocab_size` if the saved vocabulary is smaller, with `mean` by rows that are the mean
     of the others; a larger one stays as it is. A folder that holds a time too (`models.timestep`) gives a
-    model that is conditioned on it. Remote code is never run and pickled weights are never read.
+    model that is conditioned on it. Remote code is never run and pickled weights are never read. Folders of
+    families that transformers does not know by itself (`models.families`) are read as the class that computes the same.
+
+    Args:
+        dtype: of the weights; "auto" is that of the files.
 
     Raises:
         ModelError: nothing is there (`unknown_model`), or tensors are missing, unexpected or mis-shaped,
@@ -135,7 +145,7 @@ def load_backbone(source: str | Path, vocab_size: int, mean: bool = False) -> Pr
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = _read(source)
+        model = _read(source, dtype)
         grow_vocabulary(model, vocab_size, mean)
     return load_timestep(model, folder).eval()
 
@@ -163,11 +173,13 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(source: str | Path) -> PreTrainedModel:
+def _read(source: str | Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     try:
         with _quiet():
-            model, report = _open(str(source), "sdpa")
+            model, report = _open(str(source), "sdpa", dtype)
+    except Cm3kitError:
+        raise
     except Exception as error:
         # transformers and huggingface_hub raise a dozen unrelated types here.
         raise ModelError(f"{source} cannot be loaded as a backbone: {in_a_line(error)}", code=bad) from error
@@ -182,22 +194,24 @@ def _read(source: str | Path) -> PreTrainedModel:
     return model
 
 
-def _open(source: str, attention: str) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Read by transformers, with SDPA or, in families that have none, its plain attention."""
+def _open(source: str, attention: str, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Read by transformers, shard by shard, with SDPA or, in families that have none, its plain attention."""
+    how: dict[str, Any] = {
+        "dtype": dtype, "attn_implementation": attention, "use_safetensors": True, "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }  # fmt: skip
+    if (family := family_of(source)) is not None:
+        how |= {"config": family.config(read_config(Path(source)) or {}), "key_mapping": dict(family.renamed)}
+        model, report = family.architecture.from_pretrained(source, **how)
+        # What is saved has the names of the class, and not those of the family.
+        model._weight_conversions = None
+        return model, report
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            attn_implementation=attention,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **how)
     except ValueError as error:
         if attention == "eager" or "scaled_dot_product_attention" not in str(error):
             raise
-        return _open(source, "eager")
+        return _open(source, "eager", dtype)
     return model, report
 
 

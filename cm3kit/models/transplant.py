@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2Tokenizer
 from transformers.utils import cached_file
 
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.embeddings import per_layer_tables, replace_table
+from cm3kit.models.families import Family, Raw, family_of, read_config
 from cm3kit_tokenizers.borrowed import borrow
 from cm3kit_tokenizers.errors import ModelError, in_a_line
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import MARKUP, Vocab
 
-TOLERANCE, TRIED = 1e-3, 48
+TOLERANCE, ROUNDED, TRIED = 1e-3, 3e-2, 48
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Borrowed:
         text: the text tokenizer of the model to be made: the decoder's own, or another.
         rows: for each id of `text`, the decoder's ids whose embeddings it begins as the mean of.
         markup: the same for each piece of `MARKUP`.
+        specials: ids of ours that are one of the decoder's, of families that say so (`models.families`).
     """
 
     source: str
     text: TextTokenizer
     rows: Sequence[Sequence[int]]
     markup: Sequence[Sequence[int]]
+    specials: Mapping[int, int] = field(default_factory=dict)
 
 
 def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
@@ -51,7 +54,9 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
         ModelError: there is no tokenizer (`unknown_model`), or it is to be ours and is no byte-level BPE
             (`bad_checkpoint`).
     """
-    engine = _engine(source)
+    family = family_of(source)
+    engine = _engine(source, family)
+    specials = {} if family is None else _specials(engine, family, read_config(Path(source)) or {})
 
     def spelt(text: str) -> list[int]:
         ids: list[int] = engine.encode(text, add_special_tokens=False).ids
@@ -60,19 +65,32 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
     markup = [spelt(piece) for piece in MARKUP]
     if instead is None:
         text, ids = borrow(engine.to_str(), source)
-        return Borrowed(source, text, [[id] for id in ids], markup)
+        return Borrowed(source, text, [[id] for id in ids], markup, specials)
     words = [piece.decode("utf-8", "replace") for piece in instead.pieces]
-    return Borrowed(source, instead, [[] if "\ufffd" in word else spelt(word) for word in words], markup)
+    return Borrowed(
+        source, instead, [[] if "\ufffd" in word else spelt(word) for word in words], markup, specials
+    )
 
 
-def _engine(source: str) -> Tokenizer:
+def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
+    """Which of the decoder's ids each of our specials is, as far as the tokenizer has them."""
+    found: dict[int, int] = {}
+    for ours, names in family.specials.items():
+        ids = [id for name in names if (id := engine.token_to_id(name)) is not None]
+        found |= {ours: ids[0]} if ids else {}
+    return found | {Vocab.mask: family.mask(raw)}
+
+
+def _engine(source: str, family: Family | None = None) -> Tokenizer:
     """The tokenizer of a folder or hub id, as it was saved."""
     try:
         # transformers builds tokenizers of some families anew, so the file comes first.
         path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         if path is not None:
             return Tokenizer.from_file(str(path))
-        theirs = AutoTokenizer.from_pretrained(source, trust_remote_code=False, use_fast=True)
+        # Families that transformers does not know name a class of their own beside vocab.json and merges.txt.
+        kind = AutoTokenizer if family is None else Qwen2Tokenizer
+        theirs = kind.from_pretrained(source, trust_remote_code=False, use_fast=True)
         found: Tokenizer = theirs.backend_tokenizer
     except Exception as error:
         # transformers and huggingface_hub raise a dozen unrelated types here.
@@ -82,19 +100,22 @@ def _engine(source: str) -> Tokenizer:
     return found
 
 
-def load_transplanted(borrowed: Borrowed, vocab: Vocab, window: int) -> PreTrainedModel:
-    """The decoder behind a tokenizer with its rows at our ids, in fp32 and in eval mode.
+def load_transplanted(
+    borrowed: Borrowed, vocab: Vocab, window: int, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> PreTrainedModel:
+    """The decoder behind a tokenizer with its rows at our ids, in eval mode.
 
     Specials, sentinels and image codes begin as the mean of all rows.
 
     Args:
         window: length of the rows that it will see.
+        dtype: of the weights; "auto" is that of the files.
 
     Raises:
         ModelError: it cannot be loaded (`unknown_model`, `bad_checkpoint`), sees less than the window, or gives
             other logits when its rows lie at our ids. Whether it can be trained is `decoders.probe`'s to say.
     """
-    model = load_backbone(borrowed.source, 0)
+    model = load_backbone(borrowed.source, 0, dtype=dtype)
     seen = getattr(model.config, "max_position_embeddings", None)
     if isinstance(seen, int) and seen < window:
         raise ModelError(
@@ -102,6 +123,7 @@ def load_transplanted(borrowed: Borrowed, vocab: Vocab, window: int) -> PreTrain
             code="bad_checkpoint",
         )
     ours = {vocab.text.start + place: ids for place, ids in enumerate(borrowed.rows)}
+    ours |= {special: [id] for special, id in borrowed.specials.items()}
     ours |= {vocab.markup.start + place: ids for place, ids in enumerate(borrowed.markup)}
     try:
         difference = move_in(model, vocab, ours)
@@ -109,7 +131,7 @@ def load_transplanted(borrowed: Borrowed, vocab: Vocab, window: int) -> PreTrain
         # A model that was built for something else fails in ways of its own.
         wrong = f"it fails with {type(error).__name__}: {in_a_line(error)}"
         raise _refusal(borrowed.source, model, wrong) from error
-    if not difference <= TOLERANCE:
+    if not difference <= (TOLERANCE if model.dtype == torch.float32 else ROUNDED):
         wrong = f"its logits change by {difference:.2g} when its rows are moved to other ids"
         raise _refusal(borrowed.source, model, wrong)
     return model
@@ -170,15 +192,17 @@ def transplant(model: PreTrainedModel, size: int, rows: Mapping[int, Sequence[in
 
 def _moved(old_VD: Tensor, size: int, rows: Mapping[int, Sequence[int]]) -> Tensor:
     """`size` rows (V, …): row i is the mean of the old `rows[i]`, others of all old rows."""
-    owned = [(id, [each for each in old if each < len(old_VD)]) for id, old in rows.items()]
-    owned = [(id, old) for id, old in owned if old]
-    wide_VD = old_VD.float().reshape(len(old_VD), -1)
-    made_VD = wide_VD.mean(0, keepdim=True).repeat(size, 1)
-    if owned:
-        flat = torch.tensor([each for _, old in owned for each in old])
-        starts = torch.tensor([0, *(len(old) for _, old in owned)]).cumsum(0)[:-1]
-        made_VD[torch.tensor([id for id, _ in owned])] = F.embedding_bag(flat, wide_VD, starts, mode="mean")
-    return made_VD.reshape(size, *old_VD.shape[1:])
+    known = len(old_VD)
+    owned = [(id, [each for each in old if each < known]) for id, old in rows.items()]
+    # A mean over a table of 16 bits is taken in 32, without a second table in 32.
+    mean_1D = old_VD.mean(0, keepdim=True, dtype=torch.float32).to(old_VD.dtype)
+    made_VD = mean_1D.repeat(size, *[1] * (old_VD.ndim - 1))
+    same = torch.tensor([(id, old[0]) for id, old in owned if len(old) == 1], dtype=torch.long).reshape(-1, 2)
+    made_VD[same[:, 0]] = old_VD[same[:, 1]]
+    for id, old in owned:
+        if len(old) > 1:
+            made_VD[id] = old_VD[old].float().mean(0).to(old_VD.dtype)
+    return made_VD
 
 
 def _tables(model: PreTrainedModel) -> list[Tensor]:
