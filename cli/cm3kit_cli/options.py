@@ -106,6 +106,13 @@ Decoder = Annotated[
     Literal["cm3", "diffusion"] | None,
     typer.Option("--decoder", help="Which decoder writes; unless given, the first that the model has."),
 ]
+PromptStyle = Annotated[
+    Literal["page", "plain", "chat"] | None,
+    typer.Option(
+        "--prompt-style",
+        help="How a public model of text reads a page: as HTML, as words alone, or in a conversation.",
+    ),
+]
 Sampler = Annotated[
     str | None,
     typer.Option(
@@ -231,6 +238,7 @@ class Decoding:
     top_k: TopK = None
     max_tokens: MaxTokens = None
     precision: Precision = None
+    prompt_style: PromptStyle = None
     sampler: Sampler = None
     steps: Steps = None
     quota: Quota = None

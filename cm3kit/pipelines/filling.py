@@ -62,6 +62,8 @@ class PageFiller:
         if not page.gaps:
             raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
         self._kit, self._page, self._options = kit, page, options
+        if any(gap.kind == "image" for gap in page.gaps):
+            kit.needs_pictures("a picture's gap")
         nodes = page.nodes(self._usable)
         self._spaced = _spaced(nodes)
         self._pictures: dict[int, tuple[Pillow.Image, list[int]]] = {}
@@ -116,6 +118,8 @@ class PageFiller:
 
     def _usable(self, src: str) -> bool:
         """Keep pictures that the page's folder holds; one whose region is missing must be readable."""
+        if not self._kit.vocab.image_size:
+            return False
         try:
             load_picture(resolve_src(src, self._page.base))
         except PictureError:

@@ -20,9 +20,10 @@ from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.pipelines import layout
 from cm3kit.pipelines.denoisers import Denoisers
 from cm3kit.pipelines.lengths import Found, LengthSearch
-from cm3kit.pipelines.options import GenerateOptions, Modality, diffusion_settings
+from cm3kit.pipelines.options import GenerateOptions, Modality, chosen_style, diffusion_settings
+from cm3kit.pipelines.styles import PromptStyle
 from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Trace, Watch, modality_of
-from cm3kit.types import Board, Laid, Step
+from cm3kit.types import Board, Laid, Step, Stretch
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
@@ -60,7 +61,10 @@ class Boards:
                 " page with gaps.",
                 code="bad_value",
             )
-        laid = self._lay(ids, options, seed)
+        if task == "text" and self._style(options) in ("plain", "chat"):
+            laid = self._answer(ids, options, seed)
+        else:
+            laid = self._lay(ids, options, seed)
         self._ground.check(len(laid.board.ids))
         return laid
 
@@ -80,7 +84,7 @@ class Boards:
             ConfigError: a gap cannot hold any answer (`bad_value`).
         """
         config = self.settings(modality_of(asked[0].gaps), options)
-        denoiser, decoder = self._decoder(config, options.verify_cache)
+        denoiser, decoder = self._decoder(config, options)
 
         def write(boards: Sequence[Board], watch: Watch) -> list[Written]:
             def hear(step: Step) -> None:
@@ -91,7 +95,11 @@ class Boards:
 
         boards = [each.board for each in asked]
         if options.length == "auto":
-            judge = denoiser if config.cache in EXACT else self._denoisers.plain
+            judge = (
+                denoiser
+                if config.cache in EXACT
+                else self._denoisers.make(plain(config), style=self._style(options))
+            )
             search = LengthSearch(write, self._constraint, judge, self._ground.parts.vocab, config)
             found = search.fill(boards, partial(_most, options), watch)
         else:
@@ -147,14 +155,35 @@ class Boards:
         sampler = options.sampler or "diffusion"
         return {"sampler": sampler, "settings": settings[modality] if modality else settings}
 
-    def _decoder(self, config: DiffusionConfig, verify: bool) -> tuple[Denoiser, Diffusion]:
+    def _style(self, options: GenerateOptions) -> PromptStyle:
+        """How pages are put to the model; ConfigError (`bad_value`) for a style that it has not."""
+        return chosen_style(self._ground.parts.defaults, options)
+
+    def _decoder(self, config: DiffusionConfig, options: GenerateOptions) -> tuple[Denoiser, Diffusion]:
         """A decoder for these settings; what a cache keeps, and finds when it is verified, is of one use."""
-        denoiser = self._denoisers.make(config, verify)
+        denoiser = self._denoisers.make(config, options.verify_cache, self._style(options))
         vocab = self._ground.parts.vocab
         return denoiser, Diffusion(denoiser, self._constraint, config, eoss=vocab.eoss, image=vocab.image)
 
     def _constraint(self, board: Board) -> BoardConstraint:
         return BoardConstraint(board, self._ground.grammar)
+
+    def _answer(self, ids: Ids, options: GenerateOptions, seed: int) -> Laid:
+        """Words and what the model writes behind them, without a page around it; in a chat it is the answer."""
+        parts = self._ground.parts
+        vocab = parts.vocab
+        start, stop = (ids.index(vocab.markup_id(piece)) for piece in ("<title>", "</title>"))
+        words = [each for each in ids[start + 1 : stop] if isinstance(each, int)]
+        if self._style(options) == "chat" and parts.defaults.chat is not None:
+            words = parts.defaults.chat.ids(words, parts.text, vocab)
+        gap = Gap(0, "content", options.length if isinstance(options.length, int) else None)
+        slots = self._slots(options, gap)
+        # Nothing but words may stand there, as in the value of an attribute.
+        answer = Stretch("attribute", len(words), len(words) + slots, padded=gap.length is None)
+        board = Board((*words, *[vocab.mask] * slots), (answer,), seed=seed)
+        if options.max_tokens is not None and options.length != "auto":
+            board = _capped(board, options.max_tokens, vocab.eoss)
+        return Laid(board, (gap,))
 
     def _lay(
         self, ids: Ids, options: GenerateOptions, seed: int, whole: tuple[bool, bool] = (True, True)
@@ -177,6 +206,11 @@ class Boards:
         if gap.size and options.max_tokens is None and options.length != "auto":
             wanted = gap.size + 1
         return next((size for size in LENGTHS if size >= wanted), wanted)
+
+
+def plain(config: DiffusionConfig) -> DiffusionConfig:
+    """The settings without a cache that only approximates."""
+    return config.model_copy(update={"cache": "none"})
 
 
 def _most(options: GenerateOptions, kind: str) -> int:

@@ -207,6 +207,8 @@ class Kit:
 
     def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
         """The page with gaps that a task stands for; that of a document has none."""
+        if task != "text" and task != "document":
+            self.needs_pictures(f"task {task}")
         if task == "caption":
             return self.tokenizer.encode(
                 layout.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
@@ -233,6 +235,15 @@ class Kit:
         logprob, ended = sum(each.logprob for each in answer.fills), all(each.ended for each in answer.fills)
         kind = "pair" if task == "pair" else kind
         return Result(kind, image, text, html, seed, index, logprob, ended, answer.trace, codes)
+
+    def needs_pictures(self, what: str) -> None:
+        """Refuse what a model without an image tokenizer cannot do; ConfigError (`bad_value`)."""
+        if not self.vocab.image_size:
+            raise ConfigError(
+                f"{what} needs picture codes, and model {self.parts.name!r} writes words alone; use --task text, or"
+                " another model.",
+                code="bad_value",
+            )
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""

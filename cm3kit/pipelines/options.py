@@ -14,6 +14,7 @@ from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, DecoderName, Precision
 from cm3kit.pipelines.folder import Defaults, DiffusionDefaults
+from cm3kit.pipelines.styles import PromptStyle
 from cm3kit_tokenizers.errors import ConfigError
 
 Modality = Literal["image", "text", "mixed"]
@@ -58,6 +59,8 @@ class GenerateOptions:
         block_size: slots of a block, written left to right.
         cache: keys and values kept between passes; `verify_cache` compares every pass with one without.
         length: exact number of ids of every text gap, or "auto" to try several.
+        prompt_style: how pages are put to a public model of text: as HTML (page), as words alone (plain), or in a
+            conversation (chat).
         overrides: any other setting of `DiffusionConfig`, as `a.b=c` with a value in YAML: `eoser.hard=0.5`.
     """
 
@@ -83,6 +86,7 @@ class GenerateOptions:
     length: int | Literal["auto"] | None = None
     modifiers: tuple[Choice, ...] | None = None
     overrides: tuple[str, ...] | None = None
+    prompt_style: PromptStyle | None = None
 
 
 def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> DecoderName:
@@ -109,6 +113,25 @@ def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> 
                 code="bad_value",
             )
     return name
+
+
+def chosen_style(defaults: Defaults, options: GenerateOptions) -> PromptStyle:
+    """How pages are put to the model.
+
+    Raises:
+        ConfigError: the model reads minimal HTML, or knows no conversation (`bad_value`).
+    """
+    style = options.prompt_style or defaults.prompt_style
+    if (style == "minimal") != (defaults.prompt_style == "minimal"):
+        kinds = "minimal" if defaults.prompt_style == "minimal" else "page, plain or chat"
+        raise ConfigError(
+            f"prompt style {style!r}: this model reads {kinds}; leave it out.", code="bad_value"
+        )
+    if style == "chat" and defaults.chat is None:
+        raise ConfigError(
+            "prompt style 'chat': this model knows no conversation; use page or plain.", code="bad_value"
+        )
+    return style
 
 
 def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOptions) -> DecodeConfig:
