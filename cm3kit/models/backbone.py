@@ -30,6 +30,7 @@ from transformers.utils import logging
 from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.families import family_of, read_config
+from cm3kit.models.gguf import gguf_file, read_gguf
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
 
@@ -139,7 +140,7 @@ def load_backbone(
             with the first five named (`bad_checkpoint`).
     """
     folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
         )
@@ -200,6 +201,13 @@ def _open(source: str, attention: str, dtype: Any) -> tuple[PreTrainedModel, dic
         "dtype": dtype, "attn_implementation": attention, "use_safetensors": True, "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }  # fmt: skip
+    if (file := gguf_file(source)) is not None:
+        floats = torch.float32 if dtype == "auto" else dtype
+        return read_gguf(file, attention, floats), {
+            "missing_keys": (),
+            "unexpected_keys": (),
+            "mismatched_keys": (),
+        }
     if (family := family_of(source)) is not None:
         how |= {"config": family.config(read_config(Path(source)) or {}), "key_mapping": dict(family.renamed)}
         model, report = family.architecture.from_pretrained(source, **how)

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.embeddings import per_layer_tables, replace_table
 from cm3kit.models.families import Family, Raw, family_of, read_config
+from cm3kit.models.gguf import gguf_file, gguf_tokenizer
 from cm3kit_tokenizers.borrowed import borrow
 from cm3kit_tokenizers.errors import ModelError, in_a_line
 from cm3kit_tokenizers.text import TextTokenizer
@@ -65,7 +66,7 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
     markup = [spelt(piece) for piece in MARKUP]
     if instead is None:
         text, ids = borrow(engine.to_str(), source)
-        return Borrowed(source, text, [[id] for id in ids], markup, specials)
+        return Borrowed(source, text, [[] if id is None else [id] for id in ids], markup, specials)
     words = [piece.decode("utf-8", "replace") for piece in instead.pieces]
     return Borrowed(
         source, instead, [[] if "\ufffd" in word else spelt(word) for word in words], markup, specials
@@ -83,6 +84,8 @@ def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
 
 def _engine(source: str, family: Family | None = None) -> Tokenizer:
     """The tokenizer of a folder or hub id, as it was saved."""
+    if (file := gguf_file(source)) is not None:
+        return gguf_tokenizer(file)
     try:
         # transformers builds tokenizers of some families anew, so the file comes first.
         path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False)

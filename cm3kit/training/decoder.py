@@ -212,6 +212,9 @@ class DecoderTask:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
         if recipe.lora.rank:
             new = [id for id in range(size) if id not in self.vocab.text]
+            if recipe.warm.source is not None:
+                rows = self._borrowed.rows
+                new += [id for place, id in enumerate(self.vocab.text) if not rows[place]]
             self._adapted = add_lora(model, recipe.lora, new, recipe.loop.seed)
         if recipe.timestep is not None and not is_timed(model):
             add_timestep(model, recipe.timestep, recipe.loop.seed)
