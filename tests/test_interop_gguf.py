@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
+import cm3kit
 from cm3kit.models import gguf as files
 from cm3kit.models.backbone import forward, load_backbone
 from cm3kit.models.transplant import borrow_text, load_transplanted
+from cm3kit.pipelines import layout
+from cm3kit.pipelines.kit import GenerateOptions
+from cm3kit.pipelines.styles import PromptStyle
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, ModelError
+from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.text import TextTokenizer, byte_letters
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
@@ -156,6 +162,52 @@ def test_training_starts_from_a_file_and_gives_a_plain_folder(
     assert not report["missing_keys"] and not report["unexpected_keys"]
     text = TextTokenizer.load(tmp_path / "run/text")
     assert model.config.vocab_size == len(Vocab(text.size, 32))
+
+
+@pytest.mark.parametrize("style", ["page", "plain", "chat"])
+def test_a_causal_model_fills_gaps_with_words_alone(file: Path, style: PromptStyle) -> None:
+    kit = cm3kit.load(file, device="cpu")
+    source = b"<!DOCTYPE html>\n<title>a</title><p class=x>A <mask> &amp; more</p><ul><li><mask></ul>"
+    source += b"<a title='<mask>' href=x>b</a>"
+    options = GenerateOptions(max_tokens=6, temperature=2.0, prompt_style=style)
+    for each in kit.infill(Page.parse(source), variants=4, seed=1, options=options):
+        pattern = b"([^<>]*)".join(map(re.escape, source.split(b"<mask>")))
+        found = re.fullmatch(pattern, each.html, re.S)
+        assert found is not None and b"'" not in found[3]
+    texts = [each.text for each in kit.generate("a red apple", task="text", n=2, seed=1, options=options)]
+    assert all(texts) and texts[0] != texts[1]
+
+
+def test_what_it_reads_is_what_the_file_reads(file: Path) -> None:
+    kit = cm3kit.load(file, device="cpu")
+    vocab, text = kit.vocab, kit.text
+    page = kit.tokenizer.encode(layout.paragraph_nodes("a red apple"))
+    posed = kit.way(GenerateOptions()).task("text", page, GenerateOptions(), 0)
+    words = "<title>a red apple</title><h1>a red apple</h1><p>"
+    assert posed.row.prompt[0] == vocab.eod
+    assert text.decode([each - vocab.text.start for each in posed.row.prompt[1:]]) == words
+    borrowed = borrow_text(str(file))
+    old = [
+        borrowed.specials[vocab.eod],
+        *(borrowed.rows[each - vocab.text.start][0] for each in posed.row.prompt[1:]),
+    ]
+    theirs = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
+    with torch.no_grad():
+        wanted = theirs(torch.tensor([old])).logits[0, -1, [ids[0] for ids in borrowed.rows if ids]]
+        found = forward(kit.backbone, torch.tensor([posed.row.prompt]))[
+            0, -1, vocab.text.start : vocab.text.stop
+        ]
+    assert torch.allclose(found[[place for place, ids in enumerate(borrowed.rows) if ids]], wanted, atol=1e-3)
+
+
+def test_gaps_that_hold_elements_alone_are_refused(file: Path) -> None:
+    kit = cm3kit.load(file, device="cpu")
+    with pytest.raises(ConfigError, match="inside <ul> holds elements"):
+        kit.infill(Page.parse(b"<ul><mask></ul>"))
+    with pytest.raises(ConfigError, match="words alone"):
+        kit.generate("x", task="document")
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,9 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
     """
     family = family_of(source)
     engine = _engine(source, family)
-    specials = {} if family is None else _specials(engine, family, read_config(Path(source)) or {})
+    specials = _causal_specials(engine)
+    if family is not None:
+        specials = _specials(engine, family, read_config(Path(source)) or {})
 
     def spelt(text: str) -> list[int]:
         ids: list[int] = engine.encode(text, add_special_tokens=False).ids
@@ -80,6 +82,12 @@ def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
         ids = [id for name in names if (id := engine.token_to_id(name)) is not None]
         found |= {ours: ids[0]} if ids else {}
     return found | {Vocab.mask: family.mask(raw)}
+
+
+def _causal_specials(engine: Tokenizer) -> dict[int, int]:
+    """Ends and turns of a causal decoder, of those that spell them as GPT-2 and ChatML do."""
+    names = {Vocab.eod: "<|endoftext|>", 5: "<|im_start|>", 6: "<|im_end|>"}
+    return {ours: id for ours, name in names.items() if (id := engine.token_to_id(name)) is not None}
 
 
 def _engine(source: str, family: Family | None = None) -> Tokenizer:

@@ -75,7 +75,9 @@ class Kit:
         self.image = parts.image.to(self.device)
         self.backbone = parts.backbone.to(self.device)
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
-        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], text_bytes=self.text.pieces)
+        # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
+        without = b"<" if parts.public else b""
+        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], self.text.pieces, without)
         self._ground = Ground(parts, self.tokenizer, grammar)
         self._ways: dict[DecoderName, Way[Any]] = {}
 

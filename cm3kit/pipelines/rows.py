@@ -11,7 +11,8 @@ from cm3kit.decoders.guidance import streams
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.objectives import CausalMask, SizeHints
 from cm3kit.pipelines import layout
-from cm3kit.pipelines.options import GenerateOptions, Modality, cm3_settings
+from cm3kit.pipelines.continuing import continued
+from cm3kit.pipelines.options import GenerateOptions, Modality, chosen_style, cm3_settings
 from cm3kit.pipelines.ways import Answer, Ground, Ids, Task, Watch, modality_of
 from cm3kit.types import Blank, Canvas, Posed, Row, Step
 from cm3kit_tokenizers.document import Gap
@@ -43,6 +44,9 @@ class Rows:
 
     def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Posed:
         """Lay out the page of a task; ConfigError (`too_long`) if it does not fit the model's window."""
+        if self._ground.parts.public:
+            return continued(self._ground, ids, options, seed, task)
+        chosen_style(self._ground.parts.defaults, options)
         if task == "image":
             posed = self._picture(ids, options, seed)
         elif task == "document":
@@ -55,6 +59,9 @@ class Rows:
 
     def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Posed:
         """Lay out the first gaps that fit the model's window; ConfigError (`too_long`) if not even one does."""
+        if self._ground.parts.public:
+            return continued(self._ground, ids, options, seed)
+        chosen_style(self._ground.parts.defaults, options)
         # Of a gap's hole, its sentinel is counted by `windows`.
         longest = {
             place: self._longest(each, options) + len(self._objective.hole(each, 0)) - 1

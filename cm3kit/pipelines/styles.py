@@ -18,6 +18,7 @@ PromptStyle = Literal["minimal", "page", "plain", "chat"]
 """Minimal HTML as ids of its own (models that were trained here), HTML source, the words alone, or a conversation."""
 
 ASK = "Write this web page, and fill in what is missing in it."
+TURN_START, TURN_END = 5, 6  # reserved specials of public causal models, as <|im_start|> and <|im_end|>
 # Elements that stand within a line of words.
 INLINE = ("em", "strong", "code", "a")
 
