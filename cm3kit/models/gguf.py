@@ -6,7 +6,9 @@ transformers reads the file and turns its numbers into floats; it needs the pack
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,9 @@ def _read(path: Path, kind: Any, **how: Any) -> Any:
     if not path.is_file():
         raise ModelError(f"there is no file {path}.", code="unknown_model")
     try:
-        return kind.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False, **how)
+        # Its progress bar heeds no switch of transformers, and its lines would mix with ours.
+        with redirect_stderr(StringIO()):
+            return kind.from_pretrained(str(path.parent), gguf_file=path.name, trust_remote_code=False, **how)
     except Exception as error:
         # transformers and gguf raise many unrelated types here.
         raise ModelError(f"{path} cannot be read: {in_a_line(error)}", code="bad_checkpoint") from error
