@@ -148,6 +148,19 @@ def test_borrowed_tokens_are_theirs_without_specials(shelf: Path, tmp_path: Path
     assert again.sha256 == text.sha256 and again.encode(TEXTS[2]) == text.encode(TEXTS[2])
 
 
+def test_a_cutter_that_keeps_its_matches_alone_cuts_the_same_words(shelf: Path) -> None:
+    saved = json.loads((shelf / "llama/tokenizer.json").read_text())
+    saved["pre_tokenizer"]["pretokenizers"][0] |= {"behavior": "Removed", "invert": True}
+    theirs = Tokenizer.from_str(json.dumps(saved))
+    text, rows = borrow(json.dumps(saved), "it")
+    for words in (*TEXTS, "日本語 \x00\n\n x", "don't 1234567"):
+        assert [rows[each] for each in text.encode(words)] == theirs.encode(words).ids
+        assert text.decode(text.encode(words)) == words
+    saved["pre_tokenizer"]["pretokenizers"][0]["invert"] = False  # this one loses words
+    with pytest.raises(ModelError, match="no byte-level BPE"):
+        borrow(json.dumps(saved), "it")
+
+
 def test_another_tokenizer_begins_as_the_mean_of_theirs(shelf: Path) -> None:
     ours = TextTokenizer.train(["a red apple"] * 2, 262)
     borrowed = borrow_text(str(shelf / "llama"), ours)

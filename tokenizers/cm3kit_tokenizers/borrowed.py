@@ -31,7 +31,7 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
         ModelError: it is no byte-level BPE (`bad_checkpoint`).
     """
     theirs: dict[str, Any] = json.loads(saved)
-    model, cutter = theirs["model"], theirs.get("pre_tokenizer")
+    model, cutter = theirs["model"], _without_loss(theirs.get("pre_tokenizer"))
     if model.get("type") != "BPE" or not splits_into_bytes(cutter):
         raise ModelError(
             f"the tokenizer of {name} is no byte-level BPE, so its tokens cannot become ours; keep the recipe's own"
@@ -55,6 +55,19 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
     }
     ours["pre_tokenizer"] = _without_prefix(cutter)
     return TextTokenizer(Tokenizer.from_str(json.dumps(ours))), [id for _, id in kept]
+
+
+def _without_loss(cutter: Any) -> Any:
+    """The same cutter, which keeps what its expressions do not match as words of their own.
+
+    GPT-4's and LLaDA's remove what is between matches; their expressions match all of a text, so nothing changes.
+    """
+    if not isinstance(cutter, dict):
+        return cutter
+    if cutter.get("type") == "Sequence":
+        return cutter | {"pretokenizers": [_without_loss(each) for each in cutter["pretokenizers"]]}
+    removes = cutter.get("type") == "Split" and cutter.get("behavior") == "Removed" and cutter.get("invert")
+    return cutter | {"behavior": "Isolated", "invert": False} if removes else cutter
 
 
 def _pair(merge: str | list[str]) -> list[str]:
