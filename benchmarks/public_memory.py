@@ -26,12 +26,10 @@ import public_folders
 OPEN = """
 import json, resource, sys
 from pathlib import Path
-from cm3kit.models.families import family_of
-from cm3kit.pipelines.folder import open_public
+from cm3kit.pipelines.public import open_public
 folder = Path(sys.argv[1])
-family = family_of(folder)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-parts = open_public(folder, family)
+parts = open_public(folder)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 held = sum(each.nbytes for each in parts.backbone.parameters())
 print(json.dumps({"before": before, "peak": after - before, "weights": held, "dtype": str(parts.backbone.dtype)}))

@@ -27,13 +27,11 @@ from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.engine import supports
 from cm3kit.decoders.probe import check_backbone
-from cm3kit.decoders.settings import DecodeConfig, DecoderName, Sampling
+from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.models.backbone import load_backbone
-from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
-from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.models.windows import clear_windows
-from cm3kit.pipelines.styles import TURN_END, TURN_START, ChatTemplate, PromptStyle
+from cm3kit.pipelines.styles import ChatTemplate, PromptStyle
 from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing, verify
 from cm3kit_tokenizers.errors import ModelError
@@ -140,25 +138,14 @@ def find(name: str | Path | None) -> Path:
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder
-    if gguf_file(wanted) is not None or _has_tokenizer(Path(wanted)):
+    from cm3kit.pipelines.public import is_public
+
+    if is_public(wanted):
         return Path(wanted)
-    if (raw := read_config(Path(wanted))) is not None:
-        raise ModelError(
-            f"{wanted} holds weights of {raw.get('model_type')!r} without a tokenizer and no {INDEX}; put its parts"
-            " together with model assemble, or train on from it with --backbone.",
-            code="unknown_model",
-        )
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
         f"no model {wanted!r}: neither a known name nor a folder with {INDEX}; {hint}", code="unknown_model"
-    )
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a decoder of transformers, or of a public family, with its tokenizer."""
-    return (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in ("tokenizer.json", "vocab.json")
     )
 
 
@@ -169,8 +156,9 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        family = family_of(folder)
-        return open_causal(folder) if family is None else open_public(folder, family)
+        from cm3kit.pipelines.public import open_public
+
+        return open_public(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
@@ -195,56 +183,6 @@ def load_parts(folder: Path) -> Parts:
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
 
 
-def open_public(folder: Path, family: Family) -> Parts:
-    """A folder of a public family of masked-diffusion models, its rows moved to our ids; it has no pictures.
-
-    Raises:
-        ModelError: a tensor is missing, extra or mis-shaped, or the tokenizer is no byte-level BPE (`bad_checkpoint`).
-    """
-    borrowed = borrow_text(str(folder))
-    vocab = Vocab(borrowed.text.size, 0)
-    backbone = load_transplanted(borrowed, vocab, 1, dtype="auto")
-    known = int(backbone.config.max_position_embeddings)
-    chat = None
-    if family.chat is not None:
-        chat = ChatTemplate(before=family.chat.before, after=family.chat.after)
-    config = presets[family.preset].config(batch_size=1)
-    diffusion = DiffusionDefaults(image=config, text=config, mixed=config, shift=family.shift)
-    defaults = Defaults(
-        # A page is longer in its spelling than in our ids.
-        window=max(16, min(MOST, known // 2)),
-        decoders=(DIFFUSION,),
-        diffusion=diffusion,
-        prompt_style="page",
-        chat=chat,
-    )
-    try_out(backbone, folder, defaults)
-    return Parts(folder.name, folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
-
-
-def open_causal(source: Path) -> Parts:
-    """A public causal decoder, by folder, GGUF file or name, its rows moved to our ids; it has no pictures.
-
-    Raises:
-        ModelError: a tensor is missing, extra or mis-shaped, the tokenizer is no byte-level BPE, or what is computed
-            here is not what the model computes (`bad_checkpoint`).
-    """
-    borrowed = borrow_text(str(source))
-    vocab = Vocab(borrowed.text.size, 0)
-    backbone = load_transplanted(borrowed, vocab, 1)
-    known = getattr(backbone.config, "max_position_embeddings", MOST)
-    chat = None
-    if TURN_END in borrowed.specials:
-        chat = ChatTemplate(before=(TURN_START, "user\n"), after=(TURN_END, "\n", TURN_START, "assistant\n"))
-    text = DecodeConfig(text=Sampling(temperature=0.7, top_p=0.9), batch_size=1)
-    defaults = Defaults(window=max(16, min(MOST, int(known))), text=text, prompt_style="page", chat=chat)
-    try_out(backbone, source, defaults)
-    file = gguf_file(str(source))
-    folder = source if file is None else file.parent
-    return Parts(source.stem, folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
-
-
-MOST = 2048  # ids of a row of a public model, unless it sees fewer
 TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cm3kit.models.backbone import save_backbone
 from cm3kit.models.families import families, family_of, read_config
-from cm3kit.pipelines.folder import DIFFUSION, INDEX, PARTS, Defaults, open_public, write_json
+from cm3kit.pipelines.folder import DIFFUSION, INDEX, PARTS, Defaults, write_json
+from cm3kit.pipelines.public import open_public
 from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ModelError
@@ -34,7 +35,7 @@ def import_model(source: Path, target: Path) -> Path:
             " trained from with train --backbone.",
             code="unknown_model",
         )
-    parts = open_public(source, family)
+    parts = open_public(source)
     with publishing(target) as folder:
         (folder / "text").mkdir()
         parts.text.save(folder / "text")
