@@ -20,7 +20,7 @@ from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.free import Free
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.models.backbone import forward, load_backbone, save_backbone
+from cm3kit.models.backbone import empty_backbone, forward, load_backbone, save_backbone
 from cm3kit.models.families import Family, family_of
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.types import Board, Stretch
@@ -121,6 +121,16 @@ def test_what_is_saved_is_a_plain_folder_of_transformers(
     row = torch.tensor([VECTORS[name]["row"]])
     with torch.no_grad():
         assert torch.equal(forward(again, row, "full"), forward(model, row, "full"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_size_is_told_without_its_weights(shelf: dict[str, Path], name: str) -> None:
+    with torch.device("meta"):
+        empty = empty_backbone(shelf[name], public_folders.ROWS)
+    whole = load_backbone(shelf[name], 0)
+    assert {key: each.shape for key, each in empty.named_parameters()} == {
+        key: each.shape for key, each in whole.named_parameters()
+    }
 
 
 @pytest.mark.parametrize(
