@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from cm3kit.models.backbone import save_backbone
+from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.pipelines.folder import Parts, find, load_parts, write_json
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ConfigError
@@ -48,7 +48,7 @@ def export_decoder(
         )
     with publishing(target) as folder:
         _pad(parts, multiple)
-        save_backbone(parts.backbone.to(DTYPES[dtype]), folder)
+        save_backbone(parts.backbone.to(DTYPES[dtype]), folder, shard=LARGE)
         write_json(folder / "vocab.json", parts.vocab.to_dict())
     return target
 

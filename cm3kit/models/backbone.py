@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]]
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
 }
 
-SHARD = "15MB"  # of a file of weights
+SHARD, LARGE = "15MB", "4GB"  # of a file of weights, and of one of a public model
 
 
 class BackboneConfig(Settings):
@@ -152,14 +152,14 @@ def load_backbone(
     return load_timestep(model, folder).eval()
 
 
-def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False) -> None:
+def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False, shard: str = SHARD) -> None:
     """Write config.json and model.safetensors, in fp16 with `half`; `load_backbone` reads them as fp32.
 
     What a time adds goes to files of its own, so that transformers opens the folder as it does any other.
     """
     saved = copy.deepcopy(model).half() if half else model
     with _quiet():
-        saved.save_pretrained(folder, state_dict=plain_state(saved), max_shard_size=SHARD)
+        saved.save_pretrained(folder, state_dict=plain_state(saved), max_shard_size=shard)
     save_timestep(saved, Path(folder))
 
 

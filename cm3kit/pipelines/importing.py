@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cm3kit.models.backbone import save_backbone
+from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.models.families import families, family_of, read_config
 from cm3kit.pipelines.folder import DIFFUSION, INDEX, PARTS, Defaults, write_json
 from cm3kit.pipelines.public import open_public
@@ -39,7 +39,7 @@ def import_model(source: Path, target: Path) -> Path:
     with publishing(target) as folder:
         (folder / "text").mkdir()
         parts.text.save(folder / "text")
-        save_backbone(parts.backbone, folder / "decoder")
+        save_backbone(parts.backbone, folder / "decoder", shard=LARGE)
         how = parts.defaults
         Trained(window=how.window, decoders=how.decoders, shift=how.diffusion.shift).save(folder / "decoder")
         write_json(folder / "vocab.json", parts.vocab.to_dict())
