@@ -121,20 +121,20 @@ def load_bundle(
     counts_P = tensors["counts"].long()
     encodings = Encodings(torch.cat(parts), counts_P.cumsum(0) - counts_P, counts_P)
     views = ViewSettings.model_validate(index["views"])
-    ids = _Flat.of(tensors["ids"], tensors["sizes"], tensors["pictures"])
-    held = list(_Flat.of(tensors["held"], tensors["held_sizes"], tensors["pictures"][:0]))
+    ids = Flat.of(tensors["ids"], tensors["sizes"], tensors["pictures"])
+    held = list(Flat.of(tensors["held"], tensors["held_sizes"], tensors["pictures"][:0]))
     return Documents(ids, tensors["weights"], (), encodings, views, index["fingerprint"]), held
 
 
 @dataclass(frozen=True)
-class _Flat(Sequence[list[int]]):
+class Flat(Sequence[list[int]]):
     """Documents in one tensor, made lists where they are asked for: processes that share them copy nothing."""
 
     ids_N: Tensor
     ends_B: Tensor
 
     @classmethod
-    def of(cls, ids_N: Tensor, sizes_B: Tensor, pictures: Tensor) -> _Flat:
+    def of(cls, ids_N: Tensor, sizes_B: Tensor, pictures: Tensor) -> Flat:
         wide_N = ids_N.to(torch.int32)
         wide_N[wide_N == PICTURE] = -1 - pictures
         return cls(wide_N, sizes_B.long().cumsum(0))

@@ -142,7 +142,7 @@ def load_documents(
     pages = [each for each in listing(folder) if each.split == split and (only is None or each.path in only)]
     if not pages:
         raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
-    parsed, pictures = _parse_all(pages, folder, tokenizer, cache)
+    parsed, pictures = parse_pages(pages, folder, tokenizer, cache)
     names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
     weights_B = torch.tensor([each.weight for each in pages])
     found = encode(pictures, folder, image, views, cache, watch=watch)
@@ -156,7 +156,7 @@ def load_documents(
     return Documents(documents, weights_B, names)
 
 
-def _parse_all(
+def parse_pages(
     pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
 ) -> tuple[list[list[int]], list[str]]:
     """Ids of pages with picture k as −1−k, and the pictures' paths."""
