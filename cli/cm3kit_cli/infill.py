@@ -40,6 +40,15 @@ def infill(
         bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")
     ] = False,
     in_place: InPlace = False,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the site: pictures below it are opened, and /… starts there; by default FILE's."
+        ),
+    ] = None,
+    uncover: Annotated[
+        bool, typer.Option("--uncover", help="Take away srcset and <source>s that hide a drawn picture.")
+    ] = False,
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
@@ -63,7 +72,8 @@ def infill(
     from cm3kit.pipelines import jobs, traces
     from cm3kit.pipelines.pages import parse_box, read_page
 
-    page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))
+    regions = list(zip(image or (), map(parse_box, box or ()), strict=True))
+    page = read_page(file, select or (), regions, root, uncover)
     settings = decoding.options(parallel=parallel, batch_size=batch_size)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     if in_place:  # which lets the page be written over, and nothing else
@@ -79,6 +89,8 @@ def infill(
     if not quiet and not as_json:
         for line in (*_notes(saved), *notes(saved)):
             typer.echo(line, err=True)
+    for line in saved.warnings:
+        typer.echo(f"warning: {one_line(line)}", err=True)
     return _reply(saved, chosen)
 
 
@@ -128,4 +140,4 @@ def _reply(saved: Saved, seed: int) -> Reply:
     data |= told(saved)
     more = [each for each in (saved.report, saved.overview) if each]
     shown = [*saved.paths, *more, *saved.trajectories]
-    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)
+    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id, saved.warnings)

@@ -56,6 +56,14 @@ class Cm3kitError(Exception):
     def __str__(self) -> str:
         return f"{self.args[0]} [{self.code}]"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickled with its code, so that an error of a worker is the same error elsewhere."""
+        return _again, (type(self), self.args[0], self.code)
+
+
+def _again(kind: type[Cm3kitError], message: str, code: str) -> Cm3kitError:
+    return kind(message, code=code)
+
 
 class PageError(Cm3kitError):
     """A page, or a gap in it, cannot be used."""

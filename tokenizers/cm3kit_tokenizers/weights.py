@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cm3kit_tokenizers.disguise import disguised
 from cm3kit_tokenizers.errors import ModelError
 
 
@@ -18,7 +19,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be opened: {error}.", code="bad_checkpoint") from error
+        why = disguised(path) or f"cannot be opened: {error}"
+        raise ModelError(f"{path} {why}.", code="bad_checkpoint") from error
     return checked(tensors, path)
 
 
