@@ -93,7 +93,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         word, status = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
         show_failure(Failure("interrupted", word, status), command, as_json)
         return status
-    except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong becomes one line
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the edge: whatever went wrong, panics of packages too, becomes one line
         if _wants_traceback(arguments):
             import traceback
 

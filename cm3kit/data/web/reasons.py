@@ -20,6 +20,7 @@ REASONS: dict[str, str] = {
     "outside": "a name leaves the source's folder, or is a link",
     "too_slow": "the page took too long",
     "no_memory": "the page took too much memory",
+    "failed": "reading the page failed in a way that is a bug",
     "crashed": "the process that read the page died",
     "no_address": "the picture has no address",
     "remote": "the picture is elsewhere, and nothing is fetched",

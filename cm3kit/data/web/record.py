@@ -16,7 +16,7 @@ from cm3kit.data.web.picture import Stored, store
 from cm3kit.data.web.reasons import Refused
 from cm3kit.data.web.settings import PageRules, WebSettings
 from cm3kit_tokenizers.document import Markup, Node, Picture, Piece
-from cm3kit_tokenizers.errors import PageError, PictureError
+from cm3kit_tokenizers.errors import PageError, PictureError, stops
 from cm3kit_tokenizers.html.encoding import ERRORS, codec_of, refuse_wide
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
@@ -118,6 +118,10 @@ def html_to_record(
         return Dropped(key, refused.reason, refused.detail)
     except MemoryError:
         return Dropped(key, "no_memory")
+    except BaseException as error:
+        if stops(error):
+            raise
+        return Dropped(key, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
 
 
 def _record(data: bytes, find: Find, settings: WebSettings, key: str, about: About) -> Record:

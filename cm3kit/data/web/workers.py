@@ -159,13 +159,13 @@ def _work(pipe: Connection, job: Job) -> None:
                 pipe.send(("done", counts))
             except (EOFError, BrokenPipeError):
                 return
-            except Exception as error:  # noqa: BLE001 - the parent raises it
+            except BaseException as error:  # noqa: BLE001 - the parent raises it
                 pipe.send(("failed", _plain(error)))
     except (EOFError, OSError):
         return
 
 
-def _plain(error: Exception) -> Exception:
+def _plain(error: BaseException) -> Exception:
     """The error itself where it is a user's; of another its name and line, since not every one survives a pipe."""
     if isinstance(error, Cm3kitError):
         return error
