@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from cm3kit.manifests import unnamed
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 # Workers that only handle pages publish too: torch is imported where tensors are written.
@@ -92,8 +93,6 @@ def verify(folder: Path) -> str | None:
         listed = json.loads(raw)
         if raw != _manifest_bytes(listed):
             return f"{folder}: {MANIFEST} is damaged"
-        if not listed:
-            return f"{folder}: {MANIFEST} names no file"
         for name, entry in listed.items():
             path = folder / name
             if ".." in Path(name).parts or Path(name).is_absolute():
@@ -102,20 +101,11 @@ def verify(folder: Path) -> str | None:
                 return f"{path} has {size} bytes, expected {entry['size']}"
             if _sha256(path) != entry["sha256"]:
                 return f"{path} is damaged: its sha256 is not the manifest's"
-        return _unnamed(folder, listed)
+        return unnamed(folder, {*listed, MANIFEST})
     except OSError as error:
         return f"{error.filename or folder} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{folder}: {MANIFEST} is damaged"
-
-
-def _unnamed(folder: Path, listed: Collection[str]) -> str | None:
-    """A line on a file that holds data and that the manifest does not name; a README may come later."""
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.suffix in DATA and name != MANIFEST and name not in listed:
-            return f"{folder}: {MANIFEST} does not name {name}"
-    return None
 
 
 def newest(run: Path, prefix: str = "step-", *, warn: Warn) -> Path | None:
@@ -288,10 +278,6 @@ def _seal(folder: Path) -> None:
         os.fsync(file.fileno())
     for each in reversed(folders):
         _sync(each)
-
-
-DATA = frozenset({".safetensors", ".json", ".jsonl", ".parquet", ".bin", ".npz"})
-"""Suffixes of files that must be in their folder's manifest."""
 
 
 def _manifest_bytes(listed: object) -> bytes:

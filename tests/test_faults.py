@@ -349,7 +349,7 @@ def test_a_manifest_names_what_the_folder_holds(tmp_path: Path) -> None:
     gone = next(name for name in listed if name.endswith("model.safetensors"))
     for manifest in ({}, {name: entry for name, entry in listed.items() if name != gone}):
         (model / "manifest.json").write_bytes(json.dumps(manifest, indent=1, sort_keys=True).encode())
-        with pytest.raises(ModelError, match=r"manifest\.json"):
+        with pytest.raises(ModelError, match="manifest"):
             cm3kit.load(model, device="cpu")
     assert torch.get_num_threads() >= 1
 

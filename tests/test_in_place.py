@@ -152,7 +152,7 @@ COVERED = [
 ]
 SHOWN = [
     '<picture><img src="<mask>"><source srcset="old.png"></picture>',
-    '<picture><source srcset><source src="old.png"><img src="<mask>"></picture>',
+    '<picture><source srcset=" , "><source srcset><source src="old.png"><img src="<mask>"></picture>',
     '<p><source srcset="old.png"><img src="<mask>"></p>',
     '<picture><source srcset="old.png"><span><img src="<mask>"></span></picture>',
 ]
@@ -349,6 +349,14 @@ def test_selectors_match_as_in_a_browser(chromium: browsers.Browser, tmp_path: P
         assert len(page.gaps) + len(page.notes) == there, css
     with pytest.raises(PageError, match="matches"):
         Page.parse(html.encode()).select("template p")
+
+
+def test_what_lies_in_another_match_is_left_out_and_named() -> None:
+    page = Page.parse(b"<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul>").select("li")
+    assert page.splice({gap.index: "X" for gap in page.gaps}) == b"<ul><li>X</li><li>X</li></ul>"
+    (note,) = page.notes
+    assert "leaves out a match" in note and "<li>" in note
+    assert Sight(page).warnings == (note,)
 
 
 def test_one_match_that_cannot_be_filled_does_not_refuse_the_others() -> None:

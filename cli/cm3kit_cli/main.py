@@ -92,6 +92,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         word, status = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
         show_failure(Failure("interrupted", word, status), command, as_json)
+        if command == "serve":
+            # It holds nothing that has to be put down, and an interpreter with torch in it takes seconds to end.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         return status
     except (SystemExit, GeneratorExit):
         raise

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cm3kit_tokenizers.html.addresses import LAZY, LAZY_SETS, sources_of
+from cm3kit_tokenizers.html.addresses import LAZY, LAZY_SETS, candidates, sources_of
 from cm3kit_tokenizers.html.gaps import PageGap
 from cm3kit_tokenizers.html.spans import SPACE, Attribute, Element, Span, element, elements
 
@@ -39,17 +39,19 @@ def covers_of(text: str, tree: Any, gaps: Sequence[PageGap]) -> Iterator[Cover]:
 def hiding(text: str, image: Element) -> Iterator[tuple[str, Attribute]]:
     """The attributes by which another picture is shown than that of an `<img>`'s `src`, each with what it is called."""
     for name in (*LAZY_SETS, *LAZY):
-        if _says(text, attribute := image.attributes.get(name)):
+        if _says(text, attribute := image.attributes.get(name), name):
             assert attribute is not None
             yield name, attribute
     for handle in sources_of(image.handle):
         source = element(text, handle)
         for name in LAZY_SETS if source else ():
             assert source is not None
-            if _says(text, attribute := source.attributes.get(name)):
+            if _says(text, attribute := source.attributes.get(name), name):
                 assert attribute is not None
                 yield "<source>", attribute
 
 
-def _says(text: str, attribute: Attribute | None) -> bool:
-    return bool(attribute and attribute.value and text[slice(*attribute.value)].strip(SPACE))
+def _says(text: str, attribute: Attribute | None, name: str) -> bool:
+    """Whether an attribute names a picture."""
+    value = text[slice(*attribute.value)] if attribute and attribute.value else ""
+    return bool(candidates(value) if name in LAZY_SETS else value.strip(SPACE))

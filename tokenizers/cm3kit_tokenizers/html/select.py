@@ -58,7 +58,15 @@ def selected_gaps(text: str, tree: Any, css: str, codec: str) -> tuple[list[Page
             errors.append(error)
     if not gaps:
         raise errors[0]
-    return gaps, [f"{css!r} leaves out a match. {error.args[0]}" for error in errors]
+    kept: list[PageGap] = []
+    for gap in sorted(gaps, key=lambda each: (each.start, -each.end)):
+        if kept and gap.end <= kept[-1].end and gap.start < kept[-1].end:
+            errors.append(
+                refuse(text, gap.start, f"lies in a <{kept[-1].element}> that is written anew as a whole")
+            )
+        else:
+            kept.append(gap)
+    return kept, [f"{css!r} leaves out a match. {error.args[0]}" for error in errors]
 
 
 def _apart(handle: Any) -> bool:
