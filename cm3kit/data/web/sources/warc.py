@@ -138,7 +138,7 @@ def _parsed(raw: Raw) -> tuple[Response | None, str]:
 
 def parse(data: bytes) -> Response | None:
     """A record by whichever reader is installed; None for one that is no response."""
-    head = data.partition(b"\r\n\r\n")[0].lower().replace(b" ", b"")
+    head = data[: max(0, data.find(b"\r\n\r\n"))].lower().replace(b" ", b"")
     if b"warc-type:response" not in head:
         return None
     if importlib.util.find_spec("fastwarc") is not None:
