@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from cm3kit.pipelines.jobs import Saved
 
 
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the site: pictures below it are opened, and /… starts there; by default FILE's."
+    ),
+]
+Uncover = Annotated[
+    bool, typer.Option("--uncover", help="Take away srcset and <source>s that hide a drawn picture.")
+]
+Parallel = Annotated[bool, typer.Option("--parallel", help="Fill gaps at once, unaware of one another.")]
+Diff = Annotated[bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Write the filled page over FILE.")]
 
 
@@ -33,22 +44,11 @@ def infill(
     ] = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
     variants: Annotated[int, typer.Option(min=1, max=1000, help="How many filled pages to make.")] = 1,
-    parallel: Annotated[
-        bool, typer.Option("--parallel", help="Fill gaps at once, unaware of one another.")
-    ] = False,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")
-    ] = False,
+    parallel: Parallel = False,
+    diff: Diff = False,
     in_place: InPlace = False,
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the site: pictures below it are opened, and /… starts there; by default FILE's."
-        ),
-    ] = None,
-    uncover: Annotated[
-        bool, typer.Option("--uncover", help="Take away srcset and <source>s that hide a drawn picture.")
-    ] = False,
+    root: Root = None,
+    uncover: Uncover = False,
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
