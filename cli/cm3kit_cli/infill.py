@@ -72,8 +72,9 @@ def infill(
     from cm3kit.pipelines import jobs, traces
     from cm3kit.pipelines.pages import parse_box, read_page
 
-    regions = list(zip(image or (), map(parse_box, box or ()), strict=True))
-    page = read_page(file, select or (), regions, root, uncover)
+    page = read_page(
+        file, select or (), zip(image or (), map(parse_box, box or ()), strict=True), root, uncover
+    )
     settings = decoding.options(parallel=parallel, batch_size=batch_size)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     if in_place:  # which lets the page be written over, and nothing else

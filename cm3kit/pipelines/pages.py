@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cm3kit_tokenizers.errors import ConfigError, PageError
@@ -33,7 +33,7 @@ def parse_box(text: str) -> Box:
 def read_page(
     file: str,
     selectors: Sequence[str] = (),
-    regions: Sequence[tuple[str, Box]] = (),
+    regions: Iterable[tuple[str, Box]] = (),
     root: Path | None = None,
     uncover: bool = False,
 ) -> Page:
