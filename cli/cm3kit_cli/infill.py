@@ -27,6 +27,9 @@ Uncover = Annotated[
 ]
 Parallel = Annotated[bool, typer.Option("--parallel", help="Fill gaps at once, unaware of one another.")]
 Diff = Annotated[bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")]
+Image = Annotated[
+    list[str] | None, typer.Option(help="A picture of the page, by name, to redraw in --box; repeatable.")
+]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Write the filled page over FILE.")]
 
 
@@ -39,9 +42,7 @@ def infill(
         list[str] | None,
         typer.Option(help="A CSS selector (p.intro, img@alt) of something to write anew; repeatable."),
     ] = None,
-    image: Annotated[
-        list[str] | None, typer.Option(help="A picture of the page, by name, to redraw in --box; repeatable.")
-    ] = None,
+    image: Image = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
     variants: Annotated[int, typer.Option(min=1, max=1000, help="How many filled pages to make.")] = 1,
     parallel: Parallel = False,
