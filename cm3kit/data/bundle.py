@@ -135,6 +135,7 @@ class Flat(Sequence[list[int]]):
 
     @classmethod
     def of(cls, ids_N: Tensor, sizes_B: Tensor, pictures: Tensor) -> Flat:
+        """From ids in which `PICTURE` stands for the next of `pictures`, and the sizes of documents."""
         wide_N = ids_N.to(torch.int32)
         wide_N[wide_N == PICTURE] = -1 - pictures
         return cls(wide_N, sizes_B.long().cumsum(0))

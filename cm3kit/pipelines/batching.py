@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.ways import Answer, Task
-from cm3kit_tokenizers.errors import Cm3kitError
+from cm3kit_tokenizers.errors import as_exception, stops
 from cm3kit_tokenizers.page import Page
 
 if TYPE_CHECKING:
@@ -100,15 +101,40 @@ class _Flow:
             running.append(queue.popleft())
             return running[-1].asked
 
-        options = queue[0].order.options
-        for number, answer in self._kit.way(options).flow(lane[1], pull, options):
-            if isinstance(answer, Cm3kitError):
-                self._finished.append((running[number].order, answer))
-            else:
-                self._go_on(running[number], answer)
+        options, answered = queue[0].order.options, set[int]()
+        try:
+            for number, answer in self._kit.way(options).flow(lane[1], pull, options):
+                answered.add(number)
+                self._take(running[number], answer)
+                yield from self._drain()
+        except BaseException as error:
+            if stops(error):
+                raise
+            left = [each for number, each in enumerate(running) if number not in answered]
+            self._alone(left, lane, error)
             yield from self._drain()
         if not queue:
             del self._lanes[lane]
+
+    def _take(self, opened: _Open, answer: Answer | Exception) -> None:
+        if isinstance(answer, Exception):
+            self._finished.append((opened.order, answer))
+        else:
+            self._go_on(opened, answer)
+
+    def _alone(self, left: list[_Open], lane: tuple[str, Hashable], error: BaseException) -> None:
+        """Answer each of several questions by itself after an error, which then is that of one of them."""
+        for opened in left:
+            options, once = opened.order.options, iter((opened.asked, None))
+            try:
+                if len(left) == 1:
+                    raise error
+                for _, answer in self._kit.way(options).flow(lane[1], partial(next, once, None), options):
+                    self._take(opened, answer)
+            except BaseException as own:
+                if stops(own):
+                    raise
+                self._finished.append((opened.order, as_exception(own)))
 
     def _start(self) -> bool:
         """Lay out the next order; False if there is none."""
@@ -130,10 +156,10 @@ class _Flow:
             self._lanes.setdefault(lane, deque()).append(opened)
         except StopIteration as end:
             self._finished.append((opened.order, end.value))
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one order's trouble, whatever it is, is not the others'
-            self._finished.append((opened.order, error))
+        except BaseException as error:
+            if stops(error):
+                raise
+            self._finished.append((opened.order, as_exception(error)))
 
     def _drain(self) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         while self._finished:

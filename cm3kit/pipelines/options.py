@@ -89,12 +89,34 @@ class GenerateOptions:
     prompt_style: PromptStyle | None = None
 
 
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "guidance": (0, 100), "temperature": (0, 100), "top_p": (0, 1), "top_k": (0, 2**31), "max_tokens": (1, 65_536),
+    "batch_size": (1, 1024), "steps": (1, 65_536), "threshold": (0, 1e9), "block_size": (1, 65_536),
+    "length": (1, 4096),
+}  # fmt: skip
+"""What numbers among the options may be, for every door: the command line, Python, rows and HTTP."""
+
+
+def check_bounds(options: GenerateOptions) -> None:
+    """ConfigError (`bad_value`) for a number that is out of range, or none."""
+    for name, (least, most) in BOUNDS.items():
+        value = getattr(options, name)
+        if value is None or value == "auto":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            shown = repr(value)[:40]
+            raise ConfigError(
+                f"option {name} = {shown} is out of range; give {least:g} to {most:g}.", code="bad_value"
+            )
+
+
 def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> DecoderName:
     """The decoder that writes.
 
     Raises:
         ConfigError: the model was not trained for it, or an option belongs to the other one (`bad_value`).
     """
+    check_bounds(options)
     name = options.decoder or defaults.decoders[0]
     if name not in defaults.decoders:
         raise ConfigError(

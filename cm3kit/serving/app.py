@@ -49,13 +49,14 @@ def build(kit: Kit, token: str, hosts: Iterable[str], ui: bool = True) -> Starle
         Route("/look", _edged(_look), methods=["POST"]),
         Route("/infill", _edged(partial(_infill, desk)), methods=["POST"]),
         Route("/v1/models", _models(desk)),
+        Route("/v1/models/{name}", _edged(_models(desk))),
         Route("/v1/completions", _edged(partial(_completions, desk)), methods=["POST"]),
         Route("/v1/images/generations", _edged(partial(_images, desk)), methods=["POST"]),
     ]
     guard = Middleware(Guard, token=token, hosts=tuple(hosts))
     errors = {HTTPException: _no_such}
     app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan, exception_handlers=errors)
-    app.state.kit = kit
+    app.state.kit, app.state.desk = kit, desk
     return app
 
 
@@ -101,6 +102,9 @@ def _model(desk: Desk) -> Endpoint:
 def _models(desk: Desk) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         own = {"id": desk.kit.parts.name, "object": "model", "created": 0, "owned_by": "cm3kit"}
+        if "name" in request.path_params:
+            work.known(str(request.path_params["name"]), desk.kit)
+            return JSONResponse(own)
         return JSONResponse({"object": "list", "data": [own]})
 
     return endpoint
@@ -114,16 +118,19 @@ async def _look(request: Request) -> Response:
 async def _infill(desk: Desk, request: Request) -> Response:
     body = await read(request, InfillBody)
     job = partial(work.infill, body)
-    return desk.stream(job) if body.stream else await desk.answer(job)
+    return desk.stream(job) if body.stream else await desk.answer(job, request)
 
 
 async def _completions(desk: Desk, request: Request) -> Response:
     body = await read(request, CompletionBody)
     job = partial(work.completions, body)
-    return desk.stream(job, last="[DONE]") if body.stream else await desk.answer(job)
+    if not body.stream:
+        return await desk.answer(job, request)
+    work.known(body.model, desk.kit)
+    return desk.stream(job, partial(work.chunks, body))
 
 
 async def _images(desk: Desk, request: Request) -> Response:
     body = await read(request, ImageBody)
     job = partial(work.images, body)
-    return desk.stream(job) if body.stream else await desk.answer(job)
+    return desk.stream(job) if body.stream else await desk.answer(job, request)
