@@ -126,6 +126,15 @@ def load_bundle(
     return Documents(ids, tensors["weights"], (), encodings, views, index["fingerprint"]), held
 
 
+def open_documents(
+    folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, views: ViewSettings
+) -> tuple[Documents, list[list[int]]]:
+    """The documents of a bundle or of a folder of pages, and those that are held out where they are at hand."""
+    if (folder / INDEX).is_file():
+        return load_bundle(folder, tokenizer, image)
+    return load_documents(folder, tokenizer, image, cache, views=views), []
+
+
 @dataclass(frozen=True)
 class Flat(Sequence[list[int]]):
     """Documents in one tensor, made lists where they are asked for: processes that share them copy nothing."""

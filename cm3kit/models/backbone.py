@@ -7,7 +7,6 @@ The pattern of a packed row is block-diagonal and causal, so that documents in i
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -33,9 +32,9 @@ from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.gguf import gguf_file, read_gguf
+from cm3kit.models.sizes import hold_configuration
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
-from cm3kit_tokenizers.weights import hold_sizes
 
 Attention = Literal["causal", "full"] | Tensor | BlockMask
 
@@ -147,42 +146,12 @@ def load_backbone(
         raise ModelError(
             f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
         )
-    _hold_sizes(folder)
+    hold_configuration(folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = _read(source, dtype)
         grow_vocabulary(model, vocab_size, mean)
     return load_timestep(model, folder).eval()
-
-
-SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "vocab_size",
-    "head_dim",
-    "n_embd",
-    "n_inner",
-    "d_model",
-    "ffn_dim",
-)
-COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "num_attention_heads", "num_key_value_heads")
-
-
-def _hold_sizes(folder: Path) -> None:
-    """Refuse a configuration whose sizes are not those of the weights beside it, before a model of them is made."""
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        sizes = {name: config.get(name) for name in SIZES}
-        heads = {name: config.get(name) for name in COUNTS[3:]}
-        layers = {name: config.get(name) for name in COUNTS[:3]}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            f"{folder / 'config.json'} cannot be read: {error}", code="bad_checkpoint"
-        ) from error
-    hold_sizes(folder / "config.json", sizes | heads, layers, files)
 
 
 def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False, shard: str = SHARD) -> None:

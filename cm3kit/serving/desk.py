@@ -126,7 +126,10 @@ class Desk:
             except BaseException as error:
                 if stops(error) and not isinstance(error, MemoryError):
                     raise
-                told = json.loads(bytes(failure(error).body))
+                reply = failure(error)
+                if not reply.body:  # whoever asked has gone
+                    return
+                told = json.loads(bytes(reply.body))
                 yield event("error", told) if chunks is None else f"data: {json.dumps(told)}\n\n"
                 return
             if chunks is None:

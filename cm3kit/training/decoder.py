@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.data.bundle import INDEX as BUNDLE
-from cm3kit.data.bundle import load_bundle
-from cm3kit.data.corpus import Documents, load_documents
+from cm3kit.data.bundle import open_documents
 from cm3kit.data.views import ViewSettings
 from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
@@ -158,17 +157,11 @@ class DecoderTask:
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
         self._next = Cursor()
         if self.rows is None:
-            self.documents = self._documents(cache)
+            found = open_documents(recipe.data, self.tokenizer, self.image, cache, recipe.views)
+            self.documents, self._held = found
             self._mean = self.documents.mean_length + 6
         self.model = Scorer(self._backbone()).train()
         self._flex = prepare(recipe.packing, self.model.backbone)
-
-    def _documents(self, cache: Path) -> Documents:
-        recipe = self.recipe
-        if not (recipe.data / BUNDLE).is_file():
-            return load_documents(recipe.data, self.tokenizer, self.image, cache, views=recipe.views)
-        documents, self._held = load_bundle(recipe.data, self.tokenizer, self.image)
-        return documents
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
