@@ -125,9 +125,7 @@ def encodings(folder: Path, counts: Counter[str], verbose: bool) -> None:
             data = case["data"].encode("latin-1")
             counts["encoding cases"] += 1
             try:
-                found = codecs.lookup(
-                    codec_of(data[:4096], turbohtml.parse(data[:4096].decode("latin-1")))
-                ).name
+                found = codecs.lookup(codec_of(data)).name
             except PageError as error:
                 found = error.code
             meant = case["encoding"].strip().lower()

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 DecoderName = Literal["cm3", "diffusion"]
 Precision = Literal["fp32", "bf16", "fp16-packed", "int8"]
 CacheName = Literal["none", "exact", "causal", "prefix", "dual"]
+PromptStyle = Literal["minimal", "page", "plain", "chat"]
+"""Minimal HTML as ids of its own (models that were trained here), HTML source, the words alone, or a conversation."""
 Choice = str | dict[str, Any]
 """A name, or a mapping with `name` and that function's keyword options."""
 
@@ -49,8 +51,15 @@ class Opt:
     def bounds(self) -> str:
         """The range in words; nothing where there is none."""
         if self.least is not None and self.most is not None:
-            return f"{self.least:g} to {self.most:g}"
-        return f"at least {self.least:g}" if self.least is not None else ""
+            return f"{self.least:,} to {self.most:,}"
+        return f"at least {self.least:,}" if self.least is not None else ""
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is a number in the range."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        low, high = self.least is not None and value < self.least, self.most is not None and value > self.most
+        return not low and not high and isfinite(value)
 
 
 def _diffusion(help: str, **more: Any) -> Opt:
@@ -84,10 +93,12 @@ class GenerateOptions:
         float | None,
         Opt("Keep the likeliest tokens that hold this much probability.", metavar="P", least=0, most=1),
     ] = None
-    top_k: Annotated[int | None, Opt("Keep this many likeliest tokens; 0 is all.", metavar="N", least=0)] = (
-        None
-    )
-    max_tokens: Annotated[int | None, Opt("Most tokens of one text or gap.", metavar="N", least=1)] = None
+    top_k: Annotated[
+        int | None, Opt("Keep this many likeliest tokens; 0 is all.", metavar="N", least=0, most=2**31)
+    ] = None
+    max_tokens: Annotated[
+        int | None, Opt("Most tokens of one text or gap.", metavar="N", least=1, most=65_536)
+    ] = None
     parallel: Annotated[
         bool, Opt("Fill gaps at once, unaware of one another.", decoder="cm3", commands=("infill",))
     ] = False
@@ -101,6 +112,10 @@ class GenerateOptions:
     decoder: Annotated[
         DecoderName | None, Opt("Which decoder writes; unless given, the first that the model has.")
     ] = None
+    prompt_style: Annotated[
+        PromptStyle | None,
+        Opt("How a public model of text reads a page: as HTML, as words alone, or in a conversation."),
+    ] = None
     sampler: Annotated[
         str | None,
         _diffusion(
@@ -110,7 +125,12 @@ class GenerateOptions:
     ] = None
     steps: Annotated[
         int | None,
-        _diffusion("Passes of the model to write a block; by default the sampler's.", metavar="N", least=1),
+        _diffusion(
+            "Passes of the model to write a block; by default the sampler's.",
+            metavar="N",
+            least=1,
+            most=65_536,
+        ),
     ] = None
     quota: Annotated[
         Choice | None,
@@ -132,7 +152,9 @@ class GenerateOptions:
     ] = None
     block_size: Annotated[
         int | None,
-        _diffusion("Positions of a block; blocks are written left to right.", metavar="N", least=1),
+        _diffusion(
+            "Positions of a block; blocks are written left to right.", metavar="N", least=1, most=65_536
+        ),
     ] = None
     cache: Annotated[CacheName | None, _diffusion("Keys and values kept while a block is written.")] = None
     verify_cache: Annotated[
@@ -167,15 +189,14 @@ class GenerateOptions:
 
         for name, option in table().items():
             value = getattr(self, name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                low = option.opt.least is not None and value < option.opt.least
-                high = option.opt.most is not None and value > option.opt.most
-                if low or high or not isfinite(value):
-                    raise ConfigError(
-                        f"option out of range: {name} is {value:g}; give {option.opt.bounds or 'a number'}.",
-                        code="bad_value",
-                    )
-            elif isinstance(value, str) and option.words and value not in option.words:
+            if option.opt.bounds and value is not None and not option.opt.holds(value):
+                if value in option.literals:
+                    continue
+                raise ConfigError(
+                    f"option out of range: {name} is {repr(value)[:40]}; give {option.opt.bounds}.",
+                    code="bad_value",
+                )
+            if isinstance(value, str) and option.words and value not in option.words:
                 raise ConfigError(
                     f"option {name} is {value!r}; give one of {', '.join(option.words)}.", code="bad_value"
                 )
@@ -196,11 +217,15 @@ class Option:
         return self.opt.flag or f"--{self.name.replace('_', '-')}"
 
     @property
+    def literals(self) -> tuple[str, ...]:
+        """The words among its values."""
+        plain = [each for each in get_args(self.type) if each is not type(None)] or [self.type]
+        return tuple(word for each in plain for word in get_args(each) if isinstance(word, str))
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The values of one that takes a word of a list; of others nothing."""
-        plain = [each for each in get_args(self.type) if each is not type(None)] or [self.type]
-        literal = [word for each in plain for word in get_args(each) if isinstance(word, str)]
-        return tuple(literal) if literal and not self.opt.bounds else ()
+        return () if self.opt.bounds else self.literals
 
 
 @cache

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from cm3kit.manifests import unnamed
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 # Workers that only handle pages publish too: torch is imported where tensors are written.
@@ -100,11 +101,11 @@ def verify(folder: Path) -> str | None:
                 return f"{path} has {size} bytes, expected {entry['size']}"
             if _sha256(path) != entry["sha256"]:
                 return f"{path} is damaged: its sha256 is not the manifest's"
+        return unnamed(folder, {*listed, MANIFEST})
     except OSError as error:
         return f"{error.filename or folder} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{folder}: {MANIFEST} is damaged"
-    return None
 
 
 def newest(run: Path, prefix: str = "step-", *, warn: Warn) -> Path | None:

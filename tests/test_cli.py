@@ -614,7 +614,16 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     web = [f"data {name}" for name in ("prepare", "pack", "sample", "inspect", "validate", "card")]
     sampling = [f"sample {name}" for name in ("run", "status", "merge", "export")]
     pictures = ("tokenize image x", "eval recon x", "eval model x")
-    for command in (*commands, "model assemble", *looks, *web, *sampling, *pictures):
+    for command in (
+        *commands,
+        "model assemble",
+        "model import x",
+        "model export",
+        *looks,
+        *web,
+        *sampling,
+        *pictures,
+    ):
         assert run([*command.split(), "--help"]) == 0
         known |= set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", capsys.readouterr().out))
     reference = (ROOT / "docs/cli.md").read_text(encoding="utf-8")

@@ -309,8 +309,12 @@ def test_max_tokens_opens_so_many_slots_of_a_size_that_was_trained(kit: Kit, mos
 
 
 def test_gaps_have_room_by_their_kind(kit: Kit, site: Path) -> None:
-    (board,) = boards(kit.infill(Page.parse(PAGE, base=site), seed=5, options=warm(batch_size=1))[0])
-    sizes = {each.gap: (each.stop - each.start, each.padded) for each in flat_spans(board)}
+    # The window has no room for the picture beside the texts, so that it is written in the next one.
+    laid_out = boards(kit.infill(Page.parse(PAGE, base=site), seed=5, options=warm(batch_size=1))[0])
+    assert [len(board.spans) for board in laid_out] == [3, 1]
+    sizes = {
+        each.gap: (each.stop - each.start, each.padded) for board in laid_out for each in flat_spans(board)
+    }
     assert sizes == {0: (32, True), 1: (32, True), 2: (16, True), 3: (CODES, False)}
 
 
@@ -584,7 +588,7 @@ def test_weights_of_its_own_are_read_when_needed_and_strictly(make: Make) -> Non
     target = make(own="other")
     path = target / "diffusion/model.safetensors"
     tensors = load_file(path)
-    name = sorted(name for name in tensors if tensors[name].ndim == 2)[0]
+    name = sorted(name for name in tensors if tensors[name].ndim == 2)[-1]
     save_file({**tensors, name: torch.zeros(3, 5)}, path, {"format": "pt"})
     with pytest.raises(ModelError, match=r"diffusion/model\.safetensors"):
         cm3kit.load(target, device="cpu")

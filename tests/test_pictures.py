@@ -174,7 +174,7 @@ def folder(tmp_path: Path) -> Path:
     "src",
     [
         "a.png", " a.png\n", "./a.png", "img/b.png", "img/./b.png", "img/%C3%BC%20x.png", "a.png?v=1",
-        "a.png#top", "%61.png", "..a", "img/ü x.png", "a;b,c.png",
+        "a.png#top", "%61.png", "..a", "img/ü x.png", "a;b,c.png", "\x01a.png", "img\\b.png", "a\n.png",
     ],
 )  # fmt: skip
 def test_pictures_in_the_folder_are_read(folder: Path, src: str) -> None:
@@ -189,7 +189,7 @@ HOSTILE = [
     "FILE:///etc/passwd", "file://localhost/etc/passwd", "http://127.0.0.1/a.png", "HTTP://x/",
     "https://169.254.169.254/latest/meta-data", "ftp://x/a.png", "gopher://x", "javascript:alert(1)",
     "java\nscript:x", "blob:x", "about:blank", "C:\\a.png", "c:/a.png", "\x00", "a.png\x00.gif", "a.png%00",
-    "a%0a.png", "\x01a.png", "up/secret.png", "link.png", "inner.png", "img//b.png", "a.png/", "a.png/..",
+    "a%0a.png", "up/secret.png", "link.png", "inner.png", "img//b.png", "a.png/", "a.png/..",
     "img/", "img", "pipe.png", "missing.png", "a.png/b", "~root/a.png", "x" * 5000, "a/" * 3000 + "a.png",
     "%ff%fe.png", "\ud800.png", "?", "#", "?a.png", "data:", "data:,", "data:text/html,<b>",
     "data:image/svg+xml;base64,PHN2Zz4=", "data:image/png;base64,@@@", "data:image/png",
@@ -221,7 +221,7 @@ def test_hostile_addresses_are_never_followed(
         ("file:///etc/passwd", "picture_outside"),
         ("http://x/a.png", "picture_outside"),
         ("//x/a.png", "picture_outside"),
-        ("img\\b.png", "picture_outside"),
+        ("img\\..\\..\\secret.png", "picture_outside"),
         ("missing.png", "no_file"),
         ("pipe.png", "unreadable_file"),
         ("img", "unreadable_file"),

@@ -24,6 +24,7 @@ from cm3kit.data.web.reasons import REASONS, Refused
 from cm3kit.data.web.record import Dropped, Record, html_to_record
 from cm3kit.data.web.settings import WebSettings
 from cm3kit.data.web.sources import SourceOptions, load_sources
+from cm3kit_tokenizers.errors import DataError
 
 SOURCES = load_sources()
 
@@ -212,7 +213,12 @@ def test_damaged_archives_give_items_or_reasons(
     place = tmp_path_factory.mktemp("fuzz") / (name + ".gz" * (packed and kind != "folder"))
     place.write_bytes(broken)
     source = SOURCES[kind]()
-    for piece in source.pieces(str(place), SourceOptions()):
+    try:
+        pieces = source.pieces(str(place), SourceOptions())
+    except DataError as error:  # a table that does not tell which column is which, or is none
+        assert kind == "pairs" and "\n" not in str(error)
+        return
+    for piece in pieces:
         for item in source.items(piece, SourceOptions()):
             if item.data is None:
                 assert item.reason in REASONS

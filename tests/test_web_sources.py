@@ -82,7 +82,7 @@ def test_warc_pages_find_the_pictures_of_the_same_file(
     pytest.importorskip(reader)
     from cm3kit.data.web.sources import warc
 
-    monkeypatch.setattr(warc, "responses", lambda place, at=0: getattr(warc, f"_{reader}")(place, at))
+    monkeypatch.setattr(warc, "fastwarc", getattr(warc, reader))
     page = gzip.compress(b"<p>x<img src=/a.png><img alt=gone src=b.png>")
     records = [
         response("http://e.org/a.png", "image/png", A),
@@ -93,14 +93,14 @@ def test_warc_pages_find_the_pictures_of_the_same_file(
     ]
     raw = b"".join(map(gzip.compress, records) if packed else records)
     place = write(tmp_path / ("a.warc.gz" if packed else "a.warc"), raw)
-    first, second = items("warc", place)
+    first, moved, second = items("warc", place)
+    assert (moved.reason, moved.detail) == ("no_page", "HTTP status 301")
     assert (
         shown(first) == '<p>x<img src="[http://e.org/a.png]"><img alt="gone"></p>'
         and shown(second) == "<p>y</p>"
     )
     assert (first.about.url, first.about.fetched_at) == ("http://e.org/p", "2026-01-02T03:04:05Z")
     assert first.about.headers["content-type"] == "text/html; charset=utf-8" and first.key != second.key
-    assert not warc.truncated(str(place), 0)
     cut = write(tmp_path / f"cut{place.suffix}", raw[:-20])
     assert [each.reason for each in items("warc", cut)][-1] == "unreadable"
     assert shown(items("warc", cut)[0]) == shown(first)
@@ -143,7 +143,7 @@ def test_webdataset_tars_hold_pairs_pages_and_interleaved_documents(tmp_path: Pa
     assert [shown(each) for each in found] == [
         '<img alt="A &quot;red&quot; one" src="[png]">', '<p>x<img src="[b.0.png]"></p>',
         '<p>One</p><p><img src="[c.1.png]"></p><p>Two &amp; &lt;three&gt;</p>',
-        "unreadable", "unreadable", "unreadable",
+        "unreadable", "unreadable", "bad_row",
     ]  # fmt: skip
     assert found[2].about.url == "http://e.org" and len({each.key for each in found}) == 6
 
@@ -170,7 +170,7 @@ def test_pairs_lines_of_json_and_folders_of_pictures(tmp_path: Path) -> None:
     options = SourceOptions(pictures=str(pictures))
     lines = write(tmp_path / "a.tsv", 'A "red" one\thttp://e.org/a.png\nfar\thttp://e.org/z.png\nalone\n')
     assert [shown(each) for each in items("pairs", lines, options)] == [
-        '<img alt="A &quot;red&quot; one" src="[http://e.org/a.png]">', '<img alt="far">', "unreadable",
+        '<img alt="A &quot;red&quot; one" src="[http://e.org/a.png]">', '<img alt="far">', "bad_row",
     ]  # fmt: skip
     table = write(tmp_path / "a.csv", "id,caption,image_path\n7,red,a.png\n")
     assert [shown(each) for each in items("pairs", table, options)] == ['<img alt="red" src="[a.png]">']
@@ -194,7 +194,7 @@ def test_parquet_rows_of_pages_pairs_and_obelics(tmp_path: Path) -> None:
     ]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     found = items("parquet", tmp_path / "a.parquet")
-    assert [shown(each) for each in found] == ['<p>x<img src="[a.png]"></p>', "unreadable"]
+    assert [shown(each) for each in found] == ['<p>x<img src="[a.png]"></p>', "bad_row"]
     pairs = [{"TEXT": f"n{number}", "jpg": A} for number in range(7)]
     parquet.write_table(arrow.Table.from_pylist(pairs), tmp_path / "b.parquet", row_group_size=3)
     options = SourceOptions(pages=2)

@@ -78,6 +78,12 @@ def prepare(
         Path | None, typer.Option("--pictures", help="Folder of pictures that the source only names.")
     ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of a Hugging Face data set.")] = "train",
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--column", metavar="NAME=THEIRS", help="Which column is the caption, url, …; repeatable."
+        ),
+    ] = None,
     pages: Annotated[int, typer.Option("--pages", min=1, help="Pages or rows of one piece.")] = 500,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -93,7 +99,8 @@ def prepare(
     with progress("preparing", quiet) as watch:
         found = runner.prepare(
             src, output, kind=kind, settings=runner.settings_of(preset, config or [], overrides or []),
-            options=SourceOptions(pages, str(pictures or ""), split), shard=runner.shard_of(shard),
+            options=SourceOptions(pages, str(pictures or ""), split, runner.columns_of(column or [])),
+            shard=runner.shard_of(shard),
             workers=runner.processors() if workers is None else workers, watch=watch,
             warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip

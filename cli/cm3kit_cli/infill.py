@@ -16,6 +16,19 @@ if TYPE_CHECKING:
     from cm3kit.pipelines.jobs import Saved
 
 
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the site: pictures below it are opened, and /… starts there; by default FILE's."
+    ),
+]
+Uncover = Annotated[
+    bool, typer.Option("--uncover", help="Take away srcset and <source>s that hide a drawn picture.")
+]
+Diff = Annotated[bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")]
+Image = Annotated[
+    list[str] | None, typer.Option(help="A picture of the page, by name, to redraw in --box; repeatable.")
+]
 InPlace = Annotated[bool, typer.Option("--in-place", help="Write the filled page over FILE.")]
 
 
@@ -28,15 +41,13 @@ def infill(
         list[str] | None,
         typer.Option(help="A CSS selector (p.intro, img@alt) of something to write anew; repeatable."),
     ] = None,
-    image: Annotated[
-        list[str] | None, typer.Option(help="A picture of the page, by name, to redraw in --box; repeatable.")
-    ] = None,
+    image: Image = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
     variants: Annotated[int, typer.Option(min=1, max=1000, help="How many filled pages to make.")] = 1,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")
-    ] = False,
+    diff: Diff = False,
     in_place: InPlace = False,
+    root: Root = None,
+    uncover: Uncover = False,
     seed: options.Seed = None,
     model: options.Model = None,
     device: options.Device = "auto",
@@ -59,7 +70,9 @@ def infill(
     from cm3kit.pipelines import jobs, traces
     from cm3kit.pipelines.pages import parse_box, read_page
 
-    page = read_page(file, select or (), list(zip(image or (), map(parse_box, box or ()), strict=True)))
+    page = read_page(
+        file, select or (), zip(image or (), map(parse_box, box or ()), strict=True), root, uncover
+    )
     settings = decoding.options()
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     if in_place:  # which lets the page be written over, and nothing else
@@ -75,6 +88,8 @@ def infill(
     if not quiet and not as_json:
         for line in (*_notes(saved), *notes(saved)):
             typer.echo(line, err=True)
+    for line in saved.warnings:
+        typer.echo(f"warning: {one_line(line)}", err=True)
     return _reply(saved, chosen)
 
 
@@ -124,4 +139,4 @@ def _reply(saved: Saved, seed: int) -> Reply:
     data |= told(saved)
     more = [each for each in (saved.report, saved.overview) if each]
     shown = [*saved.paths, *more, *saved.trajectories]
-    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)
+    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id, saved.warnings)

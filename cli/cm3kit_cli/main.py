@@ -104,8 +104,15 @@ def run(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         word, status = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
         show_failure(Failure("interrupted", word, status), command, as_json)
+        if command == "serve":
+            # It holds nothing that has to be put down, and an interpreter with torch in it takes seconds to end.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         return status
-    except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong becomes one line
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the edge: whatever went wrong, panics of packages too, becomes one line
         if _wants_traceback(arguments):
             import traceback
 

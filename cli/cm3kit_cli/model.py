@@ -117,6 +117,45 @@ def convert(
     return Reply(made, (str(made["folder"]),), warnings=tuple(made["notes"]))
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of LLaDA, Dream or DiffuCoder as it was downloaded; its code is not run."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Bring a public diffusion language model into a folder of ours."""
+    from cm3kit.pipelines.importing import import_model
+
+    made = import_model(source, output)
+    return Reply({"folder": made}, (str(made),))
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
+    model: options.Model = None,
+    multiple: Annotated[
+        int, typer.Option("--pad-to", min=1, help="The vocabulary becomes a multiple of this.")
+    ] = 64,
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the weights.")
+    ] = "bf16",
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Write the causal decoder of a model for an inference server, such as vLLM."""
+    from cm3kit.interop.export import export_decoder
+
+    made = export_decoder(model, output, multiple=multiple, dtype=dtype)
+    return Reply({"folder": made}, (str(made),))
+
+
 def _lines(described: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Nested mappings as indented `name: value` lines, texts of several lines last."""
     long = {name: value for name, value in described.items() if isinstance(value, str) and "\n" in value}

@@ -46,6 +46,9 @@ def reproduce(
         str | None,
         typer.Option("--model", "-m", help="Use this model; unless given, the one that the recipe names."),
     ] = None,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Load a model that a recipe names and that does not ship.")
+    ] = False,
     device: options.Device = "auto",
     force: options.Force = False,
     as_json: options.Json = False,
@@ -61,7 +64,7 @@ def reproduce(
     from cm3kit.pipelines import reproducing
 
     paths = reproducing.expand(files)
-    models = reproducing.ModelCache(model, device)
+    models = reproducing.ModelCache(model, device, trust_model)
     with progress("reproducing", quiet) as watch:
         if not check:
             written = reproducing.write(models, paths, output, force, watch)

@@ -113,7 +113,9 @@ def _from(kind: str, start: str | None) -> list[str]:
     folder = find(start)
     if kind == "vqgan":
         return [f"start_from={folder / 'image'}"]
-    return [f"text={folder / 'text'}", f"image={folder / 'image'}", f"backbone_from={folder / 'decoder'}"]
+    from cm3kit.pipelines.importing import start_from
+
+    return start_from(kind, folder)
 
 
 def _public(kind: str, backbone: str | None) -> list[str]:

@@ -121,20 +121,30 @@ def load_bundle(
     counts_P = tensors["counts"].long()
     encodings = Encodings(torch.cat(parts), counts_P.cumsum(0) - counts_P, counts_P)
     views = ViewSettings.model_validate(index["views"])
-    ids = _Flat.of(tensors["ids"], tensors["sizes"], tensors["pictures"])
-    held = list(_Flat.of(tensors["held"], tensors["held_sizes"], tensors["pictures"][:0]))
+    ids = Flat.of(tensors["ids"], tensors["sizes"], tensors["pictures"])
+    held = list(Flat.of(tensors["held"], tensors["held_sizes"], tensors["pictures"][:0]))
     return Documents(ids, tensors["weights"], (), encodings, views, index["fingerprint"]), held
 
 
+def open_documents(
+    folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, views: ViewSettings
+) -> tuple[Documents, list[list[int]]]:
+    """The documents of a bundle or of a folder of pages, and those that are held out where they are at hand."""
+    if (folder / INDEX).is_file():
+        return load_bundle(folder, tokenizer, image)
+    return load_documents(folder, tokenizer, image, cache, views=views), []
+
+
 @dataclass(frozen=True)
-class _Flat(Sequence[list[int]]):
+class Flat(Sequence[list[int]]):
     """Documents in one tensor, made lists where they are asked for: processes that share them copy nothing."""
 
     ids_N: Tensor
     ends_B: Tensor
 
     @classmethod
-    def of(cls, ids_N: Tensor, sizes_B: Tensor, pictures: Tensor) -> _Flat:
+    def of(cls, ids_N: Tensor, sizes_B: Tensor, pictures: Tensor) -> Flat:
+        """From ids in which `PICTURE` stands for the next of `pictures`, and the sizes of documents."""
         wide_N = ids_N.to(torch.int32)
         wide_N[wide_N == PICTURE] = -1 - pictures
         return cls(wide_N, sizes_B.long().cumsum(0))

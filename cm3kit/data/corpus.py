@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,8 +22,8 @@ from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
 from cm3kit_tokenizers.errors import DataError, PageError, PictureError
 from cm3kit_tokenizers.page import Page
-from cm3kit_tokenizers.pictures import resolve_src
 from cm3kit_tokenizers.sequence import Codes, PageTokenizer
+from cm3kit_tokenizers.site import Site
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 PLAIN = ViewSettings()
@@ -61,24 +61,26 @@ def _listed(folder: Path, number: int, line: str) -> Listed:
         ) from error
 
 
-def read_nodes(path: Path) -> list[Node]:
-    """Minimal HTML of a page; pictures that the page's folder does not hold are dropped.
+def read_nodes(path: Path, root: Path | None = None) -> list[Node]:
+    """Minimal HTML of a page; pictures that the folder of its site does not hold are dropped.
+
+    Args:
+        root: the folder of the site; unless given, the page's own.
 
     Raises:
         DataError: the page is missing, empty or no page.
     """
-    base = path.parent
     try:
-        return Page.parse(path.read_bytes(), base=base).nodes(usable=lambda src: _resolves(src, base))
+        return Page.parse(path.read_bytes()).nodes(usable=partial(_opens, Site(path.parent, root)))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
     except PageError as error:
         raise DataError(f"{path}: {error.args[0]}", code="bad_data") from error
 
 
-def _resolves(src: str, base: Path) -> bool:
+def _opens(site: Callable[[str], bytes], address: str) -> bool:
     try:
-        resolve_src(src, base)
+        site(address)
     except PictureError:
         return False
     return True
@@ -142,7 +144,7 @@ def load_documents(
     pages = [each for each in listing(folder) if each.split == split and (only is None or each.path in only)]
     if not pages:
         raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
-    parsed, pictures = _parse_all(pages, folder, tokenizer, cache)
+    parsed, pictures = parse_pages(pages, folder, tokenizer, cache)
     names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
     weights_B = torch.tensor([each.weight for each in pages])
     found = encode(pictures, folder, image, views, cache, watch=watch)
@@ -156,12 +158,14 @@ def load_documents(
     return Documents(documents, weights_B, names)
 
 
-def _parse_all(
+def parse_pages(
     pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
 ) -> tuple[list[list[int]], list[str]]:
-    """Ids of pages with picture k as −1−k, and the pictures' paths."""
+    """Ids of pages with picture k as −1−k, and the pictures' addresses from the folder of the corpus."""
     stamp = [_stamp(each.path) for each in pages]
-    known = json.dumps([stamp, tokenizer.vocab.to_dict(), [piece.hex() for piece in tokenizer.text.pieces]])
+    known = json.dumps(
+        ["sites", stamp, tokenizer.vocab.to_dict(), [piece.hex() for piece in tokenizer.text.pieces]]
+    )
     path = cache / f"pages-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         numbers: dict[str, int] = {}
@@ -188,11 +192,18 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def _parse(path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str, int]) -> list[int]:
-    place = "" if path.parent == folder else path.parent.relative_to(folder).as_posix()
+    site = Site(path.parent, folder)
 
     def number(picture: Picture) -> Codes:
-        src = picture.src.strip()
-        name = src if src[:5].lower() == "data:" or not place else f"{quote(place)}/{src}"
+        name = _name(site, picture.src.strip())
         return [-1 - numbers.setdefault(name, len(numbers)) - tokenizer.vocab.image.start], None
 
-    return [id for id in tokenizer.encode(read_nodes(path), number) if isinstance(id, int)]
+    return [id for id in tokenizer.encode(read_nodes(path, folder), number) if isinstance(id, int)]
+
+
+def _name(site: Site, src: str) -> str:
+    """The address of a picture from the folder of the corpus."""
+    if src[:5].lower() == "data:":
+        return src
+    found = next((steps for steps in site.paths(src) if site.root.joinpath(*steps).is_file()), [src])
+    return quote("/".join(found), errors="surrogateescape")

@@ -39,13 +39,21 @@ class Grammar:
         vocab: the id space.
         image_length: codes of a whole picture, H * W.
         text_bytes: bytes of each text token, so that text holds whole characters; optional.
+        without: a byte that no text token that is written may hold.
     """
 
-    def __init__(self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None) -> None:
+    def __init__(
+        self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None, without: bytes = b""
+    ) -> None:
         self.vocab, self.image_length = vocab, image_length
         self._text = TextAutomaton(vocab.text_size, text_bytes)
+        barred = {token for token, piece in enumerate(text_bytes or ()) if without and without in piece}
         self._words = [
-            [[vocab.text.start + token for token in tokens] for tokens in groups.values()]
+            [
+                kept
+                for tokens in groups.values()
+                if (kept := [vocab.text.start + each for each in tokens if each not in barred])
+            ]
             for groups in self._text.groups
         ]
         self._image = list(vocab.image)

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache as TransformersCache
 
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.fast_llama import Engine, LeanEngine, supports
 from cm3kit.decoders.settings import Precision
+from cm3kit.models.backbone import mask_for
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -26,24 +28,35 @@ class _Adapter(TransformersCache):  # type: ignore[misc]
     def __init__(self, cache: Cache | None, slot: int = 0, write: Write | None = None) -> None:
         super().__init__(layers=[])
         self._cache, self._slot, self._write = cache, slot, write
+        self.met: dict[int, tuple[int, int, int]] = {}
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store what the layer computed, and return what it may look at."""
+        heads, key_dim, value_dim = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
+        self.met[layer_idx] = heads, key_dim, value_dim
         if self._cache is None:
             return key_states, value_states
-        kv = torch.cat([key_states, value_states], dim=1)
+        most = self._cache.kv_heads, self._cache.head_dim
+        kv = torch.cat([_padded(key_states, *most), _padded(value_states, *most)], dim=1)
         if self._write is not None:
             keys, values = self._cache.write(layer_idx, self._write, kv[:, :, 0])
             by_slot = (len(kv), -1, *keys.shape[1:])
-            return keys.view(by_slot), values.view(by_slot)
+            keys, values = keys.view(by_slot)[:, :heads], values.view(by_slot)[:, :heads]
+            return keys[..., :key_dim], values[..., :value_dim]
         self._cache.put(layer_idx, self._slot, kv[0])
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Masks and positions are always passed in, so the module never needs to count."""
         return 0
+
+
+def _padded(states_BHTD: Tensor, heads: int, width: int) -> Tensor:
+    """With as many heads, and as wide ones, as the cache holds; what is added is never read."""
+    missing = width - states_BHTD.shape[-1], heads - states_BHTD.shape[1]
+    return pad(states_BHTD, (0, missing[0], 0, 0, 0, missing[1])) if any(missing) else states_BHTD
 
 
 class ModuleEngine:
@@ -67,14 +80,16 @@ class ModuleEngine:
         self._model, self._vocab_size, self._bf16 = model, vocab_size, precision == "bf16"
         self.window = int(config.max_position_embeddings)
         self.device = model.get_input_embeddings().weight.device
-        heads = config.num_attention_heads
-        self._kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-        self._head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        # Keys and values of a layer may differ in width (DeepSeek-V3), and have one head for all queries (Falcon).
+        trial = _Adapter(None)
+        self._causal(trial, [0], 0)
+        self._layers = 1 + max(trial.met, default=-1)
+        self._kv_heads = max((heads for heads, _, _ in trial.met.values()), default=0)
+        self._head_dim = max((max(widths) for _, *widths in trial.met.values()), default=0)
 
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
-        layers = int(self._model.config.num_hidden_layers)
-        return Cache(layers, slots, self._kv_heads, capacity, self._head_dim, self.device)
+        return Cache(self._layers, slots, self._kv_heads, capacity, self._head_dim, self.device)
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
@@ -106,7 +121,7 @@ class ModuleEngine:
             output = self._model(
                 input_ids=ids_BT,
                 position_ids=positions_BT,
-                attention_mask=mask,
+                attention_mask=mask_for(self._model, mask),
                 past_key_values=adapter,
                 use_cache=True,
                 **time_inputs(self._model, zero_B, ids_BT.shape),

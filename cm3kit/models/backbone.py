@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
@@ -29,9 +30,12 @@ from transformers.utils import logging
 
 from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
+from cm3kit.models.families import family_of, read_config
+from cm3kit.models.gguf import gguf_file, read_gguf
+from cm3kit.models.sizes import hold_configuration
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
 from cm3kit.registry import Registry
-from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
 
 Attention = Literal["causal", "full"] | Tensor | BlockMask
 
@@ -42,7 +46,7 @@ families: Registry[Family] = Registry("backbone family")
 families("llama")((LlamaConfig, LlamaForCausalLM))
 families("qwen3")((Qwen3Config, Qwen3ForCausalLM))
 
-SHARD = "15MB"  # of a file of weights
+SHARD, LARGE = "15MB", "4GB"  # of a file of weights, and of one of a public model
 
 
 class BackboneConfig(Settings):
@@ -120,37 +124,47 @@ def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor
     return nn.functional.dropout(output, rate, module.training)
 
 
-def load_backbone(source: str | Path, vocab_size: int, mean: bool = False) -> PreTrainedModel:
-    """Load a causal language model from a folder or by its hub id, in fp32 and in eval mode.
+def load_backbone(
+    source: str | Path,
+    vocab_size: int,
+    mean: bool = False,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+) -> PreTrainedModel:
+    """Load a causal language model from a folder or by its hub id, in eval mode.
 
     Embeddings grow to `vocab_size` if the saved vocabulary is smaller, with `mean` by rows that are the mean
     of the others; a larger one stays as it is. A folder that holds a time too (`models.timestep`) gives a
-    model that is conditioned on it. Remote code is never run and pickled weights are never read.
+    model that is conditioned on it. Remote code is never run and pickled weights are never read. Folders of
+    families that transformers does not know by itself (`models.families`) are read as the class that computes the same.
+
+    Args:
+        dtype: of the weights; "auto" is that of the files.
 
     Raises:
         ModelError: nothing is there (`unknown_model`), or tensors are missing, unexpected or mis-shaped,
             with the first five named (`bad_checkpoint`).
     """
     folder = Path(source)
-    if folder.exists() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(
             f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
         )
+    hold_configuration(folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = _read(source)
+        model = _read(source, dtype)
         grow_vocabulary(model, vocab_size, mean)
     return load_timestep(model, folder).eval()
 
 
-def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False) -> None:
+def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False, shard: str = SHARD) -> None:
     """Write config.json and model.safetensors, in fp16 with `half`; `load_backbone` reads them as fp32.
 
     What a time adds goes to files of its own, so that transformers opens the folder as it does any other.
     """
     saved = copy.deepcopy(model).half() if half else model
     with _quiet():
-        saved.save_pretrained(folder, state_dict=plain_state(saved), max_shard_size=SHARD)
+        saved.save_pretrained(folder, state_dict=plain_state(saved), max_shard_size=shard)
     save_timestep(saved, Path(folder))
 
 
@@ -166,23 +180,16 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(source: str | Path) -> PreTrainedModel:
+def _read(source: str | Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                str(source),
-                dtype=torch.float32,
-                attn_implementation="sdpa",
-                trust_remote_code=False,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            model, report = _open(str(source), "sdpa", dtype)
+    except Cm3kitError:
+        raise
     except Exception as error:
         # transformers and huggingface_hub raise a dozen unrelated types here.
-        first = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{source} cannot be loaded as a backbone: {first}", code=bad) from error
+        raise ModelError(f"{source} cannot be loaded as a backbone: {in_a_line(error)}", code=bad) from error
     misfits = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     misfits += [f"{name} is unexpected" for name in sorted(report["unexpected_keys"])]
     misfits += [
@@ -191,6 +198,60 @@ def _read(source: str | Path) -> PreTrainedModel:
     ]
     misfits += [f"{name} is not finite" for name, each in model.named_parameters() if not _finite(each)]
     refuse_misfits(source, misfits)
+    return model
+
+
+def _open(source: str, attention: str, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Read by transformers, shard by shard, with SDPA or, in families that have none, its plain attention."""
+    how: dict[str, Any] = {
+        "dtype": dtype, "attn_implementation": attention, "use_safetensors": True, "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }  # fmt: skip
+    if (file := gguf_file(source)) is not None:
+        floats = torch.float32 if dtype == "auto" else dtype
+        return read_gguf(file, attention, floats), {
+            "missing_keys": (),
+            "unexpected_keys": (),
+            "mismatched_keys": (),
+        }
+    if (family := family_of(source)) is not None:
+        how |= {"config": family.config(read_config(Path(source)) or {}), "key_mapping": dict(family.renamed)}
+        model, report = family.architecture.from_pretrained(source, **how)
+        # What is saved has the names of the class, and not those of the family.
+        model._weight_conversions = None
+        return model, report
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **how)
+    except ValueError as error:
+        if attention == "eager" or "scaled_dot_product_attention" not in str(error):
+            raise
+        return _open(source, "eager", dtype)
+    return model, report
+
+
+def empty_backbone(source: str | Path, size: int) -> PreTrainedModel:
+    """The decoder of a source with `size` ids and without its weights, to be counted (under the device "meta").
+
+    Raises:
+        ModelError: nothing is there (`unknown_model`), or it is no decoder of transformers (`bad_checkpoint`).
+    """
+    bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
+    kind: Any = AutoModelForCausalLM
+    try:
+        if (file := gguf_file(str(source))) is not None:
+            config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+        elif (family := family_of(source)) is not None:
+            config, kind = family.config(read_config(Path(source)) or {}), family.architecture
+        else:
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        config.vocab_size = size
+        make = kind.from_config if kind is AutoModelForCausalLM else kind._from_config
+        model: PreTrainedModel = make(config, dtype=torch.float32)
+    except Cm3kitError:
+        raise
+    except Exception as error:
+        # transformers and huggingface_hub raise a dozen unrelated types here.
+        raise ModelError(f"{source} cannot be loaded as a backbone: {in_a_line(error)}", code=bad) from error
     return model
 
 
@@ -219,15 +280,25 @@ def hidden_states(
     if position_ids_BT is None:
         position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
     if not isinstance(attention, str):
-        options["attention_mask"] = attention
+        options["attention_mask"] = mask_for(model, attention)
     elif attention == "full" and _takes_is_causal(model):
         options["is_causal"] = False
     elif attention == "full":
         length = ids_BT.shape[1]
-        options["attention_mask"] = torch.ones(1, 1, length, length, dtype=torch.bool, device=ids_BT.device)
+        seen_11TT = torch.ones(1, 1, length, length, dtype=torch.bool, device=ids_BT.device)
+        options["attention_mask"] = mask_for(model, seen_11TT)
     output = model.base_model(input_ids=ids_BT, position_ids=position_ids_BT, use_cache=False, **options)
     found: Tensor = output.last_hidden_state
     return found
+
+
+def mask_for(model: PreTrainedModel, mask: Tensor | BlockMask) -> Tensor | BlockMask:
+    """A boolean mask as this model's attention takes it: where there is no SDPA it is added to the scores."""
+    if not isinstance(mask, Tensor) or model.config._attn_implementation != "eager":
+        return mask
+    dtype = next(model.parameters()).dtype
+    added = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return added.masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _takes_is_causal(model: PreTrainedModel) -> bool:
@@ -240,8 +311,18 @@ def _takes_is_causal(model: PreTrainedModel) -> bool:
 
 
 def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Logits (…, V) of hidden states (…, D), of all positions or of those alone that have a loss."""
+    """Logits (…, V) of hidden states (…, D), of all positions or of those alone that have a loss.
+
+    Families that scale their logits (Granite, Cohere, Falcon-H1) or cap them (Gemma 2) say so in their configuration.
+    """
+    config = model.config
     logits: Tensor = model.get_output_embeddings()(hidden)
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if factor := getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None):
+        logits = logits * factor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = torch.tanh(logits / cap) * cap
     return logits
 
 

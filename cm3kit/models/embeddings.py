@@ -23,6 +23,10 @@ def grow_vocabulary(model: PreTrainedModel, size: int, mean: bool = False) -> No
     if old >= size:
         return
     model.resize_token_embeddings(size, mean_resizing=False)
+    for each in per_layer_tables(model):
+        rows_VD = each.weight
+        mean_1D = rows_VD.float().mean(0, keepdim=True).to(rows_VD.dtype)
+        replace_table(model, each, torch.cat([rows_VD, mean_1D.repeat(max(0, size - len(rows_VD)), 1)]))
     if not mean:
         return
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -52,6 +56,24 @@ def init_mask_embedding(
         others = table.float().sum(0) - table[mask_id].float()
         table[mask_id] = (others / max(1, len(table) - 1)).to(table.dtype)
     return model
+
+
+def per_layer_tables(model: PreTrainedModel) -> list[nn.Embedding]:
+    """Tables besides the embedding that ids look up: those of every layer's own inputs (Gemma 3n, Gemma 4)."""
+    if not getattr(model.config, "vocab_size_per_layer_input", None):
+        return []
+    named = model.named_modules()
+    return [each for name, each in named if isinstance(each, nn.Embedding) and name.endswith("_per_layer")]
+
+
+def replace_table(model: PreTrainedModel, table: nn.Embedding, rows_VD: Tensor) -> None:
+    """Give a table of `per_layer_tables` other rows in place, one for each id, and tell the configuration."""
+    table.weight = nn.Parameter(rows_VD.detach().to(table.weight.dtype))
+    table.num_embeddings, table.padding_idx = len(rows_VD), None
+    for module in model.modules():
+        if hasattr(module, "vocab_size_per_layer_input"):
+            module.vocab_size_per_layer_input = len(rows_VD)
+    model.config.vocab_size_per_layer_input = len(rows_VD)
 
 
 def _tables(module: nn.Module | None) -> list[Tensor]:

@@ -15,7 +15,7 @@ from cm3kit.pipelines.fillers import Task
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult
-from cm3kit_tokenizers.errors import Cm3kitError
+from cm3kit_tokenizers.errors import as_exception, stops
 from cm3kit_tokenizers.page import Page
 
 if TYPE_CHECKING:
@@ -108,15 +108,41 @@ class _Stream:
 
     def _run_queue(self, key: tuple[str, Hashable]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         source = _Canvases(self._queues[key], self._look_ahead)
-        options = self._queues[key][0].order.options
-        for number, result in self._kit.filler(options).stream(key[1], source, options):
-            if isinstance(result, Cm3kitError):
-                self._finished.append((source.taken[number].order, result))
-            else:
-                self._go_on(source.taken[number], result)
+        options, answered = self._queues[key][0].order.options, set[int]()
+        try:
+            for number, result in self._kit.filler(options).stream(key[1], source, options):
+                answered.add(number)
+                self._take(source.taken[number], result)
+                yield from self._drain()
+        except BaseException as error:
+            if stops(error):
+                raise
+            left = [each for number, each in enumerate(source.taken) if number not in answered]
+            self._one_by_one(left, key, error)
             yield from self._drain()
         if not self._queues[key]:
             del self._queues[key]
+
+    def _take(self, opened: _Open, result: DecoderResult | Exception) -> None:
+        if isinstance(result, Exception):
+            self._finished.append((opened.order, result))
+        else:
+            self._go_on(opened, result)
+
+    def _one_by_one(self, left: list[_Open], key: tuple[str, Hashable], error: BaseException) -> None:
+        """Fill each of several canvases by itself after an error, which then is that of one of them."""
+        for opened in left:
+            options = opened.order.options
+            try:
+                if len(left) == 1:
+                    raise error
+                alone = _Canvases(deque((opened,)), lambda: None)
+                for _, result in self._kit.filler(options).stream(key[1], alone, options):
+                    self._take(opened, result)
+            except BaseException as own:
+                if stops(own):
+                    raise
+                self._finished.append((opened.order, as_exception(own)))
 
     def _start(self) -> bool:
         """Lay out the next order; False if there is none."""
@@ -126,10 +152,10 @@ class _Stream:
         try:
             with one_thread():
                 filling = self._kit.filling(order)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one order's trouble, whatever it is, is not the others'
-            self._finished.append((order, error))
+        except BaseException as error:
+            if stops(error):
+                raise
+            self._finished.append((order, as_exception(error)))
         else:
             self._go_on(_Open(order, filling), None)
         return True
@@ -149,10 +175,10 @@ class _Stream:
             # Keys of two fillers may be equal by accident.
             key = (type(filler).__name__, filler.batch_key(opened.canvas, options))
             self._queues.setdefault(key, deque()).append(opened)
-        except MemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - as above
-            self._finished.append((opened.order, error))
+        except BaseException as error:
+            if stops(error):
+                raise
+            self._finished.append((opened.order, as_exception(error)))
 
     def _drain(self) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         while self._finished:

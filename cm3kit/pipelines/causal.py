@@ -11,9 +11,10 @@ from cm3kit.decoders.guidance import streams
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.objectives.hints import SizeHints
 from cm3kit.objectives.spans import PRESETS
+from cm3kit.pipelines.continuing import continued
 from cm3kit.pipelines.fillers import Ids, ModelContext, Progress, Task, modality_of
 from cm3kit.pipelines.layouts import LayoutParts, Room, gaps_of, layout
-from cm3kit.pipelines.options import ANSWER_TOKENS, GenerateOptions, Modality, cm3_settings
+from cm3kit.pipelines.options import ANSWER_TOKENS, GenerateOptions, Modality, chosen_style, cm3_settings
 from cm3kit.pipelines.windows import first_window
 from cm3kit.types import Canvas, Result, Step
 from cm3kit_tokenizers.document import Gap
@@ -42,6 +43,10 @@ class CausalFiller:
 
     def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
         """The canvas of a task's page; ConfigError (`too_long`) if it does not fit the model's window."""
+        parts = self._context.parts
+        if parts.public:
+            return continued(self._context, ids, options, seed, task)
+        chosen_style(parts.defaults, options)
         whole = {"reaches": (True, True), "seed": seed}
         if task == "image":
             guided = self.settings("image", options).guidance != 1
@@ -56,8 +61,11 @@ class CausalFiller:
 
     def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
         """The canvas of the first gaps that fit the window; ConfigError (`too_long`) if not even one does."""
-        defaults, room = self._context.parts.defaults, self._room(options)
-        window = first_window(ids, self._layout, room, defaults.window, self._context.parts.vocab.image)
+        parts, room = self._context.parts, self._room(options)
+        if parts.public:
+            return continued(self._context, ids, options, seed)
+        chosen_style(parts.defaults, options)
+        window = first_window(ids, self._layout, room, parts.defaults.window, parts.vocab.image)
         part = ids[window.start : window.stop]
         pictures = all(gap.kind == "image" for _, gap in gaps_of(part))
         guided = pictures and self.settings("image", options).guidance != 1

@@ -8,9 +8,11 @@ from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
+from cm3kit.decoders.diffusion.spelling import SpellingDenoiser
 from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.models.timestep import is_timed
 from cm3kit.pipelines.folder import Parts, diffusion_backbone
+from cm3kit.pipelines.styles import PromptStyle, spelling
 from cm3kit_tokenizers.errors import ConfigError
 
 
@@ -23,14 +25,26 @@ class Denoisers:
         self._plain: BackboneDenoiser | None = None
         self._engine: LeanEngine | None = None
 
-    def make(self, config: DiffusionConfig, verify: bool = False) -> Denoiser:
+    def make(self, config: DiffusionConfig, verify: bool = False, style: PromptStyle = "minimal") -> Denoiser:
         """The denoiser that these settings ask for; all without a cache are one and the same.
+
+        Args:
+            style: how the model reads pages.
 
         Raises:
             ConfigError: the cache does not go with how the model was trained (`bad_value`).
             ModelError: the weights cannot be read (`bad_checkpoint`).
         """
         self._check(config)
+        parts = self._parts
+        if (spelt := spelling(style, parts.text, parts.vocab, parts.defaults.chat)) is not None:
+            if config.cache != "none":
+                raise ConfigError(
+                    f"the cache {config.cache!r} is for pages that are read as they stand, and prompt style {style!r}"
+                    " spells them out; use the cache 'none'.",
+                    code="bad_value",
+                )
+            return SpellingDenoiser(self.plain, spelt.spell)
         if config.cache == "none":
             return self.plain
         vocab, shift = self._parts.vocab, self._defaults.shift
@@ -62,7 +76,8 @@ class Denoisers:
     def _lean(self) -> LeanEngine | None:
         """The weights as they are read fastest, read once; None where only the module computes them."""
         backbone = self._weights()
-        if self._engine is None and supports(backbone):
+        # The lean engine holds weights of its own, for which there is no room beside those of a public model.
+        if self._engine is None and supports(backbone) and not self._parts.public:
             self._engine = LeanEngine(backbone, len(self._parts.vocab), "fp32", rows=16)
         return self._engine
 
@@ -72,7 +87,9 @@ class Denoisers:
         if self._plain is None:
             backbone, vocab = self._weights(), self._parts.vocab
             shift, unseen = self._defaults.shift, self._defaults.isolated_masks
-            self._plain = BackboneDenoiser(backbone, vocab.mask, len(vocab), shift=shift, unseen=unseen)
+            self._plain = BackboneDenoiser(
+                backbone, vocab.mask, len(vocab), shift=shift, unseen=unseen, lean=not self._parts.public
+            )
         return self._plain
 
     def _check(self, config: DiffusionConfig) -> None:

@@ -16,9 +16,16 @@ from cm3kit.pipelines.denoisers import Denoisers
 from cm3kit.pipelines.fillers import Ids, ModelContext, Progress, Task, modality_of
 from cm3kit.pipelines.layouts import LayoutParts, Room, layout, without_given
 from cm3kit.pipelines.lengths import LengthSearch
-from cm3kit.pipelines.options import ANSWER_TOKENS, GenerateOptions, Modality, diffusion_settings
+from cm3kit.pipelines.options import (
+    ANSWER_TOKENS,
+    GenerateOptions,
+    Modality,
+    chosen_style,
+    diffusion_settings,
+)
+from cm3kit.pipelines.styles import PromptStyle
 from cm3kit.pipelines.windows import first_window
-from cm3kit.types import Canvas, OnStep, Result, Step
+from cm3kit.types import Canvas, MaskSpan, OnStep, Result, Step
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
@@ -49,9 +56,11 @@ class DiffusionFiller:
                 " page with gaps.",
                 code="bad_value",
             )
-        canvas = self._layout.lay_out(
-            ids, _Limits(options, self._codes), reaches=(True, True), guided=False, seed=seed
-        )
+        limits = _Limits(options, self._codes)
+        if task == "text" and self._style(options) in ("plain", "chat"):
+            canvas = self._answer(ids, limits, options, seed)
+        else:
+            canvas = self._layout.lay_out(ids, limits, reaches=(True, True), guided=False, seed=seed)
         self._context.check(len(canvas.flatten(self._context.parts.vocab.mask).ids))
         return canvas
 
@@ -70,7 +79,7 @@ class DiffusionFiller:
             ConfigError: a gap cannot hold any answer (`bad_value`).
         """
         config = self.settings(modality_of(canvases[0].spans), options)
-        denoiser, decoder = self._decoder(config, options.verify_cache)
+        denoiser, decoder = self._decoder(config, options)
         vocab = self._context.parts.vocab
 
         def write(canvases: Sequence[Canvas], progress: Progress) -> list[Result]:
@@ -79,7 +88,9 @@ class DiffusionFiller:
             return decoder.fill(canvases, _reporting(progress))
 
         if options.length == "auto":
-            judge = denoiser if config.cache in EXACT else self._denoisers.plain
+            judge = denoiser
+            if config.cache not in EXACT:
+                judge = self._denoisers.make(_uncached(config), style=self._style(options))
             search = LengthSearch(write, self._constraint, judge, vocab, config)
             results = search.fill(canvases, lambda kind: _most(options, kind), progress)
         else:
@@ -120,9 +131,26 @@ class DiffusionFiller:
         sampler = options.sampler or "diffusion"
         return {"sampler": sampler, "settings": settings[modality] if modality else settings}
 
-    def _decoder(self, config: DiffusionConfig, verify: bool) -> tuple[Denoiser, Diffusion]:
+    def _style(self, options: GenerateOptions) -> PromptStyle:
+        """How pages are put to the model; ConfigError (`bad_value`) for a style that it has not."""
+        return chosen_style(self._context.parts.defaults, options)
+
+    def _answer(self, ids: Ids, limits: _Limits, options: GenerateOptions, seed: int) -> Canvas:
+        """Words and what the model writes behind them, without a page around it; in a chat it is the answer."""
+        parts = self._context.parts
+        vocab, chat = parts.vocab, parts.defaults.chat
+        start, stop = (ids.index(vocab.markup_id(piece)) for piece in ("<title>", "</title>"))
+        words = [each for each in ids[start + 1 : stop] if isinstance(each, int)]
+        if self._style(options) == "chat" and chat is not None:
+            words = chat.ids(words, parts.text, vocab)
+        room = limits(Gap(0, "content"))
+        # Nothing but words may stand there, as in the value of an attribute.
+        answer = MaskSpan("attribute", len(words), room.max_tokens, room.exact, room.slots, end=vocab.eoss)
+        return Canvas(tuple(words), (answer,), seed=seed)
+
+    def _decoder(self, config: DiffusionConfig, options: GenerateOptions) -> tuple[Denoiser, Diffusion]:
         """A decoder for these settings; what a cache keeps, and finds when it is verified, is of one use."""
-        denoiser = self._denoisers.make(config, verify)
+        denoiser = self._denoisers.make(config, options.verify_cache, self._style(options))
         vocab = self._context.parts.vocab
         return denoiser, Diffusion(denoiser, self._constraint, config, eoss=vocab.eoss, image=vocab.image)
 
@@ -154,6 +182,11 @@ class _Limits:
         # A gap has one of the sizes that were trained, and its answer not more ids than were allowed.
         capped = options.max_tokens is not None and not auto
         return Room(min(slots, options.max_tokens or slots) if capped else slots, False, slots)
+
+
+def _uncached(config: DiffusionConfig) -> DiffusionConfig:
+    """The settings without a cache that only approximates."""
+    return config.model_copy(update={"cache": "none"})
 
 
 def _most(options: GenerateOptions, kind: str) -> int:

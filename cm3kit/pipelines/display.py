@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit_tokenizers.errors import Cm3kitError, PictureError
+from cm3kit_tokenizers.html.addresses import addresses_of, base_of
+from cm3kit_tokenizers.html.covers import hiding
 from cm3kit_tokenizers.html.encoding import codec_of
+from cm3kit_tokenizers.html.select import readable
 from cm3kit_tokenizers.html.spans import RAW_TEXT, Element, elements, parse_tree, runs, view
-from cm3kit_tokenizers.pictures import resolve_src
+from cm3kit_tokenizers.site import Site
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 NEW = "cm3kit-new"
@@ -64,7 +67,7 @@ def display(
     try:
         text = view(data)
         tree = parse_tree(text)
-        codec = codec_of(data, tree)
+        codec = codec_of(data)
     except Cm3kitError:
         return _still(data.decode("utf-8", "replace"), "")
     edits = [*_pictures(text, tree, base, codec), *_marks(text, marks)]
@@ -106,18 +109,23 @@ def _still(page: str, style: str) -> str:
 
 
 def _pictures(text: str, tree: Any, base: Path | None, codec: str) -> Iterator[Edit]:
-    """Pictures of the page's folder, put into the page."""
-    for each in elements(text, tree) if base is not None else ():
+    """Pictures of the page's folder, put into the page, and what would hide them taken away."""
+    site, joined = Site(base) if base is not None else None, base_of(tree)
+    for each in elements(text, tree) if site is not None else ():
         src = each.attributes.get("src")
         if not (each.html and each.name == "img" and src and src.value):
             continue
-        name = html.unescape(text[slice(*src.value)].encode("latin-1").decode(codec, "replace")).strip()
-        if name.lower().startswith("data:"):
+        hidden = list(hiding(text, each))
+        if not hidden and text[slice(*src.value)].strip().lower().startswith("data:"):
             continue
-        try:
-            yield (*src.value, data_address(resolve_src(name, base)))
-        except PictureError:
-            continue
+        for address in addresses_of(each.handle, joined):
+            try:
+                content = site(readable(address, codec)) if site is not None else b""
+            except PictureError:
+                continue
+            yield (*src.value, data_address(content))
+            yield from ((*attribute.span, "") for _, attribute in hidden)
+            break
 
 
 def _marks(text: str, marks: Sequence[Mark]) -> Iterator[Edit]:

@@ -10,14 +10,16 @@ from PIL import Image as Pillow
 
 from cm3kit.pipelines.fillers import Ids, Progress, Trace
 from cm3kit.pipelines.options import GenerateOptions
-from cm3kit.pipelines.outputs import encode_png
+from cm3kit.pipelines.outputs import encode_png, png_marks
+from cm3kit.pipelines.sight import Sight
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, Fill, Result
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
-from cm3kit_tokenizers.errors import PageError, PictureError
+from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.page import Fill as PageFill
 from cm3kit_tokenizers.page import Page, PageGap
-from cm3kit_tokenizers.pictures import load_picture, resolve_src
+from cm3kit_tokenizers.patch import patchable, patched
+from cm3kit_tokenizers.pictures import load_picture
 from cm3kit_tokenizers.sequence import Codes
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FilledGap:
-    """What was written into one gap: `text` (of a picture: what it is), log-probability, and whether it ended."""
+    """What was written into one gap: `text` (of a picture: what it is), log-probability, whether it ended, and of how
+    many ids.
+    """
 
     index: int
     kind: str
@@ -34,13 +38,15 @@ class FilledGap:
     logprob: float
     ended: bool
     line: int
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
     """A filled page and what was written; `trace` tells how, where that was done in place.
 
-    `spans` is the byte range of `html` that each gap of the page has become.
+    `spans` is the byte range of `html` that each gap of the page has become; `warnings` are lines on what the gaps
+    were written without, and on what was left out.
     """
 
     html: bytes
@@ -49,6 +55,7 @@ class Filled:
     index: int
     trace: Trace | None = None
     spans: tuple[tuple[int, int], ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 Fills = dict[tuple[int, int], Fill]
@@ -99,9 +106,12 @@ class PageFiller:
         if not page.gaps:
             raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
         self._kit, self._page, self._options = kit, page, options
-        nodes = page.nodes(self._usable)
+        if any(gap.kind == "image" for gap in page.gaps):
+            kit.needs_pictures("a picture's gap")
+        self._sight = Sight(page, sees=bool(kit.vocab.image_size))
+        nodes = self._sight.nodes
         self._spaced = _spaced(nodes)
-        self._pictures: dict[int, tuple[Pillow.Image, list[int]]] = {}
+        self._pictures: dict[int, tuple[bytes, tuple[int, int], list[int]]] = {}
         self._ids: Ids = kit.tokenizer.encode(nodes, self._codes_of)
 
     def fill(self, variants: int, seed: int, progress: Progress, first: int = 0) -> list[Filled]:
@@ -142,25 +152,14 @@ class PageFiller:
             ids = _put(ids, {(span.gap, span.part): Fill((), (), True) for span in canvas.spans})
         return plans
 
-    def _usable(self, src: str) -> bool:
-        """Keep pictures that the page's folder holds; one whose region is missing must be readable."""
-        try:
-            load_picture(resolve_src(src, self._page.base))
-        except PictureError:
-            if any(gap.box is not None and src in self._source(gap) for gap in self._page.gaps):
-                raise
-            return False
-        return True
-
-    def _source(self, gap: PageGap) -> str:
-        return self._page.data[gap.start : gap.end].decode(self._page.codec, "replace")
-
     def _codes_of(self, picture: Picture) -> Codes:
-        opened = load_picture(resolve_src(picture.src, self._page.base))
+        data = self._sight.read(picture.src)
+        opened = load_picture(data)
         codes = self._kit.encode_picture(opened)
         if picture.box is None or picture.gap is None:
             return codes, None
-        self._pictures[picture.gap] = (opened, codes)
+        patchable(data)
+        self._pictures[picture.gap] = (data, opened.size, codes)
         return codes, missing(opened.size, picture.box, self._kit.image.grid)
 
     def _write(self, fills: Fills, trace: Trace | None, seed: int, index: int) -> Filled:
@@ -170,9 +169,10 @@ class PageFiller:
             parts = [fills[key] for key in sorted(fills) if key[0] == gap.index]
             written[gap.index], text = self._content(gap, parts)
             logprob, ended = sum(each.logprob for each in parts), all(each.ended for each in parts)
-            reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line))
+            tokens = sum(len(each.ids) for each in parts)
+            reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line, tokens))
         html, spans = self._page.splice_spans(written, image_src=self._kit.picture_src)
-        return Filled(html, reports, seed, index, trace, spans)
+        return Filled(html, reports, seed, index, trace, spans, self._sight.warnings)
 
     def _content(self, gap: PageGap, parts: Sequence[Fill]) -> tuple[PageFill, str]:
         """A fill as the page takes it, and as a report shows it."""
@@ -198,23 +198,19 @@ class PageFiller:
     def _patched(self, gap: PageGap, parts: Sequence[Fill]) -> bytes:
         """The picture with the box redrawn and every other pixel as it was."""
         assert gap.box is not None
-        opened, codes = self._pictures[gap.index]
-        holes = [
-            place for place, hole in enumerate(missing(opened.size, gap.box, self._kit.image.grid)) if hole
-        ]
+        data, size, codes = self._pictures[gap.index]
+        holes = [place for place, hole in enumerate(missing(size, gap.box, self._kit.image.grid)) if hole]
         drawn = list(codes)
         for place, code in zip(
             holes, self._kit.codes([id for part in parts for id in part.ids]), strict=True
         ):
             drawn[place] = code
-        side = max(opened.size)
+        side = max(size)
         square = self._kit.pictures([drawn])[0].resize((side, side), Pillow.Resampling.LANCZOS)
-        left, top = (side - opened.width) // 2, (side - opened.height) // 2
+        left, top = (side - size[0]) // 2, (side - size[1]) // 2
         x, y, width, height = gap.box
         patch = square.crop((left + x, top + y, left + x + width, top + y + height))
-        out = opened.copy()
-        out.paste(patch, (x, y))
-        return encode_png(out)
+        return patched(data, patch, gap.box, png_marks())
 
 
 def missing(size: tuple[int, int], box: tuple[int, int, int, int], grid: tuple[int, int]) -> list[bool]:

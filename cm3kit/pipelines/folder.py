@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
@@ -24,15 +25,21 @@ from transformers import PreTrainedModel
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
+from cm3kit.decoders.fast_llama import supports
+from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.models.backbone import load_backbone
+from cm3kit.models.gguf import gguf_file
+from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
+from cm3kit.pipelines.styles import ChatTemplate, PromptStyle
 from cm3kit.pipelines.trained import Trained, written_in_place
 from cm3kit.publish import publishing, verify
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 INDEX = "model_index.json"
@@ -91,6 +98,9 @@ class Defaults(Settings):
         decoders: those that the model was trained for; the first one writes unless another is asked for.
         image: settings of the cm3 decoder for pictures, and `text` those for words.
         diffusion: settings of the diffusion decoder, where it is one of `decoders`.
+        prompt_style: how pages are put to the model; other than minimal for public models of text, whose weights stay
+            in the number format of their files.
+        chat: how a conversation is written.
     """
 
     window: int = Field(512, ge=16)
@@ -103,6 +113,8 @@ class Defaults(Settings):
     image: DecodeConfig = DecodeConfig()
     text: DecodeConfig = DecodeConfig()
     diffusion: DiffusionDefaults = DiffusionDefaults()
+    prompt_style: PromptStyle = "minimal"
+    chat: ChatTemplate | None = None
 
     @model_validator(mode="after")
     def _diffusion_is_used(self) -> Defaults:
@@ -122,6 +134,11 @@ class Parts:
     vocab: Vocab
     backbone: PreTrainedModel
     defaults: Defaults
+
+    @property
+    def public(self) -> bool:
+        """Whether it is a public model of text, which has never seen minimal HTML."""
+        return self.defaults.prompt_style != "minimal"
 
 
 def shelves() -> tuple[Path, ...]:
@@ -145,6 +162,10 @@ def find(name: str | Path | None) -> Path:
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder
+    from cm3kit.pipelines.public import is_public
+
+    if is_public(wanted):
+        return Path(wanted)
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
@@ -153,11 +174,15 @@ def find(name: str | Path | None) -> Path:
 
 
 def load_parts(folder: Path) -> Parts:
-    """Open every part of a model folder.
+    """Open every part of a model folder, or a folder of a public family as it was downloaded.
 
     Raises:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
+    if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
+        from cm3kit.pipelines.public import open_public
+
+        return open_public(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
@@ -168,15 +193,30 @@ def load_parts(folder: Path) -> Parts:
         raise ModelError(
             f"{folder}: vocab.json or defaults.json is unusable: {line}.", code="bad_checkpoint"
         ) from error
-    text, image = TextTokenizer.load(folder / "text"), ImageTokenizer.load(folder / "image")
+    text = TextTokenizer.load(folder / "text")
+    image = ImageTokenizer.load(folder / "image") if vocab.image_size else NoPictures()
     if (text.size, image.size) != (vocab.text_size, vocab.image_size):
         raise ModelError(
             f"{folder}: the id space has {vocab.text_size} text ids and {vocab.image_size} codes, the tokenizers"
             f" {text.size} and {image.size}; the parts are of different models.",
             code="bad_checkpoint",
         )
-    backbone = load_backbone(folder / "decoder", len(vocab))
+    public = defaults.prompt_style != "minimal"
+    backbone = load_backbone(folder / "decoder", len(vocab), dtype="auto" if public else torch.float32)
+    try_out(backbone, folder, defaults)
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
+
+
+TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
+
+
+def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:
+    """Refuse a decoder whose logits here are not its own (`bad_checkpoint`); those of `LeanEngine` are known."""
+    if supports(backbone) and backbone.dtype == torch.float32:
+        return
+    clear_windows(backbone, defaults.window)
+    causal, full = "cm3" in defaults.decoders, DIFFUSION in defaults.decoders
+    check_backbone(backbone, str(folder), min(TRIAL, defaults.window), causal=causal, full=full)
 
 
 def own_diffusion(parts: Parts) -> bool:
@@ -276,13 +316,13 @@ def assemble(
     with publishing(target) as folder:
         for name, source in sources.items():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
-        _write(folder / "vocab.json", vocab.to_dict())
+        write_json(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
         plain = Defaults()
-        optional = ("hints", "layout", "prompt_attention", "objective")
+        optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat")
         unused |= {name for name in optional if getattr(defaults, name) == getattr(plain, name)}
-        _write(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
-        _write(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
+        write_json(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
+        write_json(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
 
@@ -299,6 +339,8 @@ def read_card(path: Path | None) -> str:
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """SHA-256 of each weight and tokenizer file, by its path in the folder."""
+    if (file := gguf_file(str(folder))) is not None:
+        return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
     files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -307,5 +349,6 @@ def fingerprints(folder: Path) -> dict[str, str]:
     }
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file of the folder."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import cm3kit
 from cm3kit.pipelines import diff, outputs, traces
+from cm3kit.pipelines.companions import beside, companions
 from cm3kit.pipelines.fillers import Progress, Task, Trace
-from cm3kit.pipelines.pages import companions
 from cm3kit.pipelines.prompts import Prompt
 from cm3kit.pipelines.recipes import HASH, encode_sidecar, sidecar
 from cm3kit.pipelines.records import how_made, outcome, variant, verification, whose
@@ -77,7 +77,8 @@ class InfillJob:
 class Saved:
     """What a job made. `content` is the result itself where it was not written to files.
 
-    `verification` is what a cache changed, where that was asked for.
+    `verification` is what a cache changed, where that was asked for; `warnings` are lines on what a page is written
+    without.
     """
 
     run_id: str
@@ -91,6 +92,7 @@ class Saved:
     overview: Path | None = None
     trajectories: tuple[Path, ...] = ()
     verification: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def generate(
@@ -192,20 +194,30 @@ def infill(
     samples = [variant(each, job.page if told else None, kept_in) for each in filled]
     record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
     before = job.page.data
+    warnings = list(filled[0].warnings)
     extra = []
     if planned.report is not None:
         extra = [(planned.report, diff.side_by_side(before, pages, job.name).encode())]
     if planned.folder is not None:
-        extra += [
-            (path, content)
-            for path, content in companions(job.page, planned.folder)
-            if job.where.force or not path.exists()
+        needed = companions(job.page, planned.folder)
+        extra += [each for each in needed.files if job.where.force or not each[0].exists()]
+        warnings += [
+            f"{path} exists and is kept" for path, content in needed.files if _kept(path, content, job.where)
         ]
+        warnings += needed.left
+    elif planned.paths:
+        warnings += beside(job.page, planned.paths[0])
     text = "".join(diff.unified(before, page, job.name) for page in pages) if job.report else ""
     written = [
         (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
     ]
-    return _save(planned, pages, samples, record, extra, job.where, kit, written, text)
+    saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
+    return replace(saved, warnings=tuple(warnings))
+
+
+def _kept(path: Path, content: bytes, where: Where) -> bool:
+    """Whether another file stands where a companion would go."""
+    return not where.force and path.is_file() and path.read_bytes() != content
 
 
 def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> list[list[list[int]]]:

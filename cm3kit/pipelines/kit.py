@@ -81,7 +81,9 @@ class Kit:
         self.image = parts.image.to(self.device)
         self.backbone = parts.backbone.to(self.device)
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
-        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], text_bytes=self.text.pieces)
+        # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
+        without = b"<" if parts.public else b""
+        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], self.text.pieces, without)
         self._context = ModelContext(parts, self.tokenizer, grammar)
         self._fillers: dict[DecoderName, Filler] = {}
 
@@ -210,6 +212,8 @@ class Kit:
 
     def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
         """The page with gaps that a task stands for; that of a document has none."""
+        if task != "text" and task != "document":
+            self.needs_pictures(f"task {task}")
         if task == "caption":
             return self.tokenizer.encode(
                 task_pages.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
@@ -236,6 +240,15 @@ class Kit:
         logprob, ended = sum(each.logprob for each in result.fills), all(each.ended for each in result.fills)
         kind = "pair" if task == "pair" else kind
         return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of([result]), codes)
+
+    def needs_pictures(self, what: str) -> None:
+        """Refuse what a model without an image tokenizer cannot do; ConfigError (`bad_value`)."""
+        if not self.vocab.image_size:
+            raise ConfigError(
+                f"{what} needs picture codes, and model {self.parts.name!r} writes words alone; use --task text, or"
+                " another model.",
+                code="bad_value",
+            )
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""

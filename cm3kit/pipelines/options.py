@@ -16,6 +16,7 @@ from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.pipelines.folder import Defaults, DiffusionDefaults
+from cm3kit.pipelines.styles import PromptStyle
 from cm3kit_tokenizers.errors import ConfigError
 
 Modality = Literal["image", "text", "mixed"]
@@ -68,6 +69,25 @@ def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> 
                 code="bad_value",
             )
     return name
+
+
+def chosen_style(defaults: Defaults, options: GenerateOptions) -> PromptStyle:
+    """How pages are put to the model.
+
+    Raises:
+        ConfigError: the model reads minimal HTML, or knows no conversation (`bad_value`).
+    """
+    style = options.prompt_style or defaults.prompt_style
+    if (style == "minimal") != (defaults.prompt_style == "minimal"):
+        kinds = "minimal" if defaults.prompt_style == "minimal" else "page, plain or chat"
+        raise ConfigError(
+            f"prompt style {style!r}: this model reads {kinds}; leave it out.", code="bad_value"
+        )
+    if style == "chat" and defaults.chat is None:
+        raise ConfigError(
+            "prompt style 'chat': this model knows no conversation; use page or plain.", code="bad_value"
+        )
+    return style
 
 
 def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOptions) -> DecodeConfig:

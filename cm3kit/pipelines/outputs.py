@@ -166,8 +166,7 @@ def encode_png(picture: Image.Image, metadata: Record | None = None) -> bytes:
 
     `metadata` becomes the iTXt chunk `cm3kit` (JSON) and a `parameters` line as A1111's viewers read.
     """
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", XMP)
+    info = png_marks()
     if metadata is not None:
         info.add_itxt("cm3kit", dump_json(metadata))
         info.add_itxt(
@@ -176,6 +175,13 @@ def encode_png(picture: Image.Image, metadata: Record | None = None) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", pnginfo=info, optimize=True)
     return buffer.getvalue()
+
+
+def png_marks() -> PngImagePlugin.PngInfo:
+    """The AI mark, as chunks of a PNG."""
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP)
+    return info
 
 
 def parameters_line(metadata: Record) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
-from cm3kit_tokenizers.document import Picture
-from cm3kit_tokenizers.errors import ConfigError, PageError, PictureError
+from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.html.spans import MAX_BYTES
 from cm3kit_tokenizers.page import Box, Page
-from cm3kit_tokenizers.pictures import picture_size, resolve_src
 
 STDIN = "-"
 
@@ -35,13 +30,25 @@ def parse_box(text: str) -> Box:
     return x, y, width, height
 
 
-def read_page(file: str, selectors: Sequence[str] = (), regions: Sequence[tuple[str, Box]] = ()) -> Page:
+def read_page(
+    file: str,
+    selectors: Sequence[str] = (),
+    regions: Iterable[tuple[str, Box]] = (),
+    root: Path | None = None,
+    uncover: bool = False,
+) -> Page:
     """The page of a file (`-` is standard input) with the gaps written in it and pointed at.
+
+    Args:
+        root: the folder of its site, see `Page`. uncover: see `Page.uncovered`.
 
     Raises:
         PageError: the file is missing, empty, unreadable or no page, or has no gap (`no_mask`).
     """
-    page = Page.parse(read_bytes(file), None if file == STDIN else Path(file).resolve().parent)
+    base = None if file == STDIN else Path(file).resolve().parent
+    if root is not None and not root.is_dir():
+        raise PageError(f"--root {root} is no folder; give the folder of the site", code="no_file")
+    page = Page.parse(read_bytes(file), base, root.resolve() if root is not None else None)
     for selector in selectors:
         page = page.select(selector)
     for name, box in regions:
@@ -52,24 +59,7 @@ def read_page(file: str, selectors: Sequence[str] = (), regions: Sequence[tuple[
             "or --image hero.png --box 0,0,32,32",
             code="no_mask",
         )
-    return page
-
-
-def companions(page: Page, folder: Path) -> list[tuple[Path, bytes]]:
-    """The pictures that a page names in its own folder, as files of `folder`, so that it shows there too.
-
-    What leaves the page's folder, is missing or is no picture is left out.
-    """
-    if page.base is None or folder.resolve() == page.base.resolve():
-        return []
-    named = {node.src.strip() for node in page.nodes() if isinstance(node, Picture)}
-    found = []
-    for src in sorted(src for src in named if not src.lower().startswith("data:")):
-        with suppress(PictureError):
-            content = resolve_src(src, page.base)
-            picture_size(content)
-            found.append((folder / unquote(re.split("[?#]", src, maxsplit=1)[0]), content))
-    return found
+    return page.uncovered() if uncover else page
 
 
 def read_bytes(file: str | Path) -> bytes:

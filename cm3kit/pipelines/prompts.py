@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -38,7 +39,7 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} is over {MAX_BYTES >> 20} MB; split it", code="bad_data")
-        text = path.read_text(encoding="utf-8-sig")
+        text = as_utf8(path.read_bytes(), path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; check the path", code="no_file") from None
     except UnicodeDecodeError:
@@ -49,6 +50,29 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
     if not prompts:
         raise DataError(f"{path} holds no prompt; write one a line", code="empty_file")
     return prompts
+
+
+def as_utf8(data: bytes, path: Path) -> bytes:
+    """The bytes of a text file as UTF-8, also of one in UTF-16 or UTF-32 with a mark, as PowerShell writes it.
+
+    Raises:
+        DataError: it is UTF-16 without a mark, or not what its mark says (`unreadable_file`).
+    """
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+    codec = next((codec for mark, codec in marks if data.startswith(mark)), None)
+    try:
+        if codec is not None:
+            return data.decode(codec).encode("utf-8")
+    except UnicodeError:
+        raise DataError(
+            f"{path} is not the {codec} that its mark says; convert it", code="unreadable_file"
+        ) from None
+    if data[:200].count(0) * 3 > len(data[:200]):
+        raise DataError(
+            f"{path} is UTF-16 without a mark, or no text; save it as UTF-8", code="unreadable_file"
+        )
+    return data
 
 
 def _from_text(text: str, path: Path) -> list[Prompt]:

@@ -82,7 +82,9 @@ def outcome(result: Result) -> dict[str, Any]:
 def variant(filled: Filled, page: Page | None = None, folder: Path | None = None) -> dict[str, Any]:
     """What is known of a filled page; of which page it was made, if that is given with the folder that keeps it."""
     gaps = [asdict(gap) for gap in filled.gaps]
-    told = {"seed": filled.seed, "index": filled.index, "gaps": gaps, **cost(filled.trace)}
+    told: dict[str, Any] = {"seed": filled.seed, "index": filled.index, "gaps": gaps, **cost(filled.trace)}
+    if filled.warnings:
+        told["warnings"] = list(filled.warnings)
     if page is not None and filled.spans:
         told["source"] = source_of(page, filled.spans, folder)
     return told

@@ -60,6 +60,9 @@ def build(folder: Path, watch: Watch = lambda done, total: None) -> Built:
     """
     if not (folder / "manifest.jsonl").is_file():
         raise DataError(f"{folder} has no manifest.jsonl; give the folder of a run", code="no_file")
+    for own in ("manifest.jsonl", "run.json", "runs"):
+        if (folder / own).is_symlink():
+            raise DataError(f"{folder / own} is a symbolic link; a report follows none", code="bad_data")
     listed, lost, failed = [row for row in rows(folder)], [], 0
     entries = []
     for done, row in enumerate(listed):
@@ -82,6 +85,11 @@ def build(folder: Path, watch: Watch = lambda done, total: None) -> Built:
 
 
 def _entry(folder: Path, name: str, row: Mapping[str, Any]) -> Entry | None:
+    # A link may lead to any file of the reader's, whose content would then be in the page.
+    if any(
+        folder.joinpath(*Path(name).parts[: depth + 1]).is_symlink() for depth in range(len(Path(name).parts))
+    ):
+        return None
     try:
         content = (folder / name).read_bytes()
     except OSError:

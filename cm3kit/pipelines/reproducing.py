@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 import cm3kit
 from cm3kit.decode_options import known
 from cm3kit.pipelines import outputs
+from cm3kit.pipelines.folder import available, find
 from cm3kit.pipelines.options import GenerateOptions
 from cm3kit.pipelines.recipes import Recipe, embedded, listed_files, read_recipe
 from cm3kit.pipelines.records import surroundings
@@ -59,10 +60,15 @@ class Verdict:
 
 
 class ModelCache:
-    """Models by the names that recipes give, each loaded once."""
+    """Models by the names that recipes give, each loaded once.
 
-    def __init__(self, model: str | None = None, device: str = "auto") -> None:
-        self._model, self._device = model, device
+    Args:
+        model: use this one, whatever the recipe names.
+        trust: load a model that a recipe names although it is none of those that ship.
+    """
+
+    def __init__(self, model: str | None = None, device: str = "auto", trust: bool = False) -> None:
+        self._model, self._device, self._trust = model, device, trust
         self._kits: dict[str, Kit] = {}
 
     def kit(self, recipe: Recipe) -> Kit:
@@ -70,6 +76,7 @@ class ModelCache:
         name = self._model or str(recipe.made.get("model") or "")
         if name not in self._kits:
             try:
+                self._check(recipe, name)
                 self._kits[name] = cm3kit.load(name or None, device=self._device)
             except ModelError as error:
                 if error.code != "unknown_model" or self._model:
@@ -79,6 +86,17 @@ class ModelCache:
                     code="unknown_model",
                 ) from error
         return self._kits[name]
+
+    def _check(self, recipe: Recipe, name: str) -> None:
+        """ModelError (`unknown_model`) for a model that a recipe brings up, and nobody else vouches for."""
+        if self._model or self._trust or not name or name in available():
+            return
+        folder = find(name).absolute()
+        raise ModelError(
+            f"{recipe.path} names the model {name!r}, which is none of those that ship, but {folder}; if you trust"
+            " it, give --trust-model, or --model",
+            code="untrusted_model",
+        )
 
     def check(self, paths: Sequence[Path], watch: Watch = lambda done, total: None) -> Iterator[Verdict]:
         """Make each file again and compare.

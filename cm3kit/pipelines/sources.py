@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cm3kit_tokenizers.document import Picture
 from cm3kit_tokenizers.errors import DataError, PictureError
 from cm3kit_tokenizers.page import Page, PageGap
-from cm3kit_tokenizers.pictures import resolve_src
+from cm3kit_tokenizers.pictures import load_picture
 
 Span = tuple[int, int]
 
@@ -37,10 +35,28 @@ def source_of(page: Page, spans: Sequence[Span], folder: Path | None = None) -> 
         "replaced": [page.data[gap.start : gap.end].decode("latin-1") for gap in page.gaps],
         "spans": [list(span) for span in spans],
     }
+    if page.covers:
+        source["covers"] = [list(each) for each in _covers(page, spans)]
     if pictures and page.base is not None:
+        home = folder.resolve() if folder else None
         source["pictures"] = pictures
-        source["base"] = os.path.relpath(page.base, folder.resolve() if folder else None)
+        source["base"] = os.path.relpath(page.base, home)
+        if page.root is not None:
+            source["root"] = os.path.relpath(page.root, home)
     return source
+
+
+def _covers(page: Page, spans: Sequence[Span]) -> Iterator[tuple[int, int, int, str]]:
+    """What was taken away: its bytes in the source, where it stood in the filled page, and what it says."""
+    longer = [
+        (gap.start, (stop - start) - (gap.end - gap.start))
+        for gap, (start, stop) in zip(page.gaps, spans, strict=True)
+    ]
+    shorter = 0
+    for start, end in page.covers:
+        at = start + sum(more for place, more in longer if place < start) - shorter
+        yield start, end, at, page.data[start:end].decode("latin-1")
+        shorter += end - start
 
 
 def page_of(source: Mapping[str, Any], filled: bytes, folder: Path) -> Page:
@@ -52,23 +68,32 @@ def page_of(source: Mapping[str, Any], filled: bytes, folder: Path) -> Page:
     """
     try:
         gaps = tuple(_gap(each) for each in source["gaps"])
-        data = _undone(filled, source["spans"], source["replaced"])
+        covers = [(int(a), int(b), int(at), str(text)) for a, b, at, text in source.get("covers") or ()]
+        data = _undone(filled, source["spans"], source["replaced"], covers)
         wanted, codec = str(source["sha256"]), str(source["codec"])
         pictures = dict(source.get("pictures") or {})
-        bases = [folder, folder / str(source["base"])] if pictures else [folder]
+        homes: list[tuple[Path, Path | None]] = [(folder, None)]
+        if pictures:
+            root = folder / str(source["root"]) if "root" in source else None
+            homes.append((folder / str(source["base"]), root))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"the recipe's source is malformed ({error}); it was edited", code="bad_data"
         ) from error
     if sha256(data) != wanted:
         raise DataError("it was changed after it was written", code="bad_data")
-    base = next((each for each in bases if _missing(pictures, each) is None), None)
-    if base is None:
+    taken = tuple((start, end) for start, end, _, _ in covers)
+    pages = [
+        Page(data, base.resolve(), codec, gaps, root.resolve() if root else None, covers=taken)
+        for base, root in homes
+    ]
+    page = next((each for each in pages if _missing(pictures, each) is None), None)
+    if page is None:
         raise DataError(
-            f"the picture {_missing(pictures, bases[-1])!r} of its source is not there any more, or is another one",
+            f"the picture {_missing(pictures, pages[-1])!r} of its source is not there any more, or is another one",
             code="bad_data",
         )
-    return Page(data, base, codec, gaps)
+    return page
 
 
 def sha256(content: bytes) -> str:
@@ -78,28 +103,43 @@ def sha256(content: bytes) -> str:
 
 def _pictures(page: Page) -> dict[str, str]:
     """Hashes of the pictures that the page names and does not hold, by their addresses."""
-    found = {}
-    for node in page.nodes():
-        if isinstance(node, Picture) and not node.src.strip().lower().startswith("data:"):
-            with suppress(PictureError):
-                found[node.src] = sha256(resolve_src(node.src, page.base))
+    found: dict[str, str] = {}
+    site = page.site()
+
+    def usable(address: str) -> bool:
+        try:
+            data = site(address)
+            load_picture(data)
+        except PictureError:
+            return False
+        if not address.strip().lower().startswith("data:"):
+            found[address] = sha256(data)
+        return True
+
+    page.nodes(usable)
     return found
 
 
-def _missing(pictures: Mapping[str, str], base: Path) -> str | None:
+def _missing(pictures: Mapping[str, str], page: Page) -> str | None:
     """The first picture that is not the one that it was."""
     for src, wanted in pictures.items():
         try:
-            if sha256(resolve_src(src, base)) != wanted:
+            if sha256(page.site()(src)) != wanted:
                 return src
         except PictureError:
             return src
     return None
 
 
-def _undone(filled: bytes, spans: Sequence[Sequence[int]], replaced: Sequence[str]) -> bytes:
+def _undone(
+    filled: bytes,
+    spans: Sequence[Sequence[int]],
+    replaced: Sequence[str],
+    covers: Sequence[tuple[int, int, int, str]],
+) -> bytes:
     parts, at = [], 0
-    for (start, stop), text in zip(spans, replaced, strict=True):
+    edits = [(start, stop, text) for (start, stop), text in zip(spans, replaced, strict=True)]
+    for start, stop, text in sorted([*edits, *((at, at, text) for _, _, at, text in covers)]):
         parts += [filled[at:start], text.encode("latin-1")]
         at = stop
     return b"".join((*parts, filled[at:]))

@@ -18,6 +18,7 @@ from cm3kit.config import Settings
 from cm3kit.data.web.extras import need
 from cm3kit.decode_options import GenerateOptions, table
 from cm3kit.pipelines.outputs import dump_json
+from cm3kit.pipelines.prompts import as_utf8
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
 SampleTask = Literal["image", "text", "caption", "document", "pair", "infill"]
@@ -34,6 +35,8 @@ class Asked(Settings):
     Attributes:
         prompt: words; for a caption, the path of a picture.
         page: path of a page with gaps, and `html` the page itself; `select` CSS selectors of more gaps.
+        root: folder of the page's site, whose pictures may be opened; unless given, the page's own.
+        uncover: take away what would hide a drawn picture, see `Page.uncovered`.
         task: what to make; a page is filled.
         seed: the row's own; unless given it follows from the run's seed and the row's id.
         id: the row's name; unless given its number.
@@ -45,6 +48,8 @@ class Asked(Settings):
     page: str | None = None
     html: str | None = None
     select: tuple[str, ...] = ()
+    root: str | None = None
+    uncover: bool = False
     task: SampleTask | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     id: str | None = None
@@ -90,7 +95,8 @@ def read_rows(path: Path) -> Rows:
     if reader is None:
         raise ConfigError(f"{path} is no prompt file; use one of {', '.join(READERS)}.", code="bad_value")
     data = _bytes(path)
-    found = tuple(_unique(_row(number, *each) for number, each in enumerate(reader(data, path))))
+    read = data if path.suffix.lower() == ".parquet" else as_utf8(data, path)
+    found = tuple(_unique(_row(number, *each) for number, each in enumerate(reader(read, path))))
     if not found:
         raise DataError(f"{path} holds no row; write a prompt a line.", code="empty_file")
     return Rows(found, path.resolve().parent, hashlib.sha256(data).hexdigest())
@@ -120,7 +126,13 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         return Row(number, str(number), where, error=given)
     try:
         dump_json(given).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell and no file can hold
+    except (RecursionError, ValueError, TypeError) as error:
+        if not isinstance(error, UnicodeEncodeError):
+            wrong = DataError(
+                f"{where} cannot be kept: {type(error).__name__}; mend the row.", code="bad_data"
+            )
+            return Row(number, str(number), where, error=wrong)
+        # half a surrogate pair, which JSON can spell and no file can hold
         wrong = DataError(f"{where} holds a character that is none; mend the row.", code="bad_data")
         return Row(number, str(number), where, error=wrong)
     name = str(number) if given.get("id") in (None, "") else str(given["id"])

@@ -24,8 +24,9 @@ from cm3kit.publish import write_atomic
 from cm3kit.sampling.choice import Choice, Selector
 from cm3kit.sampling.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.sampling.rows import Row, Rows, options_of
+from cm3kit.sampling.signals import Signals
 from cm3kit.sampling.store import Key, Made, Store, claim, file_name, read_lines
-from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, as_exception, stops
 from cm3kit_tokenizers.page import Page
 
 Chosen = tuple[Order, Result | Filled | Exception, Mapping[str, Any]]
@@ -72,6 +73,7 @@ class _Run:
         self._ready: list[Made] = []
         self._committed = time.monotonic()
         self._records: dict[str, Mapping[str, Any]] = {}
+        self._signals = Signals()
 
     def _there(self, warn: Warn) -> dict[Key, str]:
         """Status of outputs that need not be made again."""
@@ -102,27 +104,56 @@ class _Run:
 
     def _make(self, kit: Kit, selector: Selector | None) -> None:
         waiting: dict[Key, list[tuple[Order, Result | Filled | Exception]]] = {}
+        with self._signals:
+            self._make_all(kit, selector, waiting)
+
+    def _make_all(
+        self,
+        kit: Kit,
+        selector: Selector | None,
+        waiting: dict[Key, list[tuple[Order, Result | Filled | Exception]]],
+    ) -> None:
         try:
             for order, made in kit.sample(self._orders()):
                 key, row = order.key
                 found = waiting.setdefault(key, [])
                 found.append((order, made))
                 if len(found) == self._job.best_of:
-                    self._add(kit, row, key, choose(waiting.pop(key), selector))
+                    self._finish(kit, row, key, waiting.pop(key), selector)
                 self._commit(False)
+                self._signals.check()
         finally:
             # What is finished is kept, whatever stops the rest.
             self._commit(True)
+
+    def _finish(
+        self,
+        kit: Kit,
+        row: Row,
+        key: Key,
+        candidates: Sequence[tuple[Order, Result | Filled | Exception]],
+        selector: Selector | None,
+    ) -> None:
+        """Choose an output and take it down; whatever goes wrong with that is the row's."""
+        try:
+            self._add(kit, row, key, choose(candidates, selector))
+        except BaseException as error:
+            if stops(error):
+                raise
+            self._fail(row, [key[1]], as_exception(error))
 
     def _orders(self) -> Iterator[Order]:
         """What is left to make; a row that is wrong is written down on the way."""
         limit = self._how.time_limit
         for row in self._mine:
+            self._signals.check()
             left = [index for index in range(count(row, self._job)) if (row.number, index) not in self._lines]
             try:
                 start = self._order(row) if left else None
-            except Exception as error:  # noqa: BLE001 - a row's trouble is not the others'
-                self._fail(row, left, error)
+            except BaseException as error:
+                if stops(error):
+                    raise
+                self._fail(row, left, as_exception(error))
                 continue
             for index in left:
                 assert start is not None
@@ -139,7 +170,9 @@ class _Run:
         asked, seed = row.asked, row.asked.seed
         assert self._job.seed is not None
         options = options_of(row, self._job.options)
-        options = replace(options, batch_size=options.batch_size or BATCH_SIZE)
+        options = replace(
+            options, batch_size=BATCH_SIZE if options.batch_size is None else options.batch_size
+        )
         task, page, prompt = asked.task or self._job.task, None, asked.prompt
         if asked.page is not None or asked.html is not None or task == "infill":
             page, task = self._page(row), "document"
@@ -155,13 +188,18 @@ class _Run:
         asked = row.asked
         if (asked.page is None) == (asked.html is None):
             raise ConfigError(f'{row.where}: give one of "page" and "html".', code="bad_value")
+        root = self._rows.folder / asked.root if asked.root is not None else None
         if asked.page is not None:
-            return read_page(str(self._rows.folder / asked.page), asked.select)
+            return read_page(
+                str(self._rows.folder / asked.page), asked.select, root=root, uncover=asked.uncover
+            )
         assert asked.html is not None
-        page = Page.parse(asked.html.encode(), self._rows.folder)
+        page = Page.parse(
+            asked.html.encode(), self._rows.folder, root.resolve() if root is not None else None
+        )
         for selector in asked.select:
             page = page.select(selector)
-        return page
+        return page.uncovered() if asked.uncover else page
 
     def _add(self, kit: Kit, row: Row, key: Key, chosen: Chosen) -> None:
         order, made, why = chosen

@@ -30,6 +30,7 @@ from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 MANIFEST = "manifest.jsonl"
 JOB = "job.json"
 FILES = "files"
+SUFFIXES = (".png", ".txt", ".html")
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
 
 Shard = tuple[int, int]
@@ -63,7 +64,11 @@ def file_name(key: Key, suffix: str) -> str:
 
 
 def read_lines(folder: Path) -> dict[Key, Line]:
-    """What is done, by row and output; a torn line is none, and of two that say the same the later one counts."""
+    """What is done, by row and output; a torn line is none, and of two that say the same the later one counts.
+
+    Raises:
+        DataError: a line names another file than its output's own (`bad_data`).
+    """
     found: dict[Key, Line] = {}
     for path in manifests(folder):
         with path.open("rb") as file:
@@ -71,22 +76,48 @@ def read_lines(folder: Path) -> dict[Key, Line]:
                 with suppress(ValueError, KeyError, TypeError):
                     line = json.loads(raw) if raw.endswith(b"\n") else {}
                     key = (int(line["row"]), int(line["index"]))
+                    _check(line, key, path)
                     # A failure that another shard has mended since is none.
                     if line["status"] == "ok" or found.get(key, line)["status"] != "ok":
                         found[key] = line
     return found
 
 
+def _check(line: Line, key: Key, manifest: Path) -> None:
+    """Hold a line to what `Store.commit` writes: a manifest is a file that anyone may have written.
+
+    Raises:
+        DataError: it names another file than its own. KeyError, TypeError: it says too little.
+    """
+    if min(key) < 0 or line["status"] not in ("ok", "error"):
+        raise KeyError("status")
+    if line["status"] == "error":
+        line["code"], line["error"]
+        return
+    if not isinstance(line["path"], str) or not isinstance(line["sha256"], str):
+        raise TypeError("path")
+    suffix = Path(line["path"]).suffix
+    if suffix not in SUFFIXES or line["path"] != file_name(key, suffix):
+        raise DataError(
+            f"{manifest}: row {key[0]} names {line['path'][:80]!r} as its file, which is not its own; remove the line.",
+            code="bad_data",
+        )
+
+
 def read_job(folder: Path) -> dict[str, Any]:
     """What a folder is for; DataError if it is no folder of a sampling run."""
     try:
         found: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(name), int) for name in ("seed", "outputs")
+        ):
+            raise ValueError("it does not name seed and outputs")
         return found
     except FileNotFoundError:
         raise DataError(
             f"{folder} holds no {JOB}; it is not a folder of sample run.", code="no_file"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / JOB} cannot be read: {error}.", code="bad_data") from None
 
 

@@ -49,13 +49,14 @@ def build(kit: Kit, token: str, hosts: Iterable[str], ui: bool = True) -> Starle
         Route("/look", _edged(_look), methods=["POST"]),
         Route("/infill", _edged(partial(_infill, queue)), methods=["POST"]),
         Route("/v1/models", _models(queue)),
+        Route("/v1/models/{name}", _edged(_models(queue))),
         Route("/v1/completions", _edged(partial(_completions, queue)), methods=["POST"]),
         Route("/v1/images/generations", _edged(partial(_images, queue)), methods=["POST"]),
     ]
     guard = Middleware(Auth, token=token, hosts=tuple(hosts))
     errors = {HTTPException: _no_such}
     app = Starlette(routes=routes, middleware=[guard], lifespan=lifespan, exception_handlers=errors)
-    app.state.kit = kit
+    app.state.kit, app.state.queue = kit, queue
     return app
 
 
@@ -101,6 +102,9 @@ def _model(queue: ModelQueue) -> Endpoint:
 def _models(queue: ModelQueue) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         own = {"id": queue.kit.parts.name, "object": "model", "created": 0, "owned_by": "cm3kit"}
+        if "name" in request.path_params:
+            handlers.known(str(request.path_params["name"]), queue.kit)
+            return JSONResponse(own)
         return JSONResponse({"object": "list", "data": [own]})
 
     return endpoint
@@ -114,16 +118,19 @@ async def _look(request: Request) -> Response:
 async def _infill(queue: ModelQueue, request: Request) -> Response:
     body = await read(request, InfillBody)
     job = partial(handlers.infill, body)
-    return queue.stream(job) if body.stream else await queue.answer(job)
+    return queue.stream(job) if body.stream else await queue.answer(job, request)
 
 
 async def _completions(queue: ModelQueue, request: Request) -> Response:
     body = await read(request, CompletionBody)
     job = partial(handlers.completions, body)
-    return queue.stream(job, last="[DONE]") if body.stream else await queue.answer(job)
+    if not body.stream:
+        return await queue.answer(job, request)
+    handlers.known(body.model, queue.kit)
+    return queue.stream(job, partial(handlers.chunks, body))
 
 
 async def _images(queue: ModelQueue, request: Request) -> Response:
     body = await read(request, ImageBody)
     job = partial(handlers.images, body)
-    return queue.stream(job) if body.stream else await queue.answer(job)
+    return queue.stream(job) if body.stream else await queue.answer(job, request)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import secrets
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 
 import cm3kit
 from cm3kit.serving.app import build
+from cm3kit.serving.queue import ModelQueue
+from cm3kit.serving.timed import Timed
 from cm3kit_tokenizers.errors import ConfigError
+
+SECONDS_TO_REST, INTERRUPTED = 0.5, 130
 
 
 def serve(
@@ -52,8 +58,35 @@ def serve(
         app = build(kit, token, hosts(port), ui)
         say(f"http://{f'[{address}]' if ':' in address else address}:{port}/?token={token}")
         # The address line of a request may hold the token: nothing of requests is logged.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            http=Timed,
+            timeout_graceful_shutdown=1,
+        )
+        try:
+            _Server(config, app.state.queue).run(sockets=[listener])
+        finally:
+            app.state.queue.close()
+            if not app.state.queue.rested(SECONDS_TO_REST):
+                # A step of the model that takes longer would keep the process; nothing is written that it could harm.
+                say("stopped while the model was at work")
+                os._exit(INTERRUPTED)
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]
+    """Stops what the model does as soon as a signal comes, so that nobody is waited for."""
+
+    def __init__(self, config: uvicorn.Config, queue: ModelQueue) -> None:
+        super().__init__(config)
+        self._queue = queue
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come."""
+        self._queue.close()
+        super().handle_exit(sig, frame)
 
 
 def hosts(port: int) -> tuple[str, ...]:

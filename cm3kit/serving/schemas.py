@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -11,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import Request as Asked
 
 from cm3kit.decode_options import GenerateOptions, table
 from cm3kit.pipelines.reproducing import options_of
@@ -21,6 +22,7 @@ from cm3kit_tokenizers.html.point import byte_offset, units_of
 from cm3kit_tokenizers.html.spans import parse_tree, runs, view
 from cm3kit_tokenizers.page import Page
 
+MOST_RESULTS, MOST_STOPS, BODY_SECONDS = 128, 4, 60.0
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Body = TypeVar("Body", bound=BaseModel)
 Place = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -32,7 +34,20 @@ def _bounded(name: str) -> Any:
     return Field(None, ge=opt.least, le=opt.most)
 
 
-class Strict(BaseModel):
+class Request(BaseModel):
+    """A body in which null stands for what is not given, as clients send it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given(cls, data: Any) -> Any:
+        return (
+            {name: each for name, each in data.items() if each is not None}
+            if isinstance(data, dict)
+            else data
+        )
+
+
+class Strict(Request):
     """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
@@ -69,7 +84,7 @@ class PageBody(Strict):
 
 
 class InfillBody(PageBody):
-    """A page with gaps, written in it (`<mask>`) or pointed at."""
+    """A page with gaps, written in it (`<mask>`) or pointed at; see `Page.uncovered`."""
 
     select: list[str] = Field(default_factory=list, max_length=100)
     regions: list[Region] = Field(default_factory=list, max_length=100)
@@ -79,10 +94,20 @@ class InfillBody(PageBody):
     options: dict[str, Any] = Field(default_factory=dict)
     stream: bool = False
     shown: bool = False
+    uncover: bool = False
 
 
-class CompletionBody(BaseModel):
-    """OpenAI's `/v1/completions`; what is not listed is left aside."""
+class StreamOptions(Request):
+    """Whether a stream tells at its end how much was used."""
+
+    include_usage: bool = False
+
+
+class CompletionBody(Request):
+    """OpenAI's `/v1/completions`.
+
+    What changes an answer and is not done here is refused; what is not listed is left aside.
+    """
 
     prompt: str | list[str]
     suffix: str | None = None
@@ -92,10 +117,41 @@ class CompletionBody(BaseModel):
     top_p: float | None = _bounded("top_p")
     n: int = Field(1, ge=1, le=32)
     seed: Seed | None = None
+    stop: str | list[str] = Field(default_factory=list)
     stream: bool = False
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    echo: Literal[False] = False
+    logprobs: Literal[0] | None = None
+    best_of: int | None = None
+    presence_penalty: Literal[0] = 0
+    frequency_penalty: Literal[0] = 0
+    logit_bias: dict[str, float] = Field(default_factory=dict, max_length=0)
+
+    @model_validator(mode="after")
+    def _answerable(self) -> CompletionBody:
+        count = len(self.prompts) * self.n
+        if not 1 <= count <= MOST_RESULTS:
+            raise ValueError(
+                f"{len(self.prompts)} prompts times n = {self.n}; 1 to {MOST_RESULTS} are answered at once"
+            )
+        if self.best_of not in (None, self.n):
+            raise ValueError(f"best_of = {self.best_of} is not done here; leave it out")
+        if len(self.stops) > MOST_STOPS or not all(self.stops):
+            raise ValueError(f"stop: give at most {MOST_STOPS} texts, none of them empty")
+        return self
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts as a list."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def stops(self) -> list[str]:
+        """The texts before which an answer ends."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
-class ImageBody(BaseModel):
+class ImageBody(Request):
     """OpenAI's `/v1/images/generations`; what is not listed is left aside."""
 
     prompt: str = Field(min_length=1)
@@ -108,12 +164,21 @@ class ImageBody(BaseModel):
     stream: bool = False
 
 
-async def read(request: Request, kind: type[Body]) -> Body:
+async def read(request: Asked, kind: type[Body]) -> Body:
     """The body of a request; ConfigError (`bad_value`) where it is something else."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ConfigError("send JSON, with Content-Type: application/json", code="bad_value")
     try:
-        return kind.model_validate(json.loads(await request.body()))
+        sent = json.loads(await asyncio.wait_for(request.body(), BODY_SECONDS))
+        # Half a surrogate pair, which JSON can spell and no text holds.
+        json.dumps(sent, ensure_ascii=False).encode()
+        return kind.model_validate(sent)
+    except TimeoutError:
+        raise ConfigError(
+            f"the body did not come within {BODY_SECONDS:.0f} seconds", code="bad_value"
+        ) from None
+    except UnicodeEncodeError:
+        raise ConfigError("the body holds a character that is none", code="bad_value") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the body"
@@ -208,7 +273,7 @@ def page_of(body: InfillBody, base: Path | None) -> Page:
         page = page.words(start, end)
     if not page.gaps:
         raise PageError("There is no gap; choose words or a picture, or write <mask>.", code="no_mask")
-    return page
+    return page.uncovered() if body.uncover else page
 
 
 def _region(page: Page, region: Region) -> Page:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,10 +14,10 @@ from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.data.bundle import INDEX as BUNDLE
-from cm3kit.data.bundle import load_bundle
-from cm3kit.data.corpus import Documents, load_documents
+from cm3kit.data.bundle import open_documents
 from cm3kit.data.views import ViewSettings
 from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
+from cm3kit.decoders.probe import check_backbone
 from cm3kit.models.attention import annealed, block_mask, flex_mask
 from cm3kit.models.backbone import (
     Attention,
@@ -31,6 +32,7 @@ from cm3kit.models.flex import Packing, flexes_on, prepare
 from cm3kit.models.lora import LoraSettings, add_lora, without_lora
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
+from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.causal_mask import CausalMaskSettings
 from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, read_settings
 from cm3kit.pipelines.folder import DIFFUSION, Defaults, as_trained
@@ -144,6 +146,7 @@ class DecoderTask:
     def __init__(self, recipe: DecoderRecipe, cache: Path) -> None:
         self.recipe, self._cache = recipe, cache
         self._held: list[list[int]] = []
+        self.notes: list[str] = []
         text, self.image = self._text(), ImageTokenizer.load(recipe.image)
         self.vocab = Vocab(text.size, self.image.size)
         parts = TokenizerParts(self.vocab, text, self.image.grid)
@@ -158,17 +161,11 @@ class DecoderTask:
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
         self._next = Cursor()
         if self.rows is None:
-            self.documents = self._documents(cache)
+            found = open_documents(recipe.data, self.tokenizer, self.image, cache, recipe.views)
+            self.documents, self._held = found
             self._mean = self.documents.mean_length + 6
         self.model = Scorer(self._backbone()).train()
         self._flex = prepare(recipe.packing, self.model.backbone)
-
-    def _documents(self, cache: Path) -> Documents:
-        recipe = self.recipe
-        if not (recipe.data / BUNDLE).is_file():
-            return load_documents(recipe.data, self.tokenizer, self.image, cache, views=recipe.views)
-        documents, self._held = load_bundle(recipe.data, self.tokenizer, self.image)
-        return documents
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
@@ -199,20 +196,32 @@ class DecoderTask:
     def _backbone(self) -> PreTrainedModel:
         recipe, size = self.recipe, len(self.vocab)
         if recipe.warm.source is not None:
-            causal = all(use.attention == "causal" for use in self._uses)
-            model = load_transplanted(self._borrowed, self.vocab, recipe.window, causal)
+            model = load_transplanted(self._borrowed, self.vocab, recipe.window)
+            self._try_out(model, recipe.warm.source, self.vocab.text)
         elif recipe.backbone_from is None:
             model = build_backbone(recipe.backbone, size)
         else:
             model = load_backbone(recipe.backbone_from, size)
+            self._try_out(model, recipe.backbone_from)
             if self.objective.masks:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
         if recipe.lora.rank:
             new = [id for id in range(size) if id not in self.vocab.text]
+            if recipe.warm.source is not None:
+                rows = self._borrowed.rows
+                new += [id for place, id in enumerate(self.vocab.text) if not rows[place]]
             self._adapted = add_lora(model, recipe.lora, new, recipe.loop.seed)
         if recipe.timestep is not None and not is_timed(model):
             add_timestep(model, recipe.timestep, recipe.loop.seed)
         return model
+
+    def _try_out(self, model: PreTrainedModel, source: str, ids: Sequence[int] | None = None) -> None:
+        """Refuse a public decoder that would be trained, or decoded, as another model than the one it is."""
+        window, decoders = self.recipe.window, self._trained.decoders
+        if (note := clear_windows(model, window)) is not None:
+            self.notes.append(note)
+        full = "diffusion" in decoders and self.recipe.attention == "objective"
+        check_backbone(model, source, window, causal="cm3" in decoders, full=full, ids=ids)
 
     def seek(self, step: int, size: int, process: int, processes: int) -> None:
         """Go to the rows of shards that one of several processes takes at a step."""

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from cm3kit.config import read_yaml, resolve
 from cm3kit.data.corpus import listing
 from cm3kit.data.web.loader import INDEX
-from cm3kit.models.backbone import Attention, build_backbone
+from cm3kit.models.backbone import Attention, build_backbone, empty_backbone
 from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
 from cm3kit.models.timestep import add_timestep
@@ -240,9 +240,7 @@ def _backbone(recipe: DecoderRecipe, size: int) -> PreTrainedModel:
     if source is None:
         model = build_backbone(recipe.backbone, size)
     else:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        config.vocab_size = size
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+        model = empty_backbone(source, size)
     if recipe.lora.rank:
         add_lora(model, recipe.lora, range(size - 1))
     if recipe.timestep is not None:

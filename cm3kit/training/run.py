@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import fcntl
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
-from cm3kit.training.observe import Observer
+from cm3kit.training.observe import Observer, Seen
 from cm3kit.training.page import ReportPage
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
@@ -21,6 +24,7 @@ from cm3kit.training.task import LoopSettings, Report, Task, Warn
 from cm3kit.training.trackers import trackers
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
+LOCK = ".lock"
 DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
 
 Start = Callable[..., Path]
@@ -64,7 +68,9 @@ def _vqgan(recipe: Any, output: Path, **how: Any) -> Path:
 def _text(recipe: Any, output: Path, **how: Any) -> Path:
     from cm3kit.training.text import train_text
 
-    return train_text(recipe, output)
+    path = train_text(recipe, output)
+    how["kept"]()
+    return path
 
 
 def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
@@ -74,18 +80,44 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     # Pages are parsed once, by the main process, and read by the others.
     task = in_turn(lambda: DecoderTask(recipe, output / "cache"), str(how.get("device", "auto")))
     if rank() == 0:
+        for note in task.notes:
+            how["warn"](note)
+    kept = how.pop("kept")
+
+    def keep_all() -> None:
         task.keep_text(output / "text")
-    return _watched(task, recipe.loop, output, how)
+        kept()
+
+    return _watched(task, recipe.loop, output, {**how, "kept": keep_all})
 
 
 def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
     """Train, with the page of the run, trackers and figures of speed, which the main process has alone."""
-    gauge = Gauge(task, settings)
-    watching: list[Observer] = [gauge, ReportPage(output, gauge, how["warn"])]
+    gauge, kept = Gauge(task, settings), how.pop("kept")
+    watching: list[Observer] = [_AtFirst(kept), gauge, ReportPage(output, gauge, how["warn"])]
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}
     return train(task, settings, output, **{**how, **own})
+
+
+class _AtFirst:
+    """Writes down what a run is for, once nothing has refused it: a checkpoint that does not fit, or a run that is."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write: Callable[[], None] | None = write
+
+    def begin(self, step: int, total: int) -> None:
+        """Write, the first time."""
+        if self._write is not None:
+            self._write()
+            self._write = None
+
+    def saw(self, seen: Seen) -> None:
+        """Nothing to do."""
+
+    def end(self) -> None:
+        """Nothing to do."""
 
 
 for _kind, _objective in DECODERS.items():
@@ -116,18 +148,18 @@ def run(
     start = trainable[kind]
     shape, base = recipes[kind]()
     recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], list(overrides))
-    if rank() == 0:
-        keep(recipe, output)
-    return start(
-        recipe,
-        output,
-        resume=resume,
-        max_steps=max_steps,
-        device=device,
-        report=report,
-        warn=warn,
-        observers=observers,
-    )
+    with locked(output) if rank() == 0 else nullcontext():
+        return start(
+            recipe,
+            output,
+            resume=resume,
+            max_steps=max_steps,
+            device=device,
+            report=report,
+            warn=warn,
+            observers=observers,
+            kept=partial(keep, recipe, output),
+        )
 
 
 def kind_of(config: Sequence[Path]) -> str:
@@ -172,6 +204,39 @@ def shipped_recipes(defaults: bool = False) -> list[Path]:
     """Files of the recipes that ship, or those of the `defaults` of models, which nothing is trained by."""
     found = sorted(Path(str(resources.files("cm3kit.training"))).glob("recipes/*.yaml"))
     return [path for path in found if path.stem.endswith("-defaults") == defaults]
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the folder of a run for as long as it is trained; whoever dies lets go of it.
+
+    Raises:
+        OutputError: another process trains there (`in_use`), or the folder cannot be made (`cannot_write`).
+    """
+    new = not output.exists()
+    try:
+        make_folder(output)
+        lock = (output / LOCK).open("ab")
+    except OSError as error:
+        raise OutputError(
+            f"{output} cannot be made: {error.strerror}; choose another --output.", code="cannot_write"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{output}: another process trains there; wait for it, or choose another --output.",
+                code="in_use",
+            ) from None
+        try:
+            yield
+        finally:
+            # What was refused leaves nothing; a folder that is in use keeps the file, which others may hold by now.
+            if new and [each.name for each in output.iterdir()] == [LOCK]:
+                (output / LOCK).unlink()
+                with suppress(OSError):
+                    output.rmdir()
 
 
 def keep(recipe: Settings, output: Path) -> None:

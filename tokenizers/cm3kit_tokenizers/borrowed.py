@@ -15,8 +15,10 @@ from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer, byte_letters, plain_steps, splits_into_bytes
 
 
-def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int]]:
+def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
     """A text tokenizer from somebody's `tokenizer.json`, and which id of theirs each of its ids is.
+
+    Bytes that their vocabulary lacks (SmolLM2 has 235 of 256) come last, as ids of their own that are none of theirs.
 
     Special and added tokens are left out, so that no text can reach them, and the ids close up. A normalizer is
     left out too, as text ↔ ids has to be without loss: text that theirs would change gets other tokens.
@@ -26,10 +28,10 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int]]:
         name: what errors call it.
 
     Raises:
-        ModelError: it is no byte-level BPE, or lacks bytes (`bad_checkpoint`).
+        ModelError: it is no byte-level BPE (`bad_checkpoint`).
     """
     theirs: dict[str, Any] = json.loads(saved)
-    model, cutter = theirs["model"], theirs.get("pre_tokenizer")
+    model, cutter = theirs["model"], _without_loss(theirs.get("pre_tokenizer"))
     if model.get("type") != "BPE" or not splits_into_bytes(cutter):
         raise ModelError(
             f"the tokenizer of {name} is no byte-level BPE, so its tokens cannot become ours; keep the recipe's own"
@@ -38,14 +40,13 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int]]:
         )
     assert isinstance(cutter, dict)
     letters, added = byte_letters(), {each["content"] for each in theirs.get("added_tokens", [])}
-    kept = [
+    kept: list[tuple[str, int | None]] = [
         (token, id)
         for token, id in sorted(model["vocab"].items(), key=lambda item: item[1])
         if token not in added and letters.issuperset(token)
     ]
+    kept += [(letter, None) for letter in sorted(letters - {token for token, _ in kept})]
     vocab = {token: place for place, (token, _) in enumerate(kept)}
-    if not letters <= vocab.keys():
-        raise ModelError(f"the tokenizer of {name} lacks bytes; text would be lost.", code="bad_checkpoint")
     ours = plain_steps()
     ours["model"] |= {
         "vocab": vocab,
@@ -54,6 +55,19 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int]]:
     }
     ours["pre_tokenizer"] = _without_prefix(cutter)
     return TextTokenizer(Tokenizer.from_str(json.dumps(ours))), [id for _, id in kept]
+
+
+def _without_loss(cutter: Any) -> Any:
+    """The same cutter, which keeps what its expressions do not match as words of their own.
+
+    GPT-4's and LLaDA's remove what is between matches; their expressions match all of a text, so nothing changes.
+    """
+    if not isinstance(cutter, dict):
+        return cutter
+    if cutter.get("type") == "Sequence":
+        return cutter | {"pretokenizers": [_without_loss(each) for each in cutter["pretokenizers"]]}
+    removes = cutter.get("type") == "Split" and cutter.get("behavior") == "Removed" and cutter.get("invert")
+    return cutter | {"behavior": "Isolated", "invert": False} if removes else cutter
 
 
 def _pair(merge: str | list[str]) -> list[str]:

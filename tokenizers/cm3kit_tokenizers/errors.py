@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from asyncio.exceptions import CancelledError
+
 ERROR_CODES: dict[str, str] = {
     "no_file": "a file or folder that was named does not exist",
     "empty_file": "a file that was named holds nothing",
@@ -17,6 +19,7 @@ ERROR_CODES: dict[str, str] = {
     "bad_picture": "a picture cannot be decoded or is over a limit",
     "picture_outside": "a picture's address leaves the page's folder",
     "unknown_model": "no model of that name or path",
+    "untrusted_model": "a recipe names a model that does not ship",
     "bad_checkpoint": "a checkpoint is incomplete or does not fit its configuration",
     "bad_config": "a configuration value or key is wrong",
     "unknown_name": "a name is not registered",
@@ -39,6 +42,12 @@ ERROR_CODES: dict[str, str] = {
 }
 
 
+def in_a_line(error: BaseException, most: int = 240) -> str:
+    """What another library's error says, on one line; a long one ends with a whole word and an ellipsis."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= most else f"{line[: most - 1].rsplit(' ', 1)[0]} …"
+
+
 class Cm3kitError(Exception):
     """What happened, the value, and what to do, in one line.
 
@@ -57,12 +66,25 @@ class Cm3kitError(Exception):
         return f"{self.args[0]} [{self.code}]"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors come back from worker processes, and pickle knows nothing of keyword arguments.
-        return _rebuilt, (type(self), self.args[0], self.code)
+        """Pickled with its code, so that an error of a worker is the same error elsewhere."""
+        return _again, (type(self), self.args[0], self.code)
 
 
-def _rebuilt(kind: type[Cm3kitError], message: str, code: str) -> Cm3kitError:
+def _again(kind: type[Cm3kitError], message: str, code: str) -> Cm3kitError:
     return kind(message, code=code)
+
+
+def stops(error: BaseException) -> bool:
+    """Whether an exception is to end the program, and is not the trouble of what was being done.
+
+    Packages in Rust panic with exceptions that are no `Exception`, and mean no more by it.
+    """
+    return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError | CancelledError)
+
+
+def as_exception(error: BaseException) -> Exception:
+    """The exception, or one that says the same where it is no `Exception`."""
+    return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class PageError(Cm3kitError):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from cm3kit_tokenizers.document import MOST_SIZE, Image, Node
-from cm3kit_tokenizers.errors import PageError
-from cm3kit_tokenizers.html.encoding import codec_of, refuse_wide
-from cm3kit_tokenizers.html.escape import encode, escape_attribute, escape_text
+from cm3kit_tokenizers.document import MOST_SIZE, Image, Node, Text
+from cm3kit_tokenizers.errors import PageError, PictureError
+from cm3kit_tokenizers.html.addresses import Unopened, base_of, plain_addresses, settle
+from cm3kit_tokenizers.html.covers import covers_of
+from cm3kit_tokenizers.html.encoding import ERRORS, codec_of, refuse_shifting, refuse_wide
+from cm3kit_tokenizers.html.escape import encode, escape_attribute
 from cm3kit_tokenizers.html.gaps import (
     Box,
     PageGap,
@@ -22,9 +27,11 @@ from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, render
 from cm3kit_tokenizers.html.nesting import fit
 from cm3kit_tokenizers.html.point import picture_gap, words_gap
 from cm3kit_tokenizers.html.select import region_gap, selected_gaps
-from cm3kit_tokenizers.html.spans import parse_tree, view
-from cm3kit_tokenizers.html.walk import mark
+from cm3kit_tokenizers.html.spans import Span, parse_tree, view
+from cm3kit_tokenizers.html.walk import MARK, mark
+from cm3kit_tokenizers.patch import patchable
 from cm3kit_tokenizers.pictures import picture_size, resolve_src, to_data_uri
+from cm3kit_tokenizers.site import Site
 
 __all__ = ["Box", "Fill", "Page", "PageGap"]
 
@@ -44,24 +51,44 @@ class Page:
         base: the folder that relative picture addresses start from.
         codec: Python's name of the page's encoding.
         gaps: what is to be filled.
+        root: the folder of the site, which addresses that begin with `/` start from, and below which pictures may
+            lie; unless given, the page's own.
+        notes: what was left out while the gaps were pointed at, a line each.
+        covers: what would hide a drawn picture, and is taken away with it (see `uncovered`).
     """
 
     data: bytes = field(repr=False)
     base: Path | None
     codec: str
     gaps: tuple[PageGap, ...]
+    root: Path | None = None
+    notes: tuple[str, ...] = ()
+    covers: tuple[Span, ...] = ()
 
     @classmethod
-    def parse(cls, data: bytes, base: Path | None = None) -> Page:
+    def parse(cls, data: bytes, base: Path | None = None, root: Path | None = None) -> Page:
         """Read a page and the `<mask>`s written in it.
 
+        Args:
+            base: the page's folder. root: see `Page`; where there is no page's folder, it is one.
+
         Raises:
+            PictureError: picture_outside where `root` does not hold `base`.
             PageError: empty_file, page_too_large (16 MiB), page_too_deep (500 elements), not_html, gap_place.
         """
         text = view(data)
         refuse_wide(data)
-        tree = parse_tree(text)
-        return cls(data, base, codec_of(data, tree), tuple(written_gaps(text, tree)))
+        codec = codec_of(data)
+        refuse_shifting(codec)
+        page = cls(data, base or root, codec, tuple(written_gaps(text, parse_tree(text))), root)
+        page.site()
+        return page
+
+    def site(self) -> Callable[[str], bytes]:
+        """What opens the page's pictures by their addresses; `data:` alone where the page has no folder."""
+        if self.base is None:
+            return partial(resolve_src, base=None)
+        return Site(self.base, self.root, links=self.root is not None)
 
     def select(self, css: str) -> Page:
         """This page with a further gap for every match of a selector.
@@ -73,8 +100,8 @@ class Page:
             PageError: bad_selector, gap_overlap, gap_place.
         """
         text = view(self.data)
-        found = selected_gaps(text, without_gaps(text, self.gaps), css, self.codec)
-        return replace(self, gaps=tuple(in_order(text, [*self.gaps, *found])))
+        found, notes = selected_gaps(text, without_gaps(text, self.gaps), css, self.codec)
+        return replace(self, gaps=tuple(in_order(text, [*self.gaps, *found])), notes=(*self.notes, *notes))
 
     def region(self, name: str, box: Box) -> Page:
         """This page with a gap for the box (x, y, width, height) of the picture whose `src` ends with `name`.
@@ -134,18 +161,57 @@ class Page:
 
     def _check_box(self, name: str, src: str, box: Box) -> None:
         """Refuse a box that leaves the picture (`bad_box`)."""
-        width, height = picture_size(resolve_src(src, self.base))
+        data = self._opened(src)
+        width, height = picture_size(data)
+        patchable(data)
         if box[0] + box[2] > width or box[1] + box[3] > height:
             raise PageError(
                 f"The box {','.join(map(str, box))} leaves {name[:60]!r}, which has {width}x{height} pixels.",
                 code="bad_box",
             )
 
-    def nodes(self, usable: Callable[[str], bool] = keep_all) -> list[Node]:
+    def _opened(self, src: str) -> bytes:
+        """The picture of a `src`, by the first of its addresses that is there; PictureError for the last of them."""
+        site, text = self.site(), view(self.data)
+        *tried, last = plain_addresses(src, base_of(parse_tree(text, False))) or (src,)
+        for address in tried:
+            with suppress(PictureError):
+                return site(address)
+        return site(last)
+
+    def uncovered(self) -> Page:
+        """This page, with what would hide each drawn picture taken away: `srcset`, lazy addresses and `<source>`s.
+
+        Browsers show those and not `src`, which is where a picture is drawn.
+        """
+        text = view(self.data)
+        spans = [span for each in covers_of(text, self._pointed(text), self.gaps) for span in each.spans]
+        return replace(self, covers=tuple(sorted(set(spans))))
+
+    def covered(self) -> tuple[str, ...]:
+        """A line for each drawn picture that browsers would not show, since something else says what to show."""
+        if self.covers:
+            return ()
+        text = view(self.data)
+        return tuple(
+            f"Line {each.gap.line}: the picture is drawn into src, and browsers show that of"
+            f" {' and '.join(each.names)}; take it away, or give --uncover."
+            for each in covers_of(text, self._pointed(text), self.gaps)
+        )
+
+    def _pointed(self, text: str) -> Any:
+        """The tree, written gaps as text."""
+        return without_gaps(text, self.gaps)
+
+    def nodes(
+        self, usable: Callable[[str], bool] = keep_all, unopened: list[Unopened] | None = None
+    ) -> list[Node]:
         """The page as CM3's minimal HTML, gaps where they stand.
 
         Args:
-            usable: says of a picture's address whether its `src` is kept.
+            usable: says of a picture's address whether it is used; the first of a picture's addresses that is
+                becomes its `src` (see `html.addresses`).
+            unopened: is given the pictures of which no address is used.
 
         Raises:
             PageError: gap_place for a gap that minimal HTML has no room for.
@@ -157,10 +223,14 @@ class Page:
             parts += [self._decode(at, gap.start), gap.before, mark(gap.index), kept, gap.after]
             at = gap.end
         parts.append(self._decode(at, len(self.data)))
-        return minimal_nodes(parse_tree("".join(parts)), self.gaps, usable)
+        tree = parse_tree("".join(parts))
+        lost = settle(tree, usable, MARK)
+        if unopened is not None:
+            unopened += lost
+        return minimal_nodes(tree, self.gaps, keep_all)
 
     def _decode(self, start: int, end: int) -> str:
-        text = self.data[start:end].decode(self.codec, "replace")
+        text = self.data[start:end].decode(self.codec, ERRORS)
         return text.removeprefix("\ufeff") if start == 0 else text
 
     def splice(self, fills: Mapping[int, Fill], image_src: Callable[[Image], str] | None = None) -> bytes:
@@ -185,15 +255,19 @@ class Page:
             raise KeyError(f"no gap {min(unknown)}; the page has {len(self.gaps)}")
         parts: list[bytes] = []
         spans: list[tuple[int, int]] = []
-        at = longer = 0
-        for gap in self.gaps:
-            written = self.data[gap.start : gap.end]
-            if gap.index in fills:
+        at = size = 0
+        for start, end, gap in sorted(
+            [*((gap.start, gap.end, gap) for gap in self.gaps), *((*span, None) for span in self.covers)],
+            key=lambda each: each[:2],
+        ):
+            written = b"" if gap is None else self.data[start:end]
+            if gap is not None and gap.index in fills:
                 written = self._written(gap, fills[gap.index], image_src)
-            spans.append((gap.start + longer, gap.start + longer + len(written)))
-            longer += len(written) - (gap.end - gap.start)
-            parts += [self.data[at : gap.start], written]
-            at = gap.end
+            parts += [self.data[at:start], written]
+            size += start - at + len(written)
+            if gap is not None:
+                spans.append((size - len(written), size))
+            at = end
         return b"".join((*parts, self.data[at:])), tuple(spans)
 
     def _written(self, gap: PageGap, fill: Fill, image_src: Callable[[Image], str] | None) -> bytes:
@@ -202,12 +276,14 @@ class Page:
             if gap.kind != "image":
                 raise TypeError(f"gap {gap.index} is no picture: give text or nodes, not bytes")
             fill = to_data_uri(fill)
+        if isinstance(fill, str) and gap.kind == "content":
+            fill = (Text(fill),)
         if isinstance(fill, tuple):
             if gap.kind != "content":
                 raise TypeError(f"gap {gap.index} holds no markup: give text, not nodes")
             text = render(fit(fill, gap.inside), image_src)
         else:
-            text = escape_text(fill) if gap.kind == "content" else escape_attribute(fill)
+            text = escape_attribute(fill)
         before = self.data[max(0, gap.start - 200) : gap.start]
         if _UNFINISHED_REFERENCE.search(before) and _CONTINUES.match(text):
             text = f"&#{ord(text[0])};{text[1:]}"

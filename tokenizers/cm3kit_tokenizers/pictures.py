@@ -10,12 +10,15 @@ import re
 import stat
 import struct
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from cm3kit_tokenizers.disguise import disguise
 from cm3kit_tokenizers.errors import PictureError
 
 MAX_BYTES = 20 * 2**20
@@ -23,7 +26,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF", "BMP")
 
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/avif", "image/bmp")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # Control characters, and lone surrogates other than those that stand for undecodable bytes.
 _CONTROLS = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
 _MAX_STEPS = 64
@@ -42,21 +45,27 @@ def load_picture(data: bytes) -> Image.Image:
         PictureError: bad_picture over 20 MiB or 64 megapixels, for a format other than PNG, JPEG, WEBP, GIF,
             AVIF and BMP, or where the data are truncated or malformed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = _open(data)
+    return load_checked(data)[0]
+
+
+def load_checked(data: bytes) -> tuple[Image.Image, str]:
+    """As `load_picture`, with what is wrong about the picture's metadata in a line; "" where nothing is."""
+    with _watched() as faults:
+        image = open_picture(data)
         try:
             image.load()
-            return to_rgb8(image)
+            # What is no part of the pixels may be read only when it is asked for.
+            with suppress(*_BROKEN):
+                image.getexif()
+            return to_rgb8(image), "; ".join(dict.fromkeys(_line(each.message) for each in faults))[:200]
         except _BROKEN as error:
             raise _bad(f"cannot be decoded ({_line(error)})") from None
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels of the upright picture, by its header; PictureError as `load_picture`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        image = _open(data)
+    with _watched():
+        image = open_picture(data)
         try:
             turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
         except _BROKEN:
@@ -64,7 +73,17 @@ def picture_size(data: bytes) -> tuple[int, int]:
     return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def _open(data: bytes) -> Image.Image:
+@contextmanager
+def _watched() -> Iterator[list[warnings.WarningMessage]]:
+    """Collect Pillow's warnings, which are about metadata; that of a decompression bomb is an error."""
+    with warnings.catch_warnings(record=True) as faults:
+        warnings.simplefilter("always")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield faults
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """A picture of which only the header is read; PictureError as `load_picture`."""
     if len(data) > MAX_BYTES:
         raise _bad(f"has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
     try:
@@ -72,7 +91,8 @@ def _open(data: bytes) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise _bad(f"has more than {MAX_PIXELS:,} pixels; scale it down") from None
     except _BROKEN:
-        raise _bad(f"is not one of {', '.join(FORMATS)}, or is damaged") from None
+        what = disguise(data) or f"is not one of {', '.join(FORMATS)}, or is damaged"
+        raise _bad(what) from None
     if image.width * image.height > MAX_PIXELS:
         raise _bad(f"has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}")
     return image
@@ -82,7 +102,7 @@ def _bad(what: str) -> PictureError:
     return PictureError(f"The picture {what}.", code="bad_picture")
 
 
-def _line(error: BaseException) -> str:
+def _line(error: object) -> str:
     return " ".join(str(error).split())[:120] or type(error).__name__
 
 
@@ -122,20 +142,63 @@ def resolve_src(src: str, base: Path | None, outside: bool = False) -> bytes:
         PictureError: picture_outside for an address that leaves the folder or names another machine,
             no_file, unreadable_file, bad_picture over 20 MiB or for a `data:` address of another kind.
     """
-    src = src.strip(" \t\n\f\r")
-    if src[:5].lower() == "data:":
-        return _data_uri(src)
+    if src.strip(" \t\n\f\r")[:5].lower() == "data:":
+        return _data_uri(src.strip(" \t\n\f\r"))
+    src = tidied(src)
     if outside:
         return _read(_local(src, base), None)
-    if not src or _CONTROLS.search(src) or "\\" in src or src.startswith("/") or _SCHEME.match(src):
-        raise _outside(src)
-    path = _path(src)
-    parts = path.split("/")
-    if base is None or _CONTROLS.search(path) or "\\" in path or not all(map(_inside, parts[:_MAX_STEPS])):
-        raise _outside(src)
-    if len(parts) > _MAX_STEPS:
-        raise _outside(src)
-    return _open_at(base, parts, src)
+    if not src or _CONTROLS.search(src) or "\\" in src or src.startswith("/") or SCHEME.match(src):
+        raise left(src)
+    if base is None or not _all_inside(_path(src).split("/")):
+        raise left(src)
+    return first_there(src, [(base, path.split("/")) for path in names(src)])
+
+
+def tidied(src: str) -> str:
+    """An address as browsers read it: without white space around it, tabs and line breaks, `\\` written as `/`.
+
+    WHATWG URL standard, sec. 4.4; the backslashes of a query and of addresses such as `data:` stay.
+    """
+    src = re.sub(r"[\t\n\r]", "", src.strip("".join(map(chr, range(0x21)))))
+    scheme = SCHEME.match(src)
+    if scheme and scheme[0].lower() not in ("http:", "https:", "ftp:", "file:"):
+        return src
+    path = re.match(r"[^?#]*", src)
+    end = path.end() if path else 0
+    return src[:end].replace("\\", "/") + src[end:]
+
+
+def names(src: str) -> list[str]:
+    """The file names that a relative address may stand for, as programs that mirror a site save it.
+
+    The name as it is written, also with `@` for `?`, then without its query; each decoded and not.
+    """
+    cut = re.split(r"[?#]", src, maxsplit=1)[0]
+    written = (src, unquote(src, errors="surrogateescape"), unquote(cut, errors="surrogateescape"), cut)
+    told = dict.fromkeys((*written, src.replace("?", "@")))
+    found = ["/".join(part for part in each.split("/") if part != ".") for each in told]
+    return [each for each in dict.fromkeys(found) if each]
+
+
+def first_there(src: str, places: Sequence[tuple[Path, Sequence[str]]]) -> bytes:
+    """The bytes of the first of some files, each a folder and a path below it; PictureError as `resolve_src`."""
+    error: PictureError | None = None
+    for folder, parts in places:
+        if not _all_inside(parts):
+            continue
+        try:
+            return _open_at(folder, list(parts), src)
+        except PictureError as found:
+            if found.code != "no_file":
+                raise
+            error = found
+    raise error or left(src)
+
+
+def _all_inside(parts: Sequence[str]) -> bool:
+    path = "/".join(parts)
+    steps = all(map(_inside, parts[:_MAX_STEPS])) and len(parts) <= _MAX_STEPS
+    return steps and not _CONTROLS.search(path) and "\\" not in path
 
 
 def _inside(part: str) -> bool:
@@ -148,12 +211,16 @@ def _path(src: str) -> str:
     return "/".join(part for part in path.split("/") if part != ".")
 
 
-def _outside(src: str) -> PictureError:
+def left(src: str) -> PictureError:
+    """The error (picture_outside) for an address that names another machine, or leaves the folder."""
     shown = src if len(src) <= 60 else src[:57] + "..."
-    return PictureError(
-        f"The picture {shown!r} is not a file in the page's folder; copy it there or allow others.",
-        code="picture_outside",
-    )
+    if re.match(r"//|(?!file:)[a-z][a-z0-9+.-]+:", src, re.I):
+        what = "is not in the page's folder, and nothing is fetched; save it there."
+    else:
+        what = (
+            "is not a file in the page's folder; copy it there, or give --root with a folder that holds both."
+        )
+    return PictureError(f"The picture {shown!r} {what}", code="picture_outside")
 
 
 def _data_uri(src: str) -> bytes:
@@ -173,17 +240,17 @@ def _data_uri(src: str) -> bytes:
 
 
 def _local(src: str, base: Path | None) -> Path:
-    scheme = _SCHEME.match(src)
+    scheme = SCHEME.match(src)
     if scheme and scheme[0].lower() != "file:":
-        raise _outside(src)
+        raise left(src)
     path = _path(src[5:] if scheme else src)
     if scheme and path.startswith("//"):
         host, _, path = path[2:].partition("/")
         if host not in ("", "localhost"):
-            raise _outside(src)
+            raise left(src)
         path = "/" + path
     if not path or path.startswith("//") or _CONTROLS.search(path) or "\\" in path:
-        raise _outside(src)
+        raise left(src)
     return (base or Path()) / path
 
 
@@ -198,13 +265,13 @@ def _open_at(base: Path, parts: list[str], src: str) -> bytes:
             handle = below
         info = os.stat(parts[-1], dir_fd=handle, follow_symlinks=False)
         if stat.S_ISLNK(info.st_mode):
-            raise _outside(src)
+            raise left(src)
         return _read(Path(parts[-1]), handle)
     except (FileNotFoundError, NotADirectoryError):
         linked = _has_link(base, parts)
-        raise _outside(src) if linked else _missing(src) from None
+        raise left(src) if linked else _missing(src) from None
     except OSError as error:
-        raise _outside(src) if _has_link(base, parts) else _unreadable(src, error) from None
+        raise left(src) if _has_link(base, parts) else _unreadable(src, error) from None
     finally:
         if handle >= 0:
             os.close(handle)

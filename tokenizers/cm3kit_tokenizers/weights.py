@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,49 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cm3kit_tokenizers.disguise import disguised
 from cm3kit_tokenizers.errors import ModelError
+
+MAX_HEADER = 100 << 20
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file, by its header alone; ModelError if that is broken."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            if not 2 <= size <= min(MAX_HEADER, path.stat().st_size):
+                raise ValueError("its header is damaged")
+            listed = json.loads(file.read(size))
+        return {
+            name: tuple(map(int, each["shape"])) for name, each in listed.items() if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = disguised(path) or f"cannot be opened: {error}"
+        raise ModelError(f"{path} {why}.", code="bad_checkpoint") from error
+
+
+def hold_sizes(
+    settings: Path, sizes: Mapping[str, object], counts: Mapping[str, object], files: Sequence[Path]
+) -> None:
+    """Hold what settings say to the headers of their weights, before anything of that size is made.
+
+    Args:
+        sizes: numbers that are a side of some tensor, such as a width.
+        counts: numbers of parts that have tensors of their own, such as layers.
+
+    Raises:
+        ModelError: no tensor is that large, or there are fewer tensors (`bad_checkpoint`).
+    """
+    shapes = [shape for file in files for shape in read_shapes(file).values()]
+    most = max((side for shape in shapes for side in shape), default=0)
+    for names, limit, what in ((sizes, most, "is as large"), (counts, len(shapes), "fits so many parts")):
+        for name, value in names.items():
+            if isinstance(value, int) and value > limit:
+                raise ModelError(
+                    f"{settings}: {name} = {value:,}, and no tensor of {files[0].name} {what}.",
+                    code="bad_checkpoint",
+                )
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -18,7 +61,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} cannot be opened: {error}.", code="bad_checkpoint") from error
+        why = disguised(path) or f"cannot be opened: {error}"
+        raise ModelError(f"{path} {why}.", code="bad_checkpoint") from error
     return checked(tensors, path)
 
 

@@ -95,6 +95,7 @@ class PartWriter:
         self.pages["kept"] += 1
         self.pictures["kept"] += len(found.pictures)
         self.pictures.update(reason for _, reason in found.dropped)
+        self.pictures.update("bad_metadata" for each in found.pictures if each.fault)
         self.sums.update(chars=found.chars, html_bytes=len(found.html.encode()))
         for picture in found.pictures:
             self.store.put(picture)

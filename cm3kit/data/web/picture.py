@@ -14,7 +14,7 @@ from PIL import Image
 from cm3kit.data.web.reasons import Refused
 from cm3kit.data.web.settings import PictureRules
 from cm3kit_tokenizers.errors import PictureError
-from cm3kit_tokenizers.pictures import load_picture, picture_size
+from cm3kit_tokenizers.pictures import load_checked, picture_size
 
 # Logos and icons are on every page of a site: what the last few hundred pictures became is kept.
 # Errors are kept as how to make them: one that is raised holds on to the page that it was raised for.
@@ -24,7 +24,10 @@ _RECENT = 256
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A picture in the store: the SHA-256 of `data`, its size in pixels, and the address it had on the page."""
+    """A picture in the store: the SHA-256 of `data`, its size in pixels, and the address it had on the page.
+
+    `fault` is what is wrong about the metadata of the file that it was made of.
+    """
 
     sha256: str
     mime: str
@@ -32,6 +35,7 @@ class Stored:
     height: int
     src: str
     data: bytes = field(repr=False)
+    fault: str = ""
 
 
 def store(data: bytes, src: str, rules: PictureRules) -> Stored:
@@ -64,13 +68,14 @@ def _made(data: bytes, digest: str, rules: PictureRules) -> Stored:
         raise Refused("too_small", f"{width}x{height}")
     if max(width, height) > rules.max_aspect * min(width, height):
         raise Refused("too_long", f"{width}x{height}")
-    image = fitted(load_picture(data), rules, int(digest[:8], 16) / 2**32)
+    whole, fault = load_checked(data)
+    image = fitted(whole, rules, int(digest[:8], 16) / 2**32)
     buffer = io.BytesIO()
     lossless = {"lossless": True} if rules.format == "webp" and rules.quality == 100 else {}
     image.save(buffer, rules.format, quality=rules.quality, **lossless)
     out = buffer.getvalue()
     name = hashlib.sha256(out).hexdigest()
-    return Stored(name, f"image/{rules.format}", image.width, image.height, "", out)
+    return Stored(name, f"image/{rules.format}", image.width, image.height, "", out, fault)
 
 
 def fitted(image: Image.Image, rules: PictureRules, u: float) -> Image.Image:

@@ -15,9 +15,12 @@ REASONS: dict[str, str] = {
     "no_picture": "the page has no picture",
     "duplicate": "the same page was there before",
     "unreadable": "the source cannot be read here: truncated, damaged, or no page",
+    "no_page": "the address gave no page: a redirect or an error",
+    "bad_row": "the columns of the row do not say what it is",
     "outside": "a name leaves the source's folder, or is a link",
     "too_slow": "the page took too long",
     "no_memory": "the page took too much memory",
+    "failed": "reading the page failed in a way that is a bug",
     "crashed": "the process that read the page died",
     "no_address": "the picture has no address",
     "remote": "the picture is elsewhere, and nothing is fetched",
@@ -27,6 +30,9 @@ REASONS: dict[str, str] = {
     "too_long": "the picture is too long for its width",
     "too_many": "the page has more pictures than are kept",
 }
+
+# What is said of pictures that are kept.
+NOTES: dict[str, str] = {"bad_metadata": "the metadata of the picture are damaged, its pixels are not"}
 
 
 class Refused(Exception):

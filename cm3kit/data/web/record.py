@@ -16,8 +16,8 @@ from cm3kit.data.web.picture import Stored, store
 from cm3kit.data.web.reasons import Refused
 from cm3kit.data.web.settings import PageRules, WebSettings
 from cm3kit_tokenizers.document import Markup, Node, Picture, Piece
-from cm3kit_tokenizers.errors import PageError, PictureError
-from cm3kit_tokenizers.html.encoding import codec_of, refuse_wide
+from cm3kit_tokenizers.errors import PageError, PictureError, stops
+from cm3kit_tokenizers.html.encoding import ERRORS, codec_of, refuse_wide
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
 from cm3kit_tokenizers.html.scan import scan
@@ -27,8 +27,8 @@ ADDRESS = "cm3://sha256/"
 Find = Callable[[str], bytes]
 """The bytes of the picture at an address; PictureError or Refused where there is none."""
 
-_HEAD = 4096
 _DEFAULT = WebSettings()
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd]")
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _LISTS = frozenset({"ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "th", "td"})
 _EXEMPT = frozenset({"title", "h1", "h2", "h3", "h4", "h5", "h6", "figcaption"})
@@ -118,6 +118,10 @@ def html_to_record(
         return Dropped(key, refused.reason, refused.detail)
     except MemoryError:
         return Dropped(key, "no_memory")
+    except BaseException as error:
+        if stops(error):
+            raise
+        return Dropped(key, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
 
 
 def _record(data: bytes, find: Find, settings: WebSettings, key: str, about: About) -> Record:
@@ -157,7 +161,7 @@ def _by_text(nodes: Sequence[Piece], rules: PageRules, said: dict[str, str]) -> 
 
 
 def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
-    """The text of a page by byte-order mark, HTTP header, `<meta>`, else UTF-8, else windows-1252.
+    """The text of a page, in the encoding that `codec_of` finds; UTF-16 is read too where it is marked.
 
     Raises:
         PageError: empty_file, page_too_large, not_html.
@@ -170,33 +174,15 @@ def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
     codec = next((codec for mark, codec in _WIDE.items() if data.startswith(mark)), None)
     if codec is None:
         refuse_wide(data)
-        codec = _codec(data, headers)
-    try:
-        return data.decode(codec).removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        text = data.decode(codec, "replace").removeprefix("\ufeff")
-    broken = text.count("\ufffd")
-    if broken > rules.max_broken * len(text):
+        codec = codec_of(
+            data, next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+        )
+    text = data.decode(codec, ERRORS).removeprefix("\ufeff")
+    # Bytes that are no text are characters to a page of one byte a character, and controls at that.
+    broken = text.count("\ufffd") if codec == "utf-8" else len(_NO_TEXT.findall(text))
+    if broken and broken > rules.max_broken * len(text):
         raise Refused("bad_encoding", f"{broken} of {len(text)} characters are not {codec}")
     return text
-
-
-def _codec(data: bytes, headers: Mapping[str, str]) -> str:
-    import turbohtml
-
-    said = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
-    charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", said, re.I)
-    head = data[:_HEAD]
-    if charset and not data.startswith(codecs.BOM_UTF8):
-        head = f'<meta charset="{charset[1]}">'.encode()
-    codec = codec_of(head, turbohtml.parse(head.decode("latin-1")))
-    if codec != "utf-8" or b"charset" in head.lower():
-        return codec
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "cp1252"
-    return codec
 
 
 def _judge(nodes: Sequence[Piece], chars: int, rules: PageRules) -> None:

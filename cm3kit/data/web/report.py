@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.data.web.parts import REJECTS, Store, audit_of, part_folders, read_part, read_rejects
-from cm3kit.data.web.reasons import REASONS
+from cm3kit.data.web.reasons import NOTES, REASONS
 from cm3kit.data.web.record import ADDRESS, read_nodes
 from cm3kit.publish import verify
 from cm3kit_tokenizers.document import Picture
@@ -43,8 +43,11 @@ def report(folder: Path, found: Mapping[str, Any]) -> str:
     lines += [
         f"| {count:,} | {reason}: {REASONS[reason]} |"
         for reason, count in pictures.most_common()
-        if reason != "kept"
+        if reason != "kept" and reason not in NOTES
     ]
+    if told := [(reason, count) for reason, count in pictures.most_common() if reason in NOTES]:
+        lines += ["", "| pictures kept | fault |", "|---|---|"]
+        lines += [f"| {count:,} | {reason}: {NOTES[reason]} |" for reason, count in told]
     return "\n".join(lines) + "\n"
 
 

@@ -23,6 +23,7 @@ from cm3kit_tokenizers.errors import ConfigError, OutputError
 Watch = Callable[[int, int, str], None]
 Warn = Callable[[str], None]
 JOB = "job.json"
+COLUMNS = ("caption", "url", "image", "text", "html", "texts", "images", "text_list", "image_info", "license")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,19 @@ def shard_of(text: str) -> tuple[int, int]:
     if index.isdecimal() and count.isdecimal() and int(index) < int(count):
         return int(index), int(count)
     raise ConfigError(f"--shard {text!r} is not i/n with i from 0 to n - 1.", code="bad_value")
+
+
+def columns_of(given: Sequence[str]) -> dict[str, str]:
+    """Columns by the names that rows know, of `NAME=THEIRS`; ConfigError (bad_value) for what is none."""
+    found = {}
+    for each in given:
+        name, sign, theirs = each.partition("=")
+        if name not in COLUMNS or not sign or not theirs:
+            raise ConfigError(
+                f"--column {each!r} is not NAME=THEIRS with a NAME of {', '.join(COLUMNS)}.", code="bad_value"
+            )
+        found[name] = theirs
+    return found
 
 
 def processors() -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from fnmatch import translate
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote
 
 from cm3kit.data.web.settings import PageRules, PictureRules
+from cm3kit_tokenizers.html.addresses import addresses_of, base_of
 from cm3kit_tokenizers.html.spans import SPACE
 from cm3kit_tokenizers.vocab import ATTRIBUTES
 
-LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
-LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-url", "data-image")
 _UNSAFE = ("javascript:", "vbscript:", "data:", "file:", "#")
-_MOST_ADDRESSES = 8
 
 
 def edit(tree: Any, rules: PageRules) -> None:
@@ -70,75 +68,18 @@ def _link(link: Any, how: str) -> None:
 def pictures(tree: Any, rules: PictureRules, url: str) -> list[tuple[str, ...]]:
     """Number the pictures of a page (`src="cm3://0"`, …), and return for each the addresses to try, best first.
 
-    What `alt_from` names is written into an empty `alt`. The addresses are those of `srcset` and of `<source>`
-    by their width, then those that scripts load later, then `src`: each joined to the base, then as it stands.
+    What `alt_from` names is written into an empty `alt`. See `addresses_of`.
     """
-    base = next((str(each.attr("href") or "") for each in tree.find_all("base") if each.attr("href")), "")
-    base = join(url, base)
+    base = base_of(tree, url)
     found: list[tuple[str, ...]] = []
     for image in tree.find_all("img"):
-        addresses = dict.fromkeys(
-            address
-            for raw in _addresses(image, rules.size)
-            for address in (join(base, raw), raw.strip(SPACE))
-            if address
-        )
+        addresses = addresses_of(image, base, rules.size)
         if rules.alt_from and not str(image.attr("alt") or "").strip(SPACE):
             if alt := _alt(image, rules.alt_from):
                 image.attrs["alt"] = alt
         image.attrs["src"] = f"cm3://{len(found)}"
-        found.append(tuple(addresses)[:_MOST_ADDRESSES])
+        found.append(addresses)
     return found
-
-
-def join(base: str, address: str) -> str:
-    """An address joined to a base; as it stands where that makes no sense."""
-    try:
-        return urljoin(base, address.strip(SPACE))
-    except ValueError:
-        return address.strip(SPACE)
-
-
-def _addresses(image: Any, size: int) -> Iterator[str]:
-    sets = [image]
-    parent = image.parent
-    if parent is not None and getattr(parent, "tag", "") == "picture":
-        sets += [each for each in parent.children if getattr(each, "tag", "") == "source"]
-    sized = [
-        each for holder in sets for name in LAZY_SETS for each in candidates(str(holder.attr(name) or ""))
-    ]
-    # The smallest that is large enough, and where none is, the largest.
-    sized.sort(key=lambda each: (each[1] < size, each[1] if each[1] >= size else -each[1]))
-    yield from (address for address, _ in sized)
-    yield from (str(image.attr(name)) for name in LAZY if image.attr(name))
-    if image.attr("src"):
-        yield str(image.attr("src"))
-
-
-def candidates(srcset: str) -> list[tuple[str, float]]:
-    """Addresses of a `srcset` with their widths in pixels; a density of x counts as x times 320.
-
-    As browsers read it, but for parentheses; by hand, since a pattern of this kind backtracks for minutes.
-    """
-    found: list[tuple[str, float]] = []
-    at, end = 0, min(len(srcset), 65536)
-    while True:
-        while at < end and (srcset[at].isspace() or srcset[at] == ","):
-            at += 1
-        if at == end:
-            return found
-        start = at
-        while at < end and not srcset[at].isspace():
-            at += 1
-        address = srcset[start:at].rstrip(",")
-        width = 320.0
-        if at - start == len(address):
-            comma = srcset.find(",", at, end)
-            start, at = at, comma if comma >= 0 else end
-            for unit in srcset[start:at].split():
-                if number := re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([wx])", unit):
-                    width = float(number[1]) * (320 if number[2] == "x" else 1)
-        found.append((address, width))
 
 
 def _alt(image: Any, sources: tuple[str, ...]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from cm3kit.data.web.runner import Job, Warn, run_piece
 from cm3kit.data.web.sources import Piece
 from cm3kit.publish import sweep
-from cm3kit_tokenizers.errors import DataError
+from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
 _SOURCE_SECONDS = 900.0  # to find the next page, in a large archive
 _DEATHS = 3
@@ -159,15 +159,16 @@ def _work(pipe: Connection, job: Job) -> None:
                 pipe.send(("done", counts))
             except (EOFError, BrokenPipeError):
                 return
-            except Exception as error:  # noqa: BLE001 - the parent raises it
+            except BaseException as error:  # noqa: BLE001 - the parent raises it
                 pipe.send(("failed", _plain(error)))
     except (EOFError, OSError):
         return
 
 
-def _plain(error: Exception) -> Exception:
-    """An error that survives the way to the parent."""
-    code = getattr(error, "code", None)
-    return DataError(
-        str(error.args[0]) if code else f"{type(error).__name__}: {error}", code=code or "bad_data"
-    )
+def _plain(error: BaseException) -> Exception:
+    """The error itself where it is a user's; of another its name and line, since not every one survives a pipe."""
+    if isinstance(error, Cm3kitError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    return RuntimeError(f"{type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
-from cm3kit.models.backbone import head
+from cm3kit.models.backbone import head, mask_for
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -59,7 +59,7 @@ class Passes:
         places_1Q = torch.arange(start, start + ids_BQ.shape[1], device=self.device)[None]
         output = self._backbone.base_model(
             input_ids=ids_BQ.to(self.device),
-            attention_mask=mask_B1QK.to(self.device),
+            attention_mask=mask_for(self._backbone, mask_B1QK.to(self.device)),
             position_ids=places_1Q,
             past_key_values=past,
             use_cache=past is not None,

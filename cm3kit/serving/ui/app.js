@@ -254,7 +254,7 @@ async function fill() {
 }
 
 function present(data) {
-  $("status").textContent = `seed ${data.seed}`;
+  $("status").textContent = [`seed ${data.seed}`, ...(data.warnings || [])].join(" · ");
   for (const variant of data.variants) {
     const card = document.createElement("article"), view = document.createElement("iframe"), texts = document.createElement("ol");
     const use = document.createElement("button"), note = document.createElement("small");

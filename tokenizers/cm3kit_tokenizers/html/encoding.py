@@ -1,11 +1,12 @@
-"""Which encoding a page is in: UTF-8, or an ASCII superset that its byte-order mark or `<meta>` names."""
+"""Which encoding a page is in: one rule for pages that are filled and pages that are trained on."""
 
 from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+
+import turbohtml
 
 from cm3kit_tokenizers.errors import PageError
 
@@ -30,9 +31,10 @@ _LABELS = {
     "cp866": "866 cp866 csibm866 ibm866",
     "koi8_r": "cskoi8r koi koi8 koi8-r koi8_r",
     "koi8_u": "koi8-ru koi8-u",
+    "mac_cyrillic": "x-mac-cyrillic x-mac-ukrainian",
     "mac_roman": "csmacintosh mac macintosh x-mac-roman",
     "gb18030": "chinese csgb2312 csiso58gb231280 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk gb18030",
-    "big5": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
+    "big5hkscs": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
     "euc_jp": "cseucpkdfmtjapanese euc-jp x-euc-jp",
     "cp932": "csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis",
     "cp949": "cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601"
@@ -48,9 +50,36 @@ _CODECS = {
     },
     **{f"{form}{n}": f"cp{n}" for n in range(1250, 1259) for form in ("windows-", "cp", "x-cp")},
 }
-_REFUSED = ("iso-2022-jp", "utf-7", "hz-gb-2312", "iso-2022-kr", "iso-2022-cn")
+# Bytes of this one are not ASCII's, so that a page in it can be read and not be written into.
+_SHIFTING = {"iso2022_jp": "csiso2022jp iso-2022-jp"}
+_CODECS |= {label: codec for codec, labels in _SHIFTING.items() for label in labels.split()}
+# Encodings that browsers show nothing of.
+_REPLACED = ("csiso2022kr", "hz-gb-2312", "iso-2022-cn", "iso-2022-cn-ext", "iso-2022-kr", "replacement")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([^\s\"';>]+)", re.I)
+_PRESCAN = 1024
+_SPACE = b"\t\n\f\r "
+_DECLARES = re.compile(rb"<meta[\t\n\f\r /][^>]{0,400}charset", re.I)
+_META = re.compile(rb"<meta[\t\n\f\r /]", re.I)
+_CHARSET = re.compile(
+    rb"charset[\t\n\f\r ]*=[\t\n\f\r ]*(?:\"([^\"]*)\"|'([^']*)'|([^\t\n\f\r ;\"']+))", re.I
+)
+_ATTRIBUTE = re.compile(
+    rb"[\t\n\f\r /]*([^\t\n\f\r />][^\t\n\f\r />=]*)"
+    rb"(?:[\t\n\f\r ]*=[\t\n\f\r ]*(?:\"([^\"]*)\"|'([^']*)'|([^\t\n\f\r >\"'][^\t\n\f\r >]*)?))?"
+)
+
+
+def _control(error: UnicodeError) -> tuple[str, int]:
+    """Decode bytes that Python's windows code pages have no character for as browsers do: C1 controls, else U+FFFD."""
+    assert isinstance(error, UnicodeDecodeError)
+    byte = error.object[error.start]
+    single = error.encoding == "charmap" and 0x80 <= byte < 0xA0
+    return (chr(byte) if single else "\ufffd"), error.start + 1 if single else error.end
+
+
+codecs.register_error("cm3kit-web", _control)
+ERRORS = "cm3kit-web"
+"""The error handler by which the bytes of pages are decoded."""
 
 
 def refuse_wide(data: bytes) -> None:
@@ -63,31 +92,118 @@ def refuse_wide(data: bytes) -> None:
         raise PageError("The page is in UTF-16 or UTF-32; save it as UTF-8 and try again.", code="not_html")
 
 
-def codec_of(data: bytes, tree: Any) -> str:
-    """The Python codec of a page: byte-order mark, then the first `<meta>` that names one that is known, then UTF-8.
+def refuse_shifting(codec: str) -> None:
+    """PageError (not_html) for an encoding whose bytes are not ASCII's, in which no byte range can be replaced."""
+    if codec in _SHIFTING:
+        raise PageError(
+            f"The page is in {_SHIFTING[codec].split()[-1]}; save it as UTF-8 and try again.", code="not_html"
+        )
+
+
+def codec_of(data: bytes, header: str = "") -> str:
+    """The Python codec of a page, as browsers find it (WHATWG HTML standard, sec. 13.2.3.2 and 13.2.3.5).
+
+    A byte-order mark; the `charset` of the HTTP header; the first `<meta>` that names a known encoding, of the first
+    1,024 bytes or else of the head; UTF-8 where the bytes are UTF-8; windows-1252.
+
+    Args:
+        header: the value of `Content-Type`.
 
     Raises:
-        PageError: not_html for an encoding whose bytes are not ASCII's.
+        PageError: not_html for an encoding that browsers show nothing of.
     """
     if data.startswith(codecs.BOM_UTF8):
         return "utf-8"
-    for label in _declared(tree):
-        if label in _REFUSED:
+    found = _CHARSET.search(header.encode("latin-1", "replace"))
+    labels = [_label(found)] if found else []
+    codec = _known(labels) or _known(_declared(data[:_PRESCAN])) or _known(_late(data))
+    if codec is not None:
+        return codec
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8"
+
+
+def _late(data: bytes) -> Iterator[str]:
+    """What the `<meta>`s of a head that is longer than the prescan call the encoding: browsers read on to its end."""
+    if _DECLARES.search(data, _PRESCAN) is None:
+        return
+    tree = turbohtml.parse(data.decode("latin-1"))
+    for meta in tree.select("head meta"):
+        attributes = {
+            name.encode("latin-1", "replace"): str(value or "").encode("latin-1", "replace")
+            for name, value in meta.attrs.items()
+        }
+        if label := _label_of(attributes):
+            yield label
+
+
+def _known(labels: Iterable[str]) -> str | None:
+    for label in labels:
+        if label in _REPLACED:
             raise PageError(
                 f"The page says it is in {label}; save it as UTF-8 and try again.", code="not_html"
             )
         if label in _CODECS:
             return _CODECS[label]
-    return "utf-8"
+    return None
 
 
-def _declared(tree: Any) -> Iterator[str]:
-    """What the `<meta>`s of a page call its encoding, in order."""
-    for meta in tree.find_all("meta"):
-        attrs = meta.attrs
-        if "charset" in attrs:
-            yield str(attrs["charset"] or "").strip().lower()
-        elif str(attrs.get("http-equiv") or "").lower() == "content-type":
-            found = _CHARSET.search(str(attrs.get("content") or ""))
-            if found:
-                yield found[1].lower()
+def _label(found: re.Match[bytes]) -> str:
+    value = next((group for group in found.groups() if group is not None), b"")
+    return value.strip(_SPACE).decode("latin-1").lower()
+
+
+def _declared(head: bytes) -> Iterator[str]:
+    """What the `<meta>`s of the bytes call their encoding, in order: the standard's prescan."""
+    at = 0
+    while (at := head.find(b"<", at)) >= 0:
+        if head.startswith(b"<!--", at):
+            end = head.find(b"-->", at + 2)
+            if end < 0:
+                return
+            at = end + 3
+        elif _META.match(head, at):
+            attributes, at = _attributes(head, at + 5)
+            if label := _label_of(attributes):
+                yield label
+        elif head[at + 1 : at + 2].isalpha() or (
+            head[at + 1 : at + 2] == b"/" and head[at + 2 : at + 3].isalpha()
+        ):
+            name = re.compile(rb"[^\t\n\f\r />]*").match(head, at + 1)
+            _, at = _attributes(head, name.end() if name else at + 1)
+        elif head[at + 1 : at + 2] in (b"!", b"/", b"?"):
+            end = head.find(b">", at)
+            if end < 0:
+                return
+            at = end + 1
+        else:
+            at += 1
+
+
+def _attributes(head: bytes, at: int) -> tuple[dict[bytes, bytes], int]:
+    """Attributes of a tag from `at` on, the first of each name, and where the tag ends."""
+    found: dict[bytes, bytes] = {}
+    while at < len(head):
+        while at < len(head) and head[at] in b"\t\n\f\r /":
+            at += 1
+        if head[at : at + 1] == b">":
+            return found, at + 1
+        each = _ATTRIBUTE.match(head, at)
+        if each is None or each.end() == at:
+            break
+        value = next((group for group in each.groups()[1:] if group is not None), b"")
+        found.setdefault(each[1].lower(), value)
+        at = each.end()
+    return found, len(head)
+
+
+def _label_of(attributes: Mapping[bytes, bytes]) -> str:
+    if b"charset" in attributes:
+        return attributes[b"charset"].strip(_SPACE).decode("latin-1").lower()
+    if attributes.get(b"http-equiv", b"").lower() == b"content-type":
+        found = _CHARSET.search(attributes.get(b"content", b""))
+        return _label(found) if found else ""
+    return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,26 @@ from cm3kit_tokenizers.html.spans import (
     elements,
     line_of,
     parse_tree,
+    runs,
 )
 
 Box = tuple[int, int, int, int]
 
+ROOMS: dict[str, tuple[str, ...] | None] = {
+    "table": ("tr", "td"), "tbody": ("tr", "td"), "thead": ("tr", "td"), "tfoot": ("tr", "td"), "tr": ("td",),
+    "td": (), "th": (), "caption": (),
+    **dict.fromkeys(
+        ("colgroup", "head", "frameset", "select", "optgroup", "datalist", "picture", "video", "audio", "object",
+         "canvas", "map", "ruby"),
+    ),
+}  # fmt: skip
+"""For elements that hold no text: the elements that a text is put into there; None where there are none."""
+
 _TAG = re.compile(r"<mask(?=[\s/>])", re.I)
 _WRITTEN = re.compile(r"""<mask(?:\s+size\s*=\s*("[^"<>]*"|'[^'<>]*'|[^\s"'<>/]*))?\s*/?>""", re.I)
-_CLOSE = re.compile(r"</mask\s*>", re.I)
+# The end tag of a gap, behind nothing or behind words that the gap stands for.
+_CLOSE = re.compile(r"[^<]*</mask\s*/?>", re.I)
+_END = re.compile(r"</mask(?=[\s/>])", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +88,109 @@ def written_gaps(text: str, tree: Any) -> list[PageGap]:
     """Every `<mask>` of the view as a gap, in source order.
 
     Raises:
-        PageError: gap_place where one stands in raw text, a comment, a tag's or an attribute's name; bad_value
-            where its size is none.
+        PageError: gap_place where one stands in raw text, a comment, a tag's or an attribute's name, or where its
+            element holds no text, and for a `</mask>` that ends nothing; bad_value where its size is none.
     """
-    if not _TAG.search(text):
+    if not _TAG.search(text) and not _END.search(text):
         return []
-    gaps: list[PageGap] = []
+    # Each with where the tag of the element around it starts.
+    gaps: list[tuple[PageGap, int]] = []
     foreign: set[int] = set()
+    rooms = _Rooms()
     tags: list[tuple[Span, str]] = []
     for found in elements(text, tree):
         tags.append((found.start, ""))
         if found.html and found.name in RAW_TEXT:
             tags.append((_content(text, found), found.name))
+        rooms.add(text, found)
         if found.name == "mask" and not found.html:
-            foreign.add(found.start[0])
+            foreign.update((found.start[0], found.end[0] if found.end else -1))
         if "<mask" in text[slice(*found.start)].lower():
-            gaps += _of_element(text, found)
+            gaps += [(gap, _parent_start(found)) for gap in _of_element(text, found)]
         if found.html and found.name == "title":
-            gaps += _in_title(text, found)
-    found_at = {gap.start for gap in gaps} | foreign
+            gaps += [(gap, found.start[0]) for gap in _in_title(text, found)]
+    found_at = {gap.start for gap, _ in gaps} | foreign
     for match in _TAG.finditer(text):
         if match.start() not in found_at and _WRITTEN.match(text, match.start()):
             raise refuse(text, match.start(), _why(match.start(), tags))
-    return in_order(text, gaps)
+    ordered = in_order(text, [rooms.fitted(text, *each) for each in gaps])
+    _no_stray_ends(text, tree, ordered, foreign)
+    return ordered
+
+
+def _no_stray_ends(text: str, tree: Any, gaps: Sequence[PageGap], foreign: set[int]) -> None:
+    """PageError (gap_place) for an end tag `</mask>` that ends no gap."""
+    ends = [found.start() for found in _END.finditer(text)]
+    ends = [at for at in ends if at not in foreign and not any(gap.start <= at < gap.end for gap in gaps)]
+    if not ends:
+        return
+    tags = {run.start for run in runs(text, tree) if run.kind == "tag"}
+    for at in ends:
+        if at in tags:
+            raise PageError(
+                f"Line {line_of(text, at)}: </mask> ends no gap; write <mask> alone, or <mask>words</mask> without"
+                " tags between.",
+                code="gap_place",
+            )
+
+
+def _parent_start(found: Element) -> int:
+    """Where the tag of the element around another starts; -1 where that has none."""
+    for around in found.handle.ancestors:
+        where = getattr(around, "source_location", None)
+        if where and around.tag != "mask":
+            return int(where.start_tag.start_offset)
+    return -1
+
+
+class _Rooms:
+    """Where elements stand that hold rows, cells or options, and no text of their own."""
+
+    def __init__(self) -> None:
+        # Start and end of the content, name; the inner ones come later.
+        self.places: list[tuple[int, int, str]] = []
+
+    def add(self, text: str, found: Element) -> None:
+        """Take note of an element of the page."""
+        if found.html and found.name in ROOMS:
+            first = found.start[1]
+            last = found.end[0] if found.end else _row_end(text, first, found)
+            self.places.append((first, last, found.name))
+
+    def fitted(self, text: str, gap: PageGap, parent_start: int) -> PageGap:
+        """The gap with what must stand around a text there: `<td>` in a row, `<tr><td>` in a table.
+
+        The parser moves such a text in front of the table, so that the tree does not tell where it stands.
+        """
+        around = [place for place in self.places if place[0] <= gap.start and gap.end <= place[1]]
+        if gap.kind != "content" or not around or parent_start >= max(around)[0]:
+            return gap
+        return roomy(text, gap, max(around)[2])
+
+
+def roomy(text: str, gap: PageGap, name: str) -> PageGap:
+    """A content gap of the element `name` with the tags that text needs there; gap_place where none would help."""
+    inner = ROOMS.get(name, ())
+    if inner is None:
+        raise refuse(text, gap.start, f"stands in a <{name}>, which holds no text; point at what is in it")
+    if not inner:
+        return gap
+    inside = gap.inside
+    if inside[-1:] != (name,):
+        # The tree has the gap in front of the table; what is around that is around the table too.
+        inside = (*inside, name) if name == "table" else (*inside, "table", name)
+    before = "".join(f"<{each}>" for each in inner)
+    after = "".join(f"</{each}>" for each in reversed(inner))
+    return replace(gap, element=name, before=before, after=after, inside=(*inside, *inner))
+
+
+def _row_end(text: str, first: int, found: Element) -> int:
+    """Where an element without an end tag ends at the latest: at its table's end."""
+    for around in found.handle.ancestors:
+        where = getattr(around, "source_location", None)
+        if where and where.end_tag and where.end_tag.start_offset >= first:
+            return int(where.end_tag.start_offset)
+    return len(text)
 
 
 def _content(text: str, found: Element) -> Span:
@@ -128,13 +221,19 @@ def _in_attribute(text: str, found: Element, value: Attribute) -> Iterator[PageG
         raise refuse(text, start, f'in an unquoted value; write {value.name}="<mask>"')
     kind: GapKind = "image" if (found.name, value.name) == ("img", "src") else "attribute"
     whole = text[start:end].strip()
+    after = start
     for match in _WRITTEN.finditer(text, start, end):
-        if kind == "image" and whole != match[0]:
+        if match.start() < after:
+            continue
+        close = _CLOSE.match(text, match.end(), end)
+        after = close.end() if close else match.end()
+        written = text[match.start() : after]
+        if kind == "image" and whole != written:
             raise refuse(text, match.start(), 'fills only part of src; write src="<mask>"')
         if kind == "image" and match[1] is not None:
             raise refuse(text, match.start(), 'has the size of its picture; write src="<mask>"')
         size = _size(text, match.start(), match[1])
-        yield PageGap(0, kind, match.start(), match.end(), found.name, value.name, 0, size=size)
+        yield PageGap(0, kind, match.start(), after, found.name, value.name, 0, size=size)
 
 
 def _in_title(text: str, found: Element) -> Iterator[PageGap]:

@@ -126,6 +126,10 @@ class Stack:
         return len(self.names) - 2 if top == "tr" else None
 
 
+# What a text in a list is put into, and what else may stand there.
+_ITEMS = {"ul": ("li",), "ol": ("li",), "menu": ("li",), "dl": ("dd", "dt")}
+
+
 @dataclass(slots=True)
 class _Open:
     name: str
@@ -141,17 +145,38 @@ class _Fitter:
         self.locked = len(inside)
         self.opened: list[_Open] = []
         self.written: list[_Open] = []
+        self.parted = False
+        self.item = _ITEMS.get(inside[-1] if inside else "")
+
+    def text(self, node: Text) -> None:
+        """Add a text, in an item of its own where it would stand in a list."""
+        if self.item and not self.written:
+            if not node.content.strip():
+                return
+            self.open(self.item[0], [Markup(f"<{self.item[0]}>")])
+        self.out.append(node)
 
     def open(self, name: str, pieces: list[Node]) -> None:
+        if self.item and not self.written and name not in self.item and name != "br":
+            self.open(self.item[0], [Markup(f"<{self.item[0]}>")])
         entry = _Open(name, self._make_room(name))
         if entry.written:
             self.out += pieces
+        elif name not in INLINE:
+            self._part()
         if name in VOID:
             return
         self.opened.append(entry)
         if entry.written:
             self.stack.push(name)
             self.written.append(entry)
+
+    def _part(self) -> None:
+        """A space where a block that the place cannot hold began or ended, so that its words stay apart."""
+        last = self.out[-1] if self.out else None
+        if isinstance(last, Text) and not last.content[-1:].isspace():
+            self.out.append(Text(" "))
+            self.parted = True
 
     def _make_room(self, name: str) -> bool:
         while (index := self.stack.conflict(name)) is not None:
@@ -175,11 +200,15 @@ class _Fitter:
             entry = self.opened.pop()
             if entry.written:
                 self._close_to(next(i for i, open_ in enumerate(self.written) if open_ is entry))
+            elif name not in INLINE:
+                self._part()
             if entry.name == name:
                 return
 
     def finish(self) -> tuple[Node, ...]:
         self._close_to(0)
+        while self.parted and self.out and self.out[-1] == Text(" "):
+            self.out.pop()
         return tuple(self.out)
 
 
@@ -195,7 +224,7 @@ def fit(nodes: Sequence[Node], inside: tuple[str, ...]) -> tuple[Node, ...]:
         node = nodes[at]
         end = at + 1
         if isinstance(node, Text):
-            fitter.out.append(node)
+            fitter.text(node)
         elif isinstance(node, Markup) and node.piece.startswith("</"):
             fitter.close(node.piece[2:-1])
         elif isinstance(node, Markup) and node.piece[1:] in ATTRIBUTES:

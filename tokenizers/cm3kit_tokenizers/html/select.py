@@ -11,10 +11,11 @@ import turbohtml
 
 from cm3kit_tokenizers.document import GapKind
 from cm3kit_tokenizers.errors import PageError
-from cm3kit_tokenizers.html.gaps import Box, PageGap, ancestors, refuse
+from cm3kit_tokenizers.html.gaps import Box, PageGap, ancestors, refuse, roomy
 from cm3kit_tokenizers.html.spans import RAW_TEXT, SPACE, Element, Span, element, elements
 
 _POINTER = re.compile(r"(?P<css>.*?)@(?P<attribute>[A-Za-z][\w:.-]*)\s*\Z", re.S)
+_FRAGMENT: Any = turbohtml.DocumentFragment
 _NAMES = re.compile(r"[.#]?[\w-]+")
 _NAME_END = re.compile(r"[\t\n\f\r />]")
 _ASSIGN = re.compile(r"[\t\n\f\r ]*=")
@@ -24,11 +25,13 @@ VOID = (
 )  # fmt: skip
 
 
-def selected_gaps(text: str, tree: Any, css: str, codec: str) -> list[PageGap]:
-    """The gaps that `css` or `css@attribute` names, one for every match.
+def selected_gaps(text: str, tree: Any, css: str, codec: str) -> tuple[list[PageGap], list[str]]:
+    """The gaps that `css` or `css@attribute` names, and a line on each match that cannot be filled.
+
+    What is in a `<template>` is not matched, nor what is in a `<noscript>`: as by `querySelectorAll` in a browser.
 
     Raises:
-        PageError: bad_selector, or gap_place where a match cannot be filled.
+        PageError: bad_selector; gap_place where no match can be filled.
     """
     pointer = _POINTER.match(css)
     selector, name = (pointer["css"], pointer["attribute"].lower()) if pointer else (css, None)
@@ -36,13 +39,42 @@ def selected_gaps(text: str, tree: Any, css: str, codec: str) -> list[PageGap]:
         handles = tree.select(selector.encode(codec, "replace").decode("latin-1"))
     except turbohtml.SelectorSyntaxError as error:
         raise PageError(f"{error}; see CSS selectors.", code="bad_selector") from None
+    handles = [each for each in handles if not _apart(each)]
     found = [match for match in (element(text, handle) for handle in handles) if match]
+    if handles and not found:
+        implied = f"<{handles[0].tag}> has no tag in the page, so that no place in it is known"
+        raise PageError(f"{css!r}: {implied}; point at something in it.", code="bad_selector")
     if not found:
         raise PageError(f"Nothing matches {css!r}{_nearest(tree, selector)}", code="bad_selector")
     if name:
-        return [attribute_gap(text, match, name) for match in found]
+        return [attribute_gap(text, match, name) for match in found], []
     sweep = _Tags(text, tree)
-    return [_content_gap(text, match, sweep) for match in found]
+    gaps: list[PageGap] = []
+    errors: list[PageError] = []
+    for match in found:
+        try:
+            gaps.append(_content_gap(text, match, sweep))
+        except PageError as error:
+            errors.append(error)
+    if not gaps:
+        raise errors[0]
+    kept: list[PageGap] = []
+    for gap in sorted(gaps, key=lambda each: (each.start, -each.end)):
+        if kept and gap.end <= kept[-1].end and gap.start < kept[-1].end:
+            errors.append(
+                refuse(text, gap.start, f"lies in a <{kept[-1].element}> that is written anew as a whole")
+            )
+        else:
+            kept.append(gap)
+    return kept, [f"{css!r} leaves out a match. {error.args[0]}" for error in errors]
+
+
+def _apart(handle: Any) -> bool:
+    """Whether an element is in a template's content, or where browsers that run scripts have text alone."""
+    return any(
+        getattr(around, "tag", "") in ("template", "noscript") or isinstance(around, _FRAGMENT)
+        for around in handle.ancestors
+    )
 
 
 def _nearest(tree: Any, selector: str) -> str:
@@ -94,7 +126,7 @@ def _content_gap(text: str, found: Element, sweep: _Tags) -> PageGap:
         raise refuse(text, start, f"stands in a <{found.name}>")
     first, last = sweep.content(found)
     around = (*ancestors(found.handle), found.name)
-    return PageGap(0, "content", first, last, found.name, None, 0, inside=around)
+    return roomy(text, PageGap(0, "content", first, last, found.name, None, 0, inside=around), found.name)
 
 
 class _Tags:

@@ -45,7 +45,8 @@ CLEAR = (
     "nobr,bdi,bdo,dfn,data"
 )
 # Lone surrogates: no bytes of a page and no character reference decode to them.
-_MARK = re.compile("\ud800([0-9]+)\ud801")
+MARK = re.compile("\ud800([0-9]+)\ud801")
+"""What `mark` writes, with the number of the gap."""
 _UNEVEN = re.compile(r"[\t\n\f\r]|  ")
 
 ELEMENT: Any = turbohtml.Element
@@ -204,7 +205,7 @@ class Walk:
 
     def _split(self, text: str) -> list[str | Gap]:
         found: list[str | Gap] = []
-        for i, part in enumerate(_MARK.split(text)):
+        for i, part in enumerate(MARK.split(text)):
             if i % 2:
                 gap = self.gaps[int(part)]
                 found.append(Gap(int(part), gap.kind, size=gap.size))

@@ -163,7 +163,7 @@ class ImageTokenizer(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> ImageTokenizer:
         """Open a saved folder; ModelError names what is missing, extra or mis-shaped."""
-        from cm3kit_tokenizers.weights import load_exactly
+        from cm3kit_tokenizers.weights import hold_sizes, load_exactly
 
         if not (folder / FILE).is_file() and (folder / "config.json").is_file():
             raise ModelError(
@@ -174,6 +174,8 @@ class ImageTokenizer(nn.Module):
             config = ImageTokenizerConfig.model_validate(json.loads((folder / FILE).read_text()))
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder / FILE}: {_line(error)}.", code="bad_checkpoint") from error
+        widths = {"channels": max(config.channels), "latent_channels": config.latent_channels}
+        hold_sizes(folder / FILE, widths, {}, [folder / WEIGHTS])
         with torch.random.fork_rng(devices=[]):  # the weights are about to be replaced
             tokenizer = cls(config)
         load_exactly(tokenizer.network, folder / WEIGHTS)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cm3kit_tokenizers.disguise import disguised
 from cm3kit_tokenizers.errors import ModelError
 
 INERT = (
@@ -68,6 +69,8 @@ def read_pickle(path: Path) -> Any:
         raise ModelError(f"{path} does not exist.", code="no_file") from error
     # Whatever a malformed file makes the unpickler stumble over; nothing of it has been called.
     except Exception as error:
+        if what := disguised(path):
+            raise ModelError(f"{path} {what}.", code="bad_checkpoint") from error
         line = " ".join(str(error).split())
         unsafe = "Unsupported" in line or "weights_only" in line.lower()
         why = "it holds more than tensors and plain data" if unsafe else f"it cannot be read ({line[:120]})"

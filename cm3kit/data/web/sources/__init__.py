@@ -129,5 +129,10 @@ def files(place: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def about(kind: str, url: object = "", meta: Mapping[str, Any] | None = None, licence: object = "") -> About:
-    """`About` of values that a row holds."""
-    return About(url=str(url or ""), source=kind, meta=meta or {}, license=str(licence or ""))
+    """`About` of values that a row holds; what is no text says nothing."""
+    return About(
+        url=url if isinstance(url, str) else "",
+        source=kind,
+        meta=meta or {},
+        license=licence if isinstance(licence, str) else "",
+    )

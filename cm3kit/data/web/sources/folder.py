@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
 
-from cm3kit.data.web.reasons import Refused
 from cm3kit.data.web.record import About
 from cm3kit.data.web.sources import Item, Piece, SourceOptions, files, source
 from cm3kit_tokenizers.html.spans import MAX_BYTES
-from cm3kit_tokenizers.pictures import resolve_src
+from cm3kit_tokenizers.site import Site
 
 SUFFIXES = (".html", ".htm", ".xhtml")
 
@@ -54,25 +51,4 @@ class Folder:
                 reason = "outside" if (root / name).is_symlink() else "unreadable"
                 yield Item(key, None, reason=reason, detail=error.strerror or str(error))
                 continue
-            yield Item(key, data, _Find(root, posixpath.dirname(name)), About(source="folder"))
-
-
-class _Find:
-    """Pictures below the root: relative to the page, or from the root where the address starts with `/`."""
-
-    def __init__(self, root: Path, folder: str) -> None:
-        self.root, self.folder = root, folder
-
-    def __call__(self, address: str) -> bytes:
-        """The bytes at an address; see `resolve_src`, to which addresses of other kinds go as they are."""
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:|//", address):
-            return resolve_src(address, self.root)
-        path = unquote(re.split("[?#]", address, maxsplit=1)[0], errors="surrogateescape")
-        whole = posixpath.normpath(posixpath.join("/", self.folder, path))
-        # normpath stops at the root, so count the steps: one that leaves it is refused, not bent.
-        depth = 0
-        for step in posixpath.join("" if path.startswith("/") else self.folder, path.lstrip("/")).split("/"):
-            depth += {"..": -1, ".": 0, "": 0}.get(step, 1)
-            if depth < 0:
-                raise Refused("outside")
-        return resolve_src(quote(whole.lstrip("/"), errors="surrogateescape"), self.root)
+            yield Item(key, data, Site(root / posixpath.dirname(name), root), About(source="folder"))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from cm3kit.data.web.sources import Item, Piece, SourceOptions, files, source
 from cm3kit.data.web.sources.rows import item
+from cm3kit_tokenizers.disguise import disguise
 
 MAX_LINE = 64 * 2**20
 
@@ -24,6 +25,9 @@ class Lines:
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
         """Lines in turn; a broken or endless one is named, and the rest goes on."""
         number = -1
+        if what := _disguise(piece.place):
+            yield Item(f"{piece.place}#0", None, reason="unreadable", detail=f"the file {what}")
+            return
         opened = gzip.open(piece.place) if piece.place.endswith(".gz") else open(piece.place, "rb")
         try:
             with opened as file:
@@ -42,11 +46,21 @@ class Lines:
             yield Item(f"{piece.place}#{number + 1}", None, reason="unreadable", detail=str(error))
 
 
+def _disguise(place: str) -> str:
+    """What a file really is, where it is no lines of JSON and not packed as its name says."""
+    with open(place, "rb") as file:
+        head = file.read(4096)
+    packed = head.startswith(b"\x1f\x8b")
+    return (
+        "" if packed and place.endswith(".gz") else "" if head.lstrip().startswith(b"{") else disguise(head)
+    )
+
+
 def _line(key: str, line: bytes, options: SourceOptions) -> Item:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
             raise ValueError("the line is no object")
-        return item(key, row, "mmc4", options)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return Item(key, None, reason="unreadable", detail=str(error))
+    return item(key, row, "mmc4", options)

@@ -1,12 +1,14 @@
-"""Rows of Parquet files: `html`, interleaved lists, or pairs; see `rows.item`."""
+"""Rows of Parquet files: `html`, interleaved lists, pairs or texts; see `rows.item`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from cm3kit.data.web.extras import need
 from cm3kit.data.web.sources import Item, Piece, SourceOptions, files, source
 from cm3kit.data.web.sources.rows import item
+from cm3kit_tokenizers.disguise import disguise
 
 
 @source("parquet")
@@ -29,20 +31,36 @@ class Parquet:
         return found
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Rows, a batch at a time; the row groups before the piece are not read."""
+        """Rows, a batch at a time; every row that a damaged row group hides is named."""
         parquet = need("pyarrow.parquet", "web", "Reading Parquet")
-        number = 0
         try:
-            with parquet.ParquetFile(piece.place) as file:
-                for group in range(file.num_row_groups):
-                    size = file.metadata.row_group(group).num_rows
-                    if number + size <= piece.start or number >= (piece.stop or number + 1):
-                        number += size
-                        continue
-                    for batch in file.iter_batches(batch_size=16, row_groups=[group]):
-                        for row in batch.to_pylist():
-                            if piece.start <= number < (piece.stop or number + 1):
-                                yield item(f"{piece.place}#{number}", row, self.kind, options)
-                            number += 1
+            file = parquet.ParquetFile(piece.place)
         except (OSError, ValueError) as error:
-            yield Item(f"{piece.place}#{number}", None, reason="unreadable", detail=str(error))
+            with open(piece.place, "rb") as raw:
+                what = disguise(raw.read(4096))
+            detail = f"the file {what}" if what else str(error)
+            yield Item(f"{piece.place}#{piece.start}", None, reason="unreadable", detail=detail)
+            return
+        with file:
+            first = 0
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                wanted = range(max(first, piece.start), last if piece.stop is None else min(last, piece.stop))
+                if wanted:
+                    yield from self._group(file, group, first, wanted, piece, options)
+                first = last
+
+    def _group(
+        self, file: Any, group: int, first: int, wanted: range, piece: Piece, options: SourceOptions
+    ) -> Iterator[Item]:
+        number, detail = first, "the row group is damaged"
+        try:
+            for batch in file.iter_batches(batch_size=16, row_groups=[group]):
+                for row in batch.to_pylist():
+                    if number in wanted:
+                        yield item(f"{piece.place}#{number}", row, self.kind, options)
+                    number += 1
+        except (OSError, ValueError) as error:
+            detail = str(error)
+        for left in range(max(number, wanted.start), wanted.stop):
+            yield Item(f"{piece.place}#{left}", None, reason="unreadable", detail=detail)

@@ -1,0 +1,7 @@
+"""Public models in and out. Importing it registers the families that it knows, one a file."""
+
+from __future__ import annotations
+
+from cm3kit.interop import diffucoder, dream, llada
+
+__all__ = ["diffucoder", "dream", "llada"]

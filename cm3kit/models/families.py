@@ -1,0 +1,113 @@
+"""Public families whose folders transformers opens with remote code alone: each tells how its weights are a class of
+transformers, so that no code of the folder is ever run.
+
+A family registers itself (`cm3kit.interop`, or a plug-in file). It is asked by what the folder's `config.json` says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cm3kit.registry import Registry
+from cm3kit_tokenizers.errors import ModelError
+
+BUILT_IN = "cm3kit.interop"
+Raw = Mapping[str, Any]
+"""What `config.json` says."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a conversation of one turn is written; a number is an id of our specials, whose row is the family's.
+
+    The user's words stand between `before` and `after`, and the answer follows.
+    """
+
+    before: tuple[str | int, ...]
+    after: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of masked-diffusion language models.
+
+    Attributes:
+        name: as it is registered.
+        about: papers, and which of its models it is for.
+        owns: whether a folder is of this family, by its configuration and its name.
+        config: the configuration of transformers that computes the same; ModelError (`bad_checkpoint`) for shapes
+            that were never released.
+        architecture: the class of transformers.
+        renamed: patterns of tensor names and what takes their place, in order.
+        shift: whether the logits of a place stand at the place before it.
+        specials: for each of our special ids, the tokens whose row it takes, the first that the folder has.
+        mask: id of the mask in a configuration.
+        preset: of the sampler that the authors use.
+        chat: how an instructed model is asked; None of a family without.
+    """
+
+    name: str
+    about: str
+    owns: Callable[[Raw, str], bool]
+    config: Callable[[Raw], PretrainedConfig]
+    architecture: type[PreTrainedModel]
+    mask: Callable[[Raw], int]
+    shift: bool
+    specials: Mapping[int, tuple[str, ...]]
+    preset: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    chat: Chat | None = None
+
+
+families: Registry[Family] = Registry("public family")
+
+
+def family_of(source: str | Path) -> Family | None:
+    """The family that a local folder is of; None where transformers knows it by itself, or there is no folder.
+
+    Raises:
+        ModelError: `config.json` cannot be read (`bad_checkpoint`).
+    """
+    raw = read_config(Path(source))
+    if raw is None:
+        return None
+    import_module(BUILT_IN)
+    name = Path(source).resolve().name
+    owners = [families[each] for each in families if families[each].owns(raw, name)]
+    return owners[0] if owners else None
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """What a folder's `config.json` says; None where there is none.
+
+    Raises:
+        ModelError: it cannot be read (`bad_checkpoint`).
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}.", code="bad_checkpoint") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path} is no configuration.", code="bad_checkpoint")
+    return raw
+
+
+def refuse_other(raw: Raw, family: str, wanted: Mapping[str, Any]) -> None:
+    """Refuse a configuration that says something else than the released models do (`bad_checkpoint`)."""
+    for name, value in wanted.items():
+        said = raw.get(name, value)
+        if said != value and not (value is False and said is None):
+            raise ModelError(
+                f"a {family} model with {name} = {said!r} is not known here, only {value!r}, as released.",
+                code="bad_checkpoint",
+            )
