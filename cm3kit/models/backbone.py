@@ -122,11 +122,8 @@ def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor
 
 
 def load_backbone(
-    source: str | Path,
-    vocab_size: int,
-    mean: bool = False,
-    dtype: torch.dtype | Literal["auto"] = torch.float32,
-) -> PreTrainedModel:
+    source: str | Path, vocab_size: int, mean: bool = False, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> PreTrainedModel:  # fmt: skip
     """Load a causal language model from a folder or by its hub id, in eval mode.
 
     Embeddings grow to `vocab_size` if the saved vocabulary is smaller, with `mean` by rows that are the mean
@@ -257,10 +254,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def packed_mask(document_ids_BT: Tensor) -> Tensor:
-    """Block-diagonal causal mask of packed rows, (B, 1, T, T), True where a position may look.
-
-    Padding is a document of its own: give it an id that no document has.
-    """
+    """Block-diagonal causal mask of packed rows, (B, 1, T, T), True where a position may look; padding is a document."""
     length = document_ids_BT.shape[1]
     same_BTT = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
     causal_TT = torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
