@@ -611,7 +611,7 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     known = set()
     commands = ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info")
     looks = ("show traj", "show report", "show preview", "info", "reproduce")
-    web = [f"data {name}" for name in ("prepare", "pack", "sample", "inspect", "validate", "card")]
+    web = [f"data {name}" for name in ("prepare", "pack", "bundle", "sample", "inspect", "validate", "card")]
     sampling = [f"sample {name}" for name in ("run", "status", "merge", "export")]
     pictures = ("tokenize image x", "eval recon x", "eval model x")
     for command in (

@@ -273,7 +273,8 @@ def test_prompt_files_of_every_kind(tmp_path: Path) -> None:
     ("name", "content", "code"),
     [
         ("p.txt", b" \n", "empty_file"),
-        ("p.txt", b"\xff\xfe", "unreadable_file"),
+        ("p.txt", b"\xff\xfe", "empty_file"),
+        ("p.txt", b"\xff\x41", "unreadable_file"),
         ("p.pdf", b"x", "bad_value"),
         ("p.jsonl", b"{", "bad_data"),
         ("p.jsonl", b"[" * 100_000, "bad_data"),

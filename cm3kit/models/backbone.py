@@ -125,11 +125,8 @@ def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor
 
 
 def load_backbone(
-    source: str | Path,
-    vocab_size: int,
-    mean: bool = False,
-    dtype: torch.dtype | Literal["auto"] = torch.float32,
-) -> PreTrainedModel:
+    source: str | Path, vocab_size: int, mean: bool = False, dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> PreTrainedModel:  # fmt: skip
     """Load a causal language model from a folder or by its hub id, in eval mode.
 
     Embeddings grow to `vocab_size` if the saved vocabulary is smaller, with `mean` by rows that are the mean

@@ -9,9 +9,9 @@ The corpus has to be built (`make pictures`). Some 30 MB; the pictures are drawn
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib.util
 import io
+import lzma
 import pickle
 import shutil
 import sys
@@ -58,11 +58,11 @@ def small(source: Path | str, size: int) -> str | bytes:
 
 
 def drawings(packages: Path, path: Path) -> None:
-    """Every drawing that is trained on or held out, but for OpenMoji's, with its source."""
+    """Every drawing that is trained on, with its source."""
     build = load_builder()
     things, jobs, lost = build.read_things(packages), [], 0
     for drawing, source in build._jobs(packages, things):
-        if drawing.split == "openmoji":
+        if drawing.split != "train":
             continue
         try:
             fields = tuple(
@@ -72,7 +72,7 @@ def drawings(packages: Path, path: Path) -> None:
         except DataError:
             lost += 1
     print(f"{len(jobs)} drawings, {lost} that cannot be drawn", file=sys.stderr)
-    with gzip.open(path, "wb") as file:
+    with lzma.open(path, "wb") as file:
         pickle.dump((jobs, [(thing.slug, thing.name, thing.group) for thing in things]), file)
 
 
@@ -112,7 +112,7 @@ def main() -> None:
     documents(
         args.data, args.text, ImageTokenizer.load(args.image).size, args.cache, args.output / "documents.npz"
     )
-    drawings(args.packages, args.output / "drawings.pickle.gz")
+    drawings(args.packages, args.output / "drawings.pickle.xz")
 
 
 if __name__ == "__main__":

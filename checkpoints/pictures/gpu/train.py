@@ -10,8 +10,8 @@ ahead in a process of its own, beside the drawing.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import lzma
 import os
 import pickle
 import subprocess
@@ -59,7 +59,7 @@ def say(*words: object) -> None:
 def draw(packed: Path, folder: Path, workers: int, every: int) -> list[dict[str, Any]]:
     """Draw the corpus' pictures, or one in `every` to try it out; returns a row per picture."""
     build = load_builder()
-    with gzip.open(packed / "drawings.pickle.gz") as file:
+    with lzma.open(packed / "drawings.pickle.xz") as file:
         jobs, things = pickle.load(file)
     if every > 1:
         build.SCENES //= every
@@ -127,20 +127,21 @@ class Packed:
         documents = Documents(flat if most is None else flat[:most], weights, (), found, views, "pictures")
         save_bundle(documents, [], self.tokenizer, self.image.to("cpu"), folder)
 
-    def leave_out(self, lost: Tensor) -> int:
-        """Never show documents with a picture that is lost; how many those are."""
+    def keep(self, drawn: set[str]) -> int:
+        """Number the pictures that were drawn alone, and never show documents with another; how many those are."""
+        there = torch.tensor([name in drawn for name in self.names])
         owner = torch.repeat_interleave(torch.arange(len(self.sizes)), self.sizes)[self.is_picture]
-        self.weights[owner[lost[self.pictures.long()]]] = 0.0
+        self.weights[owner[~there[self.pictures.long()]]] = 0.0
+        self.pictures = (there.long().cumsum(0) - 1).clamp_min(0)[self.pictures.long()].to(torch.int32)
+        self.names = [name for name in self.names if name in drawn]
         return int((self.weights == 0).sum())
 
 
 def bundle(packed: Path, folder: Path, rows: list[dict[str, Any]], views: ViewSettings, workers: int) -> None:
     """Documents with the encodings of what was drawn."""
-    found, drawn = Packed(packed), {row["file"] for row in rows}
-    some = next(name for name in found.names if name in drawn)
-    paths = [folder / (name if name in drawn else some) for name in found.names]
-    codes = encode(paths, found.image.to(DEVICE), views, workers)
-    out = found.leave_out(torch.tensor([name not in drawn for name in found.names]))
+    found = Packed(packed)
+    out = found.keep({row["file"] for row in rows})
+    codes = encode([folder / name for name in found.names], found.image.to(DEVICE), views, workers)
     say("encoded", tuple(codes.codes_NL.shape), "documents left out", out)
     found.save(codes, views, folder / "bundle")
 
