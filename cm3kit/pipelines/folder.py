@@ -318,9 +318,8 @@ def assemble(
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
         write_json(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
-        plain = Defaults()
         optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat")
-        unused |= {name for name in optional if getattr(defaults, name) == getattr(plain, name)}
+        unused |= {name for name in optional if getattr(defaults, name) == getattr(Defaults(), name)}
         write_json(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
         write_json(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -341,12 +340,9 @@ def fingerprints(folder: Path) -> dict[str, str]:
     """SHA-256 of each weight and tokenizer file, by its path in the folder."""
     if (file := gguf_file(str(folder))) is not None:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-        if path.name != "manifest.json"
-    }
+    found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
+    files = sorted(path for path in found if path.name != "manifest.json")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
