@@ -81,15 +81,28 @@ def encode(
 def _encode_batch(
     data: Sequence[bytes], image: ImageTokenizer, settings: ViewSettings, first: int
 ) -> list[Tensor]:
+    white_BCHW = image.pixels([load_picture(each) for each in data])
+    opacity_B1HW = image.pixels([_opacity(each) for each in data])[:, :1] if settings.count > 1 else None
+    return encode_pixels(white_BCHW, opacity_B1HW, image, settings, first)
+
+
+def encode_pixels(
+    white_BCHW: Tensor, opacity_B1HW: Tensor | None, image: ImageTokenizer, settings: ViewSettings, first: int
+) -> list[Tensor]:
+    """Codes (views, L) of each of some pictures; the views depend on `first`, the number of the first picture.
+
+    Args:
+        white_BCHW: RGB over white, uint8, of the tokenizer's size.
+        opacity_B1HW: their opacity, uint8; None encodes them once, as what is opaque everywhere is.
+    """
     device = image.codebook_KD.device
-    white_BCHW = image.pixels([load_picture(each) for each in data]).to(device)
+    white_BCHW = white_BCHW.to(device)
     codes = [[each] for each in image.encode(white_BCHW).cpu()]
-    if settings.count > 1:
-        opacity_B1HW = image.pixels([_opacity(each) for each in data])[:, :1]
-        seen = [place for place in range(len(data)) if int(opacity_B1HW[place].min()) < 255]
-        for number in range(1, settings.count if seen else 1):
-            rng = generator(SEED, first, number)
-            pixels_BCHW = view(white_BCHW[seen], opacity_B1HW[seen].to(device), settings, rng)
+    seen = [] if opacity_B1HW is None else (opacity_B1HW.amin((1, 2, 3)) < 255).nonzero()[:, 0].tolist()
+    if opacity_B1HW is not None and seen:
+        alpha_B1HW = opacity_B1HW[seen].to(device)
+        for number in range(1, settings.count):
+            pixels_BCHW = view(white_BCHW[seen], alpha_B1HW, settings, generator(SEED, first, number))
             for place, each in zip(seen, image.encode(pixels_BCHW).cpu(), strict=True):
                 codes[place].append(each)
     return [torch.stack(each) for each in codes]

@@ -221,7 +221,7 @@ def _kept(path: Path, content: bytes, where: Where) -> bool:
 
 
 def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> list[list[list[int]]]:
-    """How many slots each pass of each block will write, board by board, without writing any.
+    """How many slots each pass of each block will write, canvas by canvas, without writing any.
 
     Raises:
         ModelError, ConfigError, PageError, PictureError: see `cm3kit.load` and `Kit.schedule`.
@@ -230,7 +230,7 @@ def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> li
     if isinstance(job, InfillJob):
         return kit.schedule(job.page, options=job.options)
     prompts = (each.content for each in job.prompts)
-    return [board for each in prompts for board in kit.schedule(each, task=job.task, options=job.options)]
+    return [canvas for each in prompts for canvas in kit.schedule(each, task=job.task, options=job.options)]
 
 
 def write_all(files: Sequence[tuple[Path, bytes]], force: bool) -> None:

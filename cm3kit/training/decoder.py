@@ -318,7 +318,7 @@ class DecoderTask:
         if not self._held:
             return {}
         return validate(
-            self.model.backbone, self.objective, self._held, self.tokenizer, self.image, self.recipe.window,
+            self.model.backbone, self.objective, self._held[:count], self.tokenizer, self.image, self.recipe.window,
             causal_attention=self.recipe.attention == "causal", unseen=self.recipe.masks == "unseen",
         )  # fmt: skip
 

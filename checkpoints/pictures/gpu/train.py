@@ -33,8 +33,8 @@ from torch import Tensor
 from cm3kit.config import read_yaml, resolve
 from cm3kit.data.bundle import Flat, save_bundle
 from cm3kit.data.corpus import Documents
-from cm3kit.data.encodings import Encodings
-from cm3kit.data.views import ViewSettings, view
+from cm3kit.data.encodings import Encodings, encode_pixels
+from cm3kit.data.views import ViewSettings
 from cm3kit.rng import generator
 from cm3kit.training import step as steps
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
@@ -92,14 +92,8 @@ def encode(paths: list[Path], image: ImageTokenizer, views: ViewSettings, worker
     white, opacity = (torch.from_numpy(np.stack(each)) for each in zip(*found, strict=True))
     codes: list[Tensor] = []
     for start in range(0, len(paths), BATCH):
-        part, alpha = white[start : start + BATCH].to(DEVICE), opacity[start : start + BATCH].to(DEVICE)
-        rows = [[each] for each in image.encode(part).cpu()]
-        seen = (alpha.amin((1, 2, 3)) < 255).nonzero()[:, 0]
-        for number in range(1, views.count if len(seen) else 1):
-            pixels = view(part[seen], alpha[seen], views, generator(0, start, number))
-            for place, each in zip(seen.tolist(), image.encode(pixels).cpu(), strict=True):
-                rows[place].append(each)
-        codes += [torch.stack(each) for each in rows]
+        part = slice(start, start + BATCH)
+        codes += encode_pixels(white[part], opacity[part], image, views, start)
     return Encodings.of(codes)
 
 
