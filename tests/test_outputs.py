@@ -155,10 +155,10 @@ def test_grid_puts_pictures_in_reading_order() -> None:
     colours = ["red", "lime", "blue", "yellow", "cyan"]
     tiles = [Image.new("RGB", (10, 8), colour) for colour in colours]
     sheet = images.grid(tiles, columns=3)
-    step_x, step_y = 10 + outputs.MARGIN, 8 + outputs.MARGIN
-    assert sheet.size == (3 * step_x + outputs.MARGIN, 2 * step_y + outputs.MARGIN)
+    step_x, step_y = 10 + images.MARGIN, 8 + images.MARGIN
+    assert sheet.size == (3 * step_x + images.MARGIN, 2 * step_y + images.MARGIN)
     for place, tile in enumerate(tiles):
-        x, y = outputs.MARGIN + place % 3 * step_x, outputs.MARGIN + place // 3 * step_y
+        x, y = images.MARGIN + place % 3 * step_x, images.MARGIN + place // 3 * step_y
         assert sheet.crop((x, y, x + 10, y + 8)).tobytes() == tile.tobytes()
     assert sheet.getpixel((sheet.width - 6, sheet.height - 6)) == (255, 255, 255)
 
@@ -167,8 +167,8 @@ def test_grid_captions_are_drawn_within_their_tile() -> None:
     tiles = [Image.new("RGB", (40, 8), "white")] * 2
     sheet = images.grid(tiles, columns=2, captions=["a very long caption indeed, too long", ""])
     ink = [x for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) != (255,) * 3]
-    assert ink and max(ink) < outputs.MARGIN + 40
-    assert sheet.height == 8 + outputs.CAPTION_HEIGHT + 2 * outputs.MARGIN
+    assert ink and max(ink) < images.MARGIN + 40
+    assert sheet.height == 8 + images.CAPTION_HEIGHT + 2 * images.MARGIN
 
 
 def test_grid_stays_within_its_largest_side() -> None:
@@ -219,7 +219,9 @@ def test_report_is_sandboxed_and_self_contained() -> None:
     assert len(frames) == 4 and all(f["sandbox"] is None and "src" not in f for f in frames)
     assert frames[0]["srcdoc"] == hostile.decode()
     policy = [a["content"] for tag, a in reader.seen if tag == "meta" and "http-equiv" in a]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policy == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
     assert "<del>old</del><ins>new</ins>" in report and "no change" in report
 
 

@@ -30,10 +30,10 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 pytest.importorskip("pyarrow", reason="the extra web is not installed")
+from cm3kit.viewing.sample_page import sample
 from cm3kit.web import pack
 from cm3kit.web.pack import PackSettings, pack_records
 from cm3kit.web.runner import prepare
-from cm3kit.web.sample import sample
 from cm3kit.web.sources import SourceOptions
 
 torch.set_num_threads(1)

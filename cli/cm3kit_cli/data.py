@@ -188,7 +188,7 @@ def sample(
 ) -> Reply:
     """Write a page that shows what a model will see, token by token, the kinds of tokens in colour."""
     from cm3kit.publish import write_atomic
-    from cm3kit.web.sample import sample as draw
+    from cm3kit.viewing.sample_page import sample as draw
 
     words, codes = _tokenizers(model, text, image)
     page = draw(folder, words, codes.size, count, seed or 0)
@@ -205,8 +205,8 @@ def inspect(
 ) -> Reply:
     """Show the report on prepared data, or what became of one page."""
     from cm3kit.web.parts import audit_of
+    from cm3kit.web.report import inspect as look
     from cm3kit.web.report import report
-    from cm3kit.web.sample import inspect as look
 
     if key is None:
         found = audit_of(folder)

@@ -14,9 +14,8 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import Field, ValidationError, model_validator
@@ -29,15 +28,14 @@ from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.fast_llama import supports
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
+from cm3kit.fill.openers import opener_of
 from cm3kit.fill.styles import ChatTemplate, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
-from cm3kit.models.families import BUILT_IN
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
-from cm3kit.registry import Registry
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -165,7 +163,7 @@ def find(name: str | Path | None) -> Path:
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder
-    if _opener(wanted) is not None:
+    if opener_of(wanted) is not None:
         return Path(wanted)
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
@@ -181,7 +179,7 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        opener = _opener(str(folder))
+        opener = opener_of(str(folder))
         if opener is not None:
             return opener.open(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
@@ -206,24 +204,6 @@ def load_parts(folder: Path) -> Parts:
     backbone = load_backbone(folder / "decoder", len(vocab), dtype="auto" if public else torch.float32)
     try_out(backbone, folder, defaults)
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
-
-
-class Opener(Protocol):
-    """Opens models that are no folder of ours: a public family, say."""
-
-    def owns(self, wanted: str) -> bool:
-        """Whether a name or path is of such a model; ModelError if it nearly is, and says what it lacks."""
-
-    def open(self, source: Path) -> Parts:
-        """Its parts; ModelError (`bad_checkpoint`) if they cannot be used."""
-
-
-openers: Registry[Opener] = Registry("kind of model")
-
-
-def _opener(wanted: str) -> Opener | None:
-    import_module(BUILT_IN)
-    return next((openers[name] for name in openers if openers[name].owns(wanted)), None)
 
 
 TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, openers, try_out
+from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, try_out
+from cm3kit.fill.openers import openers
 from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
