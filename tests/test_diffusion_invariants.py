@@ -113,16 +113,16 @@ REST: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("rest", REST, ids=str)
 def test_every_combination_of_the_axes_recovers_the_target(rest: dict[str, Any]) -> None:
-    quotas: list[Any] = [*names(axes.quota), {"name": "ascending", "mode": "paper"}]
-    quotas[quotas.index("explicit")] = {"name": "explicit", "counts": [1, 2, 3, 4]}
-    combined = list(itertools.product(quotas, names(axes.order), names(axes.accept)))
+    schedules: list[Any] = [*names(axes.schedule), {"name": "ascending", "mode": "paper"}]
+    schedules[schedules.index("explicit")] = {"name": "explicit", "counts": [1, 2, 3, 4]}
+    combined = list(itertools.product(schedules, names(axes.order), names(axes.accept)))
     # Strides that share no factor with the numbers of names: every name comes up, and of the plain ones every pair.
-    for index, (quota, order, accept) in enumerate(combined[:: 13 if rest else 5]):
-        if isinstance(quota, dict) and quota["name"] == "explicit" and "block_size" in rest:
+    for index, (schedule, order, accept) in enumerate(combined[:: 13 if rest else 5]):
+        if isinstance(schedule, dict) and schedule["name"] == "explicit" and "block_size" in rest:
             continue  # its counts are those of one block
         target, board = random_board(index)
         oracle = Oracle(target)
-        written = fill(oracle, board, **{**rest, "quota": quota, "order": order, "accept": accept})
+        written = fill(oracle, board, **{**rest, "schedule": schedule, "order": order, "accept": accept})
         assert list(written.ids) == target
         editing = "edit" in rest.get("modifiers", ())
         assert written.cost.wasted <= int(editing)
@@ -217,7 +217,7 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
     blocks: int, counts: list[list[int]]
 ) -> None:
     options = {
-        "quota": {"name": "ascending", "mode": "paper"},
+        "schedule": {"name": "ascending", "mode": "paper"},
         "ascending_blocks": blocks,
         "early_exit": False,
     }
@@ -237,7 +237,7 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"quota": "uniform"}, "quota 'uniform'"),
+        ({"schedule": "uniform"}, "schedule 'uniform'"),
         ({"block_size": 4}, "block_size"),
         ({"cache": "prefix"}, "cache 'prefix'"),
         ({"modifiers": ["remdm-cap"]}, "opens slots again"),
@@ -248,4 +248,4 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
 def test_ascending_blocks_say_what_they_do_not_go_with(options: dict[str, Any], said: str) -> None:
     _, board = random_board(0)
     with pytest.raises(ConfigError, match=said):
-        fill(Oracle([]), board, **{"quota": "ascending", "ascending_blocks": 2, **options})
+        fill(Oracle([]), board, **{"schedule": "ascending", "ascending_blocks": 2, **options})

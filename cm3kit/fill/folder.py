@@ -36,6 +36,7 @@ from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
+from cm3kit.renamed import old_names
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -179,14 +180,14 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        opener = opener_of(str(folder))
-        if opener is not None:
+        if opener := opener_of(str(folder)):
             return opener.open(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
         vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-        defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+        with old_names():
+            defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, ValidationError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -206,7 +207,7 @@ def load_parts(folder: Path) -> Parts:
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
 
 
-TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
+TRIAL = 64  # ids of the row on which a decoder that has no engine of ours is tried out when it is opened
 
 
 def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-Quota = Callable[[int, int], "list[int]"]
-"""`quota(blanks, steps)`: how many slots each step writes; sums to `blanks`, never negative."""
+Schedule = Callable[[int, int], "list[int]"]
+"""`schedule(blanks, steps)`: how many slots each step writes; sums to `blanks`, never negative."""
 
 Order = Callable[["Scores"], Tensor]
 """`order(scores)`: (M,) float64, larger goes first; in [0, 1] except for noise-driven orders."""
 
 Accept = Callable[[Tensor, int], Tensor]
-"""`accept(score_M, quota)`: bool (M,), which slots are written now; never none of them."""
+"""`accept(score_M, planned)`: bool (M,), which slots are written now; never none of them."""
 
 
 @dataclass(frozen=True, slots=True)
