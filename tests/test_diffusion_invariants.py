@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cm3kit.decoders.diffusion import axes
 from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.decoders.diffusion.guidance import weight
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
@@ -232,6 +233,42 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
         for block in counts:  # what a block writes lies left of what comes after it
             wrote = sorted(slot for _ in block for slot in commits.pop(0))
             assert wrote == [next(done) for _ in wrote]
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_ascending_blocks_count_the_steps_of_all_blocks(blocks: int) -> None:
+    """As the released `eoser_ass_generate`: γ of end ids grows over the whole canvas."""
+    told: list[tuple[int, int]] = []
+
+    @axes.order(f"counting {blocks}")
+    def counting(scores: Scores) -> Tensor:
+        told.append((scores.step, scores.steps))
+        return -scores.slots_M.double()
+
+    _, board = random_board(3)
+    options = {
+        "schedule": {"name": "ascending", "mode": "paper"},
+        "ascending_blocks": blocks,
+        "early_exit": False,
+    }
+    fill(Oracle(random_board(3)[0]), board, order=f"counting {blocks}", **options)
+    assert told == [(step, 3) for step in range(3)]
+
+
+def test_noise_and_guidance_fade_over_the_steps_that_were_asked_for() -> None:
+    """As UniDisc's and MeDiM's code, where the plan is done before: t falls from 1 by 1 / S whatever is open."""
+    config = DiffusionConfig(guidance=6.0, guidance_schedule="steps", steps=64)
+    assert [weight(config, 0.5, step, 10) for step in (0, 3)] == [1.0, 1 + 5 * 3 / 64]
+    maskgit = axes.bind(axes.order, {"name": "maskgit", "tau": 10.0, "ratio": "now"})
+
+    def noisy(step: int, steps: int, asked: int) -> Tensor:
+        logp_MV = torch.log_softmax(torch.randn(5, 7, generator=torch.Generator().manual_seed(1)), -1)
+        rng = torch.Generator().manual_seed(2)
+        return maskgit(Scores(torch.arange(5), logp_MV, logp_MV.argmax(-1), step, steps, rng, asked))
+
+    assert torch.equal(noisy(3, 10, 64), noisy(3, 64, 0)) and not torch.equal(
+        noisy(3, 10, 64), noisy(3, 10, 0)
+    )
 
 
 @pytest.mark.parametrize(

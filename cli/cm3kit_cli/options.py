@@ -79,7 +79,12 @@ def chosen_seed(seed: int | None, quiet: bool) -> int:
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", envvar="CM3KIT_MODEL", help="Name or folder of a model; see `model list`."),
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="CM3KIT_MODEL",
+        help="Name or folder of a model, or hf:owner/name; see `model list`.",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[

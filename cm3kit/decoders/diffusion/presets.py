@@ -94,7 +94,8 @@ _add(
     "medim",
     """MeDiM (arXiv:2510.06131; model_eval.py, which has it from UniDisc, arXiv:2503.20853). Arccos schedules over
     text and picture together, each rounded by itself, with one slot at least and the last paying; Gumbel
-    noise of 10 times t; guidance 1 + 5 (1 - t) with t falling from 1 in equal steps. Left out: a first pass
+    noise of 10 times t; guidance 1 + 5 (1 - t) with t falling from 1 in equal steps, as many as were asked for even
+    where the plan is done before. Left out: a first pass
     that exponentiates raw logits, ties that write too much, and a closing pass over nothing.""",
     steps=128,
     schedule={"name": "arccos", "rounding": "nearest"},
@@ -121,7 +122,8 @@ _add(
     "eoser-ass",
     """Ascending step sizes with EOS early rejection (arXiv:2509.23924, sec. 3.3; eoser_ass_generate, one
     block). As released: floor(log2 N) steps, the last of which takes more than half (256 slots: 1, 2, … 64,
-    129), and γ grows with 2^s from 0.01 but stays below 1. Steps are not read.""",
+    129), and γ grows with 2^s from 0.01 but stays below 1; over several blocks (`ascending_blocks`) it counts the
+    steps of all of them. Steps are not read.""",
     schedule={"name": "ascending", "mode": "paper"},
     order="probability",
     eoser={"least": 0.01, "most": 1.0, "schedule": "ascending"},

@@ -27,8 +27,9 @@ class Scores:
             ids that may not stand there at -inf, temperature 1, nothing cut), or of the distribution that
             the picks were drawn from, as the settings say.
         picks_M: the candidate of each slot.
-        step: index of this step, of `steps` in all.
+        step: index of this step, of `steps` in all: of the block, or of all blocks where their sizes ascend.
         rng: the row's own generator.
+        asked: steps that were asked for, of which a plan may need fewer; 0 if none were.
     """
 
     slots_M: Tensor
@@ -37,6 +38,7 @@ class Scores:
     step: int
     steps: int
     rng: Generator
+    asked: int = 0
 
     @property
     def done(self) -> float:
