@@ -211,7 +211,7 @@ def test_damage_is_found(site: Path, tmp_path: Path) -> None:
     picture = next((out / "pictures").rglob("*.webp"))
     picture.write_bytes(picture.read_bytes()[:-1] + b"x")
     assert report.validate(out) and all(
-        "its bytes are not those of its name" in each for each in report.validate(out)
+        "its content does not match its name" in each for each in report.validate(out)
     )
     picture.unlink()
     assert any("No such file" in each for each in report.validate(out))

@@ -1,10 +1,10 @@
 """Prepared records as token shards: memory-mapped ids, offsets, and the hashes of the tokenizers that made them.
 
 index.json                  format, dtype, id space, hashes, counts, shards
-shard-00000.tokens          ids of one document after the other, little-endian uint16 or uint32
-shard-00000.offsets.npy     where each document starts, and the end
+shard-00000.tokens          ids of the concatenated documents, little-endian uint16 or uint32
+shard-00000.offsets.npy     start of each document, and the end
 shard-00000.held.npy        whether each document is held out of training
-shard-00000.keys            a line of JSON for each document: its key, and the number of the piece of it
+shard-00000.keys            one JSON line per document: its key and piece number
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class PackSettings(Settings):
     """How documents become shards.
 
     Attributes:
-        shard_tokens: a shard is closed once it holds as many ids.
-        longest: a document with more ids is cut into pieces, between pictures and characters.
-        least: a document or piece with fewer ids is left out.
-        held_out: share of the documents, drawn by their content, that training does not see.
-        batch: pictures that are encoded at once.
+        shard_tokens: a shard is closed once it holds this many ids.
+        longest: a document with more ids is split into pieces, never inside a picture or character.
+        least: a document or piece with fewer ids is dropped.
+        held_out: share of the documents, chosen by hash of the content, that is excluded from training.
+        batch: pictures encoded at once.
     """
 
     shard_tokens: int = Field(2**27, ge=1)
@@ -59,7 +59,7 @@ class PackSettings(Settings):
 
 
 def pack_settings(config: Sequence[Path], overrides: Sequence[str]) -> PackSettings:
-    """Settings by YAML files, then `a=b`."""
+    """Settings from YAML files, then from `a=b` overrides."""
     return resolve(PackSettings, map(read_yaml, config), overrides)
 
 
@@ -67,10 +67,10 @@ def pack_records(
     folder: Path, text: TextTokenizer, image: ImageTokenizer, output: Path,
     settings: PackSettings | None = None, watch: Watch = lambda done, total, note: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the shards of prepared data, equal pages once, and return the index.
+    """Write the shards of prepared data without duplicate pages, and return the index.
 
-    The codes of each part's pictures are kept in the prepared folder, so that packing again, or after it was
-    stopped, does not encode them again.
+    The codes of each part's pictures are cached in the prepared folder, so that packing again or resuming does not
+    encode them again.
 
     Raises:
         DataError: a part or picture is missing or damaged.
@@ -110,7 +110,7 @@ def _encode(html: str, pages: PageTokenizer, codes: Mapping[str, Sequence[int]])
 def encode_pictures(
     part: Path, store: Store, image: ImageTokenizer, cache: Path, batch: int
 ) -> dict[str, list[int]]:
-    """Codes of the pictures of a part by their hash, from `cache` if they are there."""
+    """Codes of the pictures of a part by their hash, from `cache` if present."""
     path = cache / f"{part.name}.safetensors"
     if not path.is_file():
         rows = read_part(part, ["pictures"])
@@ -129,7 +129,7 @@ def encode_pictures(
 
 
 def encode_batch(pictures: Sequence[bytes], image: ImageTokenizer) -> torch.Tensor:
-    """Codes (B, N), int32, of pictures as files hold them; PictureError for one that is none."""
+    """Codes (B, N), int32, of encoded picture files; PictureError if one cannot be decoded."""
     device = image.codebook_KD.device
     pixels_BCHW = image.pixels([load_picture(each) for each in pictures])
     return image.encode(pixels_BCHW.to(device)).to("cpu", torch.int32)
@@ -157,7 +157,7 @@ class _Writer:
         self._files: tuple[BinaryIO, TextIO] | None = None
 
     def add(self, key: str, ids: Sequence[int], digest: bytes) -> None:
-        """Write a document, or its pieces."""
+        """Append a document or its pieces."""
         held = int.from_bytes(digest[:8], "big") < self.settings.held_out * 2**64
         for number, piece in enumerate(self._pieces(ids)):
             if len(piece) < self.settings.least:
@@ -186,19 +186,19 @@ class _Writer:
             stop = places[bisect_right(places, start + longest) - 1]
             if stop <= start:
                 raise ConfigError(
-                    f"longest = {longest} is shorter than a picture; make it longer.", code="bad_value"
+                    f"longest = {longest} is shorter than a picture; raise it.", code="bad_value"
                 )
             yield ids[start:stop]
             start = stop
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in self._files or ():
             file.close()
         self._files = None
 
     def end_shard(self) -> None:
-        """Finish the shard that is being written, if there is one."""
+        """Finish the open shard, if any."""
         if self._files is None:
             return
         self.close()
@@ -209,8 +209,8 @@ class _Writer:
         self._offsets, self._held = [0], []
 
     def index(self) -> dict[str, Any]:
-        """What there is to say of all shards."""
+        """The index of all shards."""
         if not self.shards:
-            raise DataError("no document is long enough to be packed.", code="bad_data")
+            raise DataError("no document has at least `least` ids; lower `least`.", code="bad_data")
         counts = {"documents": self.documents, "tokens": self.tokens}
         return {**counts, "dtype": self.dtype.name, "shards": self.shards}
