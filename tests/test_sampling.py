@@ -645,7 +645,7 @@ def test_scores_that_do_not_fit_are_refused(kit: Kit, folder: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="names no folder"):
         Selector(kit, "clip:nowhere")
     (tmp_path / "clip").mkdir()
-    with pytest.raises(ModelError, match="no usable CLIP"):
+    with pytest.raises(ModelError, match="not a usable CLIP"):
         Selector(kit, f"clip:{tmp_path / 'clip'}")
 
 
