@@ -1,4 +1,4 @@
-"""`report.html` of a run: figures, curves and pictures on one page that asks nobody for anything."""
+"""`report.html` of a training run: figures, curves and pictures on one self-contained page."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from cm3kit.viewing.document import document, resource
 from cm3kit_tokenizers.errors import Cm3kitError
 
 NAME, REFRESH = "report.html", 30.0
-PICTURES, BYTES = 4, 4_000_000  # at most so many previews, and none over this size
+PICTURES, BYTES = 4, 4_000_000  # limits on the number of previews and the size of each
 
 Log = dict[str, list[tuple[float, float]]]
-# Title, unit, and what its curves are called in the log; whatever is left gets a chart of its own.
+# Title, unit, and the log's names of its curves; other curves get a chart each.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss", "", ("loss",)),
     ("By kind of id", "nats", ("text", "image", "hidden text", "hidden image")),
-    ("Held out, all ids", "bits a token", (
+    ("Held out, all ids", "bits per token", (
         f"{HELD}bits_per_token", f"{HELD}fill_bits_per_token", f"{HELD}bound_bits_per_token")),
-    ("Held out, text", "bits a byte", (
+    ("Held out, text", "bits per byte", (
         f"{HELD}text_bits_per_byte", f"{HELD}fill_text_bits_per_byte", f"{HELD}bound_text_bits_per_byte")),
-    ("Held out, pictures", "bits a code", (
+    ("Held out, pictures", "bits per code", (
         f"{HELD}image_bits_per_code", f"{HELD}fill_image_bits_per_code", f"{HELD}bound_image_bits_per_code")),
-    ("Held out, pictures", "bits a pixel", (
+    ("Held out, pictures", "bits per pixel", (
         f"{HELD}image_bits_per_pixel", f"{HELD}fill_image_bits_per_pixel", f"{HELD}bound_image_bits_per_pixel")),
     ("<eoss> where a filling ends", "share of hits", (
         f"{HELD}eoss_hit_rate", f"{HELD}fill_eoss_hit_rate", f"{HELD}bound_eoss_hit_rate")),
@@ -45,7 +45,7 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 @viewers("report")
 class ReportPage:
-    """Keeps the page of a run fresh; an observer (`training.observe`)."""
+    """Updates the page of a run; an observer (`training.observe`)."""
 
     def __init__(self, run: Path, gauge: Gauge, warn: Warn = lambda line: None) -> None:
         self.run, self.gauge, self.warn = run, gauge, warn
@@ -53,16 +53,16 @@ class ReportPage:
         self._written = 0.0
 
     def begin(self, step: int, total: int) -> None:
-        """The log says what is known."""
+        """No action: all data are in the log."""
 
     def saw(self, seen: Seen) -> None:
-        """Write the page anew, if the last one is old."""
+        """Rewrite the page if it is older than the interval."""
         self._seen = seen
         if time.monotonic() - self._written >= REFRESH:
             self._write(running=True)
 
     def end(self) -> None:
-        """Write it a last time."""
+        """Write the final page."""
         if self._seen is not None:
             self._write(running=False)
 
@@ -72,12 +72,12 @@ class ReportPage:
         try:
             page = render(self.run, self._seen, self.gauge.now(), running)
             write_atomic(self.run / NAME, page.encode(), force=True)
-        except (Cm3kitError, OSError) as error:  # a page that cannot be written is no reason to lose a run
+        except (Cm3kitError, OSError) as error:  # a failure to write the page must not end the run
             self.warn(f"no {NAME} of step {self._seen.step}: {error}")
 
 
 def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> str:
-    """The page of a run as it stands on disk."""
+    """The page of a run from its files."""
     state = "running" if running else "finished" if seen.step == seen.total else "stopped"
     title = run.resolve().name
     done = 100 * seen.step / seen.total
@@ -95,7 +95,7 @@ def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> 
 
 
 def read_log(path: Path) -> Log:
-    """Every figure of a log as a curve over the steps."""
+    """All values of a log as curves over the steps."""
     curves: Log = {}
     if not path.is_file():
         return curves
@@ -104,7 +104,7 @@ def read_log(path: Path) -> Log:
             figures = json.loads(line)
             step = float(figures.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a line cut short by a crash
+            continue  # a line torn by a crash
         for name, value in figures.items():
             if name != "seconds":
                 curves.setdefault(name, []).append((step, math.nan if value is None else float(value)))
@@ -132,7 +132,7 @@ def _charts(log: Log) -> Iterator[str]:
 
 
 def _previews(folder: Path) -> Iterator[str]:
-    """The newest pictures and the newest page; pages are shown as text, as nobody knows what is in them."""
+    """The newest pictures and the newest page; pages are untrusted and shown as text."""
     pictures = sorted(folder.glob("*.png"))[-PICTURES:] if folder.is_dir() else []
     figures = "".join(
         f"<figure><figcaption>{escape(path.stem)}</figcaption>"
