@@ -170,7 +170,7 @@ def test_another_tokenizer_and_damage_are_refused(
         shutil.copytree(packed, tmp_path / "bad")
         path = tmp_path / "bad" / name
         path.write_bytes(change(path.read_bytes()))
-        with pytest.raises(DataError, match="no whole token shards"):
+        with pytest.raises(DataError, match="no valid token shards"):
             TokenShards(tmp_path / "bad")
         shutil.rmtree(tmp_path / "bad")
 

@@ -31,7 +31,7 @@ PLAIN = ViewSettings()
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A page of a corpus: where it is, whether it is trained on, how often it is drawn."""
+    """A page of a corpus: its path, split and sampling weight."""
 
     path: Path
     split: str
@@ -39,7 +39,7 @@ class Listed:
 
 
 def listing(folder: Path) -> list[Listed]:
-    """Pages of `manifest.jsonl`, or every .html file below the folder with one in 20 held out as `rest`."""
+    """Pages of `manifest.jsonl`, or all .html files below the folder, of which one in 20 is held out as `rest`."""
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
         lines = manifest.read_text(encoding="utf-8").splitlines()
@@ -62,13 +62,13 @@ def _listed(folder: Path, number: int, line: str) -> Listed:
 
 
 def read_nodes(path: Path, root: Path | None = None) -> list[Node]:
-    """Minimal HTML of a page; pictures that the folder of its site does not hold are dropped.
+    """Minimal HTML of a page; pictures outside of its site's folder are dropped.
 
     Args:
-        root: the folder of the site; unless given, the page's own.
+        root: the folder of the site; by default the page's own.
 
     Raises:
-        DataError: the page is missing, empty or no page.
+        DataError: the page is missing, empty or invalid.
     """
     try:
         return Page.parse(path.read_bytes()).nodes(usable=partial(_opens, Site(path.parent, root)))
@@ -88,10 +88,10 @@ def _opens(site: Callable[[str], bytes], address: str) -> bool:
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents as ids, without end-of-document ids, how often each is drawn, and where its page is in the corpus.
+    """Documents as ids without end-of-document ids, their sampling weights, and the paths of their pages.
 
-    With `encodings`, whose codes are ids too, picture k stands in a document as the one number −1−k, and each time that
-    the document is drawn one of its encodings is put there.
+    With `encodings`, whose codes are ids too, picture k is the single number −1−k in a document, and each time the
+    document is drawn it is replaced by one of its encodings.
     """
 
     ids: Sequence[list[int]]
@@ -102,12 +102,12 @@ class Documents:
     known_as: str = ""
 
     def pick(self, rng: Generator, count: int) -> list[int]:
-        """The numbers of `count` documents, drawn by weight."""
+        """Indices of `count` documents, drawn by weight."""
         picked: list[int] = torch.multinomial(self.weights_B, count, replacement=True, generator=rng).tolist()
         return picked
 
     def draw(self, rng: Generator, count: int) -> Iterator[list[int]]:
-        """`count` documents by weight."""
+        """`count` documents, drawn by weight."""
         for index in self.pick(rng, count):
             yield self._seen(self.ids[index], rng)
 
@@ -120,12 +120,12 @@ class Documents:
 
     @cached_property
     def mean_length(self) -> float:
-        """Ids of a document, on average over all that there are."""
+        """Mean number of ids of a document."""
         longer = self.encodings.codes_NL.shape[1] - 1 if self.encodings else 0
         return sum(len(each) + longer * sum(id < 0 for id in each) for each in self.ids) / len(self.ids)
 
     def fingerprint(self) -> str:
-        """A hash of names, lengths and weights; codes of pictures are not in it, as they may differ by the machine."""
+        """A hash of names, lengths and weights; not of picture codes, which may depend on the machine."""
         known = [self.names, [len(each) for each in self.ids], self.weights_B.tolist()]
         return self.known_as or hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
@@ -135,15 +135,15 @@ def load_documents(
     only: Collection[Path] | None = None, views: ViewSettings = PLAIN,
     watch: Watch = lambda done, total: None,
 ) -> Documents:  # fmt: skip
-    """Encode every page of a split, pictures as `views` say; parsed pages are kept in the folder `cache`.
+    """Encode all pages of a split, pictures according to `views`; parsed pages are stored in the folder `cache`.
 
     Args:
-        only: the pages that are wanted, of those of the split.
-        watch: called with (pictures encoded, pictures in all).
+        only: restrict to these pages of the split.
+        watch: called with (pictures encoded, pictures in total).
     """
     pages = [each for each in listing(folder) if each.split == split and (only is None or each.path in only)]
     if not pages:
-        raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
+        raise DataError(f"{folder} has no pages of the split {split!r}.", code="bad_data")
     parsed, pictures = parse_pages(pages, folder, tokenizer, cache)
     names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
     weights_B = torch.tensor([each.weight for each in pages])
@@ -161,7 +161,7 @@ def load_documents(
 def parse_pages(
     pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
 ) -> tuple[list[list[int]], list[str]]:
-    """Ids of pages with picture k as −1−k, and the pictures' addresses from the folder of the corpus."""
+    """Ids of pages with picture k as −1−k, and the pictures' paths relative to the corpus folder."""
     stamp = [_stamp(each.path) for each in pages]
     known = json.dumps(
         ["sites", stamp, tokenizer.vocab.to_dict(), [piece.hex() for piece in tokenizer.text.pieces]]
@@ -202,7 +202,7 @@ def _parse(path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str
 
 
 def _name(site: Site, src: str) -> str:
-    """The address of a picture from the folder of the corpus."""
+    """Path of a picture relative to the corpus folder."""
     if src[:5].lower() == "data:":
         return src
     found = next((steps for steps in site.paths(src) if site.root.joinpath(*steps).is_file()), [src])

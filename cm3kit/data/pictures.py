@@ -30,11 +30,11 @@ class PictureSet:
     entries: tuple[Entry, ...] = ()
 
     def draw(self, rng: Generator, size: int) -> Tensor:
-        """`size` pictures, by weight."""
+        """`size` pictures, drawn by weight."""
         return self.pixels_BCHW[self.pick(rng, size)]
 
     def pick(self, rng: Generator, size: int) -> Tensor:
-        """The numbers of `size` pictures, drawn by weight."""
+        """Indices of `size` pictures, drawn by weight."""
         return torch.multinomial(self.weights_B, size, replacement=True, generator=rng)
 
     def fingerprint(self) -> str:
@@ -43,7 +43,7 @@ class PictureSet:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
     def held_out(self, count: int | None) -> Tensor:
-        """The first `count` held-out pictures (all for None), or the first of all if none is held out."""
+        """The first `count` held-out pictures (all for None), or the first pictures if none is held out."""
         held = (self.weights_B == 0).nonzero()[:, 0]
         if not len(held):
             return self.pixels_BCHW[: count or len(self.pixels_BCHW)]
@@ -52,9 +52,9 @@ class PictureSet:
 
 
 def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
-    """Pictures of a corpus with its splits and weights, or of any folder with one in 20 held out.
+    """Pictures of a corpus with its splits and weights, or of any folder, of which one in 20 is held out.
 
-    A corpus says of its pictures in `pictures.jsonl` (file, split, weight), or has `entries.jsonl` of the dictionary.
+    A corpus lists its pictures in `pictures.jsonl` (file, split, weight), or has `entries.jsonl` of the dictionary.
     """
     if (folder / LISTED).is_file():
         entries = []
