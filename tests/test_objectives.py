@@ -469,7 +469,7 @@ def test_damage_is_told() -> None:
         "place 0 has no span": [a, m0, b, eod],
         "span 1 has no place": [a, m0, m0, b, end, m1, b, end],
         "span 0 is given twice": [a, m0, m0, b, end, m0, b, end],
-        "stands after the end": [a, m0, m0, b, end, b],
+        "follows the end": [a, m0, m0, b, end, b],
     }
     for message, ids in cases.items():
         with pytest.raises(DataError, match=message):

@@ -112,7 +112,7 @@ def _read(path: Path) -> Shard:
         rows, columns = (int(each) for each in json.loads(header["grid"]))
         size = int(header["size"])
         if codes_BN.shape != (len(pictures), rows * columns) or codes_BN.dtype != dtype_of(size):
-            raise ValueError("the shape of its codes is wrong")
+            raise ValueError("the type or shape of its codes is wrong")
         if codes_BN.size and int(codes_BN.max()) >= size:
             raise ValueError(f"it holds a code that is not below {size}")
         outside = [name for name, _ in pictures if not _inside(name)]
