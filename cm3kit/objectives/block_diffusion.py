@@ -26,11 +26,11 @@ from cm3kit_tokenizers.vocab import Vocab
 
 
 def check_blocks(size: int, low: float, high: float) -> None:
-    """Raise ConfigError (`bad_config`) unless size ≥ 1 and 0 ≤ low ≤ high ≤ 1."""
+    """Raise ConfigError (`bad_config`) unless size ≥ 1 and 0 ≤ low < high ≤ 1."""
     if size < 1 or not 0 <= low < high <= 1:
         raise ConfigError(
             f"block_size = {size}, times in [{low}, {high}): a block has at least one id,"
-            " and 0 <= low <= high <= 1.",
+            " and 0 <= low < high <= 1.",
             code="bad_config",
         )
 
@@ -60,7 +60,7 @@ class BlockDiffusion:
             `modality_dropout` mask are masked in the clean copy too.
 
     Raises:
-        ConfigError: `block_size` is under 1, not 0 ≤ `low` ≤ `high` ≤ 1, or `inner` has a shift (the position before
+        ConfigError: `block_size` is under 1, not 0 ≤ `low` < `high` ≤ 1, or `inner` has a shift (the position before
             a block does not attend to the block) or is `ordered`.
     """
 

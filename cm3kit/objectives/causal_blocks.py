@@ -63,7 +63,7 @@ class CausalBlocks:
         causal_weight: loss weight of the ids of the clean copy, times that of their modality.
 
     Raises:
-        ConfigError: `block_size` is under 1, not 0 ≤ `low` ≤ `high` ≤ 1, or `inner` masks whole pages or is
+        ConfigError: `block_size` is under 1, not 0 ≤ `low` < `high` ≤ 1, or `inner` masks whole pages or is
             `ordered`.
     """
 
