@@ -222,7 +222,7 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
             Page.parse(written.encode())
         assert caught.value.code == "bad_value"
     quoted = size.strip("'")
-    with pytest.raises(PageError, match="of the size"):
+    with pytest.raises(PageError, match="has the size"):
         Page.parse(f"<img alt=\"<mask size='{quoted}'>\">".encode())
 
 
