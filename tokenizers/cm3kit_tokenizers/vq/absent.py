@@ -1,4 +1,4 @@
-"""The image tokenizer of a model that has no pictures."""
+"""The image tokenizer of a text-only model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 
 class NoPictures(ImageTokenizer):
-    """Stands where an `ImageTokenizer` would: it has no codes, and whatever asks for some is refused (`bad_value`)."""
+    """An `ImageTokenizer` without codes, whose methods raise ConfigError (`bad_value`)."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -29,7 +29,7 @@ class NoPictures(ImageTokenizer):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """No rows and no columns of codes."""
+        """(0, 0)."""
         return 0, 0
 
     @property
@@ -61,6 +61,6 @@ class NoPictures(ImageTokenizer):
 
 def _refuse() -> NoReturn:
     raise ConfigError(
-        "this model writes words alone and has no image tokenizer; use a model with pictures, or leave them out.",
+        "this model is text-only and has no image tokenizer; use a model with pictures, or omit the pictures.",
         code="bad_value",
     )
