@@ -540,7 +540,7 @@ def test_what_a_page_needs_beside_it_is_copied_or_named(
     assert run([*asked, f"{site}/o/"]) == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert (site / "o/css/more.css").is_file() and (site / "o/css/s.css").read_text() == "mine"
-    assert any("s.css exists and is kept" in line for line in warnings)
+    assert any("s.css exists and is not overwritten" in line for line in warnings)
     assert run([*asked, f"{site}/one/p.html"]) == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert any("7" in line or "4 more" in line for line in warnings) and not (site / "one/j.js").exists()

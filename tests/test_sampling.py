@@ -406,7 +406,7 @@ def test_two_runs_in_one_folder_do_not_meet(folder: Path, tmp_path: Path) -> Non
     try:
         assert told.wait(20)
         for shard in ((0, 1), (1, 2), (3, 4), (0, 3)):
-            with pytest.raises(OutputError, match="at work on shard 1/2") as caught, claim(tmp_path, shard):
+            with pytest.raises(OutputError, match="running shard 1/2") as caught, claim(tmp_path, shard):
                 pass
             assert caught.value.code == "in_use"
         for shard in ((0, 2), (2, 4)):

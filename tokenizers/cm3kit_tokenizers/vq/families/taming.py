@@ -165,7 +165,7 @@ def _cause(source: Source, shape: Mapping[str, Any]) -> str:
     }
     for name, value in told.items():
         if value is not None and isinstance(known.get(name), int) and known[name] != value:
-            wrong.append(f"{name} = {known[name]} in the settings, {value} in the weights")
+            wrong.append(f"{name} = {known[name]} there, {value} in the weights")
     if wrong:
         return f"the settings are of another checkpoint ({'; '.join(wrong)})."
     if known.get("double_z") is True:
