@@ -141,7 +141,7 @@ def test_the_player_is_one_safe_page(tokenizer: ImageTokenizer) -> None:
     assert "&lt;/script&gt;" in page and re.findall(r"@[A-Z]+@", page) == ["@DATA@"] * 2
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert "seed 5" in page and "nested" not in page and "1 remasked" in page
-    assert '<th scope="col">global@2</th>' in page and "8 of 8 slots" in page
+    assert '<th scope="col">global@2</th>' in page and "8 of 8 positions" in page
 
 
 def test_the_players_data_rebuild_every_frame(tokenizer: ImageTokenizer) -> None:
