@@ -207,7 +207,7 @@ def load_parts(folder: Path) -> Parts:
     return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
 
 
-TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
+TRIAL = 64  # ids of the row that a decoder of a family without an engine of ours is tried out on
 
 
 def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:
@@ -341,7 +341,8 @@ def fingerprints(folder: Path) -> dict[str, str]:
     if (file := gguf_file(str(folder))) is not None:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
     found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    files = sorted(path for path in found if path.name != "manifest.json")
+    parts = (path for path in found if not str(path.relative_to(folder)).startswith("."))
+    files = sorted(path for path in parts if path.name != "manifest.json")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -13,6 +13,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -23,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from cm3kit.config import Settings, read_yaml, resolve
+from cm3kit.data.prepared import held_out
 from cm3kit.data.web.parts import Store, part_folders, read_part
 from cm3kit.data.web.record import ADDRESS, read_pieces
 from cm3kit.objectives.units import cuts
@@ -78,18 +80,19 @@ def pack_records(
     """
     settings = settings or PackSettings()
     pages = PageTokenizer(text, Vocab(text.size, image.size))
-    parts, seen, duplicates = part_folders(folder), set[bytes](), 0
+    parts, seen, duplicates = part_folders(folder), set[str](), 0
     cache = folder / "codes" / image.sha256[:16]
     with publishing(output) as out, closing(_Writer(out, pages, settings)) as writer:
         for done, part in enumerate(parts, 1):
             codes = encode_pictures(part, Store(folder / "pictures"), image, cache, settings.batch)
             for row in read_part(part, ["key", "html", "sha256"]):
-                digest = bytes.fromhex(row["sha256"])
+                digest = row["sha256"]
                 if digest in seen:
                     duplicates += 1
                     continue
                 seen.add(digest)
-                writer.add(row["key"], _encode(row["html"], pages, codes), digest)
+                found = encode_page(row["html"], pages, partial(_codes_of, codes))
+                writer.add(row["key"], found, digest)
             watch(done, len(parts), f"{writer.documents} documents, {writer.tokens} tokens")
         writer.end_shard()
         index = writer.index() | {
@@ -100,11 +103,17 @@ def pack_records(
     return index
 
 
-def _encode(html: str, pages: PageTokenizer, codes: Mapping[str, Sequence[int]]) -> list[int]:
-    def codes_of(picture: Picture) -> Codes:
-        return codes[picture.src.removeprefix(ADDRESS)], None
+def encode_page(html: str, pages: PageTokenizer, codes_of: Callable[[Picture], Sequence[int]]) -> list[int]:
+    """Ids of a record's `html`, with the codes that `codes_of` has of each picture."""
 
-    return [each for each in pages.encode(read_pieces(html), codes_of) if isinstance(each, int)]
+    def codes(picture: Picture) -> Codes:
+        return codes_of(picture), None
+
+    return [each for each in pages.encode(read_pieces(html), codes) if isinstance(each, int)]
+
+
+def _codes_of(codes: Mapping[str, Sequence[int]], picture: Picture) -> Sequence[int]:
+    return codes[picture.src.removeprefix(ADDRESS)]
 
 
 def encode_pictures(
@@ -151,16 +160,20 @@ class _Writer:
         self.out, self.pages, self.settings = out, pages, settings
         self.dtype = np.dtype("<u2" if len(pages.vocab) <= 2**16 else "<u4")
         self.documents = self.tokens = 0
+        self.read = self.sliced = self.too_short = 0
         self.shards: list[dict[str, Any]] = []
         self._offsets: list[int] = [0]
         self._held: list[bool] = []
         self._files: tuple[BinaryIO, TextIO] | None = None
 
-    def add(self, key: str, ids: Sequence[int], digest: bytes) -> None:
+    def add(self, key: str, ids: Sequence[int], sha256: str) -> None:
         """Write a document, or its pieces."""
-        held = int.from_bytes(digest[:8], "big") < self.settings.held_out * 2**64
+        held = held_out(sha256, self.settings.held_out)
+        self.read += 1
         for number, piece in enumerate(self._pieces(ids)):
+            self.sliced += number == 1
             if len(piece) < self.settings.least:
+                self.too_short += 1
                 continue
             if self._files is None:
                 self._files = self._name("tokens").open("wb"), self._name("keys").open("w", encoding="utf-8")
@@ -212,5 +225,6 @@ class _Writer:
         """What there is to say of all shards."""
         if not self.shards:
             raise DataError("no document is long enough to be packed.", code="bad_data")
-        counts = {"documents": self.documents, "tokens": self.tokens}
+        counts = {"documents": self.documents, "tokens": self.tokens, "pages": self.read}
+        counts |= {"sliced": self.sliced, "too_short": self.too_short}
         return {**counts, "dtype": self.dtype.name, "shards": self.shards}

@@ -1,0 +1,39 @@
+"""Prompts for previews out of somebody's own pages: what pictures are called there, and titles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from cm3kit_tokenizers.document import Markup, Text
+from cm3kit_tokenizers.sequence import PageTokenizer
+
+LONGEST = 80  # characters of a prompt
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_HEADINGS = ("<title>", "<h1>", "<h2>", "<figcaption>")
+
+
+def prompts_of(
+    documents: Iterable[Sequence[int]], tokenizer: PageTokenizer, count: int = 4
+) -> tuple[str, ...]:
+    """At most so many: words of `alt` of pictures of these documents (ids), then titles and headings."""
+    alts: dict[str, None] = {}
+    titles: dict[str, None] = {}
+    for ids in documents:
+        if len(alts) >= count:
+            break
+        nodes = tokenizer.decode(ids)
+        for before, node in pairwise(nodes):
+            if isinstance(before, Markup) and isinstance(node, Text) and (words := _readable(node.content)):
+                if before.piece == ' alt="':
+                    alts[words] = None
+                elif before.piece in _HEADINGS:
+                    titles[words] = None
+    return tuple([*alts, *titles][:count])
+
+
+def _readable(text: str) -> str:
+    """The text on one line, if there is a word in it."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST and _WORD.search(line) else ""
