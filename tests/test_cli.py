@@ -333,6 +333,8 @@ def test_infill_to_standard_output_and_in_place(fake: FakeKit, tmp_path: Path, c
 
 def test_model_info_and_list(fake: FakeKit, capsys: Capture) -> None:
     assert run(["model", "info"]) == 0
+    assert capsys.readouterr().out == "name: fake\n\nA model.\nOf nothing.\n"
+    assert run(["model", "info", "--verbose"]) == 0
     assert capsys.readouterr().out == "name: fake\nsha256:\n  decoder: 00\n\nA model.\nOf nothing.\n"
     assert run(["model", "info", "fake", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["name"] == "fake"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from cm3kit.publish import write_atomic
 
-NAME, MOST = "words.json", 200_000
+NAME, MOST, ALL = "words.txt", 200_000, "# all words"
 _WORD = re.compile(r"[^\W\d_]+")
 
 
@@ -37,10 +36,10 @@ class Words:
             yield text
 
     def save(self, folder: Path) -> None:
-        """Write the most frequent ones, and whether these are all."""
+        """Write the most frequent ones, a line each; the first line says whether these are all."""
         known = sorted(word for word, _ in self.counts.most_common(MOST))
-        said = {"complete": len(self.counts) <= MOST, "words": known}
-        write_atomic(folder / NAME, json.dumps(said, ensure_ascii=False).encode(), force=True)
+        first = ALL if len(self.counts) <= MOST else f"# the {MOST} most frequent words"
+        write_atomic(folder / NAME, "\n".join([first, *known, ""]).encode(), force=True)
 
 
 def unknown_words(folder: Path, prompt: str) -> list[str]:
@@ -49,8 +48,8 @@ def unknown_words(folder: Path, prompt: str) -> list[str]:
     None where the folder does not say which words there are, or not all of them.
     """
     try:
-        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        known = set(said["words"]) if said["complete"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        first, *known = (folder / NAME).read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
         return []
-    return [] if known is None else [word for word in dict.fromkeys(words_of(prompt)) if word not in known]
+    words = set(known) if first == ALL else None
+    return [] if words is None else [word for word in dict.fromkeys(words_of(prompt)) if word not in words]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,9 @@ from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
+from cm3kit.pipelines.finding import INDEX as INDEX
+from cm3kit.pipelines.finding import available as available
+from cm3kit.pipelines.finding import find as find
 from cm3kit.pipelines.styles import ChatTemplate, PromptStyle
 from cm3kit.pipelines.trained import Trained, written_in_place
 from cm3kit.publish import publishing, verify
@@ -42,10 +43,8 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-INDEX = "model_index.json"
 PARTS = {"text": "TextTokenizer", "image": "VQModel", "decoder": "CausalLM"}
 DIFFUSION = "diffusion"
-ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
 
 
 class DiffusionDefaults(Settings):
@@ -139,38 +138,6 @@ class Parts:
     def public(self) -> bool:
         """Whether it is a public model of text, which has never seen minimal HTML."""
         return self.defaults.prompt_style != "minimal"
-
-
-def shelves() -> tuple[Path, ...]:
-    """Folders whose sub-folders are models known by name."""
-    package = Path(__file__).resolve().parents[1]
-    return tuple(path for path in (package / "checkpoints", package.parent / "checkpoints") if path.is_dir())
-
-
-def available() -> list[str]:
-    """Names of the models that ship."""
-    return sorted({path.parent.name for shelf in shelves() for path in shelf.glob(f"*/{INDEX}")})
-
-
-def find(name: str | Path | None) -> Path:
-    """The folder of a model by name or path; unless given, `CM3KIT_MODEL` or the default.
-
-    Raises:
-        ModelError: there is none (`unknown_model`), with the nearest name.
-    """
-    wanted = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
-    for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
-        if (folder / INDEX).is_file():
-            return folder
-    from cm3kit.pipelines.public import is_public
-
-    if is_public(wanted):
-        return Path(wanted)
-    near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
-    raise ModelError(
-        f"no model {wanted!r}: neither a known name nor a folder with {INDEX}; {hint}", code="unknown_model"
-    )
 
 
 def load_parts(folder: Path) -> Parts:
@@ -291,13 +258,14 @@ def _diffusion_as_trained(chosen: DiffusionDefaults, use: Use) -> DiffusionDefau
 
 def assemble(
     target: Path, text: Path, image: Path, decoder: Path, defaults: Defaults, card: str,
-    diffusion: Path | None = None,
+    diffusion: Path | None = None, copy: Callable[[str, str], object] = shutil.copy2,
 ) -> Path:  # fmt: skip
     """Publish a model folder from trained parts.
 
     Args:
         defaults: what they do not set is as the decoders were trained, where these say so.
         diffusion: folder of a decoder that writes in place; unless given, `decoder` does what it was trained for.
+        copy: how each file of a part comes there.
 
     Raises:
         OutputError: the folder exists, or the disk is full.
@@ -315,7 +283,8 @@ def assemble(
             load_backbone(sources[name], len(vocab))
     with publishing(target) as folder:
         for name, source in sources.items():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
+            unwanted = shutil.ignore_patterns("manifest.json")
+            shutil.copytree(source, folder / name, ignore=unwanted, copy_function=copy)
         write_json(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
         optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat")

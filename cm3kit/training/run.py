@@ -13,6 +13,7 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
+from cm3kit.pipelines.finding import FINAL, MODEL, assemble_run
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
@@ -88,7 +89,10 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
         task.keep_text(output / "text")
         kept()
 
-    return _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    if rank() == 0 and (output / FINAL).is_dir() and not (output / MODEL).exists():
+        assemble_run(output)  # so that the run can be used as it lies
+    return done
 
 
 def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
