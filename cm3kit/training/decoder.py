@@ -34,6 +34,7 @@ from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing
 from cm3kit.registry import objective
 from cm3kit.rng import generator
+from cm3kit.training import losses
 from cm3kit.training.collate import Packed, pack
 from cm3kit.training.decoder_recipe import DecoderRecipe as DecoderRecipe
 from cm3kit.training.decoder_recipe import WarmStart as WarmStart
@@ -104,10 +105,15 @@ class DecoderTask:
         self.tokenizer = PageTokenizer(text, self.vocab)
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
         self._next = Cursor()
+        room = recipe.window // self.objective.copies - 2
         if self.rows is None:
             found = open_documents(recipe.data, self.tokenizer, self.image, cache, recipe.views)
             self.documents, self._held = found
             self._mean = self.documents.mean_length + 6
+            self.notes.append(losses.of_documents(self.documents.lengths, room, self.documents.lost))
+        else:
+            shards = self.rows.shards
+            self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))
         self.model = Scorer(self._backbone()).train()
         self._flex = prepare(recipe.packing, self.model.backbone)
 

@@ -96,11 +96,12 @@ class Estimate:
         return asdict(self)
 
 
-def estimate_decoder(recipe: DecoderRecipe, timed: bool = True) -> Estimate:
+def estimate_decoder(recipe: DecoderRecipe, timed: bool = True, fast: bool | None = None) -> Estimate:
     """What a training of a decoder needs.
 
     Args:
         timed: try out how long a step takes, instead of telling it from the FLOPs alone.
+        fast: compute in bf16; unless given, as training would here.
 
     Raises:
         Cm3kitError: the recipe, its data or its tokenizers cannot be used, as at the start of training.
@@ -109,12 +110,12 @@ def estimate_decoder(recipe: DecoderRecipe, timed: bool = True) -> Estimate:
     image = ImageTokenizer.load(recipe.image)
     parts = TokenizerParts(Vocab(text.size, image.size), text, image.grid)
     documents, pages = _pages(recipe.data, PageTokenizer(text, parts.vocab), image)
-    return estimate_on(recipe, parts, documents, pages, timed)
+    return estimate_on(recipe, parts, documents, pages, timed, fast=fast)
 
 
 def estimate_on(
     recipe: DecoderRecipe, parts: TokenizerParts, documents: Sequence[Sequence[int]], pages: int = 0,
-    timed: bool = True, device: str = "cpu",
+    timed: bool = True, device: str = "cpu", fast: bool | None = None,
 ) -> Estimate:  # fmt: skip
     """What a training of a decoder needs on such documents.
 
@@ -126,7 +127,7 @@ def estimate_on(
     torch_is_warm()
     gc.collect()
     process = resident() + pages + LOADED
-    fast, size = _fast(recipe.loop, device), len(parts.vocab)
+    fast, size = _fast(recipe.loop, device) if fast is None else fast, len(parts.vocab)
     model, sizes, activations = trace_decoder(recipe, size, fast)
     config = model.backbone.config
     layers, width = config.num_hidden_layers, config.hidden_size
@@ -302,13 +303,16 @@ def _distinct(model: nn.Module) -> Sequence[Tensor]:
     return list(model.state_dict().values())
 
 
-def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] = ()) -> Estimate:
-    """What a training of merged recipes needs.
+def estimate(
+    kind: str | None, config: Sequence[Path], overrides: Sequence[str] = (), elsewhere: bool = False
+) -> tuple[Estimate, int]:
+    """What a training of merged recipes needs, and its steps.
 
     Args:
         kind: vqgan, cm3, mdm, block or hybrid; None is told from the recipes.
         config: recipes, by file or by the name of one that ships, later ones winning.
         overrides: `a.b=c`.
+        elsewhere: on a device that is not here: in bf16, and nothing is timed.
 
     Raises:
         ConfigError: a recipe is wrong, or of something that has no estimate (`bad_config`).
@@ -317,7 +321,7 @@ def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] 
     shape, base = recipes[kind]()
     recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], overrides)
     if isinstance(recipe, VqganRecipe):
-        return estimate_vqgan(recipe)
+        return estimate_vqgan(recipe), recipe.loop.steps
     if not isinstance(recipe, DecoderRecipe):
         raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")
-    return estimate_decoder(recipe)
+    return estimate_decoder(recipe, not elsewhere, True if elsewhere else None), recipe.loop.steps

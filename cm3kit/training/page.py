@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -46,8 +46,10 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 class ReportPage:
     """Keeps the page of a run fresh; an observer (`training.observe`)."""
 
-    def __init__(self, run: Path, gauge: Gauge, warn: Warn = lambda line: None) -> None:
-        self.run, self.gauge, self.warn = run, gauge, warn
+    def __init__(
+        self, run: Path, gauge: Gauge, warn: Warn = lambda line: None, notes: Sequence[str] = ()
+    ) -> None:
+        self.run, self.gauge, self.warn, self.notes = run, gauge, warn, notes
         self._seen: Seen | None = None
         self._written = 0.0
 
@@ -69,14 +71,16 @@ class ReportPage:
         self._written = time.monotonic()
         assert self._seen is not None
         try:
-            page = render(self.run, self._seen, self.gauge.now(), running)
+            page = render(self.run, self._seen, self.gauge.now(), running, self.notes)
             write_atomic(self.run / NAME, page.encode(), force=True)
         except (Cm3kitError, OSError) as error:  # a page that cannot be written is no reason to lose a run
             self.warn(f"no {NAME} of step {self._seen.step}: {error}")
 
 
-def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> str:
-    """The page of a run as it stands on disk."""
+def render(
+    run: Path, seen: Seen, speed: Mapping[str, float], running: bool, notes: Sequence[str] = ()
+) -> str:
+    """The page of a run as it stands on disk; `notes` are lines on its data."""
     again = f'<meta http-equiv="refresh" content="{REFRESH:g}">' if running else ""
     state = "running" if running else "finished" if seen.step == seen.total else "stopped"
     title = escape(run.resolve().name)
@@ -89,6 +93,7 @@ def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> 
             _tiles(seen, speed),
             f'<section class="charts">{"".join(charts(read_log(run / "log.jsonl")))}</section>',
             *pictures(run / "previews"),
+            f"<h2>Data</h2><pre>{escape(chr(10).join(notes))}</pre>" if notes else "",
             _recipe(run / "config.yaml"),
             "</main></body></html>\n",
         )

@@ -17,6 +17,7 @@ from cm3kit.pipelines.finding import FINAL, MODEL, assemble_run
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
+from cm3kit.training.losses import filled
 from cm3kit.training.observe import Observer, Seen
 from cm3kit.training.page import ReportPage
 from cm3kit.training.precision import in_turn, rank, started_alone
@@ -89,20 +90,30 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
         task.keep_text(output / "text")
         kept()
 
-    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all}, task.notes)
+    if rank() == 0 and (line := filled(output / "log.jsonl")) is not None:
+        how["warn"](line)
     if rank() == 0 and (output / FINAL).is_dir() and not (output / MODEL).exists():
         assemble_run(output)  # so that the run can be used as it lies
     return done
 
 
-def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
+def _watched(
+    task: Task, settings: LoopSettings, output: Path, how: dict[str, Any], notes: Sequence[str] = ()
+) -> Path:
     """Train, with the page of the run, trackers and figures of speed, which the main process has alone."""
     gauge, kept = Gauge(task, settings), how.pop("kept")
-    watching: list[Observer] = [_AtFirst(kept), gauge, ReportPage(output, gauge, how["warn"])]
+    watching: list[Observer] = [_AtFirst(kept), gauge, ReportPage(output, gauge, how["warn"], notes)]
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}
-    return train(task, settings, output, **{**how, **own})
+    done = train(task, settings, output, **{**how, **own})
+    if done == output and rank() == 0:  # the folder of the run, as there is no result yet
+        how["warn"](
+            f"stopped after step {how['max_steps']} of {settings.steps} as --max-steps says, and saved; the same"
+            " command without it goes on"
+        )
+    return done
 
 
 class _AtFirst:

@@ -188,7 +188,7 @@ class VqganTask:
         pixels_BCHW = self.pictures.held_out(24)
         again_BCHW = self._reconstruct(pixels_BCHW)
         tiles = [to_picture(each) for pair in zip(pixels_BCHW, again_BCHW, strict=True) for each in pair]
-        grid(tiles, columns=12).save(path.with_suffix(".png"))
+        grid(tiles, columns=12, least=64).save(path.with_suffix(".png"))
 
     def _reconstruct(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels again, computed where the weights are, on the device of those given."""
