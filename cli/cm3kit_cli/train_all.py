@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
+
+if TYPE_CHECKING:
+    from cm3kit.pipeline import Request
 
 INCOMPLETE = 3  # the exit status that says: run it again to go on
 
@@ -53,39 +57,39 @@ def train_all(
 
     The same command goes on where it was stopped. Example: cm3kit train all site/ -o my-model --budget 30min
     """
-    from cm3kit import training
     from cm3kit.pipeline import Request
-    from cm3kit.pipeline import run as runs
-    from cm3kit.pipeline import train_all as make
     from cm3kit.quantities import read_duration
 
     seconds = None if budget is None else read_duration(budget)
     asked = Request(
         pages, output, preset, seconds, decoder, text, image, source, tuple(overrides or ()), device
     )
+    return _train(asked, plan, clean, quiet)
 
-    def say(line: str) -> None:
+
+def _train(asked: Request, plan: bool, clean: bool, quiet: bool) -> Reply:
+    from cm3kit import training
+    from cm3kit.pipeline import run as runs
+    from cm3kit.pipeline import train_all as make
+
+    def tell(lines: Sequence[str]) -> None:
+        if not quiet and not plan:
+            typer.echo("\n".join(lines), err=True)
+
+    def warn(line: str) -> None:
         typer.echo(line, err=True)
 
     try:
         with progress("training", quiet) as watch:
-            made = make(
-                asked,
-                plan_only=plan,
-                tell=lambda lines: None if plan else say("\n".join(lines)),
-                watch=watch,
-                warn=say,
-            )
+            made = make(asked, plan_only=plan, tell=tell, watch=watch, warn=warn)
     except training.Paused as pause:
-        say(f"{pause}; the same command goes on from there")
-        return Reply({"folder": output}, status=INCOMPLETE)
+        warn(f"{pause}; the same command goes on from there")
+        return Reply({"folder": asked.output}, status=INCOMPLETE)
     told = {"folder": made.folder, "plan": made.plan.model_dump(mode="json")}
     if plan:
         return Reply(told, tuple(made.plan.lines()))
-    for line in made.lines():
-        say(line)
+    tell(made.lines())
     if clean:
         runs.clean(asked)
-    if made.prompt:
-        say(f'try it: cm3kit generate "{made.prompt}" -n 4 -m {output}')
-    return Reply({**told, "took": made.took, "figures": made.figures, "peak": made.peak}, (str(output),))
+    told |= {"took": made.took, "figures": made.figures, "peak": made.peak}
+    return Reply(told, (str(asked.output),))

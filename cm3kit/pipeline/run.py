@@ -49,6 +49,8 @@ class Made:
         out = [f"{NAMES[name]:19}{duration(took):>12}" for name, took in self.took.items()]
         for what, mine, theirs in compared(self.figures):
             out.append(f"{what}: {mine:.3f} held out; {theirs:.3f} of a unigram model")
+        if self.prompt:
+            out.append(f'try it: cm3kit generate "{self.prompt}" -n 4 -m {self.folder}')
         return out
 
 

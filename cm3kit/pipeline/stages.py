@@ -28,6 +28,8 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 Told = Callable[[float, str], None]
 """Hears the share of a stage that is done, and a few words."""
 
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of a model that has not seen much
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -142,8 +144,8 @@ def put_together(request: Request, plan: Plan, card: str, extra: Mapping[str, by
     made = runs / "model"
     if not made.is_dir():
         named = ("cm3", "diffusion") if plan.decoder == "both" else ()
-        sampling = {"temperature": 0.8, "top_p": 0.95}
-        own: dict[str, Any] = {"image": sampling, "text": sampling} | ({"decoders": named} if named else {})
+        drawn = {"image": SAMPLING, "text": SAMPLING}
+        own: dict[str, Any] = {"image": drawn, "text": drawn} | ({"decoders": named} if named else {})
         text, image, decoder = (runs / name / "final" for name in ("text", "image", "decoder"))
         assemble(made, text, image, decoder, resolve(Defaults, [own]), card)
     for name, content in extra.items():

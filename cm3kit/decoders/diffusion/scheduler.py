@@ -185,12 +185,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         open_BL: Tensor = torch.eq(sample, mask)
         editable_BL = _editable(open_BL, prompt_mask, edit_above)
         dice = self._dice(generator, len(sample))
-        heat = 0.0 if sampling_method == "greedy" else temperature
-        way, tempered = (
-            (heat, top_k or 0, 1.0 if top_p is None else top_p),
-            self.config.confidence == "tempered",
+        heat, nucleus = 0.0 if sampling_method == "greedy" else temperature, 1.0 if top_p is None else top_p
+        tempered = self.config.confidence == "tempered"
+        found = draw_candidates(
+            model_output, open_BL | editable_BL, mask, (heat, top_k or 0, nucleus), dice, tempered
         )
-        found = draw_candidates(model_output, open_BL | editable_BL, mask, way, dice, tempered)
         tokens_BL, probs_BL = found.spread(sample)
         limit = self.config.threshold if threshold is None else threshold
         least = self.config.minimal_topk if minimal_topk is None else minimal_topk
