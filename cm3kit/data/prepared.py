@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cm3kit.data.web.extras import need
+from cm3kit.extras import need
 from cm3kit_tokenizers.document import Piece
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_pieces

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cm3kit.data.web.loader import TokenShards
+from cm3kit.data.token_shards import TokenShards
 from cm3kit.pipeline.held import compared
 from cm3kit.pipeline.request import Request
 from cm3kit.quantities import duration

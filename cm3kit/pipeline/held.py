@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cm3kit.data.web.loader import Numbers, TokenShards
+from cm3kit.data.token_shards import Numbers, TokenShards
 from cm3kit.models.backbone import load_backbone
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.registry import objective

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cm3kit.config import Settings, read_yaml, resolve
-from cm3kit.data.web.pack import PackSettings
+from cm3kit.web.pack import PackSettings
 from cm3kit.pipeline.request import PRESETS, Decoder, Request
 from cm3kit.pipeline.survey import Survey
 from cm3kit.quantities import duration, memory

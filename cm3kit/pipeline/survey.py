@@ -11,10 +11,10 @@ from typing import Any
 from pydantic import Field
 
 from cm3kit.config import Settings
-from cm3kit.data.web.pack import encode_page
-from cm3kit.data.web.parts import audit_of, part_folders, read_part
-from cm3kit.data.web.reasons import NOTES, REASONS
-from cm3kit.data.web.record import read_pieces
+from cm3kit.web.pack import encode_page
+from cm3kit.web.parts import audit_of, part_folders, read_part
+from cm3kit.web.reasons import NOTES, REASONS
+from cm3kit.web.record import read_pieces
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer

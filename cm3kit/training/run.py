@@ -13,13 +13,13 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
-from cm3kit.pipelines.finding import FINAL, MODEL, assemble_run
+from cm3kit.fill.finding import FINAL, MODEL, assemble_run
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
 from cm3kit.training.losses import filled
 from cm3kit.training.observe import Observer, Seen
-from cm3kit.training.page import ReportPage
+from cm3kit.viewing.training_page import ReportPage
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import LoopSettings, Report, Task, Warn
