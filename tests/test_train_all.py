@@ -13,11 +13,11 @@ import torch
 from PIL import Image, ImageDraw
 
 import cm3kit
+from cm3kit.fill.finding import find, local
 from cm3kit.pipeline import Request, stages, train_all
 from cm3kit.pipeline import run as runs
 from cm3kit.pipeline.held import compared, unigram
 from cm3kit.pipeline.plan import Plan
-from cm3kit.fill.finding import find, local
 from cm3kit.quantities import duration, read_duration, read_memory
 from cm3kit.training.interrupts import Paused
 from cm3kit_cli.main import run

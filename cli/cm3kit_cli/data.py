@@ -187,8 +187,8 @@ def sample(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Write a page that shows what a model will see, token by token, the kinds of tokens in colour."""
-    from cm3kit.web.sample import sample as draw
     from cm3kit.publish import write_atomic
+    from cm3kit.web.sample import sample as draw
 
     words, codes = _tokenizers(model, text, image)
     page = draw(folder, words, codes.size, count, seed or 0)

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cm3kit
-from cm3kit.viewing import diff
-from cm3kit.provenance import outputs, traces
-from cm3kit.fill import remarks
 from cm3kit.batch.companions import beside, companions
+from cm3kit.fill import remarks
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
+from cm3kit.provenance import outputs, traces
 from cm3kit.provenance.recipes import HASH, encode_sidecar, sidecar
 from cm3kit.provenance.records import how_made, outcome, variant, verification, whose
-from cm3kit.viewing.report import build
 from cm3kit.provenance.reproducing import encode
 from cm3kit.provenance.sources import sha256
 from cm3kit.publish import write_atomic
+from cm3kit.viewing import diff
+from cm3kit.viewing.report import build
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:

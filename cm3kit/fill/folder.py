@@ -26,15 +26,15 @@ from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.fast_llama import supports
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
-from cm3kit.models.backbone import load_backbone
-from cm3kit.models.gguf import gguf_file
-from cm3kit.models.windows import clear_windows
-from cm3kit.objectives.contract import Use
 from cm3kit.fill.finding import INDEX as INDEX
 from cm3kit.fill.finding import available as available
 from cm3kit.fill.finding import find as find
 from cm3kit.fill.styles import ChatTemplate, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
+from cm3kit.models.backbone import load_backbone
+from cm3kit.models.gguf import gguf_file
+from cm3kit.models.windows import clear_windows
+from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError

@@ -30,8 +30,8 @@ from cm3kit.fill.folder import (
     own_diffusion,
 )
 from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
-from cm3kit.provenance.outputs import encode_png
 from cm3kit.fill.pages import read_bytes
+from cm3kit.provenance.outputs import encode_png
 from cm3kit.rng import stream as seed_of
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult

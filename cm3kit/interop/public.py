@@ -6,12 +6,12 @@ from pathlib import Path
 
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
+from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, try_out
+from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, try_out
-from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures

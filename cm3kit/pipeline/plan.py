@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from cm3kit.config import Settings, read_yaml, resolve
-from cm3kit.web.pack import PackSettings
 from cm3kit.pipeline.request import PRESETS, Decoder, Request
 from cm3kit.pipeline.survey import Survey
 from cm3kit.quantities import duration, memory
@@ -19,6 +18,7 @@ from cm3kit.training.run import recipe_path
 from cm3kit.training.speed import peak_flops
 from cm3kit.training.text import TextRecipe
 from cm3kit.training.vqgan import VqganRecipe
+from cm3kit.web.pack import PackSettings
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from cm3kit.pipeline.held import compared
 from cm3kit.pipeline.plan import NAMES
 from cm3kit.quantities import duration, memory
-from cm3kit.viewing.training_page import charts, pictures, read_log
 from cm3kit.viewing.page_style import HEAD
+from cm3kit.viewing.training_page import charts, pictures, read_log
 
 if TYPE_CHECKING:
     from cm3kit.pipeline.run import Made

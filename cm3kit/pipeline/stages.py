@@ -11,17 +11,17 @@ from typing import Any
 
 from cm3kit.config import dump, resolve
 from cm3kit.data.prepared import is_prepared
+from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.pipeline.plan import KINDS, Plan
+from cm3kit.pipeline.planner import part_of
+from cm3kit.pipeline.request import Request
+from cm3kit.publish import make_folder, publishing, write_atomic
+from cm3kit.training.run import run
+from cm3kit.training.task import Warn
 from cm3kit.web.pack import pack_records
 from cm3kit.web.runner import prepare, processors
 from cm3kit.web.settings import WebSettings
 from cm3kit.web.sources import kinds_of
-from cm3kit.pipeline.plan import KINDS, Plan
-from cm3kit.pipeline.planner import part_of
-from cm3kit.pipeline.request import Request
-from cm3kit.fill.folder import Defaults, assemble
-from cm3kit.publish import make_folder, publishing, write_atomic
-from cm3kit.training.run import run
-from cm3kit.training.task import Warn
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 

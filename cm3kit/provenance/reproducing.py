@@ -15,9 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 import cm3kit
 from cm3kit.decode_options import known
-from cm3kit.provenance import outputs
 from cm3kit.fill.folder import available, find
 from cm3kit.fill.options import GenerateOptions
+from cm3kit.provenance import outputs
 from cm3kit.provenance.recipes import Recipe, embedded, listed_files, read_recipe
 from cm3kit.provenance.records import surroundings
 from cm3kit.provenance.sources import page_of, sha256

@@ -14,6 +14,8 @@ from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.bundle import open_documents
 from cm3kit.data.token_shards import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
+from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
+from cm3kit.fill.trained import Trained
 from cm3kit.models.attention import annealed, block_mask, flex_mask
 from cm3kit.models.backbone import (
     Attention,
@@ -29,8 +31,6 @@ from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Objective, TokenizerParts
-from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
-from cm3kit.fill.trained import Trained
 from cm3kit.publish import publishing
 from cm3kit.registry import objective
 from cm3kit.rng import generator

@@ -12,8 +12,8 @@ from importlib import resources
 from typing import Any
 
 from cm3kit.provenance.outputs import dump_json, encode_png
-from cm3kit.viewing.playback import END, OPEN, Filmed, Frame, labels
 from cm3kit.provenance.trajectories import Record
+from cm3kit.viewing.playback import END, OPEN, Filmed, Frame, labels
 from cm3kit_tokenizers.pictures import to_data_uri
 
 KIND_NAMES = {"all": "all slots", "text": "text", "image": "pictures"}

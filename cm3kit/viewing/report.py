@@ -18,11 +18,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cm3kit.viewing.diff import changed_lines
-from cm3kit.viewing.display import data_address, display, marks_of
 from cm3kit.provenance.outputs import dump_json
 from cm3kit.provenance.recipes import name_of, read_run, rows
 from cm3kit.provenance.sources import page_of
+from cm3kit.viewing.diff import changed_lines
+from cm3kit.viewing.display import data_address, display, marks_of
 from cm3kit_tokenizers.errors import DataError
 
 Watch = Callable[[int, int], None]

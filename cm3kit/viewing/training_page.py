@@ -13,11 +13,11 @@ from pathlib import Path
 
 from cm3kit.publish import write_atomic
 from cm3kit.quantities import duration
-from cm3kit.viewing.curves import chart
 from cm3kit.training.observe import HELD, Seen
-from cm3kit.viewing.page_style import HEAD
 from cm3kit.training.speed import Gauge, told
 from cm3kit.training.task import Warn
+from cm3kit.viewing.curves import chart
+from cm3kit.viewing.page_style import HEAD
 from cm3kit_tokenizers.errors import Cm3kitError
 
 NAME, REFRESH = "report.html", 30.0

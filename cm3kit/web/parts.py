@@ -23,9 +23,9 @@ from cm3kit.data.prepared import DOCUMENTS as DOCUMENTS
 from cm3kit.data.prepared import part_folders as part_folders
 from cm3kit.data.prepared import read_part as read_part
 from cm3kit.extras import need
+from cm3kit.publish import write_atomic
 from cm3kit.web.picture import Stored
 from cm3kit.web.record import Dropped, Record
-from cm3kit.publish import write_atomic
 
 REJECTS, AUDIT = "rejects.jsonl", "audit.json"
 _ROWS = 256

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cm3kit.publish import verify
 from cm3kit.web.parts import REJECTS, Store, audit_of, part_folders, read_part, read_rejects
 from cm3kit.web.reasons import NOTES, REASONS
 from cm3kit.web.record import ADDRESS, read_nodes
-from cm3kit.publish import verify
 from cm3kit_tokenizers.document import Picture
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.html.minimal import render
