@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from toys import toy
 
-from cm3kit.provenance.outputs import dump_jsonl
+from cm3kit.json_lines import dump_jsonl
 from cm3kit.viewing import report
 from cm3kit.viewing.display import display, marks_of
 from cm3kit.viewing.halfblocks import half_blocks, strip

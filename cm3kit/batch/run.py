@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import cm3kit
+from cm3kit import json_lines
 from cm3kit.batch.choice import Choice, Selector
 from cm3kit.batch.commands import SUFFIXES
 from cm3kit.batch.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
@@ -271,7 +272,9 @@ class _Run:
         }  # fmt: skip
         folder = self._job.output / "runs"
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"{name}.json", f"{outputs.dump_json(said, indent=1)}\n".encode(), force=True)
+        write_atomic(
+            folder / f"{name}.json", f"{json_lines.dump_json(said, indent=1)}\n".encode(), force=True
+        )
 
 
 def choose(

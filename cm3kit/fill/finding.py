@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cm3kit.config import read_yaml
+from cm3kit.fill.openers import opener_of
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError
 
 INDEX = "model_index.json"
@@ -50,9 +51,7 @@ def find(name: str | Path | None) -> Path:
     if kind_of_run(run) is not None:
         return model_of_run(run)
     _refuse_unfinished(folder)
-    from cm3kit.interop.public import is_public
-
-    if is_public(wanted):
+    if opener_of(wanted) is not None:
         return Path(wanted)
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."

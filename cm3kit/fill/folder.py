@@ -29,6 +29,7 @@ from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.fill.finding import INDEX as INDEX
 from cm3kit.fill.finding import available as available
 from cm3kit.fill.finding import find as find
+from cm3kit.fill.openers import opener_of
 from cm3kit.fill.styles import ChatTemplate, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
@@ -147,9 +148,9 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        from cm3kit.interop.public import open_public
-
-        return open_public(folder)
+        opener = opener_of(str(folder))
+        if opener is not None:
+            return opener.open(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cm3kit.pipeline.held import compared
 from cm3kit.pipeline.plan import NAMES
 from cm3kit.quantities import duration, memory
-from cm3kit.viewing.page_style import HEAD
+from cm3kit.viewing.document import document, resource
 from cm3kit.viewing.training_page import charts, pictures, read_log
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ TITLES = {"image": "Picture tokenizer", "decoder": "Decoder"}
 def render(name: str, runs: Path, made: Made) -> str:
     """The page; it loads nothing and runs no script."""
     plan = made.plan
-    title = html.escape(name)
     parts = [
-        HEAD.replace("<!-- title -->", f"<title>{title}</title>"),
-        f'<header><h1>{title}</h1><p class="finished">finished</p></header>',
+        f'<header><h1>{html.escape(name)}</h1><p class="finished">finished</p></header>',
         _tiles(made),
         f"<h2>The corpus</h2><pre>{html.escape(chr(10).join(plan.survey.lines() + losses(runs)))}</pre>",
         f"<h2>Planned and taken</h2>{_table(made)}",
@@ -40,7 +38,7 @@ def render(name: str, runs: Path, made: Made) -> str:
                 f'<h2>{words}</h2><section class="charts">{drawn}</section>',
                 *pictures(run / "previews"),
             ]
-    return "".join([*parts, "</main></body></html>\n"])
+    return document(name, "".join(parts), resource("training.css"))
 
 
 def losses(runs: Path) -> list[str]:

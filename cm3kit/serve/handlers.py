@@ -12,7 +12,7 @@ from typing import Any
 
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit.fill.prompts import Prompt
-from cm3kit.provenance.outputs import encode_png
+from cm3kit.images import encode_png
 from cm3kit.provenance.recipes import HASH
 from cm3kit.provenance.records import how_made, variant, whose
 from cm3kit.provenance.sources import sha256

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from functools import partial
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,17 @@ from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import LoopSettings, Report, Task, Warn
 from cm3kit.training.trackers import trackers
-from cm3kit.viewing.training_page import ReportPage
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
-LOCK = ".lock"
+LOCK, NOTES = ".lock", "notes.txt"
+VIEWING = "cm3kit.viewing.training_page"  # registers the page of a run
 DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
 
 Start = Callable[..., Path]
 Shape = Callable[[], tuple[type[Settings], dict[str, Any]]]
+Viewer = Callable[[Path, Gauge, Warn], Observer]
+# What shows a run as it goes: made for its folder, its figures of speed, and lines for the user.
+viewers: Registry[Viewer] = Registry("view of a training")
 trainable: Registry[Start] = Registry("kind of training")
 # What a recipe of a kind is, and what is set before it; imported when it is asked for.
 recipes: Registry[Shape] = Registry("kind of training")
@@ -89,8 +92,9 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     def keep_all() -> None:
         task.keep_text(output / "text")
         kept()
+        write_atomic(output / NOTES, "".join(f"{note}\n" for note in task.notes).encode(), force=True)
 
-    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all}, task.notes)
+    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all})
     if rank() == 0 and (line := filled(output / "log.jsonl")) is not None:
         how["warn"](line)
     if rank() == 0 and (output / FINAL).is_dir() and not (output / MODEL).exists():
@@ -98,12 +102,12 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     return done
 
 
-def _watched(
-    task: Task, settings: LoopSettings, output: Path, how: dict[str, Any], notes: Sequence[str] = ()
-) -> Path:
+def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
     """Train, with the page of the run, trackers and figures of speed, which the main process has alone."""
     gauge, kept = Gauge(task, settings), how.pop("kept")
-    watching: list[Observer] = [_AtFirst(kept), gauge, ReportPage(output, gauge, how["warn"], notes)]
+    import_module(VIEWING)
+    watching: list[Observer] = [_AtFirst(kept), gauge]
+    watching += [viewers[name](output, gauge, how["warn"]) for name in viewers]
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}

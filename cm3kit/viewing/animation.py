@@ -10,7 +10,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageColor import getrgb
 
-from cm3kit.provenance.outputs import SOURCE_TYPE, XMP
+from cm3kit.images import SOURCE_TYPE, XMP
 from cm3kit.provenance.trajectories import Record
 from cm3kit.viewing.playback import END, OPEN, Filmed, Frame, labels
 from cm3kit.viewing.player import title

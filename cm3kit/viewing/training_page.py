@@ -7,17 +7,18 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
 from cm3kit.publish import write_atomic
 from cm3kit.quantities import duration
 from cm3kit.training.observe import HELD, Seen
+from cm3kit.training.run import NOTES, viewers
 from cm3kit.training.speed import Gauge, told
 from cm3kit.training.task import Warn
 from cm3kit.viewing.curves import chart
-from cm3kit.viewing.page_style import HEAD
+from cm3kit.viewing.document import document, resource
 from cm3kit_tokenizers.errors import Cm3kitError
 
 NAME, REFRESH = "report.html", 30.0
@@ -43,13 +44,12 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
+@viewers("report")
 class ReportPage:
     """Keeps the page of a run fresh; an observer (`training.observe`)."""
 
-    def __init__(
-        self, run: Path, gauge: Gauge, warn: Warn = lambda line: None, notes: Sequence[str] = ()
-    ) -> None:
-        self.run, self.gauge, self.warn, self.notes = run, gauge, warn, notes
+    def __init__(self, run: Path, gauge: Gauge, warn: Warn = lambda line: None) -> None:
+        self.run, self.gauge, self.warn = run, gauge, warn
         self._seen: Seen | None = None
         self._written = 0.0
 
@@ -71,33 +71,29 @@ class ReportPage:
         self._written = time.monotonic()
         assert self._seen is not None
         try:
-            page = render(self.run, self._seen, self.gauge.now(), running, self.notes)
+            page = render(self.run, self._seen, self.gauge.now(), running)
             write_atomic(self.run / NAME, page.encode(), force=True)
         except (Cm3kitError, OSError) as error:  # a page that cannot be written is no reason to lose a run
             self.warn(f"no {NAME} of step {self._seen.step}: {error}")
 
 
-def render(
-    run: Path, seen: Seen, speed: Mapping[str, float], running: bool, notes: Sequence[str] = ()
-) -> str:
-    """The page of a run as it stands on disk; `notes` are lines on its data."""
-    again = f'<meta http-equiv="refresh" content="{REFRESH:g}">' if running else ""
+def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> str:
+    """The page of a run as it stands on disk."""
     state = "running" if running else "finished" if seen.step == seen.total else "stopped"
-    title = escape(run.resolve().name)
+    title = run.resolve().name
     done = 100 * seen.step / seen.total
-    return "".join(
+    body = "".join(
         (
-            HEAD.replace("<!-- refresh -->", again).replace("<!-- title -->", f"<title>{title}</title>"),
-            f'<header><h1>{title}</h1><p class="{state}">{state}</p></header>',
+            f'<header><h1>{escape(title)}</h1><p class="{state}">{state}</p></header>',
             f'<progress max="100" value="{done:.2f}">{done:.0f} %</progress>',
             _tiles(seen, speed),
             f'<section class="charts">{"".join(charts(read_log(run / "log.jsonl")))}</section>',
             *pictures(run / "previews"),
-            f"<h2>Data</h2><pre>{escape(chr(10).join(notes))}</pre>" if notes else "",
+            _notes(run / NOTES),
             _recipe(run / "config.yaml"),
-            "</main></body></html>\n",
         )
     )
+    return document(title, body, resource("training.css"), refresh=REFRESH if running else None)
 
 
 def read_log(path: Path) -> Log:
@@ -155,6 +151,12 @@ def pictures(folder: Path) -> Iterator[str]:
         text = pages[-1].read_text(encoding="utf-8", errors="replace")
         short = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]{60,}", "data:…", text)[:20_000]
         yield f"<h2>A page</h2><pre>{escape(short)}</pre>"
+
+
+def _notes(path: Path) -> str:
+    """What of the data is cut or left out."""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return f"<h2>Data</h2><pre>{escape(text)}</pre>" if text else ""
 
 
 def _recipe(path: Path) -> str:
