@@ -618,6 +618,7 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     pictures = ("tokenize image x", "eval recon x", "eval model x")
     for command in (
         *commands,
+        "train all",
         "model assemble",
         "model import x",
         "model export",
