@@ -104,8 +104,6 @@ def model_of_run(run: Path) -> Path:
             " name the run of a decoder that was trained on it.",
             code="unknown_model",
         )
-    if (run / MODEL / INDEX).is_file():
-        return run / MODEL
     if not (run / FINAL).is_dir():
         done, total = steps_of(run)
         raise ModelError(
@@ -117,8 +115,17 @@ def model_of_run(run: Path) -> Path:
 
 
 def assemble_run(run: Path) -> Path:
-    """Put `model/` of a finished run together, with hard links where the disk has them; see `model_of_run`."""
+    """`model/` of a finished run, put together unless it is, with hard links where the disk has them.
+
+    Raises:
+        ModelError, OutputError: see `model_of_run`.
+    """
     from cm3kit.fill.folder import Defaults, assemble
+
+    if (run / MODEL / INDEX).is_file():
+        if _weights(run / FINAL, "") == _weights(run / MODEL, "decoder/"):
+            return run / MODEL
+        shutil.rmtree(run / MODEL)  # of a training before, whose result was taken away
 
     recipe = read_yaml(run / RECIPE)
     parts: dict[str, Path] = {}
@@ -135,6 +142,22 @@ def assemble_run(run: Path) -> Path:
     return assemble(
         run / MODEL, parts["text"], parts["image"], run / FINAL, Defaults(), card, copy=link_or_copy
     )
+
+
+def _weights(folder: Path, prefix: str) -> dict[str, str]:
+    """Hashes of a decoder's weights by the manifest of a folder."""
+    try:
+        listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = [name for name in listed if name.startswith(prefix) and name.endswith(".safetensors")]
+    return {name.removeprefix(prefix): str(listed[name]["sha256"]) for name in names}
+
+
+def name_of(folder: Path) -> str:
+    """What a model is called: as its folder, or as the run that it is of."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == MODEL and kind_of_run(folder.parent) else folder.name
 
 
 def _from_run(run: Path, path: Path) -> Path:
@@ -173,7 +196,7 @@ class Local:
     @property
     def line(self) -> str:
         """For people."""
-        return f"{self.path}  ({'' if self.kind == 'model' else 'run of a '}{self.kind}, {self.state})"
+        return f"{self.path} ({'' if self.kind == 'model' else 'run of a '}{self.kind}, {self.state})"
 
 
 def local(root: Path) -> list[Local]:

@@ -29,6 +29,7 @@ from cm3kit.decoders.settings import DecodeConfig, DecoderName
 from cm3kit.fill.finding import INDEX as INDEX
 from cm3kit.fill.finding import available as available
 from cm3kit.fill.finding import find as find
+from cm3kit.fill.finding import name_of
 from cm3kit.fill.openers import opener_of
 from cm3kit.fill.styles import ChatTemplate, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
@@ -172,7 +173,7 @@ def load_parts(folder: Path) -> Parts:
     public = defaults.prompt_style != "minimal"
     backbone = load_backbone(folder / "decoder", len(vocab), dtype="auto" if public else torch.float32)
     try_out(backbone, folder, defaults)
-    return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
+    return Parts(name_of(folder), folder, text, image, vocab, backbone, defaults)
 
 
 TRIAL = 64  # ids of the row that a decoder of a family without an engine of ours is tried out on

@@ -160,11 +160,12 @@ def image_recipe(preset: str, found: Survey, prepared: Path, overrides: Sequence
     return resolve(VqganRecipe, [recipe, own], overrides)
 
 
-def text_recipe(preset: str, found: Survey, prepared: Path, overrides: Sequence[str]) -> TextRecipe:
-    """The text tokenizer's: the more text, the more ids."""
+def text_recipe(preset: str, found: Survey, prepared: Path, request: Request) -> TextRecipe:
+    """The text tokenizer's: the more text, the more ids; it reads what the decoder is trained on."""
+    held = resolve(PackSettings, [{"held_out": HELD_OUT}], request.of("pack")).held_out
     most = int(family(preset, "text")["size"])
     size = max(512, min(most, 2 ** round(math.log2(4 * math.sqrt(max(1, found.chars))))))
-    return resolve(TextRecipe, [{"data": str(prepared), "size": size, "held_out": HELD_OUT}], overrides)
+    return resolve(TextRecipe, [{"data": str(prepared), "size": size, "held_out": held}], request.of("text"))
 
 
 def decoder_recipe(

@@ -30,7 +30,9 @@ from cm3kit.training.estimate import Estimate, estimate_on, estimate_vqgan
 from cm3kit.training.precision import computes_bf16
 from cm3kit.training.text import TextRecipe
 from cm3kit.training.vqgan import VqganRecipe
+from cm3kit.web.pack import in_pieces
 from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -58,7 +60,7 @@ class Parts:
         """The parts of a request; ModelError where a finished one cannot be opened."""
         text = image = given = None
         if request.text is None:
-            text = text_recipe(preset, found, prepared, request.of("text"))
+            text = text_recipe(preset, found, prepared, request)
         else:
             given = TextTokenizer.load(part_of(request.text))
         if request.image is None:
@@ -122,7 +124,10 @@ def _again(recipe: VqganRecipe, more: dict[str, object], overrides: list[str]) -
 
 def _cut(some: Sample, longest: int) -> list[list[int]]:
     """The sample's documents in pieces of about the length that they will have."""
-    return [ids[at : at + longest] for ids in some.documents for at in range(0, len(ids), longest)]
+    pages = PageTokenizer(some.text, some.vocab)
+    return [
+        list(piece) for ids in some.documents for piece in in_pieces(ids, longest, pages) if len(piece) > 1
+    ]
 
 
 def _notes(request: Request, device: str, table: dict[str, Cost], left: float | None) -> list[str]:

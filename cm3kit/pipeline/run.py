@@ -27,7 +27,7 @@ from cm3kit.training.interrupts import Paused
 from cm3kit.training.run import locked
 from cm3kit.training.speed import peak_memory
 from cm3kit.training.task import Warn
-from cm3kit_tokenizers.errors import Cm3kitError, DataError, OutputError
+from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 Watch = Callable[[int, int, str], None]
 PLAN, ASKED, TOOK, MADE, REPORT = "plan.yaml", "request.json", "took.json", "made.json", "report.html"
@@ -73,16 +73,16 @@ def train_all(
         Paused: Ctrl-C or SIGTERM came; the same call goes on from there.
     """
     request.check()
-    new = not request.output.exists()
+    new, fresh = not request.output.exists(), not request.runs.exists()
     _refuse_finished(request)
     try:
         with locked(request.runs):
             return _train(request, plan_only, tell, watch, warn)
     except KeyboardInterrupt as stop:
         raise Paused(str(stop) or f"{request.output}: stopped; what is done is kept") from stop
-    except Cm3kitError:
-        if new and not (request.runs / PLAN).exists():
-            shutil.rmtree(request.output, ignore_errors=True)  # refused before anything was trained
+    except (ConfigError, DataError, ModelError):
+        if fresh and not (request.runs / PLAN).exists():  # refused before anything was trained
+            shutil.rmtree(request.output if new else request.runs, ignore_errors=True)
         raise
 
 

@@ -54,7 +54,7 @@ class Survey(Settings):
         return [
             f"pages      {self.pages:,} kept, {dropped:,} dropped{_reasons(self.dropped)}",
             f"pictures   {self.pictures:,} ({self.on_pages:,} times on pages), {lost:,} dropped{_reasons(self.lost)}",
-            f"sizes      longer side of {middle} pixels (a tenth has {low} or fewer, a tenth {high} or more)",
+            f"sizes      longer side of {middle} pixels as they are stored ({low} to {high} of four in five)",
             f"text       {self.chars:,} characters, {self.html_bytes:,} bytes with markup",
             f"languages  {named or 'not told'}",
         ]

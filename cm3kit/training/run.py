@@ -13,7 +13,7 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
-from cm3kit.fill.finding import FINAL, MODEL, assemble_run
+from cm3kit.fill.finding import FINAL, assemble_run
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
@@ -97,7 +97,7 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     done = _watched(task, recipe.loop, output, {**how, "kept": keep_all})
     if rank() == 0 and (line := filled(output / "log.jsonl")) is not None:
         how["warn"](line)
-    if rank() == 0 and (output / FINAL).is_dir() and not (output / MODEL).exists():
+    if rank() == 0 and (output / FINAL).is_dir():
         assemble_run(output)  # so that the run can be used as it lies
     return done
 

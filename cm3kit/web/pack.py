@@ -153,6 +153,27 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
+def in_pieces(ids: Sequence[int], longest: int | None, pages: PageTokenizer) -> Iterator[Sequence[int]]:
+    """A document, or pieces of it of at most `longest` ids, cut between pictures and characters.
+
+    Raises:
+        ConfigError: that is shorter than a picture (`bad_value`).
+    """
+    if longest is None or len(ids) <= longest:
+        yield ids
+        return
+    places = cuts(ids, pages.vocab, pages.text.continues)
+    start = 0
+    while start < len(ids):
+        stop = places[bisect_right(places, start + longest) - 1]
+        if stop <= start:
+            raise ConfigError(
+                f"longest = {longest} is shorter than a picture; make it longer.", code="bad_value"
+            )
+        yield ids[start:stop]
+        start = stop
+
+
 class _Writer:
     """Appends documents to shards."""
 
@@ -170,7 +191,7 @@ class _Writer:
         """Write a document, or its pieces."""
         held = held_out(sha256, self.settings.held_out)
         self.read += 1
-        for number, piece in enumerate(self._pieces(ids)):
+        for number, piece in enumerate(in_pieces(ids, self.settings.longest, self.pages)):
             self.sliced += number == 1
             if len(piece) < self.settings.least:
                 self.too_short += 1
@@ -187,22 +208,6 @@ class _Writer:
 
     def _name(self, suffix: str) -> Path:
         return self.out / f"shard-{len(self.shards):05}.{suffix}"
-
-    def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
-        longest = self.settings.longest
-        if longest is None or len(ids) <= longest:
-            yield ids
-            return
-        places = cuts(ids, self.pages.vocab, self.pages.text.continues)
-        start = 0
-        while start < len(ids):
-            stop = places[bisect_right(places, start + longest) - 1]
-            if stop <= start:
-                raise ConfigError(
-                    f"longest = {longest} is shorter than a picture; make it longer.", code="bad_value"
-                )
-            yield ids[start:stop]
-            start = stop
 
     def close(self) -> None:
         """Let go of the files."""
