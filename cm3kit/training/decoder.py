@@ -38,6 +38,7 @@ from cm3kit.training import losses
 from cm3kit.training.collate import Packed, pack
 from cm3kit.training.decoder_recipe import DecoderRecipe as DecoderRecipe
 from cm3kit.training.decoder_recipe import WarmStart as WarmStart
+from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.preview import preview
 from cm3kit.training.prompts import prompts_of
 from cm3kit.training.shares import Mean
@@ -48,7 +49,6 @@ from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
-from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 AROUND = 6  # ids beside a picture's codes that a row has to hold: of the page, its sentinel, ends
 PROMPTS_FROM = 64  # held-out documents that the prompts of previews are taken from
@@ -91,7 +91,7 @@ class DecoderTask:
         self.recipe, self._cache = recipe, cache
         self._held: list[list[int]] = []
         self.notes: list[str] = []
-        text, self.image = self._text(), ImageTokenizer.load(recipe.image)
+        text, self.image = self._text(), image_of(recipe)
         self.vocab = Vocab(text.size, self.image.size)
         parts = TokenizerParts(self.vocab, text, self.image.grid)
         self.objective: Objective = objective[recipe.objective.name].build(recipe.objective, parts)
@@ -120,8 +120,8 @@ class DecoderTask:
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
         if warm.source is None:
-            return TextTokenizer.load(self.recipe.text)
-        instead = TextTokenizer.load(self.recipe.text) if warm.text == "recipe" else None
+            return text_of(self.recipe)
+        instead = text_of(self.recipe) if warm.text == "recipe" else None
         self._borrowed = borrow_text(warm.source, instead)
         return self._borrowed.text
 

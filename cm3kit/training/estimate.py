@@ -32,6 +32,7 @@ from cm3kit.models.transplant import borrow_text
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.registry import objective
 from cm3kit.training.decoder import DecoderRecipe, Scorer
+from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.live import Live, peak_while, refilled, resident, torch_is_warm
 from cm3kit.training.parallel import recompute
 from cm3kit.training.precision import computes_bf16
@@ -106,8 +107,8 @@ def estimate_decoder(recipe: DecoderRecipe, timed: bool = True, fast: bool | Non
     Raises:
         Cm3kitError: the recipe, its data or its tokenizers cannot be used, as at the start of training.
     """
-    text = TextTokenizer.load(recipe.text) if recipe.warm.source is None else _borrowed_text(recipe)
-    image = ImageTokenizer.load(recipe.image)
+    text = text_of(recipe) if recipe.warm.source is None else _borrowed_text(recipe)
+    image = image_of(recipe)
     parts = TokenizerParts(Vocab(text.size, image.size), text, image.grid)
     documents, pages = _pages(recipe.data, PageTokenizer(text, parts.vocab), image)
     return estimate_on(recipe, parts, documents, pages, timed, fast=fast)
@@ -242,7 +243,7 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
 
 
 def _borrowed_text(recipe: DecoderRecipe) -> TextTokenizer:
-    instead = TextTokenizer.load(recipe.text) if recipe.warm.text == "recipe" else None
+    instead = text_of(recipe) if recipe.warm.text == "recipe" else None
     return borrow_text(str(recipe.warm.source), instead).text
 
 
