@@ -157,6 +157,7 @@ def test_a_decoder_alone_says_what_it_lacks(made: Made, tmp_path: Path) -> None:
         find(moved)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_every_stage_is_taken_up_again(
     made: Made, pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

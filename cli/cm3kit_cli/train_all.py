@@ -36,7 +36,10 @@ def train_all(
         typer.Option("--decoder", help="What it writes with; both is one set of weights for two."),
     ] = "cm3",
     text: Annotated[Path | None, typer.Option("--text", help="Folder of a finished text tokenizer.")] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Folder of a finished image tokenizer.")] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", help="Finished image tokenizer: a folder, or weights for model convert."),
+    ] = None,
     source: Annotated[
         str, typer.Option("--source", metavar="KIND", help="Kind of PAGES, as in data prepare --from.")
     ] = "auto",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cm3kit.interop.conversion import convert
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.pipeline.plan import (
     KINDS,
@@ -34,7 +35,7 @@ from cm3kit.web.pack import in_pieces
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer
+from cm3kit_tokenizers.vq.model import FILE, ImageTokenizer
 
 SHARE = 0.35  # of the time that is left, for the image tokenizer
 LEAST = 80  # steps of an image tokenizer, and of a decoder, under which nothing is learnt
@@ -66,13 +67,28 @@ class Parts:
         if request.image is None:
             image = image_recipe(preset, found, prepared, request.of("image"))
             return cls(text, image, given, image.tokenizer.grid, image.tokenizer.codes)
-        tokenizer = ImageTokenizer.load(part_of(request.image))
+        tokenizer = finished_image(request)
         return cls(text, None, given, tokenizer.grid, tokenizer.size)
 
 
 def part_of(folder: Path) -> Path:
     """The finished part of a run, or the folder itself."""
     return folder / "final" if (folder / "final").is_dir() else folder
+
+
+def finished_image(request: Request) -> ImageTokenizer:
+    """The image tokenizer that was given, converted into `.runs` where it is another project's.
+
+    Raises:
+        ModelError: it is of no known family, or damaged.
+    """
+    assert request.image is not None
+    given, made = part_of(request.image), request.runs / "image/final"
+    if (given / FILE).is_file():
+        return ImageTokenizer.load(given)
+    if not made.is_dir():
+        convert(given, made)
+    return ImageTokenizer.load(made)
 
 
 def make_plan(request: Request, prepared: Path, found: Survey, spent: float) -> Plan:

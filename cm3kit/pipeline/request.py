@@ -26,7 +26,8 @@ class Request:
         preset: a family of recipes, or the largest that the budget is enough for.
         budget: seconds for all stages together; None is an hour, or with a preset what its recipes say.
         decoder: what it writes with.
-        text: folder of a text tokenizer to take instead of training one, and `image` of an image tokenizer.
+        text: folder of a text tokenizer to take instead of training one, and `image` of an image tokenizer, ours or
+            one that `interop.conversion` knows.
         source: kind of source of the pages; `auto` looks at the names of the files.
         overrides: `stage.a.b=c`, of the stages data, text, image, pack and decoder.
         device: as everywhere.
