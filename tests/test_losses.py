@@ -30,6 +30,7 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 torch.set_num_threads(1)
+EMOJI = Path(__file__).parents[1] / "checkpoints/emoji/text"
 Capture = pytest.CaptureFixture[str]
 SHAPE = {
     "resolution": 16, "channels": (8, 8, 8), "codes": 32, "code_dim": 4, "latent_channels": 8, "norm_groups": 8,
@@ -144,6 +145,12 @@ def test_tokenizers_are_trained_on_prepared_pages(site: Path, tmp_path: Path) ->
     assert unknown_words(site, "zeppelin") == []  # it does not say what it was trained on
     names = load_pictures(site / "prepared", ImageTokenizer.load(site / "image")).names
     assert len(names) == len(set(names)) > 10
+
+
+@pytest.mark.skipif(not (EMOJI / "words.txt").is_file(), reason="checkpoints/emoji is not in this checkout")
+def test_the_model_that_ships_knows_its_words() -> None:
+    assert unknown_words(EMOJI, "Red apple, waving hand: dark skin tone") == []
+    assert unknown_words(EMOJI, "a cyberpunk zeppelin, a cyberpunk cat") == ["cyberpunk", "zeppelin"]
 
 
 def test_prompts_are_what_pictures_are_called_and_then_titles(site: Path) -> None:

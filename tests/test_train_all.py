@@ -23,7 +23,7 @@ from cm3kit.quantities import duration, read_duration, read_memory
 from cm3kit.training.interrupts import Paused
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Vocab
-from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, ModelError, OutputError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, ModelError, OutputError
 from cm3kit_tokenizers.text import TextTokenizer
 
 torch.set_num_threads(1)
@@ -253,6 +253,20 @@ def test_prepared_pages_are_taken_as_they_are(made: Made, tmp_path: Path) -> Non
     plan = train_all(asked(prepared, output, decoder="diffusion"), plan_only=True).plan
     assert plan.survey.pages == 24 and plan.main.objective.name == "masked-diffusion"
     assert not (output / ".runs/data").exists()
+    for changes in ({"overrides": (*TINY, "data.pictures.size=32")}, {"source": "folder"}):
+        with pytest.raises(ConfigError, match="is prepared already"):
+            train_all(asked(prepared, tmp_path / "other", **changes), plan_only=True)
+    with pytest.raises(DataError, match="holds token shards"):
+        train_all(asked(made[0] / ".runs/shards", tmp_path / "other"), plan_only=True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_files_among_pages_are_told_of(pages: Path, tmp_path: Path) -> None:
+    site, told = tmp_path / "site", []
+    shutil.copytree(pages, site)
+    (site / "table.csv").write_text("a,b\n1,2\n")
+    train_all(asked(site, tmp_path / "model"), plan_only=True, warn=told.append)
+    assert any("pages, which are read, and pairs, which are not" in line for line in told)
 
 
 def bad_folder(kind: str, folder: Path) -> Path:

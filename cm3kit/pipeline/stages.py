@@ -21,7 +21,8 @@ from cm3kit.training.task import Warn
 from cm3kit.web.pack import pack_records
 from cm3kit.web.runner import prepare, processors
 from cm3kit.web.settings import WebSettings
-from cm3kit.web.sources import kinds_of
+from cm3kit.web.sources import detect, kinds_of
+from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -49,16 +50,9 @@ def read_pages(request: Request, told: Told, warn: Warn) -> Path:
     """Turn the pages into records, unless they are records already."""
     folder = prepared_folder(request)
     if folder == Path(request.pages):
+        _refuse_rules(request)
         return folder
-    kind = request.source
-    if kind == "auto":
-        found = kinds_of(request.pages)
-        if "folder" in found and len(found) > 1:
-            others = ", ".join(sorted(found - {"folder"}))
-            warn(
-                f"{request.pages} holds pages, which are read, and {others}, which are not (--source chooses)"
-            )
-            kind = "folder"
+    kind = _kind(request, warn) if request.source == "auto" else request.source
     rules = {"page": {"detect": "unsaid"}, "pictures": {"fit": "whole"}}
     settings = resolve(WebSettings, [rules], request.of("data"))
     prepare(
@@ -66,6 +60,33 @@ def read_pages(request: Request, told: Told, warn: Warn) -> Path:
         watch=lambda done, total, note: told(done / total, note), warn=warn,
     )  # fmt: skip
     return folder
+
+
+def _refuse_rules(request: Request) -> None:
+    """Records are what they are: rules for reading pages would be of no effect."""
+    given = [f"--set {each}" for each in request.overrides if each.startswith("data.")]
+    given += [f"--source {request.source}"] if request.source != "auto" else []
+    if given:
+        raise ConfigError(
+            f"{given[0]}: {request.pages} is prepared already, and is not read again; leave it out, or give the pages.",
+            code="bad_config",
+        )
+
+
+def _kind(request: Request, warn: Warn) -> str:
+    """What the pages are; where other files lie among HTML, which other projects' sites have, these are told of."""
+    if (Path(request.pages) / "index.json").is_file() and list(Path(request.pages).glob("shard-*.tokens")):
+        raise DataError(
+            f"{request.pages} holds token shards, which belong to tokenizers; train a decoder on them with cm3kit train"
+            " cm3 --from MODEL --set data=SHARDS, or give the pages.",
+            code="bad_data",
+        )
+    found = kinds_of(request.pages, "--source")
+    if "folder" in found and len(found) > 1:
+        others = ", ".join(sorted(found - {"folder"}))
+        warn(f"{request.pages} holds pages, which are read, and {others}, which are not (--source chooses)")
+        return "folder"
+    return detect(request.pages, "--source")
 
 
 def stages(request: Request, plan: Plan) -> list[Stage]:
