@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 from cm3kit_tokenizers.document import Markup, Text
 from cm3kit_tokenizers.sequence import PageTokenizer
@@ -24,8 +23,11 @@ def prompts_of(
         if len(alts) >= count:
             break
         nodes = tokenizer.decode(ids)
-        for before, node in pairwise(nodes):
-            if isinstance(before, Markup) and isinstance(node, Text) and (words := _readable(node.content)):
+        for before, node, after in zip(nodes, nodes[1:], nodes[2:], strict=False):
+            # Words that a slice cut off are none of a prompt.
+            if not (isinstance(before, Markup) and isinstance(node, Text) and isinstance(after, Markup)):
+                continue
+            if words := _readable(node.content):
                 if before.piece == ' alt="':
                     alts[words] = None
                 elif before.piece in _HEADINGS:
