@@ -18,6 +18,9 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 
+LOOKED = 4000  # held-out documents among which some are chosen
+
+
 def held_figures(recipe: DecoderRecipe, decoder: Path, count: int) -> dict[str, float]:
     """Bits of at most `count` held-out documents of shards (`validate`), and `unigram_…` of the same ones.
 
@@ -27,7 +30,8 @@ def held_figures(recipe: DecoderRecipe, decoder: Path, count: int) -> dict[str, 
     vocab = Vocab(text.size, image.size)
     shards = TokenShards(recipe.data, text.sha256, image.sha256)
     held = np.flatnonzero(shards.held).tolist()
-    documents = [shards[held[place]] for place in spread(len(held), count)]
+    looked = (held[place] for place in spread(len(held), LOOKED))
+    documents = _chosen([shards[number] for number in looked], vocab, count)
     if not documents:
         return {}
     backbone = load_backbone(decoder, len(vocab))
@@ -37,6 +41,14 @@ def held_figures(recipe: DecoderRecipe, decoder: Path, count: int) -> dict[str, 
         causal_attention=recipe.attention == "causal", unseen=recipe.masks == "unseen",
     )  # fmt: skip
     return found | unigram(shards.counts(), documents, vocab, text)
+
+
+def _chosen(documents: list[list[int]], vocab: Vocab, count: int) -> list[list[int]]:
+    """At most so many, up to half of them with pictures, which may be on few."""
+    drawn = [each for each in documents if any(id in vocab.image for id in each)]
+    plain = [each for each in documents if not any(id in vocab.image for id in each)]
+    half = [drawn[place] for place in spread(len(drawn), count // 2)]
+    return half + [plain[place] for place in spread(len(plain), count - len(half))]
 
 
 def unigram(

@@ -10,6 +10,7 @@ from cm3kit_tokenizers.sequence import PageTokenizer
 
 LONGEST = 80  # characters of a prompt
 _WORD = re.compile(r"[^\W\d_]{3,}")
+_FILE = re.compile(r"\.(png|jpe?g|gif|svg|webp|bmp|pdf)$", re.I)
 _HEADINGS = ("<title>", "<h1>", "<h2>", "<figcaption>")
 
 
@@ -36,6 +37,6 @@ def prompts_of(
 
 
 def _readable(text: str) -> str:
-    """The text on one line, if there is a word in it."""
+    """The text on one line, if there is a word in it, and it is no name of a file."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST and _WORD.search(line) else ""
+    return line if len(line) <= LONGEST and _WORD.search(line) and not _FILE.search(line) else ""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import build_backbone
 from cm3kit.objectives.contract import Objective
 from cm3kit.rng import generator
@@ -76,12 +77,17 @@ def _timed(
 def drawing_seconds(
     objective: Objective, documents: Sequence[Sequence[int]], rows: int, window: int, times: int = 3
 ) -> float:
-    """Seconds that a batch takes to draw, from such documents (ids): cut, masked and packed."""
+    """Seconds that a batch takes to draw, from such documents (ids): cut, masked, packed, and who sees whom."""
     mean = sum(min(len(each), window) for each in documents) / len(documents) + 6
     count = int(1.3 * rows * window / mean) + 2
     drawn = [documents[place % len(documents)] for place in range(count)]
     rng = generator(0)
-    return fastest(lambda: pack(objective.make_examples(drawn, rng, window), rows, window), times)
+
+    def draw() -> None:
+        packed = pack(objective.make_examples(drawn, rng, window), rows, window)
+        block_mask(packed.documents_BT, packed.blocks_BT, packed.noisy_BT)
+
+    return fastest(draw, times)
 
 
 def fastest(act: Callable[[], object], times: int = 3, device: str = "cpu") -> float:
