@@ -298,7 +298,7 @@ def bad_folder(kind: str, folder: Path) -> Path:
         ("pages", "is of no stage", ["--set", "loop.steps=3"]),
         ("pages", "did you mean", ["--set", "decoder.loop.step=3"]),
         ("pages", "a picture has 64 codes", ["--set", "decoder.window=70"]),
-        ("pages", "tokenizer_config.json", ["--image", "."]),
+        ("pages", "should hold one file of weights", ["--image", "."]),
         ("pages", "a finished part has no recipe", ["--text", ".", "--set", "text.size=400"]),
     ],
 )

@@ -17,7 +17,6 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-
 LOOKED = 4000  # held-out documents among which some are chosen
 
 
