@@ -25,6 +25,7 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 KINDS: Mapping[Decoder, str] = {"cm3": "cm3", "diffusion": "mdm", "both": "block"}
 HELD_OUT = 0.05
 ADDED = 14  # ids that an objective adds to a document: sentinels, ends
+COPIES = 16  # of a piece with pictures at most
 AROUND = 24  # ids of a picture's tag and its caption, which a window has to hold beside the codes
 SEEN = 4.0  # ids per weight that a decoder sees at least before a larger one is worth its time
 PICTURES = 16_000  # that an image tokenizer sees at least
@@ -46,7 +47,7 @@ class Plan(Settings):
         preset: the family that the recipes are of.
         text: None where a finished tokenizer is taken, as `image`.
         grid: rows and columns of a picture's codes, of `codes` that there are.
-        sliced: share of pages that are longer than a row, told from some of them.
+        sliced: share of pages that are longer than a row, told from some of them; `drawn` that of pieces with pictures.
         ids: of the whole corpus, about.
         costs: by the name of a stage, in order.
         notes: what was not as one would expect.
@@ -65,6 +66,7 @@ class Plan(Settings):
     codes: int
     weights: int
     sliced: float
+    drawn: float
     ids: int
     costs: dict[str, Cost]
     notes: tuple[str, ...] = ()
@@ -97,6 +99,7 @@ class Plan(Settings):
             f"picture    {pixels}, {rows} x {columns} codes of {self.codes:,}",
             f"vocabulary {self.text_size:,} ids of text; about {self.ids:,} ids in all pages",
             f"window     {self.main.window:,} ids; {self.sliced:.0%} of the pages are longer and are read in slices",
+            f"seen       {self.drawn:.0%} of what is in rows has pictures, and comes {self.pack.picture_copies} times",
             f"decoder    {self.main.objective.name}, {self.weights / 1e6:.1f} M weights",
             *self.notes, *table,
         ]  # fmt: skip
@@ -200,10 +203,16 @@ def decoder_recipe(
     return made
 
 
-def pack_recipe(recipe: DecoderRecipe, copies: int, overrides: Sequence[str]) -> PackSettings:
-    """How documents are cut for a window."""
-    longest = recipe.window // copies - ADDED
-    return resolve(PackSettings, [{"longest": longest, "held_out": HELD_OUT, "least": 8}], overrides)
+def pack_recipe(longest: int, with_pictures: float, overrides: Sequence[str]) -> PackSettings:
+    """How documents are cut for a window, and how often those pieces come that have pictures.
+
+    Args:
+        longest: ids of a piece.
+        with_pictures: share of the pieces that have one; they are to be about half of what is seen.
+    """
+    times = (1 - with_pictures) / max(with_pictures, 1e-3)
+    own = {"longest": longest, "held_out": HELD_OUT, "least": 8}
+    return resolve(PackSettings, [{**own, "picture_copies": max(1, min(COPIES, round(times)))}], overrides)
 
 
 def paced(steps: int, seconds: float) -> dict[str, Any]:

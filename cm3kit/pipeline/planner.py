@@ -10,6 +10,7 @@ import torch
 from cm3kit.interop.conversion import convert
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.pipeline.plan import (
+    ADDED,
     KINDS,
     OF_PEAK,
     Cost,
@@ -111,9 +112,12 @@ def make_plan(request: Request, prepared: Path, found: Survey, spent: float) -> 
     main = decoder_recipe(preset, request, parts.grid)
     tokenizer_parts = TokenizerParts(some.vocab, some.text, parts.grid)
     copies = objective[main.objective.name].build(main.objective, tokenizer_parts).copies
-    packing = pack_recipe(main, copies, request.of("pack"))
+    longest = main.window // copies - ADDED
+    pieces = _cut(some, longest)
+    drawn = sum(any(id in some.vocab.image for id in each) for each in pieces) / max(1, len(pieces))
+    packing = pack_recipe(longest, drawn, request.of("pack"))
     image_need = estimate_vqgan(parts.image) if parts.image else None
-    need = estimate_on(main, tokenizer_parts, _cut(some, packing.longest or main.window), device=device)
+    need = estimate_on(main, tokenizer_parts, pieces, device=device)
     costs = _Costs(found, some, parts, main, image_need, need, device, spent)
     image_steps, steps = costs.steps(left, preset, request)
     image = parts.image
@@ -127,7 +131,7 @@ def make_plan(request: Request, prepared: Path, found: Survey, spent: float) -> 
     return Plan(
         preset=preset, decoder=request.decoder, budget=request.seconds, survey=found, text=parts.text, image=image,
         pack=packing, main=main, text_size=some.text.size, grid=parts.grid, codes=parts.codes,
-        weights=need.parameters, sliced=some.sliced(window), ids=some.ids(found.html_bytes), costs=table,
+        weights=need.parameters, drawn=drawn, sliced=some.sliced(window), ids=some.ids(found.html_bytes), costs=table,
         notes=tuple(_notes(request, device, table, left)),
     )  # fmt: skip
 

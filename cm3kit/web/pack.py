@@ -50,6 +50,8 @@ class PackSettings(Settings):
         longest: a document with more ids is cut into pieces, between pictures and characters.
         least: a document or piece with fewer ids is left out.
         held_out: share of the documents, drawn by their content, that training does not see.
+        picture_copies: times that a piece with a picture is written for training: where few pages have one, a decoder
+            would hardly see any.
         batch: pictures that are encoded at once.
     """
 
@@ -57,6 +59,7 @@ class PackSettings(Settings):
     longest: int | None = Field(None, ge=1)
     least: int = Field(2, ge=1)
     held_out: float = Field(0.0, ge=0, lt=1)
+    picture_copies: int = Field(1, ge=1)
     batch: int = Field(64, ge=1)
 
 
@@ -181,7 +184,7 @@ class _Writer:
         self.out, self.pages, self.settings = out, pages, settings
         self.dtype = np.dtype("<u2" if len(pages.vocab) <= 2**16 else "<u4")
         self.documents = self.tokens = 0
-        self.read = self.sliced = self.too_short = 0
+        self.read = self.sliced = self.too_short = self.copies = 0
         self.shards: list[dict[str, Any]] = []
         self._offsets: list[int] = [0]
         self._held: list[bool] = []
@@ -196,15 +199,25 @@ class _Writer:
             if len(piece) < self.settings.least:
                 self.too_short += 1
                 continue
-            if self._files is None:
-                self._files = self._name("tokens").open("wb"), self._name("keys").open("w", encoding="utf-8")
-            self._files[0].write(np.asarray(piece, self.dtype).tobytes())
-            self._files[1].write(json.dumps([key, number], ensure_ascii=False) + "\n")
-            self._offsets.append(self._offsets[-1] + len(piece))
-            self._held.append(held)
-            self.documents, self.tokens = self.documents + 1, self.tokens + len(piece)
-            if self._offsets[-1] >= self.settings.shard_tokens:
-                self.end_shard()
+            copies = 1 if held or not self._has_picture(piece) else self.settings.picture_copies
+            self.copies += copies - 1
+            for _ in range(copies):
+                self._write(key, number, piece, held)
+
+    def _has_picture(self, piece: Sequence[int]) -> bool:
+        image = self.pages.vocab.image
+        return any(id in image for id in piece)
+
+    def _write(self, key: str, number: int, piece: Sequence[int], held: bool) -> None:
+        if self._files is None:
+            self._files = self._name("tokens").open("wb"), self._name("keys").open("w", encoding="utf-8")
+        self._files[0].write(np.asarray(piece, self.dtype).tobytes())
+        self._files[1].write(json.dumps([key, number], ensure_ascii=False) + "\n")
+        self._offsets.append(self._offsets[-1] + len(piece))
+        self._held.append(held)
+        self.documents, self.tokens = self.documents + 1, self.tokens + len(piece)
+        if self._offsets[-1] >= self.settings.shard_tokens:
+            self.end_shard()
 
     def _name(self, suffix: str) -> Path:
         return self.out / f"shard-{len(self.shards):05}.{suffix}"
@@ -231,5 +244,5 @@ class _Writer:
         if not self.shards:
             raise DataError("no document is long enough to be packed.", code="bad_data")
         counts = {"documents": self.documents, "tokens": self.tokens, "pages": self.read}
-        counts |= {"sliced": self.sliced, "too_short": self.too_short}
+        counts |= {"sliced": self.sliced, "too_short": self.too_short, "picture_copies": self.copies}
         return {**counts, "dtype": self.dtype.name, "shards": self.shards}
