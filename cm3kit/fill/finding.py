@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cm3kit.config import read_yaml
-from cm3kit.fill.openers import opener_of
+from cm3kit.fill.openers import find_foreign, named
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError
 
 INDEX = "model_index.json"
@@ -51,8 +51,8 @@ def find(name: str | Path | None) -> Path:
     if kind_of_run(run) is not None:
         return model_of_run(run)
     _refuse_unfinished(folder)
-    if opener_of(wanted) is not None:
-        return Path(wanted)
+    if foreign := find_foreign(wanted):
+        return foreign[1]
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
@@ -155,9 +155,9 @@ def _weights(folder: Path, prefix: str) -> dict[str, str]:
 
 
 def name_of(folder: Path) -> str:
-    """What a model is called: as its folder, or as the run that it is of."""
-    folder = folder.resolve()
-    return folder.parent.name if folder.name == MODEL and kind_of_run(folder.parent) else folder.name
+    """What a model is called: as its folder, as the run that it is of, or as on the hub that it came from."""
+    whole = folder.resolve()
+    return whole.parent.name if whole.name == MODEL and kind_of_run(whole.parent) else named(folder)
 
 
 def _from_run(run: Path, path: Path) -> Path:

@@ -30,7 +30,7 @@ from cm3kit.fill.finding import INDEX as INDEX
 from cm3kit.fill.finding import available as available
 from cm3kit.fill.finding import find as find
 from cm3kit.fill.finding import name_of
-from cm3kit.fill.openers import opener_of
+from cm3kit.fill.openers import find_foreign
 from cm3kit.fill.styles import ChatTemplate, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
@@ -38,6 +38,7 @@ from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
+from cm3kit.renamed import old_names
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -149,14 +150,14 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        opener = opener_of(str(folder))
-        if opener is not None:
-            return opener.open(folder)
+        if foreign := find_foreign(str(folder)):
+            return foreign[0].open(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
         vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-        defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+        with old_names():
+            defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, ValidationError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -176,7 +177,7 @@ def load_parts(folder: Path) -> Parts:
     return Parts(name_of(folder), folder, text, image, vocab, backbone, defaults)
 
 
-TRIAL = 64  # ids of the row that a decoder of a family without an engine of ours is tried out on
+TRIAL = 64  # ids of the row on which a decoder that has no engine of ours is tried out when it is opened
 
 
 def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:

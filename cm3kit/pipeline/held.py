@@ -37,7 +37,7 @@ def held_figures(recipe: DecoderRecipe, decoder: Path, count: int) -> dict[str, 
     asked = objective[recipe.objective.name].build(recipe.objective, TokenizerParts(vocab, text, image.grid))
     found = validate(
         backbone, asked, documents, PageTokenizer(text, vocab), image, recipe.window,
-        causal_attention=recipe.attention == "causal", unseen=recipe.masks == "unseen",
+        causal_attention=recipe.attention == "causal", unseen=recipe.isolated_masks,
     )  # fmt: skip
     return found | unigram(shards.counts(), documents, vocab, text)
 

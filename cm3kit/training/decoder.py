@@ -97,9 +97,9 @@ class DecoderTask:
         self.objective: Objective = objective[recipe.objective.name].build(recipe.objective, parts)
         _hold_a_picture(recipe.window, self.objective.copies, self.image.grid)
         self._uses = self.objective.uses(recipe.window)
-        if recipe.masks == "unseen" and any(use.block_size for use in self._uses):
+        if recipe.isolated_masks and any(use.block_size for use in self._uses):
             raise ConfigError(
-                f"masks = unseen: {recipe.objective.name} shows its masks to their own block; leave it out.",
+                f"isolated_masks: {recipe.objective.name} shows its masks to their own block; leave it out.",
                 code="bad_config",
             )
         self.tokenizer = PageTokenizer(text, self.vocab)
@@ -238,7 +238,7 @@ class DecoderTask:
         masked = flex_mask if flex else block_mask
         if recipe.attention == "causal":
             return masked(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
-        unseen_BT = on.ids_BT == self.vocab.mask if recipe.masks == "unseen" else None
+        unseen_BT = on.ids_BT == self.vocab.mask if recipe.isolated_masks else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
         if open_share < 1:
             return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
@@ -269,7 +269,7 @@ class DecoderTask:
             return {}
         return validate(
             self.model.backbone, self.objective, self._held[:count], self.tokenizer, self.image, self.recipe.window,
-            causal_attention=self.recipe.attention == "causal", unseen=self.recipe.masks == "unseen",
+            causal_attention=self.recipe.attention == "causal", unseen=self.recipe.isolated_masks,
         )  # fmt: skip
 
     def _held_out(self, count: int) -> list[list[int]]:
@@ -297,6 +297,6 @@ class DecoderTask:
 
     @property
     def _trained(self) -> Trained:
-        own = {"isolated_masks": True} if self.recipe.masks == "unseen" else {}
+        own = {"isolated_masks": True} if self.recipe.isolated_masks else {}
         uses = [each if each.decoder != DIFFUSION else each.model_copy(update=own) for each in self._uses]
         return Trained(uses=tuple(uses))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -41,20 +42,20 @@ class DecoderRecipe(Settings):
         backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
         warm: a public decoder to start from instead.
         lora: train adapters, new rows and the head of what is started from, instead of all of it.
-        mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, for
-            a model that has never seen a mask, or what is there.
-        timestep: width of the embedding of the diffusion time, which every layer is conditioned on; None is
-            a model without (MeDiM, arXiv:2510.06131, sec. 3.2).
-        masks: whether open slots are seen by other places, as usual, or see and are seen by nobody: then what is
+        mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, or what it is.
+        timestep: width of the embedding of the diffusion time that conditions every layer; None is a model without
+            (MeDiM, arXiv:2510.06131, sec. 3.2).
+        isolated_masks: masked positions see and are seen by nobody, instead of by all as usual: then what is
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents side by side in a row are kept apart by a dense mask, or by FlexAttention, which
-            leaves out what nobody sees; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair
-            by pair, and those of validation and previews are dense.
+        packing: whether documents in a row are kept apart by a dense mask, or by FlexAttention, which leaves out what
+            nobody sees; auto is flex on CUDA where the model can. Annealed masks, validation and previews are dense.
         previews: prompts that previews draw; None takes words of held-out pages: what pictures are called, and titles.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"masks": "isolated_masks"}
+    renamed_values: ClassVar[Mapping[str, Any]] = {"isolated_masks": {"unseen": True, "seen": False}}
     data: Path = Path("data/emoji")
     text: Path = Path("runs/text/final")
     image: Path = Path("runs/vqgan/final")
@@ -69,7 +70,7 @@ class DecoderRecipe(Settings):
     lora: LoraSettings = LoraSettings()
     mask_embedding: Literal["mean", "keep"] = "mean"
     timestep: int | None = Field(None, ge=2)
-    masks: Literal["seen", "unseen"] = "seen"
+    isolated_masks: bool = False
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
     packing: Packing = "dense"
