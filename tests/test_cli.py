@@ -619,6 +619,7 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     for command in (
         *commands,
         "train all",
+        "estimate",
         "model assemble",
         "model import x",
         "model export",

@@ -148,7 +148,7 @@ def test_long_documents_are_cut_between_pictures_and_characters(
 def test_pieces_with_pictures_come_several_times_unless_they_are_held_out(
     prepared: Path, image: ImageTokenizer, tmp_path: Path
 ) -> None:
-    settings = PackSettings(longest=20, held_out=0.3, least=1)
+    settings = PackSettings(longest=20, held_out=0.6, least=1)
     once = pack_records(prepared, TEXT, image, tmp_path / "once", settings)
     more = pack_records(
         prepared, TEXT, image, tmp_path / "more", settings.model_copy(update={"picture_copies": 3})
