@@ -15,11 +15,12 @@ from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.pipeline.plan import KINDS, Plan
 from cm3kit.pipeline.planner import part_of
 from cm3kit.pipeline.request import Request
+from cm3kit.processors import processors
 from cm3kit.publish import make_folder, publishing, write_atomic
 from cm3kit.training.run import run
 from cm3kit.training.task import Warn
 from cm3kit.web.pack import pack_records
-from cm3kit.web.runner import prepare, processors
+from cm3kit.web.runner import prepare
 from cm3kit.web.settings import WebSettings
 from cm3kit.web.sources import detect, kinds_of
 from cm3kit_tokenizers.errors import ConfigError, DataError
