@@ -622,6 +622,7 @@ def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
         "estimate",
         "model assemble",
         "model import x",
+        "model push",
         "model export",
         *looks,
         *web,
