@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cm3kit.interop import diffucoder, dream, llada
+from cm3kit.interop import chameleon, diffucoder, dream, llada
 
-__all__ = ["diffucoder", "dream", "llada"]
+__all__ = ["chameleon", "diffucoder", "dream", "llada"]

@@ -35,6 +35,7 @@ class Borrowed:
         rows: for each id of `text`, the decoder's ids whose embeddings it begins as the mean of.
         markup: the same for each piece of `MARKUP`.
         specials: ids of ours that are one of the decoder's, of families that say so (`models.families`).
+        codes: the decoder's ids of image codes 0, 1, …, of families that write pictures.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Borrowed:
     rows: Sequence[Sequence[int]]
     markup: Sequence[Sequence[int]]
     specials: Mapping[int, int] = field(default_factory=dict)
+    codes: Sequence[int] = ()
 
 
 def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
@@ -57,9 +59,10 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
     """
     family = family_of(source)
     engine = _engine(source, family)
-    specials = _causal_specials(engine)
+    specials, pictures = _causal_specials(engine), dict[str, int]()
     if family is not None:
-        specials = _specials(engine, family, read_config(Path(source)) or {})
+        raw = read_config(Path(source)) or {}
+        specials, pictures = _specials(engine, family, raw), _pictures(engine, family, raw)
 
     def spelt(text: str) -> list[int]:
         ids: list[int] = engine.encode(text, add_special_tokens=False).ids
@@ -67,12 +70,12 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
 
     markup = [spelt(piece) for piece in MARKUP]
     if instead is None:
-        text, ids = borrow(engine.to_str(), source)
-        return Borrowed(source, text, [[] if id is None else [id] for id in ids], markup, specials)
+        text, ids = borrow(engine.to_str(), source, without=pictures.keys())
+        rows = [[] if id is None else [id] for id in ids]
+        return Borrowed(source, text, rows, markup, specials, list(pictures.values()))
     words = [piece.decode("utf-8", "replace") for piece in instead.pieces]
-    return Borrowed(
-        source, instead, [[] if "\ufffd" in word else spelt(word) for word in words], markup, specials
-    )
+    rows = [[] if "\ufffd" in word else spelt(word) for word in words]
+    return Borrowed(source, instead, rows, markup, specials, list(pictures.values()))
 
 
 def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
@@ -81,7 +84,23 @@ def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
     for ours, names in family.specials.items():
         ids = [id for name in names if (id := engine.token_to_id(name)) is not None]
         found |= {ours: ids[0]} if ids else {}
-    return found | {Vocab.mask: family.mask(raw)}
+    return found if family.mask is None else found | {Vocab.mask: family.mask(raw)}
+
+
+def _pictures(engine: Tokenizer, family: Family, raw: Raw) -> dict[str, int]:
+    """The decoder's tokens of image codes, in the order of the codes."""
+    if family.pictures is None:
+        return {}
+    names = family.pictures.tokens(raw, engine)
+    found = {name: id for name in names if (id := engine.token_to_id(name)) is not None}
+    if len(found) < len(names):
+        lost = next(name for name in names if name not in found)
+        raise ModelError(
+            f"the tokenizer lacks {len(names) - len(found):,} tokens of image codes, such as {lost}; the files are of"
+            " different models.",
+            code="bad_checkpoint",
+        )
+    return found
 
 
 def _causal_specials(engine: Tokenizer) -> dict[int, int]:
@@ -116,7 +135,8 @@ def load_transplanted(
 ) -> PreTrainedModel:
     """The decoder behind a tokenizer with its rows at our ids, in eval mode.
 
-    Specials, sentinels and image codes begin as the mean of all rows.
+    Specials and sentinels begin as the mean of all rows, and so do image codes, but for those of a family that has as
+    many.
 
     Args:
         window: length of the rows that it will see.
@@ -136,6 +156,8 @@ def load_transplanted(
     ours = {vocab.text.start + place: ids for place, ids in enumerate(borrowed.rows)}
     ours |= {special: [id] for special, id in borrowed.specials.items()}
     ours |= {vocab.markup.start + place: ids for place, ids in enumerate(borrowed.markup)}
+    if len(borrowed.codes) == vocab.image_size:
+        ours |= {vocab.image.start + code: [id] for code, id in enumerate(borrowed.codes)}
     try:
         difference = move_in(model, vocab, ours)
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

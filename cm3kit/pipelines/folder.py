@@ -32,7 +32,7 @@ from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
-from cm3kit.pipelines.styles import ChatTemplate, PromptStyle
+from cm3kit.pipelines.styles import ChatTemplate, PictureMarks, PromptStyle
 from cm3kit.pipelines.trained import Trained, written_in_place
 from cm3kit.publish import publishing, verify
 from cm3kit.types import Attention
@@ -101,6 +101,7 @@ class Defaults(Settings):
         prompt_style: how pages are put to the model; other than minimal for public models of text, whose weights stay
             in the number format of their files.
         chat: how a conversation is written.
+        pictures: how a public model writes pictures among words; None of one of words alone.
     """
 
     window: int = Field(512, ge=16)
@@ -115,6 +116,7 @@ class Defaults(Settings):
     diffusion: DiffusionDefaults = DiffusionDefaults()
     prompt_style: PromptStyle = "minimal"
     chat: ChatTemplate | None = None
+    pictures: PictureMarks | None = None
 
     @model_validator(mode="after")
     def _diffusion_is_used(self) -> Defaults:
@@ -137,7 +139,7 @@ class Parts:
 
     @property
     def public(self) -> bool:
-        """Whether it is a public model of text, which has never seen minimal HTML."""
+        """Whether it is a public model, which has never seen minimal HTML."""
         return self.defaults.prompt_style != "minimal"
 
 
@@ -318,7 +320,7 @@ def assemble(
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
         write_json(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
-        optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat")
+        optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat", "pictures")
         unused |= {name for name in optional if getattr(defaults, name) == getattr(Defaults(), name)}
         write_json(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
         write_json(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
