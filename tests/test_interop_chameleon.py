@@ -18,13 +18,13 @@ from transformers import ChameleonImageProcessorPil, ChameleonProcessor, PreTrai
 from transformers import RepetitionPenaltyLogitsProcessor as Penalty
 
 import cm3kit
+from cm3kit.fill.batching import Order
+from cm3kit.fill.fillers import Task
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.styles import PromptStyle
 from cm3kit.interop.chameleon import code_of
 from cm3kit.models.backbone import forward
 from cm3kit.models.transplant import borrow_text
-from cm3kit.pipelines.batching import Order
-from cm3kit.pipelines.fillers import Task
-from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.styles import PromptStyle
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.page import Page
