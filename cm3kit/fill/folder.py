@@ -31,6 +31,7 @@ from cm3kit.fill.styles import ChatTemplate, PictureMarks, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file
+from cm3kit.models.quantized import split_format
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
 from cm3kit.types import Attention
@@ -158,12 +159,13 @@ def find(name: str | Path | None) -> Path:
     Raises:
         ModelError: there is none (`unknown_model`), with the nearest name.
     """
-    wanted = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
+    given = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
+    wanted, quantize = split_format(given)
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
-            return folder
-    if opener_of(wanted) is not None:
-        return Path(wanted)
+            return folder if quantize is None else Path(f"{folder}:{quantize}")
+    if opener_of(given) is not None:
+        return Path(given)
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
@@ -176,11 +178,14 @@ def load_parts(folder: Path) -> Parts:
 
     Raises:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
+        ConfigError: the format that a name asks for cannot be had here.
     """
+    given, (base, quantize) = folder, split_format(str(folder))
+    folder = Path(base)
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        opener = opener_of(str(folder))
+        opener = opener_of(str(given))
         if opener is not None:
-            return opener.open(folder)
+            return opener.open(given)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
@@ -200,9 +205,15 @@ def load_parts(folder: Path) -> Parts:
             code="bad_checkpoint",
         )
     public = defaults.prompt_style != "minimal"
-    backbone = load_backbone(folder / "decoder", len(vocab), dtype="auto" if public else torch.float32)
+    if quantize and not public:
+        raise ModelError(
+            f"{given}: formats are for public models; use --precision for one that was trained here.",
+            code="bad_checkpoint",
+        )
+    dtype: Any = "auto" if public else torch.float32
+    backbone = load_backbone(folder / "decoder", len(vocab), dtype=dtype, quantize=quantize)
     try_out(backbone, folder, defaults)
-    return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
+    return Parts(given.name, folder, text, image, vocab, backbone, defaults)
 
 
 def own_diffusion(parts: Parts) -> bool:

@@ -9,6 +9,7 @@ from cm3kit.fill.trained import Trained
 from cm3kit.interop.public import open_public
 from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.models.families import families, family_of, read_config
+from cm3kit.models.quantized import split_format
 from cm3kit.objectives.contract import Use
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit.objectives.next_token import NextToken
@@ -30,6 +31,13 @@ def import_model(source: Path, target: Path) -> Path:
         ModelError: it is of no family that is known (`unknown_model`), or cannot be read (`bad_checkpoint`).
         OutputError: the target exists, or the disk is full.
     """
+    base, quantize = split_format(str(source))
+    if quantize is not None:
+        raise ModelError(
+            f"{source}: import {base}, whose weights are kept as they are; :{quantize} goes behind the name of what is"
+            " made, where it is used.",
+            code="unknown_model",
+        )
     family = family_of(source)
     if family is None:
         raw = read_config(source)

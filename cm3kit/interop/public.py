@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cm3kit.fill.openers import openers, try_out
 from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate, PictureMarks
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
+from cm3kit.models.quantized import Format, split_format
 from cm3kit.models.transplant import Borrowed, borrow_text, load_transplanted
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
 from cm3kit_tokenizers.errors import ModelError
@@ -32,9 +34,10 @@ def is_public(wanted: str) -> bool:
         ModelError: it is a folder of weights without a tokenizer (`unknown_model`).
         ConfigError: it is one by name whose package is not installed (`missing_extra`).
     """
+    wanted, quantize = split_format(wanted)
     folder = Path(wanted)
     if gguf_file(wanted) is not None:
-        return True
+        return quantize is None
     if (raw := read_config(folder)) is None:
         return False
     if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -53,15 +56,21 @@ def open_public(source: Path) -> Parts:
         ModelError: a tensor is missing, extra or mis-shaped, the tokenizer is no byte-level BPE, or what is computed
             here is not what the model computes (`bad_checkpoint`).
     """
-    family = family_of(source)
+    base, quantize = split_format(str(source))
+    folder = Path(base)
+    family = family_of(folder)
     if family is None:
-        return _causal(source)
-    return _diffusion(source, family) if family.decoder == DIFFUSION else _causal_family(source, family)
+        parts = _causal(folder, quantize)
+    elif family.decoder == DIFFUSION:
+        parts = _diffusion(folder, family, quantize)
+    else:
+        parts = _causal_family(folder, family, quantize)
+    return parts if quantize is None else replace(parts, name=f"{parts.name}:{quantize}")
 
 
-def _diffusion(folder: Path, family: Family) -> Parts:
+def _diffusion(folder: Path, family: Family, quantize: Format | None) -> Parts:
     """A folder of a public family of masked-diffusion models, its rows moved to our ids."""
-    borrowed, image, backbone = _moved_in(folder, family)
+    borrowed, image, backbone = _moved_in(folder, family, quantize)
     config = presets[family.preset].config(batch_size=1)
     known = int(backbone.config.max_position_embeddings)
     vocab = Vocab(borrowed.text.size, image.size)
@@ -82,9 +91,9 @@ def _diffusion(folder: Path, family: Family) -> Parts:
     return Parts(folder.name, folder, borrowed.text, image, vocab, backbone, defaults)
 
 
-def _causal_family(folder: Path, family: Family) -> Parts:
+def _causal_family(folder: Path, family: Family, quantize: Format | None) -> Parts:
     """A folder of a public family of causal models, with pictures where it writes some."""
-    borrowed, image, backbone = _moved_in(folder, family)
+    borrowed, image, backbone = _moved_in(folder, family, quantize)
     marks = None
     if (told := family.pictures) is not None:
         marks = PictureMarks(begin=told.begin, end=told.end, start=(Vocab.eod,))
@@ -101,7 +110,9 @@ def _causal_family(folder: Path, family: Family) -> Parts:
     return Parts(folder.name, folder, borrowed.text, image, vocab, backbone, defaults)
 
 
-def _moved_in(folder: Path, family: Family) -> tuple[Borrowed, ImageTokenizer, PreTrainedModel]:
+def _moved_in(
+    folder: Path, family: Family, quantize: Format | None
+) -> tuple[Borrowed, ImageTokenizer, PreTrainedModel]:
     """The text tokenizer, the image tokenizer and the weights of a folder, its rows at our ids."""
     borrowed = borrow_text(str(folder))
     image: ImageTokenizer = NoPictures()
@@ -114,7 +125,7 @@ def _moved_in(folder: Path, family: Family) -> tuple[Borrowed, ImageTokenizer, P
                 code="bad_checkpoint",
             )
     vocab = Vocab(borrowed.text.size, image.size)
-    return borrowed, image, load_transplanted(borrowed, vocab, 1, dtype="auto")
+    return borrowed, image, load_transplanted(borrowed, vocab, 1, dtype="auto", quantize=quantize)
 
 
 def _chat(family: Family) -> ChatTemplate | None:
@@ -122,7 +133,7 @@ def _chat(family: Family) -> ChatTemplate | None:
     return None if told is None else ChatTemplate(before=told.before, after=told.after, end=told.end)
 
 
-def _causal(source: Path) -> Parts:
+def _causal(source: Path, quantize: Format | None) -> Parts:
     """A public causal decoder, by folder, GGUF file or name, its rows moved to our ids; it has no pictures.
 
     Raises:
@@ -131,7 +142,7 @@ def _causal(source: Path) -> Parts:
     """
     borrowed = borrow_text(str(source))
     vocab = Vocab(borrowed.text.size, 0)
-    backbone = load_transplanted(borrowed, vocab, 1)
+    backbone = load_transplanted(borrowed, vocab, 1, quantize=quantize)
     known = getattr(backbone.config, "max_position_embeddings", MOST)
     chat = None
     if TURN_END in borrowed.specials:

@@ -17,6 +17,7 @@ from cm3kit.models.backbone import load_backbone
 from cm3kit.models.embeddings import per_layer_tables, replace_table
 from cm3kit.models.families import Family, Raw, family_of, read_config
 from cm3kit.models.gguf import gguf_file, gguf_tokenizer
+from cm3kit.models.quantized import Format, plain_tables
 from cm3kit_tokenizers.borrowed import borrow
 from cm3kit_tokenizers.errors import ModelError, in_a_line
 from cm3kit_tokenizers.text import TextTokenizer
@@ -131,7 +132,11 @@ def _engine(source: str, family: Family | None = None) -> Tokenizer:
 
 
 def load_transplanted(
-    borrowed: Borrowed, vocab: Vocab, window: int, dtype: torch.dtype | Literal["auto"] = torch.float32
+    borrowed: Borrowed,
+    vocab: Vocab,
+    window: int,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    quantize: Format | None = None,
 ) -> PreTrainedModel:
     """The decoder behind a tokenizer with its rows at our ids, in eval mode.
 
@@ -141,12 +146,15 @@ def load_transplanted(
     Args:
         window: length of the rows that it will see.
         dtype: of the weights; "auto" is that of the files.
+        quantize: see `load_backbone`.
 
     Raises:
         ModelError: it cannot be loaded (`unknown_model`, `bad_checkpoint`), sees less than the window, or gives
             other logits when its rows lie at our ids. Whether it can be trained is `decoders.probe`'s to say.
     """
-    model = load_backbone(borrowed.source, 0, dtype=dtype)
+    model = load_backbone(borrowed.source, 0, dtype=dtype, quantize=quantize)
+    if not plain_tables(model):
+        raise _refusal(borrowed.source, model, "its embedding or head is quantized, and rows cannot be moved")
     seen = getattr(model.config, "max_position_embeddings", None)
     if isinstance(seen, int) and seen < window:
         raise ModelError(

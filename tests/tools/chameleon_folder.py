@@ -41,7 +41,7 @@ def config() -> ChameleonConfig:
     vq = {"resolution": SIDE, "base_channels": WIDTH, "channel_multiplier": list(LEVELS), "num_res_blocks": 1,
           "latent_channels": 8, "embed_dim": 6, "num_embeddings": CODES, "attn_resolutions": None}  # fmt: skip
     return ChameleonConfig(
-        vocab_size=ROWS, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=ROWS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=256, bos_token_id=0, eos_token_id=2, pad_token_id=1,
         rope_theta=10_000.0, vq_config=vq, vocabulary_map=dict(IDS) | _words(),
     )  # fmt: skip
