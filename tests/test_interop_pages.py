@@ -209,6 +209,16 @@ def test_bits_of_pages_without_pictures_are_measured(shelf: dict[str, Path], tmp
         )
     found = evaluate(tmp_path, str(shelf["llada"]), split="train", limit=4, rounds=1, device="cpu")
     assert found["documents"] and all(torch.isfinite(torch.tensor(value)) for value in found.values())
+    # The source is longer than the words, and only the one that a model reads is measured.
+    words = evaluate(
+        tmp_path, str(shelf["llada"]), split="train", limit=4, rounds=1, device="cpu", style="plain"
+    )
+    assert words["tokens"] < found["tokens"] and words["documents"] == found["documents"]
+    for style in ("chat", "minimal"):
+        with pytest.raises(ConfigError, match="prompt style"):
+            evaluate(tmp_path, str(shelf["llada"]), split="train", device="cpu", style=style)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="prompt style"):
+        evaluate(tmp_path, "emoji", split="train", device="cpu", style="page")
 
 
 def test_what_it_cannot_do_is_said_in_one_line(kits: dict[str, Kit], tmp_path: Path) -> None:

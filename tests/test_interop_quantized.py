@@ -27,14 +27,17 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def dense(weight: Any) -> Tensor:
-    """The numbers that a kept weight stands for."""
-    if hasattr(weight, "quant_state"):
-        from bitsandbytes.functional import dequantize_4bit
-
-        found: Tensor = dequantize_4bit(weight.data, weight.quant_state)
-        return found
+    """The numbers that a kept weight of torchao stands for."""
     made: Tensor = weight.dequantize()
     return made
+
+
+def rounded(weight: Tensor) -> Tensor:
+    """The numbers that NF4 keeps of a weight."""
+    from bitsandbytes import functional
+
+    kept: Tensor = functional.dequantize_4bit(*functional.quantize_4bit(weight, quant_type="nf4"))
+    return kept
 
 
 def plain_copy(model: Any) -> Any:
@@ -65,12 +68,26 @@ def test_what_is_computed_is_what_the_kept_weights_say(tmp_path: Path, name: str
     layer = kit.backbone.model.layers[0].mlp.down_proj.weight
     assert type(layer) not in (Tensor, nn.Parameter) and kit.parts.name == f"{folder.name}:{wanted}"
     assert type(kit.backbone.get_input_embeddings().weight) is nn.Parameter
-    ids = torch.arange(60, 140)[None]
-    with torch.no_grad():
-        found, wanted_BTV = forward(kit.backbone, ids), forward(plain_copy(kit.backbone), ids)
-    # NF4's products are of 16 bits.
-    most = 1e-3 if wanted == "int8" else 0.1
-    assert (found - wanted_BTV).abs().max() < most * wanted_BTV.abs().max()
+    whole = dict(chameleon_folder.stock().named_parameters()) if wanted == "nf4" else {}
+    layers = [
+        (name, each)
+        for name, each in kit.backbone.model.layers.named_modules()
+        if isinstance(each, nn.Linear) and type(each.weight) not in (Tensor, nn.Parameter)
+    ]
+    assert len(layers) == 7 * len(kit.backbone.model.layers)
+    for number, (at, each) in enumerate(layers):
+        x_TD = torch.randn(5, each.in_features, generator=torch.Generator().manual_seed(number))
+        kept = rounded(whole[f"model.layers.{at}.weight"].detach()) if whole else dense(each.weight)
+        with torch.no_grad():
+            found_TD, wanted_TD = each(x_TD), nn.functional.linear(x_TD, kept.float(), each.bias)
+        # NF4's products are of 16 bits.
+        most = 1e-5 if wanted == "int8" else 2e-2
+        assert (found_TD - wanted_TD).abs().max() < most * wanted_TD.abs().max()
+    if wanted == "int8":
+        ids = torch.arange(60, 140)[None]
+        with torch.no_grad():
+            found_BTV, wanted_BTV = forward(kit.backbone, ids), forward(plain_copy(kit.backbone), ids)
+        assert (found_BTV - wanted_BTV).abs().max() < 1e-3 * wanted_BTV.abs().max()
     options = GenerateOptions(max_tokens=8) if name == "anole" else GenerateOptions(length=6)
     assert kit.generate("a red apple", task="text", options=options)[0].text
     page = Page.parse(b"<p>A red <mask> and.</p>")
@@ -108,8 +125,9 @@ def test_an_imported_one_and_a_causal_one_too(tmp_path: Path, capsys: pytest.Cap
         "--device",
         "cpu",
     ]
+    capsys.readouterr()
     assert run([*command, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)
+    assert json.loads(capsys.readouterr().out)["ok"]
 
 
 def test_what_cannot_be_had_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
