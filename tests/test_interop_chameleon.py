@@ -18,9 +18,11 @@ from transformers import ChameleonImageProcessorPil, ChameleonProcessor, PreTrai
 from transformers import RepetitionPenaltyLogitsProcessor as Penalty
 
 import cm3kit
+from cm3kit.decoders.hf_engine import make_engine
 from cm3kit.fill.batching import Order
 from cm3kit.fill.fillers import Task
 from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.needs import needs
 from cm3kit.fill.styles import PromptStyle
 from cm3kit.interop.chameleon import code_of
 from cm3kit.models.backbone import forward
@@ -512,3 +514,31 @@ def test_training_goes_on_from_an_imported_one(
         capsys.readouterr().err
     )
     assert (out / "final" / "model.safetensors").is_file()
+
+
+def test_what_it_takes_is_told_without_its_weights(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = theirs.write(tmp_path / "half", dtype=torch.bfloat16)
+    for path in (folder, half):
+        kit = cm3kit.load(path, device="cpu")
+        told = needs(path)
+        held = sum(each.nbytes for each in kit.backbone.parameters())
+        assert (told.parameters, told.weights) == (
+            sum(each.numel() for each in kit.backbone.parameters()), held,
+        )  # fmt: skip
+        assert told.image == 4 * sum(each.numel() for each in kit.image.parameters())
+        cache = make_engine(kit.backbone, len(kit.vocab), "fp32", 3).open(3, kit.parts.defaults.window)
+        assert (told.cache, told.streams, told.window) == (cache.nbytes, 3, 256)
+        assert told.total == told.weights + told.image + told.cache
+    few = needs(f"{half}:nf4")
+    assert few.dtype == "nf4" and few.weights < needs(half).weights
+    raw = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps(raw | {"dtype": "bfloat16"}))
+    for path in half.glob("*.safetensors*"):
+        path.unlink()
+    assert run(["estimate", "-m", str(half)]) == 0
+    assert "3 rows of 256 ids" in capsys.readouterr().out
+    assert needs(half).weights == needs(folder).weights // 2
+    assert run(["estimate", "cm3", "-m", str(half)]) != 0
+    assert needs("emoji").dtype == "float32"

@@ -230,7 +230,8 @@ def test_bits_of_pages_are_those_of_the_file_in_its_own_tokens(
             logits = theirs(torch.tensor([[end, *ids]])).logits[0, :-1].log_softmax(-1)
         bits -= float(logits.gather(1, torch.tensor(ids)[:, None]).sum()) / math.log(2)
         size += len("".join(pieces))
-    assert found["text_bits_per_byte"] == pytest.approx(bits / size, rel=1e-4)
+    # Rows for what it has never seen take a little of the probability.
+    assert bits / size < found["text_bits_per_byte"] < 1.001 * bits / size
 
 
 def test_gaps_that_hold_elements_alone_are_refused(file: Path) -> None:

@@ -31,7 +31,8 @@ def spelt(documents: Sequence[Sequence[int]], parts: Parts, style: PromptStyle |
     found = []
     for each in documents:
         row = list(each) if marks is None else marks.mark(each, parts.vocab, height * width)
-        found.append(how.spell(row)[0])
+        # Objectives put the beginning there again.
+        found.append(how.spell([parts.vocab.eod, *row])[0][1:])
     return found
 
 
