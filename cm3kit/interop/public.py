@@ -77,16 +77,16 @@ def _diffusion(folder: Path, family: Family, quantize: Format | None) -> Parts:
     # A page is longer in its spelling than in our ids.
     window = max(16, min(MOST, known // 2))
     (use,) = MaskedDiffusion(vocab, shift=family.shift).uses(window)
-    diffusion = DiffusionDefaults(
-        image=config, text=config, mixed=config, shift=use.shift, objective=use.objective
-    )
-    defaults = Defaults(
-        window=window,
-        decoders=(DIFFUSION,),
-        diffusion=diffusion,
-        prompt_style="page",
-        chat=_chat(family),
-    )
+    told = {"image": config, "text": config, "mixed": config, "shift": use.shift, "objective": use.objective}
+    own = dict(family.defaults)
+    fields: dict[str, Any] = {
+        "window": window,
+        "decoders": (DIFFUSION,),
+        "prompt_style": "page",
+        "chat": _chat(family),
+    }
+    fields |= {"diffusion": DiffusionDefaults.model_validate({**told, **own.pop("diffusion", {})}), **own}
+    defaults = Defaults.model_validate(fields)
     try_out(backbone, folder, defaults)
     return Parts(folder.name, folder, borrowed.text, image, vocab, backbone, defaults)
 
