@@ -136,8 +136,11 @@ def _trained() -> dict[str, Any]:
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex("(IMGIMG)((A|B|C|D|E|F|G|H|I|J){1,4})Z"), "isolated"),
+            pre_tokenizers.Split(Regex("<sentinel:[0-9]+>"), "isolated"),
+            pre_tokenizers.Split(Regex("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"), "isolated"),
+            pre_tokenizers.Split(Regex("([\\t\\n]|    |  )"), "isolated"),
             pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.Punctuation("isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
