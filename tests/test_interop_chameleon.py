@@ -100,7 +100,7 @@ def written(stock: Any, kit: Kit, own: dict[int, int], row: list[int], most: int
         said = [back[id] for id in ids[len(row) :].tolist()]
         mask = grammar.allowed(grammar.after(said, state), most - len(said))
         words = [own[id] for id in mask.nonzero().flatten().tolist() if id in own]
-        return [*words, BREAK] if said else words
+        return [*words, BREAK] if EOS in words else words
 
     ids = stock.generate(
         input_ids=torch.tensor([row]), do_sample=False, max_new_tokens=most, prefix_allowed_tokens_fn=allowed,
@@ -244,33 +244,38 @@ def test_a_picture_among_others_is_guided_by_them(
 
 
 def interleaved(stock: Any, kit: Kit, own: dict[int, int], row: list[int], most: int) -> list[list[int]]:
-    """Words and pictures behind a row by transformers' generate and the loop above, until an end or so many words."""
-    pieces, window = [], kit.parts.defaults.window
+    """Words and pictures behind a row by transformers' generate and the loop above, until an end, so many words, or the
+    end of the window."""
+    pieces, window = list[list[int]](), kit.parts.defaults.window
     back, grammar = {id: ours for ours, id in own.items()}, kit.context.grammar
-    while most > 0:
-        room = window - len(row) - 1 - theirs.LENGTH - 2
-        assert room > most  # a window that is full is another test's business
+    while most > 0 and (room := window - len(row) - 1) > 0:
+        # A picture with its marks has to fit behind the words.
+        before = room - theirs.LENGTH - 2
+        limit, ends = (min(most, before), [EOS, BREAK]) if before > 0 else (min(most, room), [EOS])
 
-        def allowed(batch: int, ids: torch.Tensor, start: int = len(row), left: int = most) -> list[int]:
+        def allowed(
+            batch: int, ids: torch.Tensor, start: int = len(row), left: int = limit, ends: list[int] = ends
+        ) -> list[int]:
             said = [back[id] for id in ids[start:].tolist()]
             state = grammar.after(said, grammar.begin("attribute", True, grammar.after([])))
             mask = grammar.allowed(state, left - len(said))
             words = [own[id] for id in mask.nonzero().flatten().tolist() if id in kit.vocab.text]
-            return words if state.utf8 else [*words, EOS, BREAK]
+            return words if state.utf8 else [*words, *ends]
 
         found = stock.generate(
-            input_ids=torch.tensor([row]), do_sample=False, max_new_tokens=most, prefix_allowed_tokens_fn=allowed,
+            input_ids=torch.tensor([row]), do_sample=False, max_new_tokens=limit, prefix_allowed_tokens_fn=allowed,
             logits_processor=[Penalty(1.2, prompt_ignore_length=len(row))], eos_token_id=[EOS, BREAK],
             pad_token_id=1,
         )[0, len(row) :].tolist()  # fmt: skip
         words = [id for id in found if id not in (EOS, BREAK)]
         pieces += [words] if words else []
         row, most = [*row, *words], most - len(words)
-        if found[-1] != BREAK:
+        if found[-1] == EOS:
             break
-        codes = drawn(stock, [*row, BREAK], 3.0, 1.2)
-        pieces.append(codes)
-        row = [*row, BREAK, *codes, EOSS]
+        if found[-1] == BREAK:
+            codes = drawn(stock, [*row, BREAK], 3.0, 1.2)
+            pieces.append(codes)
+            row = [*row, BREAK, *codes, EOSS]
     return pieces
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cm3kit.decoders.causal.guidance import streams
 from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, find
-from cm3kit.models.backbone import empty_backbone
+from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.quantized import Format, split_format
 from cm3kit.models.transplant import borrow_text
