@@ -32,8 +32,13 @@ class ChatTemplate(Settings):
     end: int = TURN_END
 
     def ids(self, words: list[int], text: TextTokenizer, vocab: Vocab) -> list[int]:
-        """Ids of the conversation up to the answer."""
-        return [*_ids(self.before, text, vocab), *words, *_ids(self.after, text, vocab)]
+        """Ids of the conversation up to the answer; what stands between two special ids is one text, as theirs is."""
+        out: list[int] = []
+        given = [*_ids(self.before, text, vocab), *words, *_ids(self.after, text, vocab)]
+        for inside, run in groupby(given, key=lambda id: id in vocab.text):
+            ids = [*run]
+            out += _as_one(ids, text, vocab) if inside else ids
+        return out
 
 
 class PictureMarks(Settings):
@@ -111,6 +116,15 @@ def spelling(
 def _within(piece: str) -> bool:
     """Whether a piece of markup leaves a line of words whole."""
     return piece.strip("</>") in INLINE or piece in ('"', ">", "<a", "<meta") or piece.endswith('="')
+
+
+def _as_one(ids: list[int], text: TextTokenizer, vocab: Vocab) -> list[int]:
+    """The tokens of all these tokens' text; the same ones where it is none, as half a character."""
+    said = b"".join(text.pieces[id - vocab.text.start] for id in ids)
+    try:
+        return text.encode(said.decode("utf-8"), vocab.text.start)
+    except UnicodeDecodeError:
+        return ids
 
 
 def _ids(parts: tuple[str | int, ...], text: TextTokenizer, vocab: Vocab) -> list[int]:
