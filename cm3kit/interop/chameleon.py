@@ -75,15 +75,17 @@ def code_of(name: str) -> int:
     )
 
 
-def tokens(raw: Raw, engine: Tokenizer) -> list[str]:
-    """The names of codes 0, 1, … among those of the tokenizer.
+def codes(raw: Raw, engine: Tokenizer) -> list[int]:
+    """Ids of codes 0, 1, …, by the names of the tokenizer.
 
     Raises:
         ModelError: they are not of codes without a gap (`bad_checkpoint`).
     """
-    named = [name for name in engine.get_vocab() if name.startswith("IMGIMG") and name.endswith("Z")]
+    named = [
+        each for each in engine.get_vocab().items() if each[0].startswith("IMGIMG") and each[0].endswith("Z")
+    ]
     try:
-        by_code = {code_of(name): name for name in named}
+        by_code = {code_of(name): id for name, id in named}
     except ValueError:
         by_code = {}
     if not by_code or sorted(by_code) != list(range(len(named))):
@@ -159,7 +161,7 @@ families("chameleon")(
         },
         decoder="cm3",
         chat=Chat((Vocab.eod,), (TURN,)),
-        pictures=Pictures(tokens, BEGIN, END, open_pictures),
+        pictures=Pictures(codes, BEGIN, END, open_pictures),
         # chameleon/inference/chameleon.py: guidance by words 3 and by earlier pictures 1.2, and both kinds drawn alike.
         defaults={
             "prompt_style": "plain",

@@ -43,12 +43,12 @@ class Pictures:
     """How a family writes pictures among words.
 
     Attributes:
-        tokens: names of the tokens of codes 0, 1, …, by what `config.json` says and the tokenizer; no text gives them.
+        codes: ids of codes 0, 1, …, by what `config.json` says and the tokenizer; no text gives tokens of theirs.
         begin: id of our specials before the codes of a picture, and `end` the one behind them.
         open: the image tokenizer of a folder, by its `config.json`; without a decoder it is a `vq.absent.Undrawn`.
     """
 
-    tokens: Callable[[Raw, Tokenizer], Sequence[str]]
+    codes: Callable[[Raw, Tokenizer], Sequence[int]]
     begin: int
     end: int
     open: Callable[[Path, Raw], ImageTokenizer]

@@ -60,10 +60,11 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
     """
     family = family_of(source)
     engine = _engine(source, family)
-    specials, pictures = _causal_specials(engine), dict[str, int]()
+    specials, codes = _causal_specials(engine), list[int]()
     if family is not None:
         raw = read_config(Path(source)) or {}
-        specials, pictures = _specials(engine, family, raw), _pictures(engine, family, raw)
+        specials = _specials(engine, family, raw)
+        codes = [] if family.pictures is None else list(family.pictures.codes(raw, engine))
 
     def spelt(text: str) -> list[int]:
         ids: list[int] = engine.encode(text, add_special_tokens=False).ids
@@ -71,12 +72,13 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
 
     markup = [spelt(piece) for piece in MARKUP]
     if instead is None:
-        text, ids = borrow(engine.to_str(), source, without=pictures.keys())
+        names = {name for id in codes if (name := engine.id_to_token(id)) is not None}
+        text, ids = borrow(engine.to_str(), source, without=names)
         rows = [[] if id is None else [id] for id in ids]
-        return Borrowed(source, text, rows, markup, specials, list(pictures.values()))
+        return Borrowed(source, text, rows, markup, specials, codes)
     words = [piece.decode("utf-8", "replace") for piece in instead.pieces]
     rows = [[] if "\ufffd" in word else spelt(word) for word in words]
-    return Borrowed(source, instead, rows, markup, specials, list(pictures.values()))
+    return Borrowed(source, instead, rows, markup, specials, codes)
 
 
 def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
@@ -86,22 +88,6 @@ def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
         ids = [id for name in names if (id := engine.token_to_id(name)) is not None]
         found |= {ours: ids[0]} if ids else {}
     return found if family.mask is None else found | {Vocab.mask: family.mask(raw)}
-
-
-def _pictures(engine: Tokenizer, family: Family, raw: Raw) -> dict[str, int]:
-    """The decoder's tokens of image codes, in the order of the codes."""
-    if family.pictures is None:
-        return {}
-    names = family.pictures.tokens(raw, engine)
-    found = {name: id for name in names if (id := engine.token_to_id(name)) is not None}
-    if len(found) < len(names):
-        lost = next(name for name in names if name not in found)
-        raise ModelError(
-            f"the tokenizer lacks {len(names) - len(found):,} tokens of image codes, such as {lost}; the files are of"
-            " different models.",
-            code="bad_checkpoint",
-        )
-    return found
 
 
 def _causal_specials(engine: Tokenizer) -> dict[int, int]:
