@@ -26,7 +26,7 @@ from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
-from cm3kit.fill.openers import opener_of, try_out
+from cm3kit.fill.openers import find_foreign, named, try_out
 from cm3kit.fill.styles import ChatTemplate, PictureMarks, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
@@ -34,6 +34,7 @@ from cm3kit.models.gguf import gguf_file
 from cm3kit.models.quantized import split_format
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
+from cm3kit.renamed import old_names
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -164,8 +165,8 @@ def find(name: str | Path | None) -> Path:
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder if quantize is None else Path(f"{folder}:{quantize}")
-    if opener_of(given) is not None:
-        return Path(given)
+    if foreign := find_foreign(wanted):
+        return foreign[1] if quantize is None else Path(f"{foreign[1]}:{quantize}")
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
@@ -183,14 +184,14 @@ def load_parts(folder: Path) -> Parts:
     given, (base, quantize) = folder, split_format(str(folder))
     folder = Path(base)
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        opener = opener_of(str(given))
-        if opener is not None:
-            return opener.open(given)
+        if foreign := find_foreign(str(folder)):
+            return foreign[0].open(given)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
         vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-        defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+        with old_names():
+            defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, ValidationError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -213,7 +214,8 @@ def load_parts(folder: Path) -> Parts:
     dtype: Any = "auto" if public else torch.float32
     backbone = load_backbone(folder / "decoder", len(vocab), dtype=dtype, quantize=quantize)
     try_out(backbone, folder, defaults)
-    return Parts(given.name, folder, text, image, vocab, backbone, defaults)
+    name = named(folder) if quantize is None else f"{named(folder)}:{quantize}"
+    return Parts(name, folder, text, image, vocab, backbone, defaults)
 
 
 def own_diffusion(parts: Parts) -> bool:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts
-from cm3kit.fill.openers import openers, try_out
+from cm3kit.fill.openers import Opener, named, openers, try_out
 from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate, PictureMarks
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
@@ -34,10 +34,9 @@ def is_public(wanted: str) -> bool:
         ModelError: it is a folder of weights without a tokenizer (`unknown_model`).
         ConfigError: it is one by name whose package is not installed (`missing_extra`).
     """
-    wanted, quantize = split_format(wanted)
     folder = Path(wanted)
     if gguf_file(wanted) is not None:
-        return quantize is None
+        return True
     if (raw := read_config(folder)) is None:
         return False
     if any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
@@ -88,7 +87,7 @@ def _diffusion(folder: Path, family: Family, quantize: Format | None) -> Parts:
     fields |= {"diffusion": DiffusionDefaults.model_validate({**told, **own.pop("diffusion", {})}), **own}
     defaults = Defaults.model_validate(fields)
     try_out(backbone, folder, defaults)
-    return Parts(folder.name, folder, borrowed.text, image, vocab, backbone, defaults)
+    return Parts(named(folder), folder, borrowed.text, image, vocab, backbone, defaults)
 
 
 def _causal_family(folder: Path, family: Family, quantize: Format | None) -> Parts:
@@ -107,7 +106,7 @@ def _causal_family(folder: Path, family: Family, quantize: Format | None) -> Par
     defaults = Defaults.model_validate(fields)
     try_out(backbone, folder, defaults)
     vocab = Vocab(borrowed.text.size, image.size)
-    return Parts(folder.name, folder, borrowed.text, image, vocab, backbone, defaults)
+    return Parts(named(folder), folder, borrowed.text, image, vocab, backbone, defaults)
 
 
 def _moved_in(
@@ -156,11 +155,16 @@ def _causal(source: Path, quantize: Format | None) -> Parts:
     return Parts(source.stem, folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
 
 
-class Public:
+class Public(Opener):
     """Public models among the models that `load` opens."""
 
-    owns = staticmethod(is_public)
-    open = staticmethod(open_public)
+    def find(self, wanted: str) -> Path | None:
+        """A folder, a GGUF file, or what a package carries."""
+        return Path(wanted) if is_public(wanted) else None
+
+    def open(self, source: Path) -> Parts:
+        """Its parts, see `open_public`."""
+        return open_public(source)
 
 
 openers("public")(Public())
