@@ -3,6 +3,7 @@ SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= $(VENV)-parity
+DOCS ?= $(VENV)-docs
 DEMO := outputs/demo
 PACKAGES := data/packages
 DEBIAN := fonts-noto-color-emoji unicode-data unicode-cldr-core wordnet-base
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-parity check format data pictures model bench gpu install install-dev clean
+.PHONY: help demo test test-parity check format data pictures model bench gpu docs locks install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +82,9 @@ bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed
 gpu: $(VENV)/.stamp-base ## Measure and check everything on a GPU, in four minutes, into outputs/gpu
 	$(BIN)/python benchmarks/gpu.py --lanes 3 -o outputs/gpu
 
+docs: $(DOCS)/.stamp ## Build the documentation with its Python reference, into outputs/site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.:cli:tokenizers $(DOCS)/bin/mkdocs build --strict
+
 install: $(VENV)/.stamp-base ## Install cm3kit into the venv
 install-dev: $(VENV)/.stamp-dev ## Install cm3kit and what its tests need into the venv
 
@@ -95,10 +99,24 @@ $(VENV)/.stamp-torch: scripts/install_torch.py | $(BIN)/python
 	$(BIN)/python scripts/install_torch.py
 	@touch $@
 
-$(VENV)/.stamp-base: pyproject.toml constraints.txt $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+# Whatever is installed is named with its hashes (scripts/lock.py), but for torch, whose wheels differ by platform.
+LOCKED = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r
+OWN = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+
+$(VENV)/.stamp-base: pyproject.toml locks/base.txt $(VENV)/.stamp-torch
+	$(LOCKED) locks/base.txt
+	$(OWN)
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+$(VENV)/.stamp-dev: pyproject.toml locks/dev.txt $(VENV)/.stamp-torch
+	$(LOCKED) locks/dev.txt
+	$(OWN)
 	@touch $@ $(VENV)/.stamp-base
+
+$(DOCS)/.stamp: locks/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/docs.txt
+	@touch $@
+
+locks: ## Write the hashes of what is installed anew, after a change of dependencies (needs the index)
+	$(PYTHON) scripts/lock.py
