@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.installing import install
 
 Format = Literal["int8", "int4", "nf4"]
 """torchao's int8 and int4, weights alone, and bitsandbytes' NF4 (Dettmers et al., arXiv:2305.14314)."""
@@ -37,7 +38,7 @@ def quantization(wanted: Format) -> Any:
     package = PACKAGES[wanted]
     if find_spec(package) is None:
         raise ConfigError(
-            f"weights in {wanted} need {package}; pip install {package}, or leave :{wanted} out.",
+            f"weights in {wanted} need {package}; {install('quantized')}, or leave :{wanted} out.",
             code="missing_extra",
         )
     if wanted == "nf4":
