@@ -1,8 +1,8 @@
-"""`cm3kit estimate`: memory and time of a training before it starts."""
+"""`cm3kit estimate`: memory and time of a training before it starts, and memory of using a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -35,8 +35,20 @@ WORDS = {
 }  # fmt: skip
 
 
+USES = {
+    "weights": "weights", "image": "image tokenizer", "cache": "keys and values", "total": "total",
+}  # fmt: skip
+Used = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Instead, what using this model takes; its weights need not be there."
+    ),
+]
+
+
 def estimate(
     kind: Kind = None,
+    model: Used = None,
     config: options.Config = None,
     overrides: options.Overrides = None,
     device_memory: DeviceMemory = None,
@@ -48,6 +60,8 @@ def estimate(
 
     Example: cm3kit estimate -c base-cm3 --device-memory 24GB --device-tflops 400
     """
+    if model is not None:
+        return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])
     from cm3kit.quantities import read_memory
     from cm3kit.training.estimate import estimate as foresee
     from cm3kit.training.other_device import fit
@@ -60,6 +74,23 @@ def estimate(
         return Reply(told, tuple(_lines(told)))
     there = fit(found, steps, size, device_tflops)
     return Reply({**told, "device": there.as_dict()}, (*_lines(told)[:1], *there.lines(size, device_tflops)))
+
+
+def _of_use(model: str, others: Sequence[object]) -> Reply:
+    from cm3kit.fill.needs import needs
+    from cm3kit_tokenizers.errors import ConfigError
+
+    if others:
+        raise ConfigError(
+            f"--model asks for what using {model} takes, and {others[0]} is of a training; leave one out.",
+            code="bad_value",
+        )
+    told = needs(model).as_dict()
+    rows = f"{told['streams']} rows of {told['window']:,} ids"
+    lines = [f"parameters         {told['parameters']:,} ({told['dtype']})"]
+    lines += [f"{word:18} {told[name] / 1e6:,.0f} MB" for name, word in USES.items()]
+    lines[3] += f" ({rows})" if told["cache"] else ""
+    return Reply(told, tuple(lines))
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from cm3kit.config import read_yaml
 from cm3kit.fill.openers import find_foreign, named
+from cm3kit.models.quantized import split_format
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError
 
 INDEX = "model_index.json"
@@ -42,7 +43,14 @@ def find(name: str | Path | None) -> Path:
     Raises:
         ModelError: there is none (`unknown_model`), with the nearest name, or with what it lacks.
     """
-    wanted = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
+    given = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
+    wanted, quantize = split_format(given)
+    found = _find(wanted)
+    return found if quantize is None else Path(f"{found}:{quantize}")
+
+
+def _find(wanted: str) -> Path:
+    """The same, without a number format behind the name."""
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder
