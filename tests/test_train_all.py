@@ -194,8 +194,9 @@ def test_a_death_while_files_are_moved_is_taken_up(pages: Path, made: Made, tmp_
     (output / "model_index.json").rename(output / ".runs/model/model_index.json")
     request = json.loads((output / ".runs/request.json").read_text())
     assert request["pages"] == str(pages)
-    train_all(asked(pages, output))
+    again = train_all(asked(pages, output))
     assert cm3kit.load(output, device="cpu").parts.name == "copy"
+    assert again.plan.main.data == output / ".runs/shards"  # where it is now
 
 
 def test_a_full_disk_in_the_third_stage_is_one_line_and_taken_up(

@@ -19,7 +19,7 @@ from cm3kit.pipeline.plan import NAMES, Cost, Plan
 from cm3kit.pipeline.planner import HELD, make_plan
 from cm3kit.pipeline.report import render
 from cm3kit.pipeline.request import Request
-from cm3kit.pipeline.stages import put_together, read_pages, stages
+from cm3kit.pipeline.stages import prepared_folder, put_together, read_pages, stages
 from cm3kit.pipeline.survey import survey
 from cm3kit.publish import write_atomic
 from cm3kit.quantities import duration
@@ -115,7 +115,7 @@ def _planned(request: Request, watch: Watch, warn: Warn) -> Plan:
     if asked.is_file():
         request.hold_to(json.loads(asked.read_text(encoding="utf-8")))
     if kept.is_file():
-        return resolve(Plan, [read_yaml(kept)])
+        return _placed(resolve(Plan, [read_yaml(kept)]), request)
     write_atomic(asked, json.dumps(request.saved(), indent=1).encode(), force=True)
     started = time.monotonic()
     folder = read_pages(
@@ -128,6 +128,19 @@ def _planned(request: Request, watch: Watch, warn: Warn) -> Plan:
     plan = make_plan(request, folder, found, spent)
     write_atomic(kept, dump(plan).encode(), force=True)
     return plan
+
+
+def _placed(plan: Plan, request: Request) -> Plan:
+    """The plan with the places of its stages as this call names them: the folder may have been moved."""
+    runs, prepared = request.runs, prepared_folder(request)
+    parts = {"text": runs / "text/final", "image": runs / "image/final", "data": runs / "shards"}
+    return plan.model_copy(
+        update={
+            "main": plan.main.model_copy(update=parts),
+            "text": plan.text and plan.text.model_copy(update={"data": prepared}),
+            "image": plan.image and plan.image.model_copy(update={"data": prepared}),
+        }
+    )
 
 
 class _Clock:
