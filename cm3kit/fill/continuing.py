@@ -48,7 +48,7 @@ def continued(
             code="too_long",
         )
     prompt = _read_before(context, ids, place, style, task)[-room:]
-    exact, end = gap.length is not None, _end(context, gap, style)
+    exact, end = gap.length is not None, end_of(context, gap, style)
     span = MaskSpan("attribute", len(prompt), most, exact, end=end, gap=gap.index, part=gap.part)
     return Canvas(tuple(prompt), (span,), prompt_attention=defaults.prompt_attention, seed=seed)
 
@@ -85,7 +85,7 @@ def _read_before(
     return chat.ids([*asked[0], *before[1:], *asked[1], *after], text, vocab)
 
 
-def _end(context: ModelContext, gap: Gap, style: PromptStyle) -> int:
+def end_of(context: ModelContext, gap: Gap, style: PromptStyle) -> int:
     """The id that says that nothing more belongs into the gap."""
     vocab, text = context.parts.vocab, context.parts.text
     if style == "chat":

@@ -225,7 +225,7 @@ class _Batch:
             return [None] * len(asking)
         for place, job in enumerate(asking):
             if job is not None:
-                self._show(place, self.grammar.allowed(job.state, job.left))
+                self._show(place, job.run.allowed(job.left))
         logits_KBV = self.logits_SV.view(self.count, len(asking), -1)
         scores_BV = combine(logits_KBV, self.mask_BV, self.config)
         if self.config.eoss_bias:
@@ -245,7 +245,7 @@ class _Batch:
 
     def _draw(self, scores_BV: Tensor, asking: Sequence[Job | None]) -> Tensor:
         config, device = self.config, scores_BV.device
-        ways = [config.image if job and job.state.image else config.text for job in asking]
+        ways = [config.image if job and job.run.image else config.text for job in asking]
         heat_B = torch.tensor([way.temperature for way in ways], dtype=torch.float64, device=device)
         top_k_B = torch.tensor([way.top_k for way in ways], device=device)
         top_p_B = torch.tensor([way.top_p for way in ways], dtype=torch.float64, device=device)
