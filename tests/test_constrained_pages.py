@@ -19,6 +19,8 @@ from cm3kit.serve import handlers, schemas
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, ConfigError, Page, PageError
 
+pytest.importorskip("outlines_core")
+
 CM3 = GenerateOptions(decoder="cm3", max_tokens=14)
 DECODERS = {
     "cm3": CM3, "diffusion": replace(CM3, decoder="diffusion", temperature=1.0),

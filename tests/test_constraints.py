@@ -19,6 +19,8 @@ from cm3kit.decoders.grammar.languages import Languages
 from cm3kit.decoders.grammar.rules import ByteDfa, constraint
 from cm3kit_tokenizers import ConfigError, Vocab
 
+pytest.importorskip("outlines_core")
+
 PIECES = [b"a", b"b", b"ab", b" ", b"1", b"\x01", b'"']
 VOCAB = Vocab(len(PIECES), 0)
 START, END = VOCAB.text.start, VOCAB.eoss

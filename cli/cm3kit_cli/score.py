@@ -60,7 +60,7 @@ def score(
 ) -> Reply:  # fmt: skip
     """Tell how likely answers are, in nats: the best first. Without gaps and answers, the page itself.
 
-    Example: cm3kit score samples/apple.html --answer "red apple" --answer "green pear"
+    Example: cm3kit score samples/choices.html --answer red --answer blue
     """
     if len(image or ()) != len(box or ()):
         raise typer.BadParameter("each --image needs one --box, and each --box one --image")
