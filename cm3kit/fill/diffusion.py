@@ -124,13 +124,11 @@ class DiffusionFiller:
         denoiser = self._denoisers.make(config if exact else _uncached(config), style=style)
         if method == "bound":
             return score_bound(denoiser, canvases, config, eoss=eoss, rounds=how.rounds, report=progress)
-        alone = exact and self._context.parts.backbone.get_input_embeddings().weight.device.type == "cpu"
         return score_left_to_right(
             denoiser,
             canvases,
             config,
             eoss=eoss,
-            alone=alone,
             method="exact" if exact else "left-to-right",
             report=progress,
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from cm3kit.decoders.diffusion.cached_forward import Passes
+from cm3kit.decoders.diffusion.cached_forward import Passes, copies
 from cm3kit.decoders.scoring import Scored, answered
 from cm3kit.types import Canvas, Fill
 from cm3kit_tokenizers.errors import ConfigError
@@ -118,7 +118,7 @@ def _score_rows(
         ids_RW[place, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
     seen_1QK = torch.cat([torch.ones(1, width, size, dtype=torch.bool), _left(width, 0)[0]], -1)
     mask_R1QK = seen_1QK[None].expand(len(rows), -1, -1, -1)
-    hidden_RWD = passes.run(ids_RW, mask_R1QK, size, _copies(past, len(rows)), torch.zeros(ids_RW.shape))
+    hidden_RWD = passes.run(ids_RW, mask_R1QK, size, copies(past, len(rows)), torch.zeros(ids_RW.shape))
     # What follows an id is read where that id stands.
     asked = [[at - 1 for at, on in enumerate(row.scored) if on and at] for row in rows.values()]
     logits = passes.read(hidden_RWD, size, None, [torch.tensor(each) + size for each in asked])
@@ -134,12 +134,3 @@ def _left(size: int, prefix: int) -> Tensor:
     seen_TT = torch.ones(size, size, dtype=torch.bool).tril()
     seen_TT[:prefix, :prefix] = True
     return seen_TT[None, None]
-
-
-def _copies(past: DynamicCache, rows: int) -> DynamicCache:
-    """Keys and values of one row for several."""
-    out = DynamicCache()
-    for index, layer in enumerate(past.layers):
-        shape = (rows, *layer.keys.shape[1:])
-        out.update(layer.keys.expand(shape), layer.values.expand(rows, *layer.values.shape[1:]), index)
-    return out

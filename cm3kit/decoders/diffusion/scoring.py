@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of
-from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser
+from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser, Sharing
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.scoring import Method, Scored, answered
 from cm3kit.rng import generator
 from cm3kit.types import Canvas, Fill
 
-ROWS = 16
+ROWS = 32
 Report = Callable[[int, int], None]
 Item = TypeVar("Item")
 
@@ -83,14 +83,12 @@ def score_left_to_right(
     config: DiffusionConfig,
     *,
     eoss: int,
-    alone: bool,
     method: Method,
     report: Report = lambda done, total: None,
 ) -> list[Scored]:
     """log p of the answers, one id at a pass from left to right; beginnings that answers share are asked once.
 
     Args:
-        alone: ask for one row at a time, all as row 0: a cache then keeps what the rows have in common.
         method: how the result is named.
     """
     targets = [_Target.of(canvas, denoiser.mask, eoss, config) for canvas in canvases]
@@ -100,14 +98,13 @@ def score_left_to_right(
             key = (*target.upto(count), target.slots[count])
             states.setdefault(key, (target, count, []))[2].append((number, count))
     found = [[0.0] * len(target.slots) for target in targets]
-    # In this order a cache has least to compute anew.
-    ordered = [states[key] for key in sorted(states)]
-    for done, batch in _batches(
-        ordered, 1 if alone else ROWS, lambda each: _window(each[0], each[1], config)
-    ):
+    # What a pass computes once is what stands before the block; in this order a cache has least to compute anew.
+    begun = {key: _begun(target, count, config) for key, (target, count, _) in states.items()}
+    ordered = [(begun[key], *states[key]) for key in sorted(states, key=lambda key: (begun[key], key))]
+    for done, batch in _batches(ordered, ROWS, lambda each: each[0]):
         report(done, len(ordered))
-        logp = _ask(denoiser, [_question(target, count, config) for target, count, _ in batch])
-        for (_, _, users), logp_1V in zip(batch, logp, strict=True):
+        logp = _ask(denoiser, [_question(target, count, config) for _, target, count, _ in batch])
+        for (*_, users), logp_1V in zip(batch, logp, strict=True):
             for number, count in users:
                 target = targets[number]
                 found[number][count] = float(logp_1V[0, target.written[target.slots[count]]])
@@ -125,6 +122,12 @@ class _Question:
 
 def _window(target: _Target, count: int, config: DiffusionConfig) -> tuple[int, int] | None:
     return target.blocks.around(target.slots[count]) if config.cache in EXACT else None
+
+
+def _begun(target: _Target, count: int, config: DiffusionConfig) -> tuple[int, ...]:
+    """Length and window of a row and what stands before it; nothing where there are no windows."""
+    window = _window(target, count, config)
+    return () if window is None else (len(target.ids), *window, *target.upto(count)[: window[0]])
 
 
 def _question(target: _Target, count: int, config: DiffusionConfig) -> _Question:
@@ -255,7 +258,11 @@ def _ask(denoiser: Denoiser, questions: Iterable[_Question]) -> list[Tensor]:
     for place, row in enumerate(rows):
         ids_BT[place, : len(row.ids)] = torch.tensor(row.ids)
     lengths, slots = tuple(len(row.ids) for row in rows), tuple(torch.tensor(row.slots) for row in rows)
-    found = denoiser.logits(Ask(ids_BT, lengths, slots, tuple(row.time for row in rows), rows[0].block))
+    ask = Ask(ids_BT, lengths, slots, tuple(row.time for row in rows), rows[0].block)
+    if isinstance(denoiser, Sharing) and ask.block is not None:
+        found = denoiser.together(ask)
+    else:
+        found = denoiser.logits(ask)
     out = []
     for logits_MV in found:
         logits_MV = logits_MV.detach().float().cpu().clone()
