@@ -1,4 +1,4 @@
-"""Public models: what is scored is as likely as it is when written, and constraints are kept to, in every prompt style."""
+"""Public models: scores equal what writing says, and constraints are kept to, in every prompt style."""
 
 from __future__ import annotations
 

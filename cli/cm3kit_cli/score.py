@@ -17,47 +17,62 @@ if TYPE_CHECKING:
 Method = Literal["auto", "exact", "left-to-right", "bound"]
 
 
+Answer = Annotated[
+    list[str] | None,
+    typer.Option(help="Words, or the path of a picture, for the gap of --gap; repeatable."),
+]
+Answers = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Answers: a line each, or .jsonl with texts or objects of answers by gap."
+    ),
+]
+Gap = Annotated[int, typer.Option(min=0, help="The gap that --answer and plain lines are for.")]
+Pmi = Annotated[
+    bool, typer.Option("--pmi", help="Take away log p of the answer without the page's words and pictures.")
+]
+How = Annotated[
+    Method, typer.Option(help="How a diffusion decoder is scored: a bound, or writing left to right.")
+]
+Rounds = Annotated[int, typer.Option(min=2, max=65_536, help="Random masks of a bound.")]
+Select = Annotated[
+    list[str] | None, typer.Option(help="A CSS selector (p.intro, img@alt) of one more gap; repeatable.")
+]
+Image = Annotated[
+    list[str] | None, typer.Option(help="A picture of the page, by name, with a gap in --box; repeatable.")
+]
+Box = Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")]
+Root = Annotated[
+    Path | None, typer.Option(help="Folder of the site: pictures below it are opened; by default FILE's.")
+]
+Decoder = Annotated[str | None, typer.Option(help="Which decoder scores: cm3 or diffusion.")]
+Style = Annotated[
+    str | None, typer.Option(help="How a public model of text reads the page: page, plain or chat.")
+]
+Length = Annotated[str | None, typer.Option(help="Exact tokens of a text gap, for --decoder diffusion.")]
+
+
 def score(
     file: Annotated[str, typer.Argument(help="HTML file with <mask> where the answers go; - is stdin.")],
-    answer: Annotated[
-        list[str] | None,
-        typer.Option(help="Words, or the path of a picture, for the gap of --gap; repeatable."),
-    ] = None,
-    answers: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Answers: a line each, or .jsonl with texts or objects of answers by gap."
-        ),
-    ] = None,
-    gap: Annotated[int, typer.Option(min=0, help="The gap that --answer and plain lines are for.")] = 0,
-    pmi: Annotated[
-        bool, typer.Option("--pmi", help="Take away log p of the answer without the page's words and pictures.")
-    ] = False,
-    method: Annotated[
-        Method, typer.Option(help="How a diffusion decoder is scored: a bound, or writing left to right.")
-    ] = "auto",
-    rounds: Annotated[int, typer.Option(min=2, max=65_536, help="Random masks of a bound.")] = 64,
-    select: Annotated[
-        list[str] | None, typer.Option(help="A CSS selector (p.intro, img@alt) of one more gap; repeatable.")
-    ] = None,
-    image: Annotated[
-        list[str] | None, typer.Option(help="A picture of the page, by name, with a gap in --box; repeatable.")
-    ] = None,
-    box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder of the site: pictures below it are opened; by default FILE's.")
-    ] = None,
-    decoder: Annotated[str | None, typer.Option(help="Which decoder scores: cm3 or diffusion.")] = None,
-    prompt_style: Annotated[
-        str | None, typer.Option(help="How a public model of text reads the page: page, plain or chat.")
-    ] = None,
-    length: Annotated[str | None, typer.Option(help="Exact tokens of a text gap, for --decoder diffusion.")] = None,
+    answer: Answer = None,
+    answers: Answers = None,
+    gap: Gap = 0,
+    pmi: Pmi = False,
+    method: How = "auto",
+    rounds: Rounds = 64,
+    select: Select = None,
+    image: Image = None,
+    box: Box = None,
+    root: Root = None,
+    decoder: Decoder = None,
+    prompt_style: Style = None,
+    length: Length = None,
     model: options.Model = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
-) -> Reply:  # fmt: skip
+) -> Reply:
     """Tell how likely answers are, in nats: the best first. Without gaps and answers, the page itself.
 
     Example: cm3kit score samples/choices.html --answer red --answer blue
