@@ -70,11 +70,11 @@ def outputs(kit: Kit, wanted: int) -> None:
                 for gap in filled.gaps:
                     found["outputs"] += 1
                     found["keep"] += bool(CHECKS[gap.index](gap.text))
-                    found["cut"] += not gap.ended
+                    found[f"cut: {KINDS[gap.index]}"] += not gap.ended
                     found["told as kept"] += bool(gap.satisfied)
             total += found
-            print(f"{way:16} {dict(found)}", flush=True)
-    print(f"{'all':16} {dict(total)}", flush=True)
+            print(f"{way:16} {dict(+found)}", flush=True)
+    print(f"{'all':16} {dict(+total)}", flush=True)
 
 
 def trie(kit: Kit, count: int) -> None:
