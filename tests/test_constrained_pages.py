@@ -171,6 +171,8 @@ def test_requests_take_vllms_names_and_no_files(site: Path) -> None:
     words = schemas.CompletionBody(prompt="<p>A ", suffix=" apple</p>", seed=0, guided_regex="[0-9]{2}")
     (choice,) = handlers.completions(words, kit, lambda done, total: None)["choices"]
     assert re.fullmatch("[0-9]{2}", choice["text"]) and choice["finish_reason"] == "stop"
+    with pytest.raises(ValueError, match="guided_grammar"):
+        schemas.CompletionBody(prompt="x", guided_grammar="root ::= x")
     for wrong in ("0=trie:titles.txt", f"0=json-schema:{site / 'schema.json'}", "0=trie:/etc/hostname"):
         with pytest.raises(ConfigError, match="none may be named"):
             handlers.infill(

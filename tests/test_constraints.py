@@ -17,6 +17,7 @@ from cm3kit.decoders.grammar.kinds.choices import join, split
 from cm3kit.decoders.grammar.language import Language, Slots
 from cm3kit.decoders.grammar.languages import Languages
 from cm3kit.decoders.grammar.rules import ByteDfa, constraint
+from cm3kit.decoders.grammar.token_trie import TokenTrie
 from cm3kit_tokenizers import ConfigError, Vocab
 
 pytest.importorskip("outlines_core")
@@ -218,6 +219,31 @@ def test_anchors_around_a_pattern_change_nothing() -> None:
 
 def longest_ids(text: str) -> list[int]:
     return [START + token for token in longest_first(text)]
+
+
+def test_many_answers_are_kept_in_few_bytes_and_every_one_can_be_written() -> None:
+    rng = random.Random(2)
+    texts = sorted({"".join(rng.choice("ab1 ") for _ in range(rng.randrange(1, 12))) for _ in range(20_000)})
+    known = language("choices", join(texts))
+    assert isinstance(known, TokenTrie) and len(known.arrays) == len(texts)
+    assert known.arrays.nbytes < len(texts) * (4 + 2 * 12)
+    for text in rng.sample(texts, 200):
+        assert known.holds(longest_ids(text))
+    for _ in range(200):
+        run, ids = known.run(8, False), list[int]()
+        while True:
+            ids.append(rng.choice(np.flatnonzero(run.allowed(8 - len(ids)).numpy()).tolist()))
+            if ids[-1] == END:
+                break
+            run.take(ids[-1])
+        assert len(ids) <= 9 and spelt(ids[:-1]) in texts
+    for _ in range(50):
+        slots, done = known.slots(8, False), dict[int, int]()
+        for slot in rng.sample(range(8), 8):
+            done[slot] = rng.choice(np.flatnonzero(slots.allowed(slot).numpy()).tolist())
+            slots.commit(slot, done[slot])
+        row = [done[slot] for slot in range(8)]
+        assert spelt([id for id in row if id != END]) in texts
 
 
 def test_unknown_kinds_and_impossible_answers_are_refused() -> None:

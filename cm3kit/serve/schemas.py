@@ -93,6 +93,7 @@ class Guided(Request):
     guided_json: dict[str, Any] | bool | str | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
+    guided_grammar: None = None  # which is not done here
 
     def constrain(self) -> tuple[str, ...]:
         """The same as entries of `GenerateOptions.constrain`; ConfigError (`bad_value`) where they are malformed."""
