@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from cm3kit.decoders.scoring import Method, Scored
@@ -80,6 +80,7 @@ class _Candidate:
     answers: dict[tuple[int, int], tuple[int, ...]]
     ids: Ids
     parts: list[Scored]
+    done: set[tuple[int, int]] = field(default_factory=set)
 
 
 class PageScorer:
@@ -156,10 +157,15 @@ class PageScorer:
     def _run(self, ids: Ids, progress: Progress) -> list[_Candidate]:
         """Each candidate with the scores of its windows."""
         filler, options = self._kit.filler(self._options), self._options
-        candidates = [_Candidate(answers, list(ids), []) for answers in self._answers]
+        candidates = [_Candidate(answers, ids, []) for answers in self._answers]
         waiting, seed = candidates, stream(0, 0)
         while waiting := [each for each in waiting if self._left(each)]:
-            canvases = [filler.window(each.ids, options, seed) for each in waiting]
+            # Most pages have one window, which is then the same for all.
+            laid: dict[int, Canvas] = {}
+            for each in waiting:
+                if id(each.ids) not in laid:
+                    laid[id(each.ids)] = filler.window(each.ids, options, seed)
+            canvases = [laid[id(each.ids)] for each in waiting]
             given = [_given(each, canvas) for each, canvas in zip(waiting, canvases, strict=True)]
             asked = [number for number, canvas in enumerate(given) if canvas is not None]
             batch = [canvas for canvas in given if canvas is not None]
@@ -167,12 +173,15 @@ class PageScorer:
             for number, result in zip(asked, scored, strict=True):
                 waiting[number].parts.append(result)
             for each, canvas in zip(waiting, canvases, strict=True):
-                each.ids = put(each.ids, _fills(each, canvas))
+                spans = {(span.gap, span.part) for span in canvas.spans}
+                if each.answers.keys() - spans - each.done:
+                    each.ids = put(each.ids, _fills(each, canvas))
+                each.done |= spans
         return candidates
 
     def _left(self, candidate: _Candidate) -> bool:
         """Whether an answer is not scored yet."""
-        return any(isinstance(id, Gap) and (id.index, id.part) in candidate.answers for id in candidate.ids)
+        return bool(candidate.answers.keys() - candidate.done)
 
     def _joined(self, candidate: _Candidate) -> Score:
         parts = candidate.parts
