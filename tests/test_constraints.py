@@ -281,7 +281,13 @@ def test_a_schema_is_kept_to() -> None:
         {"type": "integer", "minimum": 3}, {"allOf": [{"type": "string"}]}, {"oneOf": [{"type": "string"}]},
         {"type": "object", "properties": {"a": {"type": "number", "multipleOf": 2}}}, {"not": {"type": "null"}},
         {"type": "string", "pattern": ".*"}, {"type": "string", "pattern": "a+", "maxLength": 3},
-        {"type": "array", "items": {"uniqueItems": True}},
+        {"type": "array", "items": {"uniqueItems": True}}, {"type": "object", "minProperties": 2}, {"enum": []},
+        {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a", "q"]},
+        {"type": "integer", "enum": ["x"]},
+        {"type": "string", "format": "email"}, {"type": "object", "properties": {'a"b': {"type": "null"}}},
+        {"type": "string", "anyOf": [{"type": "integer"}]}, {"type": "boolean", "const": 1},
+        {"type": ["string", "null"], "maxLength": 2},
+        {"$ref": "#/$defs/a", "type": "null", "$defs": {"a": {"type": "null"}}},
     ],
 )  # fmt: skip
 def test_what_a_schema_says_in_vain_is_refused(schema: object) -> None:

@@ -16,13 +16,25 @@ from cm3kit_tokenizers.errors import ConfigError
 
 # Keywords whose meaning outlines-core 0.2 carries over, and those that describe without restricting.
 SAID = frozenset({
-    "$ref", "additionalProperties", "anyOf", "const", "enum", "items", "maxItems", "maxLength", "maxProperties",
-    "minItems", "minLength", "minProperties", "pattern", "prefixItems", "properties", "required", "type",
+    "$ref", "additionalProperties", "anyOf", "const", "enum", "format", "items", "maxItems", "maxLength", "minItems",
+    "minLength", "pattern", "prefixItems", "properties", "required", "type",
 })  # fmt: skip
 SILENT = frozenset({
-    "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "examples", "format",
+    "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "examples",
     "readOnly", "title", "writeOnly",
 })  # fmt: skip
+FORMATS = ("date", "date-time", "time", "uuid")
+# Of two of these in one schema only the first is kept to.
+ALONE = {
+    "$ref": SAID - {"$ref"}, "anyOf": SAID - {"anyOf"}, "enum": SAID - {"enum", "type"},
+    "const": SAID - {"const", "type"},
+    "pattern": {"minLength", "maxLength", "format"}, "format": {"minLength", "maxLength"},
+    "prefixItems": {"minItems", "maxItems"},
+}  # fmt: skip
+TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,), "null": (type(None),),
+    "array": (list,), "object": (dict,),
+}  # fmt: skip
 _UNSAFE = (*range(0x20), ord('"'), ord("\\"))
 
 
@@ -78,23 +90,41 @@ def _parts(schema: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check(where: str, part: dict[str, Any]) -> None:
-    unknown = sorted(part.keys() - SAID - SILENT)
-    if unknown:
-        raise ConfigError(
-            f"json-schema {where}: {unknown[0]!r} cannot be kept to while writing; leave it out, or say it by enum,"
-            " anyOf or pattern.",
-            code="bad_value",
-        )
+    """Refuse what would be said in vain; ConfigError (`bad_value`)."""
+    if (problem := next(_problems(part), None)) is not None:
+        raise ConfigError(f"json-schema {where}: {problem}", code="bad_value")
+
+
+def _problems(part: dict[str, Any]) -> Iterator[str]:
+    for name in sorted(part.keys() - SAID - SILENT):
+        yield f"{name!r} cannot be kept to while writing; leave it out, or say it by enum, anyOf or pattern."
+    for name, others in ALONE.items():
+        if name in part and (beside := sorted(others & part.keys())):
+            yield f"{name!r} and {beside[0]!r} together cannot be kept to; say it in one of them."
+    if isinstance(part.get("type"), list) and (beside := sorted(part.keys() & SAID - {"type"})):
+        yield f"several types and {beside[0]!r} together cannot be kept to; use anyOf."
+    values = part.get("enum", [part["const"]] if "const" in part else None)
+    if values is not None and (not values or not all(_is(value, part.get("type")) for value in values)):
+        yield "enum or const holds nothing of its type; mend it."
+    if "format" in part and part["format"] not in FORMATS:
+        yield f"the format {part['format']!r} cannot be kept to; use a pattern, or one of {', '.join(FORMATS)}."
+    properties = part.get("properties", {})
+    for name in (*properties, *part.get("required", ())):
+        if name not in properties:
+            yield f"{name!r} is required and none of the properties; say what it is."
+        if json.dumps(name, ensure_ascii=False) != f'"{name}"':
+            yield f"the property {name!r} has quotes, backslashes or control characters; rename it."
     if "pattern" in part:
-        if {"minLength", "maxLength"} & part.keys():
-            raise ConfigError(
-                f"json-schema {where}: pattern and a length together cannot be kept to; say the length in the pattern.",
-                code="bad_value",
-            )
         dfa = compile_regex(str(part["pattern"]))
         if any((dfa.next_SB[:, byte] >= 0).any() for byte in _UNSAFE):
-            raise ConfigError(
-                f"json-schema {where}: the pattern {part['pattern']!r} allows quotes, backslashes or control"
-                " characters, which JSON writes otherwise; exclude them.",
-                code="bad_value",
+            yield (
+                f"the pattern {part['pattern']!r} allows quotes, backslashes or control characters, which JSON writes"
+                " otherwise; exclude them."
             )
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a JSON type, where one is named."""
+    return kind is None or (
+        isinstance(value, TYPES.get(kind, ())) and (kind == "boolean" or not isinstance(value, bool))
+    )
