@@ -25,7 +25,13 @@ from cm3kit_tokenizers import Cm3kitError, ConfigError, Gap, Page, PageError, Pi
 CM3, DIFFUSION = GenerateOptions(decoder="cm3"), GenerateOptions(decoder="diffusion")
 SHORT = replace(CM3, max_tokens=8)
 LEFT = replace(
-    DIFFUSION, order="left-to-right", quota="uniform", temperature=1.0, eoser=False, max_tokens=8, steps=256
+    DIFFUSION,
+    order="left-to-right",
+    schedule="uniform",
+    temperature=1.0,
+    eoser=False,
+    max_tokens=8,
+    steps=256,
 )
 ORDERED = ScoreHow("left-to-right")
 PAGES = (

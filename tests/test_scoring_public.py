@@ -32,7 +32,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
 def test_an_answer_is_as_likely_as_the_decoder_says(kit: Kit, style: PromptStyle) -> None:
     plain = GenerateOptions(prompt_style=style)
     options = replace(
-        plain, length=4, temperature=1.0, order="left-to-right", quota="uniform", steps=64, eoser=False
+        plain, length=4, temperature=1.0, order="left-to-right", schedule="uniform", steps=64, eoser=False
     )
     filling = PageFiller(kit, PAGE, options).variant(1, 0)
     canvas = filling.next_canvas()
