@@ -52,7 +52,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "at random": {**WARM, "order": "random", "steps": 3},
     "left to right": {**WARM, "order": "left-to-right"},
     "ancestral": {**WARM, "sampler": "ancestral"},
-    "remasked": {**WARM, "sampler": "ancestral", "remasker": "remdm-cap", "steps": 6},
+    "remasked": {**WARM, "sampler": "ancestral", "modifiers": ("remdm-cap",), "steps": 6},
 }
 
 
