@@ -234,3 +234,11 @@ def test_pinned_options_mean_the_same_everywhere(site: Path) -> None:
     options = pinned(replace(CM3, constrain=("*=json-schema:schema.json",)), site, page)
     assert options.constrain == (f"*=json-schema:{JSON}", f"0=trie:{site / 'titles.txt'}")
     assert pinned(CM3, None) is CM3
+
+
+def test_a_page_from_words_fits_any_window_and_takes_no_constraint() -> None:
+    (page,) = toy_kit().generate("fruit", task="document", options=GenerateOptions(decoder="cm3"))
+    assert page.html is not None and "<title>fruit</title>" in page.html
+    options = GenerateOptions(decoder="cm3", max_tokens=60, constrain=("*=choices:a",))
+    with pytest.raises(ConfigError, match="about words"):
+        toy_kit().generate("fruit", task="document", options=options)

@@ -155,7 +155,7 @@ class CausalFiller:
 
     def _left(self, ids: Ids) -> int:
         """What the window leaves to a page that begins with these ids."""
-        return max(1, self._context.parts.defaults.window - len(ids) - 2)
+        return max(1, self._context.parts.defaults.window - len(ids) - 3)
 
     def _room(self, options: GenerateOptions) -> _Limits:
         return _Limits(options.max_tokens, self._codes, self._hints)
