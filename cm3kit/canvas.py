@@ -36,6 +36,8 @@ class MaskSpan:
             answer grows from left to right.
         lead: given ids right before the answer (the sentinel).
         end: id that closes the answer; one that the next lead starts with is written once.
+        ends: further ids that close it, of a causal decoder; the fill says which one did.
+        may_be_empty: whether an answer of no ids is one, for a causal decoder.
         page_at: index in `Canvas.ids` where the page has the gap, which the grammar's context ends at; None is `at`.
         gap: number of the gap of the page, and `part` of the piece of it.
         constraint: what the answer may say, besides what the place allows.
@@ -54,6 +56,8 @@ class MaskSpan:
     part: int = 0
     constraint: ConstraintSpec | None = None
     answer: tuple[int, ...] | None = None
+    ends: tuple[int, ...] = ()
+    may_be_empty: bool = False
 
     @property
     def context(self) -> int:

@@ -10,7 +10,7 @@ from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import streams
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.fill.continuing import continued, end_of
+from cm3kit.fill.continuing import continued, ends_of
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, gaps_of, layout
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, Modality, chosen_style, cm3_settings
@@ -129,7 +129,7 @@ class CausalFiller:
         """That of the layout: it depends on what follows the gap, but for public models on its style alone."""
         parts = self._context.parts
         return (
-            end_of(self._context, gap, chosen_style(parts.defaults, options))
+            ends_of(self._context, gap, chosen_style(parts.defaults, options), None)[0]
             if parts.public
             else parts.vocab.eoss
         )

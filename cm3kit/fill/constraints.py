@@ -145,8 +145,11 @@ def _with(span: MaskSpan, specs: Specs) -> MaskSpan:
     return replace(span, constraint=specs[span.gap]) if span.gap in specs else span
 
 
-def specs_of_canvas(canvas: Canvas, given: Sequence[str]) -> dict[int, ConstraintSpec]:
+def specs_of_canvas(canvas: Canvas, given: Sequence[str], later: bool = False) -> dict[int, ConstraintSpec]:
     """The constraints of the words of a task, whose gaps are numbered as its canvas has them.
+
+    Args:
+        later: whether the task had a canvas before, whose words the constraints may be about.
 
     Raises:
         ConfigError: one names a gap that is none of words (`bad_value`), or see `Asked`.
@@ -155,7 +158,9 @@ def specs_of_canvas(canvas: Canvas, given: Sequence[str]) -> dict[int, Constrain
     found: dict[int, ConstraintSpec] = {}
     for each in (Asked.read(entry, Path.cwd()) for entry in given):
         wanted = words if each.gap is None else [each.gap]
-        if not wanted or not set(wanted) <= {*words}:
+        if later:
+            wanted = [gap for gap in wanted if gap in words]
+        elif not wanted or not set(wanted) <= {*words}:
             raise ConfigError(
                 f"constraint {each.kind} is about words, and this task writes none there; leave it out.",
                 code="bad_value",

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from cm3kit.decoders.scoring import Method, Scored
 from cm3kit.fill.answers import Answer, answer_ids
 from cm3kit.fill.fillers import Ids, Progress, ScoreHow
-from cm3kit.fill.filling import Filled, Fills, PageFiller, put
+from cm3kit.fill.filling import Filled, PageFiller
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, chosen_style
 from cm3kit.fill.sight import Sight
 from cm3kit.fill.styles import spelling
+from cm3kit.fill.tasks import put_in
 from cm3kit.rng import stream
-from cm3kit.types import Canvas, Fill, MaskSpan
+from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.page import Page
@@ -175,7 +176,7 @@ class PageScorer:
             for each, canvas in zip(waiting, canvases, strict=True):
                 spans = {(span.gap, span.part) for span in canvas.spans}
                 if each.answers.keys() - spans - each.done:
-                    each.ids = put(each.ids, _fills(each, canvas))
+                    each.ids = put_in(each.ids, _fills(each, canvas))
                 each.done |= spans
         return candidates
 
@@ -217,10 +218,10 @@ def _given(candidate: _Candidate, canvas: Canvas) -> Canvas | None:
     return replace(canvas, spans=spans, guides=()) if any(span.answer is not None for span in spans) else None
 
 
-def _fills(candidate: _Candidate, canvas: Canvas) -> Fills:
+def _fills(candidate: _Candidate, canvas: Canvas) -> dict[tuple[int, int], tuple[int, ...]]:
     """What stands in the gaps of a canvas for the windows that follow; nothing where there is no answer."""
     keys = [(span.gap, span.part) for span in canvas.spans]
-    return {key: Fill(candidate.answers.get(key, ()), (), True) for key in keys}
+    return {key: candidate.answers.get(key, ()) for key in keys}
 
 
 def score_page(kit: Kit, page: Page, options: GenerateOptions, how: ScoreHow, progress: Progress) -> Score:

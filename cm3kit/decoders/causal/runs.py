@@ -18,6 +18,7 @@ class SpanRun(Protocol):
     """What the decoder asks of an answer."""
 
     end: int
+    others: tuple[int, ...]
     exact: bool
 
     @property
@@ -42,7 +43,7 @@ class HtmlRun:
 
     def __init__(self, grammar: Grammar, state: State) -> None:
         self._grammar, self._state = grammar, state
-        self.end, self.exact = state.end, state.exact
+        self.end, self.others, self.exact = state.end, state.others, state.exact
 
     @property
     def image(self) -> bool:
@@ -62,6 +63,7 @@ class ConstrainedRun:
     """By a constraint, whose answers are whole in whatever budget they have."""
 
     image = False
+    others: tuple[int, ...] = ()
 
     def __init__(self, run: Run, end: int, exact: bool) -> None:
         self._run, self.end, self.exact = run, end, exact
