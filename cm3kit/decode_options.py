@@ -93,13 +93,25 @@ class GenerateOptions:
     ] = None
     top_p: Annotated[
         float | None,
-        Opt("Keep the likeliest tokens that hold this much probability.", metavar="P", least=0, most=1),
+        Opt(
+            "Keep the likeliest tokens that hold this much probability; 0 keeps one.",
+            metavar="P",
+            least=0,
+            most=1,
+        ),
     ] = None
     top_k: Annotated[
         int | None, Opt("Keep this many likeliest tokens; 0 is all.", metavar="N", least=0, most=2**31)
     ] = None
     max_tokens: Annotated[
         int | None, Opt("Most tokens of one text or gap.", metavar="N", least=1, most=65_536)
+    ] = None
+    constrain: Annotated[
+        tuple[str, ...] | None,
+        Opt(
+            "What a gap may say, as GAP=KIND:…; GAP is a number from 0, or * for all; repeatable.",
+            metavar="GAP=KIND:…",
+        ),
     ] = None
     parallel: Annotated[
         bool, Opt("Fill gaps at once, unaware of one another.", decoder="cm3", commands=("infill",))

@@ -1,8 +1,8 @@
-"""`cm3kit estimate`: memory and time of a training before it starts."""
+"""`cm3kit estimate`: memory and time of a training before it starts, and memory of using a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +16,18 @@ Kind = Annotated[
         help="What would be trained: vqgan, cm3, mdm, block or hybrid; unless given, told by the recipe."
     ),
 ]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory", metavar="SIZE", help="Memory of a GPU that it would run on, such as 24GB."
+    ),
+]
+DeviceTflops = Annotated[
+    float | None,
+    typer.Option(
+        "--device-tflops", min=0.1, metavar="N", help="Its peak in dense bf16 products, as its maker states."
+    ),
+]
 WORDS = {
     "weights": "weights", "gradients": "gradients", "moments": "AdamW moments", "average": "moving average",
     "activations": "activations", "slack": "holes in memory", "export": "export at the end",
@@ -23,21 +35,67 @@ WORDS = {
 }  # fmt: skip
 
 
+USES = {
+    "weights": "weights", "image": "image tokenizer", "cache": "keys and values", "total": "total",
+}  # fmt: skip
+Used = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Instead, what using this model takes; its weights need not be there."
+    ),
+]
+
+
 def estimate(
     kind: Kind = None,
+    model: Used = None,
     config: options.Config = None,
     overrides: options.Overrides = None,
+    device_memory: DeviceMemory = None,
+    device_tflops: DeviceTflops = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Tell parameters, memory and time of a training on this machine's processor, without training."""
-    from cm3kit.training.estimate import estimate as foresee
+    """Tell parameters, memory and time of a training, without training: on this machine's processor, or elsewhere.
 
-    told = foresee(kind, config or [], overrides or []).as_dict()
-    return Reply(told, tuple(_lines(told)))
+    Example: cm3kit estimate -c base-cm3 --device-memory 24GB --device-tflops 400
+    """
+    if model is not None:
+        return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])
+    from cm3kit.quantities import read_memory
+    from cm3kit.training.estimate import estimate as foresee
+    from cm3kit.training.other_device import fit
+
+    size = None if device_memory is None else read_memory(device_memory)
+    elsewhere = size is not None or device_tflops is not None
+    found, steps = foresee(kind, config or [], overrides or [], elsewhere)
+    told = found.as_dict()
+    if not elsewhere:
+        return Reply(told, tuple(_lines(told)))
+    there = fit(found, steps, size, device_tflops)
+    return Reply({**told, "device": there.as_dict()}, (*_lines(told)[:1], *there.lines(size, device_tflops)))
+
+
+def _of_use(model: str, others: Sequence[object]) -> Reply:
+    from cm3kit.fill.needs import needs
+    from cm3kit_tokenizers.errors import ConfigError
+
+    if others:
+        raise ConfigError(
+            f"--model asks for what using {model} takes, and {others[0]} is of a training; leave one out.",
+            code="bad_value",
+        )
+    told = needs(model).as_dict()
+    rows = f"{told['streams']} rows of {told['window']:,} ids"
+    lines = [f"parameters         {told['parameters']:,} ({told['dtype']})"]
+    lines += [f"{word:18} {told[name] / 1e6:,.0f} MB" for name, word in USES.items()]
+    lines[3] += f" ({rows})" if told["cache"] else ""
+    return Reply(told, tuple(lines))
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:
+    from cm3kit.quantities import duration
+
     step = told["seconds_per_step"]
     lines = [f"parameters         {told['parameters']:,} ({told['trained']:,} learn)"]
     lines += [f"{word:18} {told[name] / 1e6:,.0f} MB" for name, word in WORDS.items()]
@@ -45,5 +103,5 @@ def _lines(told: Mapping[str, Any]) -> list[str]:
     lines.append(f"time of a step     {told['seconds_at_best']:.3g} s at best")
     if step is not None:
         lines[-1] += f", {step:.3g} s by trying it out"
-    lines.append(f"time in all        {told['seconds'] / 60:,.1f} min")
+    lines.append(f"time in all        {duration(told['seconds'])}")
     return lines

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import cm3kit
 from cm3kit import images, json_lines
 from cm3kit.batch.companions import beside, companions
+from cm3kit.fill import remarks
+from cm3kit.fill.constraints import pinned
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
 from cm3kit.provenance import outputs, traces
@@ -79,7 +81,8 @@ class InfillJob:
 class Saved:
     """Results of a job. `content` is the result itself if it was not written to a file.
 
-    `verification` compares cached with uncached results, if requested; `warnings` list files that were not copied.
+    `verification` compares cached with uncached results, if requested; `warnings` are on files that were not copied,
+    on words that are not in the training data, and on results that are all equal.
     """
 
     run_id: str
@@ -105,6 +108,7 @@ def generate(
         OutputError: an output exists or cannot be written. ModelError, ConfigError: see `cm3kit.load`
             and `Kit.generate`.
     """
+    job = replace(job, options=pinned(job.options, Path.cwd()))
     count = len(job.prompts) * job.n
     if not 1 <= count <= MAX_RESULTS:
         raise ConfigError(
@@ -139,7 +143,11 @@ def generate(
         extra = [(planned.sheet, _sheet([result for result, _ in made], samples, how, job.where))]
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
     written = [(result.trace, record) for result, record in made]
-    return _save(planned, files, samples, record, extra, job.where, kit, written)
+    saved = _save(planned, files, samples, record, extra, job.where, kit, written)
+    plain = [remarks.content(result) for result, _ in made]
+    rows_of = [plain[at : at + job.n] for at in range(0, count, job.n)]
+    said = [*remarks.unknown(kit, [each.content for each in job.prompts]), *remarks.equal(rows_of)]
+    return replace(saved, warnings=tuple(said))
 
 
 def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
@@ -177,6 +185,7 @@ def infill(
         OutputError: an output exists or cannot be written. PageError, ModelError, ConfigError: see
             `cm3kit.load` and `Kit.infill`.
     """
+    job = replace(job, options=pinned(job.options, Path.cwd(), job.page))
     planned = outputs.plan(
         outputs.run_id("infill"), job.where.output, ".html", [job.seed] * job.variants, report=job.report
     )
@@ -213,7 +222,7 @@ def infill(
         (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
     ]
     saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
-    return replace(saved, warnings=tuple(warnings))
+    return replace(saved, warnings=(*warnings, *remarks.equal([pages])))
 
 
 def _kept(path: Path, content: bytes, where: Where) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +11,16 @@ from PIL import Image as Pillow
 
 from cm3kit import plugins
 from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.grammar.languages import Languages
 from cm3kit.decoders.settings import DecoderName
 from cm3kit.devices import resolve_device
 from cm3kit.fill import task_pages
+from cm3kit.fill.answers import Answer
 from cm3kit.fill.batching import Filling, Order, stream
 from cm3kit.fill.causal import CausalFiller
+from cm3kit.fill.constraints import constrained, specs_of_canvas
 from cm3kit.fill.diffusion import DiffusionFiller
-from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, Task, Trace
+from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, ScoreHow, Task, Trace
 from cm3kit.fill.filling import Filled, FilledGap, PageFiller
 from cm3kit.fill.folder import (
     DIFFUSION,
@@ -30,46 +32,34 @@ from cm3kit.fill.folder import (
     load_parts,
     own_diffusion,
 )
+from cm3kit.fill.interleaving import Interleaving
 from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
 from cm3kit.fill.pages import read_bytes
+from cm3kit.fill.scoring import Answers, PageScorer, Score, score_page
+from cm3kit.fill.tasks import Generation, Result, TaskFilling, fill_together
 from cm3kit.images import encode_png
 from cm3kit.rng import stream as seed_of
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult
 from cm3kit_tokenizers.document import Image, Node
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.html.minimal import render
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.pictures import load_picture, to_data_uri
 from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.vq.absent import undrawn
 from cm3kit_tokenizers.vq.model import to_picture
+from cm3kit_tokenizers.vq.pixels import fit
 
-__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Trace", "available", "load"]
+__all__ = [
+    "Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Score", "Trace", "available", "load",
+]  # fmt: skip
 
 FILLERS: Mapping[DecoderName, Callable[[ModelContext], Filler]] = {
     "cm3": CausalFiller,
     "diffusion": DiffusionFiller,
 }
 DEFAULT = GenerateOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One sample: a picture, words, a picture with its words, or a page. `seed` and `index` make it again.
-
-    `trace` tells how it was written, where that was done in place; `codes` are those of the picture.
-    """
-
-    kind: Literal["image", "text", "pair", "page"]
-    image: Pillow.Image | None
-    text: str | None
-    html: str | None
-    seed: int
-    index: int
-    logprob: float
-    ended: bool
-    trace: Trace | None = None
-    codes: tuple[int, ...] = ()
 
 
 class Kit:
@@ -84,8 +74,10 @@ class Kit:
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
         # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
         without = b"<" if parts.public else b""
-        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], self.text.pieces, without)
-        self._context = ModelContext(parts, self.tokenizer, grammar)
+        known = Languages(self.vocab, self.text.encode, self.text.pieces, without)
+        codes = self.image.grid[0] * self.image.grid[1]
+        self.grammar = Grammar(self.vocab, codes, self.text.pieces, without, known)
+        self.context = ModelContext(parts, self.tokenizer, self.grammar)
         self._fillers: dict[DecoderName, Filler] = {}
 
     def generate(
@@ -106,12 +98,10 @@ class Kit:
         """
         options = options or DEFAULT
         filler, ids = self.filler(options), self._page_of(task, prompt)
-        numbers = range(first, first + n)
-        canvases = [filler.task(task, ids, options, seed_of(seed, index)) for index in numbers]
-        results = filler.fill(canvases, options, watch) if canvases else []
-        return [
-            self._read(task, ids, result, seed, index) for index, result in zip(numbers, results, strict=True)
-        ]
+        orders = (Order(prompt, task, seed, index, options) for index in range(first, first + n))
+        tasks = [self._task(order, ids) for order in orders]
+        fill_together(filler, tasks, options, watch)
+        return [each.result() for each in tasks]
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
@@ -125,6 +115,35 @@ class Kit:
         """
         return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
 
+    def score(
+        self, page: Page, answers: Sequence[Answer | Answers] | None = None, *, pmi: bool = False,
+        method: Literal["auto", "exact", "left-to-right", "bound"] = "auto", rounds: int = 64,
+        options: GenerateOptions | None = None, watch: Progress = lambda done, total: None,
+    ) -> list[Score]:  # fmt: skip
+        """How likely each answer is in the gaps of a page, or without answers the page itself; in nats.
+
+        An answer is words, a picture, or a mapping of these by the index of the gap; gaps that it leaves out stay open.
+        It equals the log-probability that decoding reports for the same ids: the model's own, whatever guides or cuts.
+
+        Args:
+            pmi: also log p of each answer on the page without its words and pictures.
+            method: of the diffusion decoder: a bound, or exactly for writing from left to right; see `ScoreHow`.
+            rounds: random masks of a bound.
+
+        Raises:
+            PageError: there is no gap for an answer, or a gap and no answer. PictureError: a picture cannot be read.
+            ConfigError: an answer does not fit its gap or the model's window, or an option does not go with the model.
+        """
+        options, how = options or DEFAULT, ScoreHow(method, rounds)
+        if answers is None:
+            if page.gaps:
+                raise PageError(
+                    "the page has gaps; give answers for them, or a page without.", code="bad_value"
+                )
+            return [score_page(self, page, options, how, watch)]
+        given = [each if isinstance(each, Mapping) else {0: each} for each in answers]
+        return PageScorer(self, page, given, options, how).score(pmi, watch) if given else []
+
     def sample(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         """Results of many orders as they are finished; those that can be are made together.
 
@@ -137,7 +156,30 @@ class Kit:
         """What an order asks of the decoder, canvas after canvas."""
         if order.page is not None:
             return PageFiller(self, order.page, order.options).variant(order.seed, order.index)
-        return _TaskFilling(self, order, self._page_of(order.task, order.prompt))
+        return self._task(order, self._page_of(order.task, order.prompt))
+
+    def _task(self, order: Order, ids: Ids) -> Generation:
+        """The filling of a task's page."""
+        options = order.options
+
+        def lay_out(ids: Ids, done: int) -> Canvas:
+            number = (done,) if done else ()
+            seed = seed_of(order.seed, order.index, *number)
+            return self._canvas(order.task, ids, options, seed, later=done > 0)
+
+        def read(results: Sequence[DecoderResult]) -> Result:
+            return self._read(order.task, ids, results, order.seed, order.index)
+
+        if order.task == "document" and self.parts.defaults.pictures is not None:
+            return Interleaving(self, order, ids)
+        return TaskFilling(ids, lay_out, read)
+
+    def _canvas(
+        self, task: Task, ids: Ids, options: GenerateOptions, seed: int, later: bool = False
+    ) -> Canvas:
+        """The canvas of a task, or a later one of it, with what its words may say."""
+        canvas = self.filler(options).task(task, ids, options, seed)
+        return constrained(canvas, specs_of_canvas(canvas, options.constrain or (), later))
 
     def schedule(
         self,
@@ -155,13 +197,13 @@ class Kit:
         if isinstance(prompt, Page):
             return PageFiller(self, prompt, options).schedule()
         filler = self.filler(options)
-        return [filler.plan(filler.task(task, self._page_of(task, prompt), options, 0), options)]
+        return [filler.plan(self._canvas(task, self._page_of(task, prompt), options, 0), options)]
 
     def filler(self, options: GenerateOptions) -> Filler:
         """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)
         if name not in self._fillers:
-            self._fillers[name] = FILLERS[name](self._context)
+            self._fillers[name] = FILLERS[name](self.context)
         return self._fillers[name]
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
@@ -178,16 +220,18 @@ class Kit:
         """Image codes of ids."""
         return [each - self.vocab.image.start for each in ids]
 
-    def encode_picture(self, picture: Pillow.Image) -> list[int]:
-        """Codes of a picture, padded to a square and resized."""
-        pixels_BCHW = self.image.pixels([picture]).to(self.device)
+    def encode_picture(self, picture: Pillow.Image, whole: bool = False) -> list[int]:
+        """Codes of a picture, made square as the image tokenizer wants it, or padded so that all of it is `whole`."""
+        config = self.image.config.model_copy(update={"fit": "pad"} if whole else {})
+        pixels_BCHW = fit(picture, config)[None].to(self.device)
         codes: list[int] = self.image.encode(pixels_BCHW)[0].tolist()
         return codes
 
     def info(self) -> dict[str, Any]:
         """Name, sizes, hashes and card."""
         parts = self.parts
-        card = parts.folder / "README.md"
+        path = parts.folder / "README.md"
+        card = path.read_text(encoding="utf-8") if path.is_file() else ""
         parameters = {
             "decoder": sum(each.numel() for each in self.backbone.parameters()),
             "image": sum(each.numel() for each in self.image.parameters()),
@@ -196,6 +240,7 @@ class Kit:
             parameters[DIFFUSION] = count_parameters(parts.folder / DIFFUSION)
         return {
             "name": parts.name,
+            "summary": _summary(card),
             "folder": str(parts.folder),
             "decoders": ", ".join(parts.defaults.decoders),
             "parameters": parameters,
@@ -206,15 +251,17 @@ class Kit:
             },
             "window": parts.defaults.window,
             "device": str(self.device),
-            "dtype": "float32",
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "sha256": fingerprints(parts.folder),
-            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+            "card": card,
         }
 
     def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
         """The page with gaps that a task stands for; that of a document has none."""
         if task != "text" and task != "document":
-            self.needs_pictures(f"task {task}")
+            self.needs_pictures(f"task {task}", drawn=task != "caption")
+        elif task == "document" and self.vocab.image_size and not self.image.draws:
+            raise undrawn("task document")
         if task == "caption":
             return self.tokenizer.encode(
                 task_pages.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
@@ -225,31 +272,35 @@ class Kit:
         }[task]  # fmt: skip
         return self.tokenizer.encode(nodes(_words(prompt, empty=task == "pair")))
 
-    def _read(self, task: Task, ids: Ids, result: DecoderResult, seed: int, index: int) -> Result:
+    def _read(self, task: Task, ids: Ids, results: Sequence[DecoderResult], seed: int, index: int) -> Result:
         """What was written, as the task wants it."""
         image = text = html = None
         codes: tuple[int, ...] = ()
-        for span, fill in zip(result.canvas.spans, result.fills, strict=True):
+        fills = [fill for result in results for fill in result.fills]
+        for span, fill in zip((span for each in results for span in each.canvas.spans), fills, strict=True):
             if span.kind == "image":
                 codes = tuple(self.codes(fill.ids))
                 image = self.pictures([codes])[0]
             elif span.kind == "document":
                 html = self.page([*(each for each in ids if isinstance(each, int)), *fill.ids])
             else:
-                text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
+                text = "".join(map(_plain, self.tokenizer.decode(fill.ids)))
+                text = text if span.constraint else text.strip()
         kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
-        logprob, ended = sum(each.logprob for each in result.fills), all(each.ended for each in result.fills)
+        logprob, ended = sum(each.logprob for each in fills), all(each.ended for each in fills)
         kind = "pair" if task == "pair" else kind
-        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of([result]), codes)
+        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of(results), codes)
 
-    def needs_pictures(self, what: str) -> None:
-        """Refuse what a model without an image tokenizer cannot do; ConfigError (`bad_value`)."""
+    def needs_pictures(self, what: str, drawn: bool = True) -> None:
+        """Refuse what needs an image tokenizer where there is none, or none that draws; ConfigError (`bad_value`)."""
         if not self.vocab.image_size:
             raise ConfigError(
                 f"{what} needs picture codes, and model {self.parts.name!r} writes words alone; use --task text, or"
                 " another model.",
                 code="bad_value",
             )
+        if drawn and not self.image.draws:
+            raise undrawn(what)
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""
@@ -260,25 +311,10 @@ class Kit:
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
 
 
-class _TaskFilling:
-    """The one canvas of a task; implements `batching.Filling`."""
-
-    def __init__(self, kit: Kit, order: Order, ids: Ids) -> None:
-        self._kit, self._order, self._ids = kit, order, ids
-        self._found: DecoderResult | None = None
-
-    def next_canvas(self) -> Canvas | None:
-        if self._found is not None:
-            return None
-        order, seed = self._order, seed_of(self._order.seed, self._order.index)
-        return self._kit.filler(order.options).task(order.task, self._ids, order.options, seed)
-
-    def take(self, result: DecoderResult) -> None:
-        self._found = result
-
-    def result(self) -> Result:
-        assert self._found is not None
-        return self._kit._read(self._order.task, self._ids, self._found, self._order.seed, self._order.index)
+def _summary(card: str) -> str:
+    """The first paragraph of a card on one line."""
+    blocks = (block.strip() for block in card.split("\n\n"))
+    return next((" ".join(block.split()) for block in blocks if block and not block.startswith("#")), "")
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:

@@ -7,6 +7,7 @@ else is as in `text.TextTokenizer`.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,7 +16,7 @@ from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer, byte_letters, plain_steps, splits_into_bytes
 
 
-def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
+def borrow(saved: str, name: str, without: Collection[str] = ()) -> tuple[TextTokenizer, list[int | None]]:
     """A text tokenizer from a Hugging Face `tokenizer.json`, and the original id of each of its ids.
 
     Bytes that the original vocabulary lacks (SmolLM2 has 235 of 256) are appended, with the original id None.
@@ -26,6 +27,7 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
     Args:
         saved: the JSON of a Hugging Face tokenizer.
         name: its name in errors.
+        without: tokens that stand for other things than text, such as codes of pictures.
 
     Raises:
         ModelError: it is not a byte-level BPE (`bad_checkpoint`).
@@ -39,7 +41,8 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
             code="bad_checkpoint",
         )
     assert isinstance(cutter, dict)
-    letters, added = byte_letters(), {each["content"] for each in theirs.get("added_tokens", [])}
+    letters = byte_letters()
+    added = {*without, *(each["content"] for each in theirs.get("added_tokens", []))}
     kept: list[tuple[str, int | None]] = [
         (token, id)
         for token, id in sorted(model["vocab"].items(), key=lambda item: item[1])

@@ -16,7 +16,8 @@ from cm3kit_tokenizers.errors import ModelError
 
 FILE = "tokenizer.json"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# GPT-2's pattern (openai/gpt-2, encoder.py) for ASCII text. Merges do not cross its matches.
+# GPT-2's pattern (openai/gpt-2, encoder.py) for ASCII text. In tokenizers that split only by it, merges do not
+# cross its matches.
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 _REMEMBERED, _LONGEST = 2**16, 64
 
@@ -27,6 +28,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
+        self._cuts_alike = _cuts_as_gpt2(tokenizer)
         # Cache of word ids: most words of a corpus repeat, and merging is the slow step.
         self._words: dict[int, dict[str, list[int]]] = {}
 
@@ -74,8 +76,9 @@ class TextTokenizer:
         """Ids of a text, counted from `start`; lone surrogates become U+FFFD."""
         ids: list[int] = []
         words = self._words.setdefault(start, {})
-        # Texts with other characters are not split here, as only the library knows their character classes.
-        for word in _WORDS.findall(text) if text.isascii() else (text,):
+        # Texts with other characters, and tokenizers with other patterns, are not split here: only the library can
+        # split them.
+        for word in _WORDS.findall(text) if self._cuts_alike and text.isascii() else (text,):
             found = words.get(word)
             ids += self._learnt(word, start, words) if found is None else found
         return ids
@@ -124,6 +127,13 @@ def _steps(tokenizer: Tokenizer) -> dict[str, Any]:
     for learnt in ("vocab", "merges"):
         steps["model"].pop(learnt, None)
     return steps
+
+
+def _cuts_as_gpt2(tokenizer: Tokenizer) -> bool:
+    """Whether words are split only by GPT-2's pattern, as in `TextTokenizer.train`."""
+    cutter = tokenizer.pre_tokenizer
+    told: dict[str, Any] = json.loads(cutter.__getstate__()) if cutter is not None else {}
+    return told.get("type") == "ByteLevel" and bool(told.get("use_regex"))
 
 
 def plain_steps() -> dict[str, Any]:

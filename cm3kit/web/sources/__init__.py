@@ -79,20 +79,25 @@ def load_sources() -> Registry[type[Source]]:
     return source
 
 
-def detect(place: str) -> str:
-    """Detect the kind of source of a path."""
-    path = Path(place)
-    if not path.exists():
-        raise DataError(
-            f"{place} does not exist; for a data set of the Hub give --from huggingface.", code="no_file"
-        )
-    if path.is_dir() and (path / "dataset_info.json").is_file():
-        return "huggingface"
-    kinds = {kind for each in _named(path) if (kind := _kind(each))}
+def detect(place: str, flag: str = "--from") -> str:
+    """Detect the kind of source of a path; DataError, which names `flag`, if it is ambiguous."""
+    kinds = kinds_of(place, flag)
     if len(kinds) == 1:
         return kinds.pop()
     found = f"holds {', '.join(sorted(kinds))}" if kinds else "is of an unknown kind"
-    raise DataError(f"{place} {found}; choose one with --from.", code="bad_data")
+    raise DataError(f"{place} {found}; choose one with {flag}.", code="bad_data")
+
+
+def kinds_of(place: str, flag: str = "--from") -> set[str]:
+    """The kinds of source of a path's files; DataError (`no_file`) if the path does not exist."""
+    path = Path(place)
+    if not path.exists():
+        raise DataError(
+            f"{place} does not exist; for a data set of the Hub give {flag} huggingface.", code="no_file"
+        )
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        return {"huggingface"}
+    return {kind for each in _named(path) if (kind := _kind(each))}
 
 
 def _named(path: Path) -> list[Path]:
