@@ -93,7 +93,7 @@ class Likelihood:
     causal decoder; of all else log p of what was written, by the decoder that wrote it.
 
     The first scores the picture after its words, in the order of generation; the second scores the words and their end
-    (arXiv:2201.07520, sec. 4.2.3), with their end. None sees guidance, temperature or cuts.
+    as CM3's masked caption (arXiv:2201.07520, sec. 4.2.3). All are without guidance, temperature and truncation.
     """
 
     def __init__(self, kit: Kit, what: str) -> None:

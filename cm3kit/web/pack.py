@@ -240,7 +240,7 @@ class _Writer:
     def index(self) -> dict[str, Any]:
         """The index of all shards."""
         if not self.shards:
-            raise DataError("no document has at least `least` ids; lower `least`.", code="bad_data")
+            raise DataError("no document is long enough to pack; lower `least`.", code="bad_data")
         counts = {"documents": self.documents, "tokens": self.tokens, "pages": self.read}
         counts |= {"sliced": self.sliced, "too_short": self.too_short, "picture_copies": self.copies}
         return {**counts, "dtype": self.dtype.name, "shards": self.shards}
