@@ -26,6 +26,7 @@ from cm3kit.models.timestep import add_timestep
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.estimate import trace_decoder
+from cm3kit.training.figures import Figures
 from cm3kit.training.loop import LoopSettings, train
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -194,7 +195,7 @@ def test_every_objective_has_the_loss_of_dense_masks(
                 loss, figures = made.loss(made.model, batch, step, generator(6))
             loss.backward()  # type: ignore[no-untyped-call]
             length = torch.stack([each.grad.norm() for each in made.model.parameters()])  # type: ignore[union-attr]
-            found.append((loss.detach(), length, torch.tensor(list(figures.values()))))
+            found.append((loss.detach(), length, torch.tensor(list(Figures({}, [(1.0, figures)]).values()))))
         for ours, theirs in zip(*found, strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 

@@ -312,15 +312,21 @@ def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
     Families that scale their logits (Granite, Cohere, Falcon-H1) or cap them (Gemma 2) say so in their configuration.
     """
-    config = model.config
     logits: Tensor = model.get_output_embeddings()(hidden)
-    if divisor := getattr(config, "logits_scaling", None):
+    divisor, factor, cap = logit_terms(model)
+    if divisor:
         logits = logits / divisor
-    if factor := getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None):
+    if factor:
         logits = logits * factor
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def logit_terms(model: PreTrainedModel) -> tuple[float | None, float | None, float | None]:
+    """What a family divides its logits by, multiplies them by, and caps them at, as far as it does."""
+    config = model.config
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return getattr(config, "logits_scaling", None) or None, factor or None, cap or None
 
 
 def forward(

@@ -20,10 +20,8 @@ from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.models.attention import annealed, block_mask, flex_mask
 from cm3kit.models.backbone import (
-    Attention,
     BackboneConfig,
     build_backbone,
-    forward,
     load_backbone,
     save_backbone,
 )
@@ -40,10 +38,12 @@ from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing
 from cm3kit.registry import objective
 from cm3kit.rng import generator
-from cm3kit.training.collate import Packed, pack
+from cm3kit.training.collate import Packed, Scored, pack
+from cm3kit.training.figures import Figure, sums_by_kind
 from cm3kit.training.loop import LoopSettings
 from cm3kit.training.preview import preview
-from cm3kit.training.shares import Mean
+from cm3kit.training.scorer import KINDS, Picked
+from cm3kit.training.scorer import Scorer as Scorer
 from cm3kit.training.speed import step_flops
 from cm3kit.training.validation import held_documents, spread, validate
 from cm3kit.types import Example
@@ -122,24 +122,6 @@ class DecoderRecipe(Settings):
         return self
 
 
-class Scorer(nn.Module):
-    """The backbone behind one call, so that compiling and distributed wrappers see all of it."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(
-        self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Attention, places_BT: Tensor,
-        times_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Nats (B, T) of each target; inside this call, so that compiling fuses softmax and loss."""
-        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, places_BT, times_BT).float()
-        target_BT = logits_BTV.gather(-1, targets_BT[..., None])[..., 0]
-        nats_BT: Tensor = logits_BTV.logsumexp(-1) - target_BT
-        return nats_BT
-
-
 class DecoderTask:
     """Training on packed pages by any objective; implements `cm3kit.training.loop.Task`."""
 
@@ -165,6 +147,9 @@ class DecoderTask:
             self.documents, self._held = found
             self._mean = self.documents.mean_length + 6
         self.model = Scorer(self._backbone()).train()
+        self._scored = Picked(
+            self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
+        )
         self._flex = prepare(recipe.packing, self.model.backbone)
 
     def _text(self) -> TextTokenizer:
@@ -268,19 +253,33 @@ class DecoderTask:
 
     def loss(
         self, model: nn.Module, batch: Packed, step: int, rng: Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
+        scored, kinds_N = self._scored(batch, device)
+        there = Scored(*(each.to(device, non_blocking=True) for each in scored))
         on = Packed(*(each.to(device, non_blocking=True) for each in batch))
-        nats_BT = self.nats(model, on, step, rng)
-        total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
-        return total, self._figures(nats_BT.detach(), on)
+        total, nats_N = self._ask(model, on, there, step, rng)
+        filled = float((batch.documents_BT > 0).float().mean())
+        sums = sums_by_kind(nats_N, kinds_N, KINDS)
+        return total / on.mass.clamp_min(1e-9), {"filled": filled, **sums}
 
     def nats(self, model: nn.Module, on: Packed, step: int, rng: Generator) -> Tensor:
-        """Nats (B, T) of each target as a model of this step is asked for them."""
+        """Nats (B, T) of each target as a model of this step is asked for them, without a gradient."""
+        count = on.ids_BT.numel()
+        positions_N = torch.arange(count, device=on.ids_BT.device)
+        everywhere = Scored(positions_N, on.targets_BT.flatten(), torch.ones_like(positions_N))
+        with torch.no_grad():
+            return self._ask(model, on, everywhere, step, rng)[1].view_as(on.ids_BT)
+
+    def _ask(
+        self, model: nn.Module, on: Packed, scored: Scored, step: int, rng: Generator
+    ) -> tuple[Tensor, Tensor]:
         times = (on.times_BT,) if is_timed(self.model.backbone) else ()
-        nats_BT: Tensor = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
-        return nats_BT
+        found: tuple[Tensor, Tensor] = model(
+            on.ids_BT, scored, self._mask(on, step, rng), on.places_BT, *times
+        )
+        return found
 
     def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor | BlockMask:
         recipe = self.recipe
@@ -293,17 +292,6 @@ class DecoderTask:
         if open_share < 1:
             return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
         return masked(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
-
-    def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
-        scored_BT = on.weights_BT > 0
-        image_BT = on.targets_BT >= self.vocab.image.start
-        figures: dict[str, float] = {"filled": float((on.documents_BT > 0).float().mean())}
-        for name, noisy in (("", False), ("hidden ", True)):
-            of_BT = scored_BT & (on.noisy_BT == noisy)
-            for kind, kind_BT in (("image", of_BT & image_BT), ("text", of_BT & ~image_BT)):
-                if bool(kind_BT.any()):
-                    figures[name + kind] = Mean(float(nats_BT[kind_BT].mean()), float(kind_BT.sum()))
-        return figures
 
     def work(self, rows: int) -> tuple[int, float]:
         """Ids of rows, and FLOPs of a step on them."""

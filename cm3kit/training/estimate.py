@@ -29,6 +29,7 @@ from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
 from cm3kit.models.timestep import add_timestep
 from cm3kit.models.transplant import borrow_text
+from cm3kit.training.collate import Scored
 from cm3kit.training.decoder import DecoderRecipe, Scorer
 from cm3kit.training.live import Live, peak_while, refilled, resident, torch_is_warm
 from cm3kit.training.parallel import recompute
@@ -206,10 +207,9 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
             optimizer.zero_grad()
             for _ in range(min(2, loop.accumulate)):
                 with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                    nats_BT = model(ids_BT, ids_BT, mask, ids_BT, *times)
-                    loss = (nats_BT * torch.ones(shape)).sum() / torch.ones(())
+                    loss = model(ids_BT, _all_scored(ids_BT), mask, ids_BT, *times)[0] / torch.ones(())
                 _backward(loss)
-                del nats_BT, loss
+                del loss
             nn.utils.clip_grad_norm_(learning, loop.clip)
             optimizer.step()
             with torch.no_grad():
@@ -272,6 +272,7 @@ def _tried_out(recipe: DecoderRecipe, size: int, fast: bool) -> float:
     rows = max(1, min(recipe.loop.batch_size, 2048 // window))
     ids_BT = torch.zeros(rows, window, dtype=torch.long)
     mask_B1TT = torch.ones(rows, 1, window, window, dtype=torch.bool).tril()
+    scored = _all_scored(ids_BT)
     took, counts = [], []
     for layers in (1, 2):
         model = Scorer(build_backbone(shape.model_copy(update={"layers": layers}), size)).train()
@@ -279,7 +280,7 @@ def _tried_out(recipe: DecoderRecipe, size: int, fast: bool) -> float:
 
         def one_step(model: Scorer = model) -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                loss = model(ids_BT, ids_BT, mask_B1TT, ids_BT).mean()
+                loss = model(ids_BT, scored, mask_B1TT, ids_BT)[0] / ids_BT.numel()
             _backward(loss)
 
         took.append(_fastest(one_step))
@@ -299,6 +300,11 @@ def _fastest(act: Callable[[], object], times: int = 3) -> float:
         act()
         took.append(time.perf_counter() - start)
     return min(took)
+
+
+def _all_scored(ids_BT: Tensor) -> Scored:
+    """Every position, which is the most that an objective scores."""
+    return Scored(torch.arange(ids_BT.numel()), ids_BT.flatten(), torch.ones(ids_BT.numel()))
 
 
 def _backward(loss: Tensor) -> None:
