@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -125,6 +127,43 @@ def losses(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
             found[f"{objective}: bits of bf16"] = (value - told) / math.log(2)
     exactly = [abs(value) for name, value in found.items() if name.endswith((": dense", ": flex"))]
     found["largest"], found["as wanted"] = max(exactly), max(exactly) < CLOSE
+    return found
+
+
+def kernels(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
+    """Loss (nats) and gradients of each way to keep documents apart, in bf16, against a dense mask's.
+
+    xformers says in a line where it cannot run, and the mask that stood in for it is named.
+    """
+    exact(where)
+    found: dict[str, Any] = {}
+    for objective, packing in itertools.product(objectives, ("dense", "documents", "xformers", "flex")):
+        if packing == "flex" and not where.cuda:
+            continue
+        name = f"{objective}, {packing}"
+        recipe = recipe_of(where, objective, packing, 4, backbone_from=str(SHIPPED / "decoder"), window=512)
+        task = task_of(where, recipe)
+        task.model.to(where.device)
+        batch = task.batch(generator(3), 4)
+        with warnings.catch_warnings(record=True) as said, torch.autocast(where.device.type, torch.bfloat16):
+            warnings.simplefilter("always")
+            mask = task._mask(batch, 0, generator(4), on(where.device, batch))
+            loss = task.loss(task.model, batch, 0, generator(4))[0]
+        loss.backward()  # type: ignore[no-untyped-call]
+        length = torch.stack(
+            [each.grad.norm() for each in task.model.parameters() if each.grad is not None]
+        ).norm()
+        found[name] = {
+            "mask": getattr(mask, "kernel", type(mask).__name__),
+            "loss": loss.item(),
+            "gradient": length.item(),
+        }
+        if said:
+            found[name]["said"] = [str(each.message) for each in said]
+        plain = found[f"{objective}, dense"]
+        apart = max(abs(found[name][each] / plain[each] - 1) for each in ("loss", "gradient"))
+        found["largest"] = max(found.get("largest", 0.0), apart)
+    found["as wanted"] = found["largest"] < 2**-6  # bf16 has eight bits
     return found
 
 

@@ -21,7 +21,8 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 from cm3kit.models import flex
 from cm3kit.models.attention import block_mask, flex_mask, mask_mod
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
-from cm3kit.models.flex import flexes_on, prepare, use_flex, why_not
+from cm3kit.models.flex import use_flex, why_no_kernel, why_not
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
@@ -50,8 +51,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return torchs.flex_attention(*given, **options)
 
     monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", straight)
-    for module in ("decoder", "estimate"):
-        monkeypatch.setattr(f"cm3kit.training.{module}.flexes_on", lambda device, packing: packing == "flex")
+    monkeypatch.setattr("cm3kit.models.packing.why_no_kernel", lambda device: None)
     with torch.compiler.set_stance("force_eager"):
         yield
 
@@ -236,19 +236,7 @@ def test_a_compiled_model_is_not_compiled_again_for_every_mask(monkeypatch: pyte
             )
 
 
-def test_masks_are_dense_on_a_cpu_unless_told_otherwise(corpus: Path) -> None:
-    made = task(corpus, "auto")
-    batch = made.batch(generator(5), 2)
-    assert isinstance(made._mask(batch, 0, generator(6)), Tensor)
-    assert made.model.backbone.config._attn_implementation == "sdpa"
-    made = task(corpus, "flex")
-    with pytest.raises(
-        ConfigError, match=r"packing = flex: FlexAttention has no backward pass on cpu; leave"
-    ):
-        made.loss(made.model, batch, 0, generator(6))
-
-
-def test_what_a_model_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
     shape = BackboneConfig(hidden_size=64, layers=1, heads=4, kv_heads=4, intermediate_size=16)
     own = "does not hand its attention such masks"
     with torch.random.fork_rng(devices=[]):
@@ -264,33 +252,30 @@ def test_what_a_model_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) 
     for said, model in models.items():
         before = model.config._attn_implementation
         with pytest.raises(ConfigError) as error:
-            prepare("flex", model)
-        assert error.value.args[0].startswith(f"packing = flex: {said}; leave it out, and masks are dense.")
+            Packer("flex", model, False)
+        assert error.value.args[0].startswith(f"packing = flex: {said}; leave it out, and")
         assert model.config._attn_implementation == before
     able, state = build_backbone(shape, V), torch.get_rng_state()
-    assert not prepare("dense", able) and not prepare("auto", able)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        assert not any(prepare("auto", model) for model in models.values())
-        assert prepare("auto", able)
+    Packer("dense", able, False)
+    assert able.config._attn_implementation == "sdpa" and why_not(able) is None
+    Packer("flex", able, False)
     assert able.config._attn_implementation == flex.NAME and why_not(able) is None
     assert torch.equal(state, torch.get_rng_state())
+    made = task(corpus, "flex")
+    with pytest.raises(
+        ConfigError, match=r"packing = flex: FlexAttention has no backward pass on cpu; leave"
+    ):
+        made.loss(made.model, made.batch(generator(5), 2), 0, generator(6))
 
 
-def test_where_there_is_no_kernel_masks_are_dense_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_kernel_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(flex, "find_spec", lambda name: name == "triton")
-    assert flexes_on(cuda, "auto") and flexes_on(cuda, "flex") and not flexes_on(cpu, "auto")
+    assert why_no_kernel(cuda) is None and why_no_kernel(cpu) == "FlexAttention has no backward pass on cpu"
     monkeypatch.setattr(flex, "find_spec", lambda name: None)
-    assert not flexes_on(cuda, "auto")
-    with pytest.raises(ConfigError, match="FlexAttention needs Triton, which is not installed; leave it out"):
-        flexes_on(cuda, "flex")
-    with pytest.raises(
-        ConfigError, match="packing = flex: FlexAttention has no backward pass on cpu; leave it out"
-    ):
-        flexes_on(cpu, "flex")
+    assert why_no_kernel(cuda) == "FlexAttention needs Triton, which is not installed"
     with torch.no_grad():
-        assert flexes_on(cpu, "flex") and not flexes_on(cpu, "auto")
+        assert why_no_kernel(cpu) is None
 
 
 def test_an_estimate_counts_no_mask_that_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +285,7 @@ def test_an_estimate_counts_no_mask_that_is_not_made(monkeypatch: pytest.MonkeyP
     asked = DecoderRecipe.model_validate({**recipe, "packing": "flex"})
     with pytest.raises(ConfigError, match="packing = flex"):
         trace_decoder(asked, 64, fast=False)
-    monkeypatch.setattr("cm3kit.training.estimate.flexes_on", lambda device, packing: True)
+    monkeypatch.setattr("cm3kit.models.packing.why_no_kernel", lambda device: None)
     saved = dense - trace_decoder(asked, 64, fast=False)[2]
     # A byte of a pair at least, and five where SDPA makes numbers of it.
     assert 4 * 512 * 512 <= saved <= 6 * 4 * 512 * 512

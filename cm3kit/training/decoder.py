@@ -18,16 +18,17 @@ from cm3kit.data.bundle import open_documents
 from cm3kit.data.views import ViewSettings
 from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
-from cm3kit.models.attention import annealed, block_mask, flex_mask
+from cm3kit.models.attention import annealed
 from cm3kit.models.backbone import (
     BackboneConfig,
     build_backbone,
     load_backbone,
     save_backbone,
 )
+from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import init_mask_embedding
-from cm3kit.models.flex import Packing, flexes_on, prepare
 from cm3kit.models.lora import LoraSettings, add_lora, without_lora
+from cm3kit.models.packing import Packer, Packing
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.models.windows import clear_windows
@@ -86,9 +87,10 @@ class DecoderRecipe(Settings):
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents side by side in a row are kept apart by a dense mask, or by FlexAttention, which
-            leaves out what nobody sees; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair
-            by pair, and those of validation and previews are dense.
+        packing: how documents side by side in a row are kept apart: by a dense mask, by attention document by document,
+            which an objective allows whose documents look left only or at all of themselves, by xformers, likewise, or
+            by FlexAttention, which leaves out what nobody sees; auto takes what is fastest where it is
+            (`models.packing`). Annealed masks, drawn pair by pair, and those of validation and previews are dense.
         previews: prompts that previews draw.
     """
 
@@ -109,7 +111,7 @@ class DecoderRecipe(Settings):
     masks: Literal["seen", "unseen"] = "seen"
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
-    packing: Packing = "dense"
+    packing: Packing = "auto"
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
     loop: LoopSettings = LoopSettings()
 
@@ -150,7 +152,7 @@ class DecoderTask:
         self._scored = Picked(
             self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
         )
-        self._flex = prepare(recipe.packing, self.model.backbone)
+        self._packer = Packer(recipe.packing, self.model.backbone, recipe.loop.compile)
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
@@ -256,10 +258,11 @@ class DecoderTask:
     ) -> tuple[Tensor, dict[str, Figure]]:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
+        batch = Packed(*(each.cpu() for each in batch))  # where it is as a rule
         scored, kinds_N = self._scored(batch, device)
         there = Scored(*(each.to(device, non_blocking=True) for each in scored))
         on = Packed(*(each.to(device, non_blocking=True) for each in batch))
-        total, nats_N = self._ask(model, on, there, step, rng)
+        total, nats_N = self._ask(model, on, there, self._mask(batch, step, rng, on))
         filled = float((batch.documents_BT > 0).float().mean())
         sums = sums_by_kind(nats_N, kinds_N, KINDS)
         return total / on.mass.clamp_min(1e-9), {"filled": filled, **sums}
@@ -270,28 +273,32 @@ class DecoderTask:
         positions_N = torch.arange(count, device=on.ids_BT.device)
         everywhere = Scored(positions_N, on.targets_BT.flatten(), torch.ones_like(positions_N))
         with torch.no_grad():
-            return self._ask(model, on, everywhere, step, rng)[1].view_as(on.ids_BT)
+            mask = self._mask(Packed(*(each.cpu() for each in on)), step, rng, on)
+            return self._ask(model, on, everywhere, mask)[1].view_as(on.ids_BT)
 
     def _ask(
-        self, model: nn.Module, on: Packed, scored: Scored, step: int, rng: Generator
+        self, model: nn.Module, on: Packed, scored: Scored, mask: Tensor | BlockMask | Documents
     ) -> tuple[Tensor, Tensor]:
         times = (on.times_BT,) if is_timed(self.model.backbone) else ()
-        found: tuple[Tensor, Tensor] = model(
-            on.ids_BT, scored, self._mask(on, step, rng), on.places_BT, *times
-        )
+        found: tuple[Tensor, Tensor] = model(on.ids_BT, scored, mask, on.places_BT, *times)
         return found
 
-    def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor | BlockMask:
-        recipe = self.recipe
-        flex = self._flex and flexes_on(on.ids_BT.device, recipe.packing)
-        masked = flex_mask if flex else block_mask
+    def _mask(
+        self, batch: Packed, step: int, rng: Generator, on: Packed | None = None
+    ) -> Tensor | BlockMask | Documents:
+        """Who looks where in a batch on the CPU, for a model where `on` is."""
+        recipe, on = self.recipe, batch if on is None else on
         if recipe.attention == "causal":
-            return masked(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+            here, there = (
+                (each.documents_BT, each.places_BT, torch.zeros_like(each.noisy_BT)) for each in (batch, on)
+            )
+            return self._packer.mask(here, there)
         unseen_BT = on.ids_BT == self.vocab.mask if recipe.masks == "unseen" else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
+        here, there = ((each.documents_BT, each.blocks_BT, each.noisy_BT) for each in (batch, on))
         if open_share < 1:
-            return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
-        return masked(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
+            return annealed(*there, open_share, rng, unseen_BT)
+        return self._packer.mask(here, there, unseen_BT)
 
     def work(self, rows: int) -> tuple[int, float]:
         """Ids of rows, and FLOPs of a step on them."""

@@ -25,8 +25,8 @@ from cm3kit.config import read_yaml, resolve
 from cm3kit.data.corpus import listing
 from cm3kit.data.web.loader import INDEX
 from cm3kit.models.backbone import Attention, build_backbone, empty_backbone
-from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep
 from cm3kit.models.transplant import borrow_text
 from cm3kit.training.collate import Scored
@@ -186,7 +186,7 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
         backbone = _backbone(recipe, vocab_size)
-    flex = prepare(recipe.packing, backbone.train()) and flexes_on(device, recipe.packing)
+    lean = Packer(recipe.packing, backbone.train(), loop.compile).lean(device, recipe.window)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         model = Scorer(refilled(backbone)).train()
         sizes = Sizes.of(model)
@@ -196,10 +196,10 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
         optimizer = torch.optim.AdamW(learning, fused=True)
         average = {name: each.detach().float().clone() for name, each in _state(model).items()}
         ids_BT = torch.zeros(shape, dtype=torch.long)
-        mask: Attention = (
-            "causal"  # FlexAttention holds what attention without a mask does, and a few numbers
-        )
-        if not flex:
+        # What is no mask of all pairs holds what attention without a mask does, and a few numbers. Whether documents
+        # are runs depends on what is drawn, so that the largest is told.
+        mask: Attention = "causal"
+        if not lean:
             mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
         times = (torch.zeros(shape),) if recipe.timestep is not None else ()
         for _ in range(2):  # of which the first makes the moments
