@@ -191,7 +191,7 @@ def test_every_objective_has_the_loss_of_dense_masks(
             batch = made.batch(generator(5), 2)
             with monkeypatch.context() as patch:
                 if packing == "flex" and not (made.recipe.anneal and step == 0):
-                    patch.setattr("cm3kit.training.decoder.block_mask", never)
+                    patch.setattr("cm3kit.models.packing.block_mask", never)
                 loss, figures = made.loss(made.model, batch, step, generator(6))
             loss.backward()  # type: ignore[no-untyped-call]
             length = torch.stack([each.grad.norm() for each in made.model.parameters()])  # type: ignore[union-attr]
