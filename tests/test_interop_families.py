@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.decoders.diffusion.unconstrained import Free
+from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.models.backbone import empty_backbone, forward, load_backbone, save_backbone
 from cm3kit.models.families import Family, family_of
 from cm3kit.models.transplant import borrow_text, load_transplanted

@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cm3kit.pipelines import diff, jobs, outputs
-from cm3kit.pipelines.prompts import Prompt, read_prompts
+from cm3kit.viewing import diff
+from cm3kit.batch import commands as jobs
+from cm3kit.provenance import outputs
+from cm3kit.fill.prompts import Prompt, read_prompts
 from cm3kit_tokenizers.errors import Cm3kitError
 
 RED = Image.new("RGB", (8, 6), "red")

@@ -13,11 +13,11 @@ def stats(folder: Path) -> dict[str, Any]:
         DataError: the folder is none of them.
     """
     if (folder / "parts").is_dir():
-        from cm3kit.data.web.report import stats as of_parts
+        from cm3kit.web.report import stats as of_parts
 
         return of_parts(folder)
     if (folder / "index.json").is_file():
-        from cm3kit.data.web.loader import TokenShards
+        from cm3kit.data.token_shards import TokenShards
 
         shards = TokenShards(folder)
         known = ("documents", "tokens", "duplicates", "dtype", "grid", "text_sha256", "image_sha256")

@@ -17,7 +17,7 @@ from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
 from cm3kit.training.observe import Observer, Seen
-from cm3kit.training.page import ReportPage
+from cm3kit.viewing.training_page import ReportPage
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import LoopSettings, Report, Task, Warn
