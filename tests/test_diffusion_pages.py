@@ -23,14 +23,14 @@ from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit.models.timestep import add_timestep
 from cm3kit.fill.diffusion import DiffusionFiller
 from cm3kit.fill.folder import Defaults, DiffusionDefaults, assemble
 from cm3kit.fill.kit import GenerateOptions, Kit, Result
 from cm3kit.fill.lengths import shortened
 from cm3kit.fill.options import diffusion_settings
 from cm3kit.fill.trained import Trained
+from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
+from cm3kit.models.timestep import add_timestep
 from cm3kit.types import Canvas
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, ConfigError, ModelError, Page, Vocab

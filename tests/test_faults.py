@@ -21,16 +21,16 @@ import torch
 from toys import toy
 
 import cm3kit
-from cm3kit.fill.batching import Order
-from cm3kit.fill.kit import GenerateOptions, Kit
-from cm3kit.fill.prompts import read_prompts
-from cm3kit.publish import publishing, verify
 from cm3kit.batch.job import How, SampleJob
 from cm3kit.batch.manage import merge, status
 from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
 from cm3kit.batch.signals import Signals
 from cm3kit.batch.store import begin, file_name, read_job, read_lines
+from cm3kit.fill.batching import Order
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.prompts import read_prompts
+from cm3kit.publish import publishing, verify
 from cm3kit.training.run import LOCK, locked
 from cm3kit.training.run import run as train
 from cm3kit.types import Canvas

@@ -15,9 +15,9 @@ from PIL import Image
 
 import cm3kit
 from cm3kit.batch.companions import companions
-from cm3kit.provenance.outputs import png_marks
-from cm3kit.provenance.recipes import sidecar
 from cm3kit.fill.sight import Sight
+from cm3kit.images import png_marks
+from cm3kit.provenance.recipes import sidecar
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Markup, Page, PageError, PictureError, Text
 from cm3kit_tokenizers.document import Picture

@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import cm3kit
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.evaluation.model import evaluate
-from cm3kit.models.backbone import forward, load_backbone
 from cm3kit.fill.denoisers import Denoisers
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.styles import PromptStyle, spelling
+from cm3kit.models.backbone import forward, load_backbone
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.html.minimal import render

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from toys import toy, toy_model
 
-from cm3kit.provenance.outputs import SOURCE_TYPE, encode_png, mark_html
+from cm3kit.images import SOURCE_TYPE, encode_png
+from cm3kit.provenance.outputs import mark_html
 from cm3kit.provenance.recipes import listed_files, read_recipe, sidecar
 from cm3kit.provenance.reproducing import compare
 from cm3kit.provenance.sources import page_of, sha256

@@ -23,12 +23,6 @@ import torch
 from PIL import Image
 
 import cm3kit
-from cm3kit.decoders.kernels import TILE, _packed, in_tiles
-from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit.fill.batching import Order
-from cm3kit.fill.folder import Defaults, assemble
-from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit.batch import processes, store
 from cm3kit.batch.choice import Likelihood, Selector
 from cm3kit.batch.export import export
@@ -39,6 +33,12 @@ from cm3kit.batch.ray import Sample
 from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
 from cm3kit.batch.store import claim, overlap, read_lines
+from cm3kit.decoders.kernels import TILE, _packed, in_tiles
+from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.batching import Order
+from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.kit import Filled, GenerateOptions, Kit
+from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit_cli.main import run as command
 from cm3kit_tokenizers import Cm3kitError, ConfigError, DataError, ModelError, OutputError, Page, Vocab
 from cm3kit_tokenizers.document import Text

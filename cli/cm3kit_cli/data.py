@@ -152,7 +152,7 @@ def bundle(
 ) -> Reply:
     """Turn a corpus into documents with the codes of their pictures, for training on a machine without its pages."""
     from cm3kit.data.bundle import bundle as make
-    from cm3kit.fill.kit import resolve_device
+    from cm3kit.devices import resolve_device
 
     words, codes = _tokenizers(model, text, image)
     with progress("encoding", quiet) as watch:
@@ -187,8 +187,8 @@ def sample(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Write a page that shows what a model will see, token by token, the kinds of tokens in colour."""
-    from cm3kit.web.sample import sample as draw
     from cm3kit.publish import write_atomic
+    from cm3kit.viewing.sample_page import sample as draw
 
     words, codes = _tokenizers(model, text, image)
     page = draw(folder, words, codes.size, count, seed or 0)
@@ -205,8 +205,8 @@ def inspect(
 ) -> Reply:
     """Show the report on prepared data, or what became of one page."""
     from cm3kit.web.parts import audit_of
+    from cm3kit.web.report import inspect as look
     from cm3kit.web.report import report
-    from cm3kit.web.sample import inspect as look
 
     if key is None:
         found = audit_of(folder)
@@ -246,9 +246,9 @@ def stats(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Describe a corpus, prepared data or token shards: pages, pictures, sizes, splits."""
-    from cm3kit import data
+    from cm3kit.web import describe
 
-    figures = data.stats(folder)
+    figures = describe.stats(folder)
     return Reply(figures, tuple(_table(figures)))
 
 

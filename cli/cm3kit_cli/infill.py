@@ -68,8 +68,8 @@ def infill(
     _check(file, image, box, variants, in_place, output, as_json)
     decoding.check()
     from cm3kit.batch import commands as jobs
-    from cm3kit.provenance import traces
     from cm3kit.fill.pages import parse_box, read_page
+    from cm3kit.provenance import traces
 
     page = read_page(
         file, select or (), zip(image or (), map(parse_box, box or ()), strict=True), root, uncover

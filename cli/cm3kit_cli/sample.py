@@ -80,10 +80,10 @@ def run(
         )
     import os
 
-    from cm3kit.web.runner import shard_of
     from cm3kit.batch import processes
     from cm3kit.batch import run as sampling
     from cm3kit.batch.job import How, SampleJob
+    from cm3kit.web.runner import shard_of
 
     mine, device = processes.launched(shard_of(shard), device, os.environ)
     job = SampleJob(

@@ -53,8 +53,8 @@ def traj(
     if as_json and output == "-":
         raise typer.BadParameter("--json and -o - both want standard output; use one of them")
     from cm3kit.evaluation.arness import stats
-    from cm3kit.viewing import showing
     from cm3kit.provenance.trajectories import load_trajectory
+    from cm3kit.viewing import showing
 
     record = load_trajectory(file)
     path = showing.target(file, output, force)

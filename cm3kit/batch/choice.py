@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from cm3kit.decoders.hf_engine import make_engine
-from cm3kit.objectives.spans import PRESETS
 from cm3kit.fill import task_pages
 from cm3kit.fill.batching import Order
 from cm3kit.fill.kit import Filled, Kit, Result
 from cm3kit.fill.layouts import LayoutParts, Room, layout
+from cm3kit.objectives.spans import PRESETS
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError, ModelError

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cm3kit
-from cm3kit.viewing import diff
-from cm3kit.provenance import outputs, traces
+from cm3kit import images, json_lines
 from cm3kit.batch.companions import beside, companions
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
+from cm3kit.provenance import outputs, traces
 from cm3kit.provenance.recipes import HASH, encode_sidecar, sidecar
 from cm3kit.provenance.records import how_made, outcome, variant, verification, whose
-from cm3kit.viewing.report import build
 from cm3kit.provenance.reproducing import encode
 from cm3kit.provenance.sources import sha256
 from cm3kit.publish import write_atomic
+from cm3kit.viewing import diff
+from cm3kit.viewing.report import build
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
@@ -291,8 +292,10 @@ def _save(
                 {**row, "path": Path(str(row["path"])).name, HASH: sha256(content)}
                 for row, content in zip(listed, files, strict=True)
             ]
-            wanted.append((planned.folder / "manifest.jsonl", outputs.dump_jsonl(manifest).encode()))
-            wanted.append((planned.folder / "run.json", f"{outputs.dump_json(record, indent=2)}\n".encode()))
+            wanted.append((planned.folder / "manifest.jsonl", json_lines.dump_jsonl(manifest).encode()))
+            wanted.append(
+                (planned.folder / "run.json", f"{json_lines.dump_json(record, indent=2)}\n".encode())
+            )
         elif where.prompt_metadata:
             wanted += _sidecars(planned, files, listed, record)
         write_all(wanted, where.force)
@@ -333,5 +336,5 @@ def _sheet(
     keys = ("prompt", "seed", "index", "logprob")
     tiles = [{key: sample.get(key) for key in keys} for sample in samples]
     captions = [sample.get("text") or f"{place} · s{sample['seed']}" for place, sample in enumerate(samples)]
-    sheet = outputs.grid([result.image for result in results if result.image is not None], captions=captions)
-    return outputs.encode_png(sheet, {**how, "tiles": tiles} if where.prompt_metadata else None)
+    sheet = images.grid([result.image for result in results if result.image is not None], captions=captions)
+    return images.encode_png(sheet, {**how, "tiles": tiles} if where.prompt_metadata else None)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cm3kit.extras import need
-from cm3kit.provenance.outputs import dump_json, dump_jsonl
-from cm3kit.publish import publishing
-from cm3kit.registry import Registry
 from cm3kit.batch.manage import contents
 from cm3kit.batch.store import JOB, MANIFEST, Key, Line, read_job
+from cm3kit.extras import need
+from cm3kit.json_lines import dump_json, dump_jsonl
+from cm3kit.publish import publishing
+from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import DataError
 
 PER_SHARD = 1000

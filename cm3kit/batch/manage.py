@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cm3kit.provenance.outputs import dump_json
-from cm3kit.publish import write_atomic, write_group
 from cm3kit.batch.store import MANIFEST, Key, Line, begin, claim, held, manifests, read_job, read_lines
+from cm3kit.json_lines import dump_json
+from cm3kit.publish import write_atomic, write_group
 from cm3kit_tokenizers.errors import DataError, OutputError
 
 Warn = Callable[[str], None]

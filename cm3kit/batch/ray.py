@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 import cm3kit
-from cm3kit.fill.batching import Order
 from cm3kit.batch.commands import SUFFIXES
-from cm3kit.fill.kit import Filled
-from cm3kit.fill.options import GenerateOptions
-from cm3kit.provenance.reproducing import encode
 from cm3kit.batch.job import seed_of
 from cm3kit.batch.rows import SampleTask
 from cm3kit.batch.run import BATCH_SIZE
+from cm3kit.fill.batching import Order
+from cm3kit.fill.kit import Filled
+from cm3kit.fill.options import GenerateOptions
+from cm3kit.provenance.reproducing import encode
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 

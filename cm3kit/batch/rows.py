@@ -15,10 +15,10 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cm3kit.config import Settings
-from cm3kit.extras import need
 from cm3kit.decode_options import GenerateOptions, table
-from cm3kit.provenance.outputs import dump_json
+from cm3kit.extras import need
 from cm3kit.fill.prompts import as_utf8
+from cm3kit.json_lines import dump_json
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
 SampleTask = Literal["image", "text", "caption", "document", "pair", "infill"]

@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import cm3kit
-from cm3kit.provenance import outputs
-from cm3kit.fill.batching import Order
-from cm3kit.batch.commands import SUFFIXES
-from cm3kit.fill.kit import Filled, Kit, Result
-from cm3kit.fill.pages import read_page
-from cm3kit.fill.prompts import Prompt
-from cm3kit.provenance.records import how_made, outcome, variant, whose
-from cm3kit.provenance.reproducing import encode
-from cm3kit.publish import write_atomic
+from cm3kit import json_lines
 from cm3kit.batch.choice import Choice, Selector
+from cm3kit.batch.commands import SUFFIXES
 from cm3kit.batch.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.batch.rows import Row, Rows, options_of
 from cm3kit.batch.signals import Signals
 from cm3kit.batch.store import Key, Made, Store, claim, file_name, read_lines
+from cm3kit.fill.batching import Order
+from cm3kit.fill.kit import Filled, Kit, Result
+from cm3kit.fill.pages import read_page
+from cm3kit.fill.prompts import Prompt
+from cm3kit.provenance import outputs
+from cm3kit.provenance.records import how_made, outcome, variant, whose
+from cm3kit.provenance.reproducing import encode
+from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, as_exception, stops
 from cm3kit_tokenizers.page import Page
 
@@ -271,7 +272,9 @@ class _Run:
         }  # fmt: skip
         folder = self._job.output / "runs"
         folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"{name}.json", f"{outputs.dump_json(said, indent=1)}\n".encode(), force=True)
+        write_atomic(
+            folder / f"{name}.json", f"{json_lines.dump_json(said, indent=1)}\n".encode(), force=True
+        )
 
 
 def choose(

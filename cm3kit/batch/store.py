@@ -23,7 +23,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
-from cm3kit.provenance.outputs import dump_json
+from cm3kit.json_lines import dump_json
 from cm3kit.publish import sweep, write_atomic, write_group
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 

@@ -9,13 +9,13 @@ from typing import Any
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import streams
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.objectives.hints import SizeHints
-from cm3kit.objectives.spans import PRESETS
 from cm3kit.fill.continuing import continued
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, gaps_of, layout
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, Modality, chosen_style, cm3_settings
 from cm3kit.fill.windows import first_window
+from cm3kit.objectives.hints import SizeHints
+from cm3kit.objectives.spans import PRESETS
 from cm3kit.types import Canvas, Result, Step
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError

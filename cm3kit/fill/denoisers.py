@@ -10,9 +10,9 @@ from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.diffusion.spelling import SpellingDenoiser
 from cm3kit.decoders.fast_llama import LeanEngine, supports
-from cm3kit.models.timestep import is_timed
 from cm3kit.fill.folder import Parts, diffusion_backbone
 from cm3kit.fill.styles import PromptStyle, spelling
+from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
 
 

@@ -11,7 +11,6 @@ from cm3kit.decoders.diffusion.loop import Diffusion, in_batches
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.grammar.trellis import CanvasConstraint
-from cm3kit.objectives.gaps import LENGTHS
 from cm3kit.fill.denoisers import Denoisers
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, layout, without_given
@@ -25,6 +24,7 @@ from cm3kit.fill.options import (
 )
 from cm3kit.fill.styles import PromptStyle
 from cm3kit.fill.windows import first_window
+from cm3kit.objectives.gaps import LENGTHS
 from cm3kit.types import Canvas, MaskSpan, OnStep, Result, Step
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError

@@ -10,8 +10,8 @@ from PIL import Image as Pillow
 
 from cm3kit.fill.fillers import Ids, Progress, Trace
 from cm3kit.fill.options import GenerateOptions
-from cm3kit.provenance.outputs import encode_png, png_marks
 from cm3kit.fill.sight import Sight
+from cm3kit.images import encode_png, png_marks
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, Fill, Result
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text

@@ -28,12 +28,13 @@ from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.fast_llama import supports
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
+from cm3kit.fill.openers import opener_of
+from cm3kit.fill.styles import ChatTemplate, PromptStyle
+from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
-from cm3kit.fill.styles import ChatTemplate, PromptStyle
-from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.publish import publishing, verify
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
@@ -162,9 +163,7 @@ def find(name: str | Path | None) -> Path:
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder
-    from cm3kit.interop.public import is_public
-
-    if is_public(wanted):
+    if opener_of(wanted) is not None:
         return Path(wanted)
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
@@ -180,9 +179,9 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        from cm3kit.interop.public import open_public
-
-        return open_public(folder)
+        opener = opener_of(str(folder))
+        if opener is not None:
+            return opener.open(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 from cm3kit import plugins
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.settings import DecoderName
+from cm3kit.devices import resolve_device
 from cm3kit.fill import task_pages
 from cm3kit.fill.batching import Filling, Order, stream
 from cm3kit.fill.causal import CausalFiller
@@ -30,8 +31,8 @@ from cm3kit.fill.folder import (
     own_diffusion,
 )
 from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
-from cm3kit.provenance.outputs import encode_png
 from cm3kit.fill.pages import read_bytes
+from cm3kit.images import encode_png
 from cm3kit.rng import stream as seed_of
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult
@@ -289,21 +290,6 @@ def load(name: str | Path | None = None, device: str = "auto") -> Kit:
     """
     plugins.load()
     return Kit(load_parts(find(name)), device)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name, `auto` being the GPU if there is one; ConfigError (`bad_value`) if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        line = str(error).splitlines()[0][:120]
-        raise ConfigError(
-            f"device {name!r} cannot be used: {line}; use auto or cpu.", code="bad_value"
-        ) from error
-    return device
 
 
 def _words(prompt: str | bytes | Path, empty: bool) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cm3kit.fill.folder import DIFFUSION, INDEX, PARTS, Defaults, write_json
+from cm3kit.fill.trained import Trained
+from cm3kit.interop.public import open_public
 from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.models.families import families, family_of, read_config
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
-from cm3kit.fill.folder import DIFFUSION, INDEX, PARTS, Defaults, write_json
-from cm3kit.interop.public import open_public
-from cm3kit.fill.trained import Trained
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ModelError
 

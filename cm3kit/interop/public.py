@@ -6,12 +6,13 @@ from pathlib import Path
 
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
+from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, try_out
+from cm3kit.fill.openers import openers
+from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, try_out
-from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures
@@ -102,3 +103,13 @@ def _causal(source: Path) -> Parts:
     file = gguf_file(str(source))
     folder = source if file is None else file.parent
     return Parts(source.stem, folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
+
+
+class Public:
+    """Public models among the models that `load` opens."""
+
+    owns = staticmethod(is_public)
+    open = staticmethod(open_public)
+
+
+openers("public")(Public())

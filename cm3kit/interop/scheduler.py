@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 from cm3kit.config import resolve
 from cm3kit.decoders.diffusion import accepts, axes, orders, quotas  # noqa: F401  (they register themselves)
 from cm3kit.decoders.diffusion.axes import Choice
-from cm3kit.interop.candidates import Candidates, MaskedDiffusionSchedulerOutput, draw_candidates
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.interop.candidates import Candidates, MaskedDiffusionSchedulerOutput, draw_candidates
 from cm3kit.rng import generator as seeded
 from cm3kit_tokenizers.errors import ConfigError
 

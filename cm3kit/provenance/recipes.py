@@ -17,8 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from cm3kit.provenance.outputs import SOURCE_TYPE, dump_json
 from cm3kit.fill.pages import read_bytes
+from cm3kit.images import SOURCE_TYPE
+from cm3kit.json_lines import dump_json
 from cm3kit.provenance.sources import sha256
 from cm3kit_tokenizers.errors import DataError
 

@@ -15,8 +15,8 @@ import transformers
 import cm3kit
 from cm3kit.fill.fillers import Trace
 from cm3kit.fill.options import GenerateOptions, Modality
-from cm3kit.provenance.outputs import SOURCE_TYPE
 from cm3kit.fill.prompts import Prompt
+from cm3kit.images import SOURCE_TYPE
 from cm3kit.provenance.sources import sha256, source_of
 
 if TYPE_CHECKING:

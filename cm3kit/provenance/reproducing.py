@@ -14,10 +14,11 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 import cm3kit
+from cm3kit import images
 from cm3kit.decode_options import known
-from cm3kit.provenance import outputs
 from cm3kit.fill.folder import available, find
 from cm3kit.fill.options import GenerateOptions
+from cm3kit.provenance import outputs
 from cm3kit.provenance.recipes import Recipe, embedded, listed_files, read_recipe
 from cm3kit.provenance.records import surroundings
 from cm3kit.provenance.sources import page_of, sha256
@@ -186,7 +187,7 @@ def carried(recipe: Recipe) -> Mapping[str, Any] | None:
 def encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
     """A result as the bytes of a file; `how` goes into it where there is room."""
     if result.image is not None:
-        return outputs.encode_png(result.image, how)
+        return images.encode_png(result.image, how)
     if result.html is not None:
         return outputs.mark_html(result.html, how).encode()
     return f"{result.text}\n".encode()

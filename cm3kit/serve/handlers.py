@@ -10,15 +10,15 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from cm3kit.viewing.display import display, marks_of
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
-from cm3kit.provenance.outputs import encode_png
 from cm3kit.fill.prompts import Prompt
+from cm3kit.images import encode_png
 from cm3kit.provenance.recipes import HASH
 from cm3kit.provenance.records import how_made, variant, whose
 from cm3kit.provenance.sources import sha256
 from cm3kit.serve import schemas
 from cm3kit.serve.schemas import CompletionBody, ImageBody, InfillBody, PageBody, Shelf
+from cm3kit.viewing.display import display, marks_of
 from cm3kit_tokenizers.errors import ConfigError, ModelError, PictureError
 from cm3kit_tokenizers.html.addresses import Unopened
 from cm3kit_tokenizers.page import Page

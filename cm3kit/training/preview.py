@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from cm3kit.fill.folder import Defaults, Parts
 from cm3kit.fill.kit import GenerateOptions, Kit
-from cm3kit.provenance.outputs import grid
+from cm3kit.images import grid
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from functools import partial
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
 from cm3kit.training.observe import Observer, Seen
-from cm3kit.viewing.training_page import ReportPage
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import LoopSettings, Report, Task, Warn
@@ -25,10 +24,14 @@ from cm3kit.training.trackers import trackers
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 LOCK = ".lock"
+VIEWING = "cm3kit.viewing.training_page"  # registers the page of a run
 DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
 
 Start = Callable[..., Path]
 Shape = Callable[[], tuple[type[Settings], dict[str, Any]]]
+Viewer = Callable[[Path, Gauge, Warn], Observer]
+# What shows a run as it goes: made for its folder, its figures of speed, and lines for the user.
+viewers: Registry[Viewer] = Registry("view of a training")
 trainable: Registry[Start] = Registry("kind of training")
 # What a recipe of a kind is, and what is set before it; imported when it is asked for.
 recipes: Registry[Shape] = Registry("kind of training")
@@ -94,7 +97,9 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
 def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
     """Train, with the page of the run, trackers and figures of speed, which the main process has alone."""
     gauge, kept = Gauge(task, settings), how.pop("kept")
-    watching: list[Observer] = [_AtFirst(kept), gauge, ReportPage(output, gauge, how["warn"])]
+    import_module(VIEWING)
+    watching: list[Observer] = [_AtFirst(kept), gauge]
+    watching += [viewers[name](output, gauge, how["warn"]) for name in viewers]
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}

@@ -10,10 +10,10 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageColor import getrgb
 
-from cm3kit.provenance.outputs import SOURCE_TYPE, XMP
+from cm3kit.images import SOURCE_TYPE, XMP
+from cm3kit.provenance.trajectories import Record
 from cm3kit.viewing.playback import END, OPEN, Filmed, Frame, labels
 from cm3kit.viewing.player import title
-from cm3kit.provenance.trajectories import Record
 
 INK, QUIET, FAINT, PAPER, LINE, ACCENT = "#1d1d1f", "#75716a", "#b9b3a6", "#faf9f6", "#e4e1da", "#c2410c"
 TILES = ("#e4e1d9", "#ebe8e1")

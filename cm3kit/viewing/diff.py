@@ -6,7 +6,8 @@ import difflib
 import html
 from collections.abc import Iterator, Sequence
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+from cm3kit.viewing.document import document
+
 STYLE = """
 :root{color-scheme:light dark}
 body{margin:1.5rem;font:15px/1.5 system-ui,sans-serif;color:#1b1b1b;background:#fff}
@@ -45,14 +46,9 @@ def side_by_side(before: bytes, variants: Sequence[bytes], name: str = "page.htm
     The pages are untrusted: they are shown in sandboxed frames without scripts, and the report's
     policy lets nothing load but pictures inside the page itself.
     """
-    title = html.escape(f"Gaps of {name}, filled")
+    title = f"Gaps of {name}, filled"
     sections = "".join(_section(before, after, index) for index, after in enumerate(variants))
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>{sections}</body></html>\n"
-    )
+    return document(title, f"<h1>{html.escape(title)}</h1>{sections}", STYLE)
 
 
 def _section(before: bytes, after: bytes, index: int) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
 import math
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-from cm3kit.provenance.outputs import dump_json, encode_png
-from cm3kit.viewing.playback import END, OPEN, Filmed, Frame, labels
+from markupsafe import Markup
+
+from cm3kit.images import encode_png
 from cm3kit.provenance.trajectories import Record
+from cm3kit.viewing.document import document, render, resource
+from cm3kit.viewing.playback import END, OPEN, Filmed, Frame, labels
 from cm3kit_tokenizers.pictures import to_data_uri
 
 KIND_NAMES = {"all": "all slots", "text": "text", "image": "pictures"}
@@ -34,22 +32,15 @@ def player(
         figures: `evaluation.arness.stats` of the trajectory, for the footer.
         fps: steps a second when it plays. scale: CSS pixels to a pixel of a picture.
     """
-    script, style = _resource("player.js"), _resource("player.css")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    data = dump_json(_data(record, shown, films, fps, scale))
-    parts = {
-        "HASH": f"sha256-{digest}",
-        "VERSION": html.escape(str(record.how.get("version", "")), quote=True),
-        "TITLE": html.escape(title(record)),
-        "STYLE": style,
-        "HOW": html.escape(subtitle(record)),
-        "SUMMARY": html.escape(summary(figures)),
-        "TABLE": _table(figures),
-        # A closing tag inside the data would end the element.
-        "DATA": data.replace("<", "\\u003c"),
-        "SCRIPT": script,
-    }
-    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], _resource("player.html"))
+    body = render(
+        "player.html", title=title(record), how=subtitle(record), summary=summary(figures),
+        table=Markup(_table(figures)),
+    )  # fmt: skip
+    return document(
+        title(record), body, resource("player.css"), script=resource("player.js"),
+        data=_data(record, shown, films, fps, scale),
+        generator=f"cm3kit {record.how.get('version', '')}".rstrip(),
+    )  # fmt: skip
 
 
 def title(record: Record) -> str:
@@ -157,7 +148,3 @@ def name(record: Record, id: int) -> str:
         return "end"
     shown = labels(record, (id,))[0] or ""
     return shown.replace(" ", "␣").replace("\n", "↵")
-
-
-def _resource(file: str) -> str:
-    return resources.files("cm3kit.fill").joinpath(file).read_text(encoding="utf-8")

@@ -7,22 +7,21 @@ puts frames up when they come into sight.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from cm3kit.viewing.diff import changed_lines
-from cm3kit.viewing.display import data_address, display, marks_of
-from cm3kit.provenance.outputs import dump_json
+from markupsafe import Markup
+
+from cm3kit.json_lines import dump_json
 from cm3kit.provenance.recipes import name_of, read_run, rows
 from cm3kit.provenance.sources import page_of
+from cm3kit.viewing.diff import changed_lines
+from cm3kit.viewing.display import data_address, display, marks_of
+from cm3kit.viewing.document import document, render, resource
 from cm3kit_tokenizers.errors import DataError
 
 Watch = Callable[[int, int], None]
@@ -105,26 +104,17 @@ def _entry(folder: Path, name: str, row: Mapping[str, Any]) -> Entry | None:
 
 def page(title: str, run: Mapping[str, Any], entries: Sequence[Entry]) -> str:
     """The whole page."""
-    script, style = _resource("report.js"), _resource("report.css")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     frames: list[str] = []
     cards = "".join(_card(number, each, frames) for number, each in enumerate(entries))
     facts = {**(entries[0].row if entries else {}), **run}
     again = command(facts) if run else shlex.join(["cm3kit", "reproduce", title])
-    parts = {
-        "HASH": f"sha256-{digest}",
-        "TITLE": html.escape(title),
-        "STYLE": style,
-        "SUMMARY": html.escape(summary(facts, len(entries))),
-        "COMMAND": html.escape(again),
-        "SETTINGS": settings(facts),
-        "SHEET": _sheet(entries),
-        "CARDS": cards,
-        # A closing tag inside the data would end the element.
-        "DATA": dump_json({"frames": frames}).replace("<", "\\u003c"),
-        "SCRIPT": script,
-    }
-    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], _resource("report.html"))
+    body = render(
+        "report.html", title=title, summary=summary(facts, len(entries)), command=again,
+        settings=Markup(settings(facts)), sheet=Markup(_sheet(entries)), cards=Markup(cards),
+    )  # fmt: skip
+    return document(
+        title, body, resource("report.css"), script=resource("report.js"), data={"frames": frames}
+    )
 
 
 def summary(facts: Mapping[str, Any], count: int) -> str:
@@ -254,7 +244,3 @@ def _text(content: bytes) -> str:
 
 def _shown(value: Any) -> str:
     return dump_json(value) if isinstance(value, Mapping) else str(value)
-
-
-def _resource(file: str) -> str:
-    return resources.files("cm3kit.fill").joinpath(file).read_text(encoding="utf-8")

@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import features
 
+from cm3kit.provenance.trajectories import Record
+from cm3kit.publish import write_atomic
 from cm3kit.viewing import animation
 from cm3kit.viewing.playback import (
     Filmed,
@@ -20,8 +22,6 @@ from cm3kit.viewing.playback import (
     thinned,
 )
 from cm3kit.viewing.player import player
-from cm3kit.provenance.trajectories import Record
-from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 HTML, GIF, WEBP = "HTML", "GIF", "WEBP"

@@ -12,11 +12,12 @@ from html import escape
 from pathlib import Path
 
 from cm3kit.publish import write_atomic
-from cm3kit.viewing.curves import chart
 from cm3kit.training.observe import HELD, Seen
-from cm3kit.viewing.page_style import HEAD
+from cm3kit.training.run import viewers
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import Warn
+from cm3kit.viewing.curves import chart
+from cm3kit.viewing.document import document, resource
 from cm3kit_tokenizers.errors import Cm3kitError
 
 NAME, REFRESH = "report.html", 30.0
@@ -42,6 +43,7 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
+@viewers("report")
 class ReportPage:
     """Keeps the page of a run fresh; an observer (`training.observe`)."""
 
@@ -76,22 +78,20 @@ class ReportPage:
 
 def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> str:
     """The page of a run as it stands on disk."""
-    again = f'<meta http-equiv="refresh" content="{REFRESH:g}">' if running else ""
     state = "running" if running else "finished" if seen.step == seen.total else "stopped"
-    title = escape(run.resolve().name)
+    title = run.resolve().name
     done = 100 * seen.step / seen.total
-    return "".join(
+    body = "".join(
         (
-            HEAD.replace("<!-- refresh -->", again).replace("<!-- title -->", f"<title>{title}</title>"),
-            f'<header><h1>{title}</h1><p class="{state}">{state}</p></header>',
+            f'<header><h1>{escape(title)}</h1><p class="{state}">{state}</p></header>',
             f'<progress max="100" value="{done:.2f}">{done:.0f} %</progress>',
             _tiles(seen, speed),
             f'<section class="charts">{"".join(_charts(read_log(run / "log.jsonl")))}</section>',
             *_previews(run / "previews"),
             _recipe(run / "config.yaml"),
-            "</main></body></html>\n",
         )
     )
+    return document(title, body, resource("training.css"), refresh=REFRESH if running else None)
 
 
 def read_log(path: Path) -> Log:

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from cm3kit.config import Settings, read_yaml, resolve
-from cm3kit.web.parts import Store, part_folders, read_part
-from cm3kit.web.record import ADDRESS, read_pieces
 from cm3kit.objectives.units import cuts
 from cm3kit.publish import publishing, write_atomic
+from cm3kit.web.parts import Store, part_folders, read_part
+from cm3kit.web.record import ADDRESS, read_pieces
 from cm3kit_tokenizers.document import Picture
 from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.pictures import load_picture

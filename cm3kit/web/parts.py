@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.extras import need
+from cm3kit.publish import write_atomic
 from cm3kit.web.picture import Stored
 from cm3kit.web.record import Dropped, Record
-from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import DataError
 
 DOCUMENTS, REJECTS, AUDIT = "documents.parquet", "rejects.jsonl", "audit.json"

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cm3kit.publish import verify
 from cm3kit.web.parts import REJECTS, Store, audit_of, part_folders, read_part, read_rejects
 from cm3kit.web.reasons import NOTES, REASONS
 from cm3kit.web.record import ADDRESS, read_nodes
-from cm3kit.publish import verify
 from cm3kit_tokenizers.document import Picture
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.html.minimal import render
@@ -187,3 +187,15 @@ to robots is in the columns `robots`, `tdm` and `tdm_policy`. A page without a l
 reason), `chars`, `lang`, `license`, `robots`, `tdm`, `tdm_policy`, `fetched_at`, `source`, `meta` (JSON), `sha256`
 of `html`. {pictures.get("kept", 0):,} pictures on pages are {found["pictures_stored"]:,} files in `pictures/`.
 """
+
+
+def inspect(folder: Path, key: str) -> dict[str, object]:
+    """A page of prepared data by its key: its row, or why it was dropped."""
+    for part in part_folders(folder):
+        for row in read_part(part):
+            if row["key"] == key:
+                return dict(row)
+        for line in read_rejects(part):
+            if line["key"] == key:
+                return dict(line)
+    raise DataError(f"{folder} has no page {key!r}; its report names some.", code="no_file")

@@ -13,11 +13,11 @@ from typing import Any
 
 from cm3kit.config import read_yaml, resolve
 from cm3kit.extras import need
+from cm3kit.publish import publishing, sweep, write_atomic
 from cm3kit.web.parts import PartWriter, Store, audit_of
 from cm3kit.web.record import Dropped, Record, html_to_record
 from cm3kit.web.settings import PRESETS, WebSettings
 from cm3kit.web.sources import Item, Piece, SourceOptions, detect, load_sources
-from cm3kit.publish import publishing, sweep, write_atomic
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 Watch = Callable[[int, int, str], None]

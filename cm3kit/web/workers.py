@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from cm3kit.publish import sweep
 from cm3kit.web.runner import Job, Warn, run_piece
 from cm3kit.web.sources import Piece
-from cm3kit.publish import sweep
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
 _SOURCE_SECONDS = 900.0  # to find the next page, in a large archive

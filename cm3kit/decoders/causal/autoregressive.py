@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.cache import Cache
+from cm3kit.decoders.causal.guidance import combine, streams
+from cm3kit.decoders.causal.jobs import Job, make_jobs
+from cm3kit.decoders.causal.source import Source, result_of
 from cm3kit.decoders.fast_llama import Engine
 from cm3kit.decoders.grammar.html import Grammar
-from cm3kit.decoders.causal.guidance import combine, streams
 from cm3kit.decoders.hf_engine import make_engine
-from cm3kit.decoders.causal.jobs import Job, make_jobs
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.decoders.causal.source import Source, result_of
 from cm3kit.decoders.token_sampling import draw, penalize
 from cm3kit.types import Canvas, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError

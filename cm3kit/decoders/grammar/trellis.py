@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cm3kit.decoders.grammar.lazy_dfa import ANY, Subsets, meet
-from cm3kit.decoders.grammar.nfa import build
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.html_state import State
+from cm3kit.decoders.grammar.lazy_dfa import ANY, Subsets, meet
+from cm3kit.decoders.grammar.nfa import build
 from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 

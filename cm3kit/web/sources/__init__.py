@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cm3kit import plugins
+from cm3kit.registry import Registry
 from cm3kit.web.reasons import Refused
 from cm3kit.web.record import About, Find
-from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import DataError
 
 MODULES = ("folder", "huggingface", "mmc4", "obelics", "pairs", "parquet", "warc", "webdataset")

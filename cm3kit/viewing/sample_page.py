@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from cm3kit.data.token_shards import INDEX, TokenShards, shuffled
-from cm3kit.web.parts import Store, part_folders, read_part, read_rejects
+from cm3kit.viewing.document import document
+from cm3kit.web.parts import Store, part_folders, read_part
 from cm3kit.web.record import ADDRESS, read_nodes
 from cm3kit_tokenizers.document import Picture
 from cm3kit_tokenizers.errors import DataError
@@ -41,12 +42,8 @@ def sample(folder: Path, text: TextTokenizer, image_codes: int, count: int = 20,
     draw = _of_shards if (folder / INDEX).is_file() else _of_parts
     body = "\n".join(draw(folder, pages, count, seed))
     legend = '<p class="meta"><i class="m">markup</i> <i class="t">text</i> <i class="p">picture</i></p>'
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>A sample of the data</title>'
-        '<meta http-equiv="Content-Security-Policy"'
-        " content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<style>{STYLE}</style><h1>A sample of {escape(folder.name)}</h1>{legend}{body}</html>\n"
-    )
+    body = f"<h1>A sample of {escape(folder.name)}</h1>{legend}{body}"
+    return document("A sample of the data", body, STYLE)
 
 
 def _of_parts(folder: Path, pages: PageTokenizer, count: int, seed: int) -> Iterator[str]:
@@ -118,15 +115,3 @@ def _marked(ids: Sequence[int], pages: PageTokenizer) -> str:
 def _document(key: str, facts: str, spans: str) -> str:
     head = f'<summary>{escape(key)} <span class="meta">{escape(facts)}</span></summary>'
     return f'<details open>{head}<div class="ids">{spans}</div></details>'
-
-
-def inspect(folder: Path, key: str) -> dict[str, object]:
-    """A page of prepared data by its key: its row, or why it was dropped."""
-    for part in part_folders(folder):
-        for row in read_part(part):
-            if row["key"] == key:
-                return dict(row)
-        for line in read_rejects(part):
-            if line["key"] == key:
-                return dict(line)
-    raise DataError(f"{folder} has no page {key!r}; its report names some.", code="no_file")
