@@ -24,6 +24,7 @@ from cm3kit.models.flex import use_flex
 from cm3kit.models.packing import LONG, Packer
 from cm3kit.models.timestep import add_timestep
 from cm3kit.rng import generator
+from cm3kit.training.decoder import DecoderRecipe
 from cm3kit.training.figures import Figures
 from cm3kit.training.loop import LoopSettings, train
 from cm3kit_tokenizers.errors import ConfigError
@@ -187,6 +188,12 @@ def test_xformers_is_asked_for_and_where_it_cannot_run_one_line_says_so(
     with pytest.warns(UserWarning, match=r"packing = xformers: xformers .*; attention is PyTorch's$") as said:
         found = [packer.mask(rows("cc"), rows("cc")) for _ in range(2)]
     assert len(said) == 1 and all(isinstance(each, Documents) and each.kernel == "sdpa" for each in found)
+
+
+def test_the_kernel_can_be_named_where_transformers_names_it() -> None:
+    recipe = DecoderRecipe.model_validate({"attention": "xformers"})
+    assert recipe.packing == "xformers" and recipe.attention == "objective"
+    assert DecoderRecipe().packing == "auto"
 
 
 def cuda_rule(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -21,12 +21,7 @@ from cm3kit.decoders.probe import check_backbone
 from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
 from cm3kit.fill.trained import Trained
 from cm3kit.models.attention import annealed
-from cm3kit.models.backbone import (
-    BackboneConfig,
-    build_backbone,
-    load_backbone,
-    save_backbone,
-)
+from cm3kit.models.backbone import BackboneConfig, build_backbone, load_backbone, save_backbone
 from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import init_mask_embedding
 from cm3kit.models.lora import LoraSettings, add_lora, without_lora
@@ -114,6 +109,14 @@ class DecoderRecipe(Settings):
     packing: Packing = "auto"
     previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
     loop: LoopSettings = LoopSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attention_by_its_kernel(cls, given: Any) -> Any:
+        """`attention: xformers`, as transformers calls the choice of a kernel, is `packing: xformers`."""
+        if isinstance(given, dict) and given.get("attention") == "xformers":
+            return {**given, "attention": "objective", "packing": given.get("packing", "xformers")}
+        return given
 
     @model_validator(mode="after")
     def _starts_once(self) -> DecoderRecipe:
