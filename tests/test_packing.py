@@ -116,7 +116,7 @@ def test_logits_and_gradients_are_those_of_the_dense_mask(family: str, kinds: st
         ({"objective": {"name": "next-token"}}, Documents),
         ({"objective": {"name": "masked-diffusion"}}, Documents),
         ({"objective": {"name": "hybrid"}}, Documents),
-        ({"objective": {"name": "masked-diffusion"}, "masks": "unseen"}, Tensor),
+        ({"objective": {"name": "masked-diffusion"}, "isolated_masks": True}, Tensor),
         ({"objective": {"name": "block-diffusion"}}, Tensor),
         ({"objective": {"name": "causal-blocks"}}, Tensor),
         ({"objective": {"name": "hybrid"}, "anneal": 1.0}, Tensor),

@@ -124,14 +124,14 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of LLaDA, Dream or DiffuCoder as it was downloaded; its code is not run."
+            help="Folder of LLaDA, Dream, DiffuCoder, Chameleon or Anole as it was downloaded; its code is not run."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Bring a public diffusion language model into a folder of ours."""
+    """Bring a public model of a known family into a folder of ours."""
     from cm3kit.interop.importing import import_model
 
     made = import_model(source, output)
@@ -156,6 +156,25 @@ def export(
 
     made = export_decoder(model, output, multiple=multiple, dtype=dtype)
     return Reply({"folder": made}, (str(made),))
+
+
+@app.command()
+def push(
+    repo: Annotated[str, typer.Argument(help="owner/name on the hub; it is made if it is not there.")],
+    model: options.Model = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Where it is made, show it to you alone.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to upload to, instead of main.")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Upload a model folder to the Hugging Face hub, where `-m hf:owner/name` finds it."""
+    from cm3kit.fill.folder import find
+    from cm3kit.interop import hub
+
+    address = hub.push(find(model), repo, private=private, revision=revision)
+    return Reply({"address": address, "model": f"hf:{repo}"}, (address,))
 
 
 def _lines(described: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -121,7 +121,7 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     progress.step += 1
     progress.whole = True
     rate = progress.optimizer.param_groups[0]["lr"]
-    return Done(Figures({"loss": loss_now, "norm": norm, "rate": rate}, found), verdict, stopped > 0)
+    return Done(Figures({"loss": loss_now, "grad_norm": norm, "lr": rate}, found), verdict, stopped > 0)
 
 
 def _gradients(progress: Progress, model: nn.Module, batch: Any, rng: Generator) -> tuple[Tensor, Found]:
