@@ -6,6 +6,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,8 +52,8 @@ def ids(
     under which rounding may decide) at the first place that differs.
     """
     exact(where)
-    options = GenerateOptions(temperature=0.0, decoder=decoder, sampler=sampler)  # type: ignore[arg-type]
-    faster = GenerateOptions(temperature=0.0, decoder=decoder, precision=precision, sampler=sampler)  # type: ignore[arg-type]
+    options = GenerateOptions(temperature=0.0, decoder=decoder, precision="fp32", sampler=sampler)  # type: ignore[arg-type]
+    faster = replace(options, precision=precision or "fp32")  # type: ignore[arg-type]
     count = 2 if where.tiny else len(PROMPTS)
     pictures = [corpus(where) / f"{number}.png" for number in range(count)]
     prompts = list(PROMPTS[:count]) if task == "image" else pictures
@@ -128,6 +129,20 @@ def losses(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
     exactly = [abs(value) for name, value in found.items() if name.endswith((": dense", ": flex"))]
     found["largest"], found["as wanted"] = max(exactly), max(exactly) < CLOSE
     return found
+
+
+def batches(where: Context, decoder: str, precision: str) -> dict[str, Any]:
+    """Samples of seeds that are others at batch 3 or 16 than alone: `--precision auto` is a format that has none."""
+    exact(where)
+    kit, count = kit_on(str(where.device)), 4 if where.tiny else 17
+    drawn: dict[int, list[Any]] = {}
+    for size in (1, 3, 16):
+        options = GenerateOptions(decoder=decoder, precision=precision, batch_size=size, temperature=1.0)  # type: ignore[arg-type]
+        if decoder == "diffusion":
+            options = replace(options, steps=8)
+        drawn[size] = [each.codes for each in kit.generate(PROMPTS[0], n=count, seed=1, options=options)]
+    others = {size: sum(a != b for a, b in zip(drawn[1], drawn[size], strict=True)) for size in (3, 16)}
+    return {"samples": count, **{f"others at batch {size}": each for size, each in others.items()}}
 
 
 def kernels(where: Context, objectives: Sequence[str]) -> dict[str, Any]:

@@ -131,9 +131,20 @@ def _correctness(tiny: bool) -> list[Unit]:
         ),
         ids("cm3, pictures, bf16", decoder="cm3", task="image", precision="bf16"),
         ids("diffusion, pictures, llada", decoder="diffusion", task="image", sampler="llada"),
+        *(
+            Unit(
+                "correctness",
+                f"batches of 1, 3, 16, {decoder}, {precision}",
+                "gpu_answers:batches",
+                {"decoder": decoder, "precision": precision},
+                60,
+            )
+            for decoder in ("cm3", "diffusion")
+            for precision in ("fp32", "bf16")
+        ),
         Unit("correctness", "codes of pictures", "gpu_answers:codes", {}, 60),
     ]
-    return found if not tiny else [found[at] for at in (0, 2, 4, 5)]
+    return found if not tiny else [found[at] for at in (0, 2, 4, 5, 8)]
 
 
 def _decoding(tiny: bool) -> list[Unit]:

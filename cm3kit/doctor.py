@@ -130,7 +130,7 @@ def _xformers(python: str) -> Iterator[Finding]:
             "xformers",
             "note",
             "xformers is not installed; it is for packing=xformers in training on CUDA",
-            "pip install 'cm3kit[xformers]'",
+            install("xformers"),
         )
         return
     code = (

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cm3kit_tokenizers.installing import install
+
 ROOM = 64  # ends of documents come in multiples, so that a compiled model meets few shapes
 HALVES = torch.bfloat16, torch.float16
 _DENSE = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -191,7 +193,7 @@ def why_no_varlen(device: torch.device) -> str | None:
 def why_no_xformers(device: torch.device) -> str | None:
     """The same of xformers."""
     if find_spec("xformers") is None:
-        return "xformers is not installed (pip install 'cm3kit[xformers]')"
+        return f"xformers is not installed ({install('xformers')})"
     if device.type != "cuda":
         return f"xformers has no kernel on {device.type}"
     return _tried("xformers", device)
