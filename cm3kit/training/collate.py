@@ -43,6 +43,14 @@ def scored_positions(batch: Packed) -> Scored:
     )
 
 
+def all_scored(ids_BT: Tensor) -> Scored:
+    """Every position, which is the most that an objective scores."""
+    count = ids_BT.numel()
+    return Scored(
+        torch.arange(count, device=ids_BT.device), ids_BT.flatten(), torch.ones(count, device=ids_BT.device)
+    )
+
+
 def pack(examples: list[Example], rows: int, window: int) -> Packed:
     """Place each example in the first row with room; those that fit nowhere are left out."""
     ids_BT, targets_BT, documents_BT, blocks_BT, places_BT = (
