@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_flex import V, corpus, packed, task  # noqa: F401
+from packed_toys import V, four_pages, packed, task  # noqa: F401
 from torch import Tensor
 
 from cm3kit.models import documents as runs_of
@@ -124,7 +124,7 @@ def test_logits_and_gradients_are_those_of_the_dense_mask(family: str, kinds: st
     ids=lambda given: str(given) if isinstance(given, dict) else "",
 )
 def test_what_an_objective_allows_is_taken_and_has_the_loss_of_dense_masks(
-    corpus: Path, changes: dict[str, Any], expected: type  # noqa: F811
+    corpus: Path, changes: dict[str, Any], expected: type
 ) -> None:  # fmt: skip
     found = []
     for kind in ("dense", "auto"):
@@ -141,7 +141,7 @@ def test_what_an_objective_allows_is_taken_and_has_the_loss_of_dense_masks(
 
 
 def test_a_run_by_documents_is_that_of_dense_masks_and_goes_on_bit_by_bit(
-    tmp_path: Path, corpus: Path  # noqa: F811
+    tmp_path: Path, corpus: Path
 ) -> None:  # fmt: skip
     loop = LoopSettings(
         steps=4, batch_size=4, accumulate=2, precision="fp32", save_every=2, preview_every=100, log_every=1,
@@ -165,7 +165,7 @@ def backbone(**changes: Any) -> Any:
     return build_backbone(BackboneConfig(hidden_size=64, layers=1, heads=2, kv_heads=2, **changes), V)
 
 
-def test_what_is_not_there_is_told_in_a_line(corpus: Path) -> None:  # noqa: F811
+def test_what_is_not_there_is_told_in_a_line(corpus: Path) -> None:
     packer = Packer("documents", backbone(), False)
     with pytest.raises(
         ConfigError, match=r"packing = documents: documents of these rows look neither left only"
