@@ -23,7 +23,7 @@ COMMANDS = {
     "infill": "infill {samples}/apple.html --variants 200 -o {out}/i/",
     "sample run": "sample run {out}/rows.txt -o {out}/s/ --seed 1",
     "sample run, 2 processes": "sample run {out}/rows.txt -o {out}/s2/ --seed 1 --num-processes 2",
-    "score": "score {samples}/apple.html --answers {out}/answers.txt",
+    "score": "score {out}/gap.html --answers {out}/answers.txt",
     "train text": "train text --set data={pages} -o {out}/text",
     "train vqgan": "train vqgan -c emoji-vqgan --set data={pages} -o {out}/vqgan",
     "train cm3": "train cm3 --from emoji --set data={pages} -o {out}/cm3",
@@ -42,6 +42,7 @@ def fill(out: Path) -> None:
     from PIL import Image
 
     (out / "rows.txt").write_text("red apple\n" * 2000)
+    (out / "gap.html").write_text("<h1>red apple</h1><p><mask></p>")
     (out / "answers.txt").write_text("".join(f"a fruit of kind {number}\n" for number in range(20_000)))
     for folder in ("site", "pictures"):
         (out / folder).mkdir()
