@@ -85,7 +85,9 @@ def planned(name: str) -> tuple[Estimator, Plan]:
 
 def by_position(plan: Plan, values: Tensor) -> list[float]:
     """Values of tokens from left to right."""
-    where = {token: place for view in plan.views for token, place in zip(view.tokens, view.positions, strict=True)}
+    where = {
+        token: place for view in plan.views for token, place in zip(view.tokens, view.positions, strict=True)
+    }
     return [float(values[token]) for token in sorted(where, key=lambda each: where[each])]
 
 
@@ -95,7 +97,9 @@ def close(found: Sequence[float], wanted: Sequence[float]) -> bool:
     )
 
 
-@pytest.mark.parametrize(("name", "key"), [("one-pass", "one_pass"), ("coupled", "coupled"), ("trajectory", "traj")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("one-pass", "one_pass"), ("coupled", "coupled"), ("trajectory", "traj")]
+)
 def test_scores_are_those_of_the_vectors(name: str, key: str) -> None:
     made, plan = planned(name)
     for model, suffix in ((THETA, "theta"), (OLD, "old"), (REF, "ref")):
@@ -107,10 +111,14 @@ def scores_of(
 ) -> Scores:
     steps = torch.tensor(plan.steps)
     now, before, ref = (each.scores(made, plan) for each in (model, old, REF))
-    return Scores(now, before, ref, torch.zeros_like(steps), steps, torch.tensor([advantage], dtype=torch.float64))
+    return Scores(
+        now, before, ref, torch.zeros_like(steps), steps, torch.tensor([advantage], dtype=torch.float64)
+    )
 
 
-@pytest.mark.parametrize(("name", "key"), [("one-pass", "one_pass"), ("coupled", "coupled"), ("trajectory", "cj")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("one-pass", "one_pass"), ("coupled", "coupled"), ("trajectory", "cj")]
+)
 def test_ratios_divergences_and_losses_are_those_of_the_vectors(name: str, key: str) -> None:
     made, plan = planned(name)
     settings = LossSettings(clip=0.5, beta=0.04, weight="step" if key == "cj" else "token")
@@ -138,9 +146,7 @@ def test_clipping_and_the_ratio_of_an_answer_are_those_of_the_vectors() -> None:
 def test_each_side_is_clipped_by_itself() -> None:
     zeros, steps = torch.zeros(1), torch.zeros(1, dtype=torch.long)
     for advantage, ratio, wanted in ((1.0, 2.0, 1.3), (1.0, 0.5, 0.5), (-1.0, 0.5, -0.8), (-1.0, 2.0, -2.0)):
-        scores = Scores(
-            torch.tensor([math.log(ratio)]), zeros, None, steps, steps, torch.tensor([advantage])
-        )
+        scores = Scores(torch.tensor([math.log(ratio)]), zeros, None, steps, steps, torch.tensor([advantage]))
         loss, _ = clipped_loss(scores, LossSettings(clip=0.2, clip_high=0.3, beta=0))
         assert -float(loss) == pytest.approx(wanted)
 
@@ -157,7 +163,9 @@ def test_advantages_are_those_of_the_vectors(name: AdvantageName) -> None:
     assert sum(advantages(known_rewards, name)) == pytest.approx(0)
     assert advantages([0.5] * 4, name) == [0.0] * 4
     with_none = advantages([1, None, 0, 0.5, 0], name)
-    assert with_none[1] == 0 and close([each for at, each in enumerate(with_none) if at != 1], advantages(known_rewards, name))
+    assert with_none[1] == 0 and close(
+        [each for at, each in enumerate(with_none) if at != 1], advantages(known_rewards, name)
+    )
     with pytest.raises(ValueError, match="at least two"):
         advantages([1.0], name)
 
@@ -365,9 +373,7 @@ def test_passes_that_are_merged_are_asked_in_the_first_state() -> None:
 
 def test_weights_of_steps_tokens_and_rows() -> None:
     rows, steps = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 0, 0, 0])
-    scores = Scores(
-        torch.zeros(6), torch.zeros(6), None, rows, steps, torch.tensor([1.0, -1.0, 0.0])
-    )
+    scores = Scores(torch.zeros(6), torch.zeros(6), None, rows, steps, torch.tensor([1.0, -1.0, 0.0]))
 
     def weights(name: Any) -> list[float]:
         from cm3kit.training.rl.losses import token_weights
@@ -388,7 +394,11 @@ def test_prompts_may_be_masked_too_and_their_first_id_stays() -> None:
 
 
 def test_settings_are_refused_where_they_make_no_sense() -> None:
-    for wrong in ({"name": "coupled", "low": 0.9, "high": 0.1}, {"name": "trajectory", "shrink": 0}, {"name": "one-pass", "x": 1}):
+    for wrong in (
+        {"name": "coupled", "low": 0.9, "high": 0.1},
+        {"name": "trajectory", "shrink": 0},
+        {"name": "one-pass", "x": 1},
+    ):
         with pytest.raises(ValidationError):
             read_settings(wrong)
     assert isinstance(read_settings("causal"), EstimatorSettings)

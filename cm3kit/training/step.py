@@ -20,7 +20,7 @@ from cm3kit.training.guard import Verdict
 from cm3kit.training.parallel import gathered, is_spread, quiet, whole
 from cm3kit.training.progress import Progress
 from cm3kit.training.shares import cut, pooled
-from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, Warn
+from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, TaskWithRows, Warn
 from cm3kit_tokenizers.errors import DataError
 
 NO_ROOM = ("can't allocate memory", "out of memory", "not enough memory")  # how RuntimeError says it
@@ -127,9 +127,9 @@ def _gradients(
 ) -> tuple[float, list[tuple[float, Mapping[str, float]]]]:
     """Gradients of this process's share, micro-batch by micro-batch, with its loss and its figures."""
     settings, step, who = progress.settings, progress.step, progress.accelerator
-    first = who.process_index * progress.accumulate
-    shares = cut(progress.task, batch, settings.batch_size, who.num_processes * progress.accumulate)
-    mine = shares[first : first + progress.accumulate]
+    rows, count = _cutting(progress, batch)
+    first = who.process_index * count
+    mine = cut(progress.task, batch, rows, who.num_processes * count)[first : first + count]
     progress.prepared.zero_grad()
     seed = int(torch.randint(2**62, (), generator=rng))
     loss, found = 0.0, list[tuple[float, Mapping[str, float]]]()
@@ -146,6 +146,16 @@ def _gradients(
         loss += value.item() * share.factor
         found.append((share.part, figures))
     return loss, found
+
+
+def _cutting(progress: Progress, batch: Any) -> tuple[int, int]:
+    """Rows that a batch is cut by, and micro-batches of each process."""
+    task, processes = progress.task, progress.accelerator.num_processes
+    if not isinstance(task, TaskWithRows):
+        return progress.settings.batch_size, progress.accumulate
+    rows, most = task.rows(batch)
+    count = max(progress.accumulate, -(-rows // (most * processes)))
+    return max(rows, count * processes), count
 
 
 def names(progress: Progress, step: int, most: int = 4) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -119,6 +119,25 @@ class TaskInShares(Protocol):
 
     def share(self, batch: Any, rows: slice) -> Any:
         """Some rows of a batch, such that the losses of all shares add up to that of the batch."""
+
+
+@runtime_checkable
+class TaskWithRows(Protocol):
+    """A task in shares whose batches have as many rows as they come to, and not those of the settings."""
+
+    def rows(self, batch: Any) -> tuple[int, int]:
+        """Rows of a batch, and how many the memory holds at once; `share` is asked for slices of them, maybe empty."""
+
+
+@runtime_checkable
+class TaskWithState(Protocol):
+    """A task that has to know after a restart what it knew before, besides its weights; the same in every process."""
+
+    def state(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """What goes into the next checkpoint: tensors, and what JSON can hold."""
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take it up again; nothing of it where the checkpoint has none."""
 
 
 @runtime_checkable

@@ -168,11 +168,7 @@ def diffusion_episode(result: Result, mask: int, eoss: int, config: DiffusionCon
     """The episode of a canvas that was filled by the diffusion decoder."""
     flat = result.canvas.flatten(mask)
     blocks = blocks_of(flat, config) if config.cache in EXACT else None
-    padded = [
-        where
-        for span, where in zip(result.canvas.spans, flat.ranges, strict=True)
-        if not span.exact
-    ]
+    padded = [where for span, where in zip(result.canvas.spans, flat.ranges, strict=True) if not span.exact]
     row, writes = list(flat.ids), []
     for commit in result.commits or ():
         scored = _choices(commit, row, padded, eoss)
