@@ -208,10 +208,11 @@ def causal_episode(result: Result, mask: int) -> Episode:
     canvas = result.canvas
     row, positions, ended = [*canvas.ids], list[int](), True
     for number, (span, fill) in enumerate(zip(canvas.spans, result.fills, strict=True)):
-        # An end stands before the next answer whether somebody chose it or not, and once where that begins with it.
-        before = canvas.spans[number - 1].end if number else None
-        lead = span.lead[span.lead[:1] == (before,) :]
-        row += lead if before is None else (*(() if ended else (before,)), *lead)
+        # An end stands before the next answer, chosen or not, and once where its lead begins with it.
+        before = [canvas.spans[number - 1].end] if number else []
+        own = span.lead[len(before) :] if [*span.lead[: len(before)]] == before else span.lead
+        row += [id for id in ([] if ended else before) if id is not None]
+        row += own
         ended = len(fill.logprobs) > len(fill.ids)
         positions += range(len(row), len(row) + len(fill.logprobs))
         row += [*fill.ids, *([span.end] if ended and span.end is not None else [])]

@@ -170,7 +170,7 @@ class RLTask:
         for row in asked.rows:
             row.weights, row.expected = answers_N.grad[row.answers].tolist(), logp_N[row.answers].tolist()
         figures = {**made.figures, **figures, "entropy": float(entropy_N.mean())}
-        return Batch(asked.rows, float(loss), figures)
+        return Batch(asked.rows, float(loss.detach()), figures)
 
     def loss(
         self, model: nn.Module, batch: Batch, step: int, rng: Generator
