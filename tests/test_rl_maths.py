@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cm3kit.rng import generator
-from cm3kit.training.rl.episode import Episode, Write
+from cm3kit.training.rl.episode import Episode, View, Write, masked_views
 from cm3kit.training.rl.estimators import Estimator, EstimatorSettings, Plan, known, read_settings
 from cm3kit.training.rl.estimators.coupled import coupled_plan
 from cm3kit.training.rl.losses import AdvantageName, LossSettings, Scores, advantages, clipped_loss, k3
@@ -402,3 +402,62 @@ def test_settings_are_refused_where_they_make_no_sense() -> None:
         with pytest.raises(ValidationError):
             read_settings(wrong)
     assert isinstance(read_settings("causal"), EstimatorSettings)
+
+
+class Bounds(Estimator):
+    """SPG's upper bound over all masks of an answer: a score that is no sum of log-probabilities."""
+
+    beta = 1.5
+
+    def plan(self, episode: Episode, rng: Any) -> Plan:
+        views: list[View] = []
+        for count in (1, 2, 3):
+            for masked in itertools.combinations(episode.open, count):
+                asked = {
+                    place: (token, id, 1.0)
+                    for token, (place, id, _) in enumerate(episode.answer())
+                    if place in masked
+                }
+                views += masked_views(episode, episode.final, masked, asked)
+        return Plan(tuple(views), (0, 0, 0))
+
+    def combine(self, plans: Sequence[Plan], logp_N: Tensor) -> Tensor:
+        (plan,) = plans
+        mean_K = torch.zeros(3, dtype=logp_N.dtype)
+        number = 0
+        for view in plan.views:
+            count = len(view.ids)
+            # The share of times t at which this mask is drawn, over t: a Beta function.
+            share = math.gamma(count) * math.gamma(4 - count) / math.gamma(4)
+            for token in view.tokens:
+                odds_K = torch.nn.functional.one_hot(torch.tensor(token), 3) * share
+                mean_K = mean_K + odds_K * (self.beta * logp_N[number]).exp()
+                number += 1
+        return mean_K.log() / self.beta
+
+
+class Weighted(Estimator):
+    """wd1's loss, which has no ratio: softmax weights of advantages, positive less negative."""
+
+    def plan(self, episode: Episode, rng: Any) -> Plan:
+        return make("one-pass").plan(episode, rng)
+
+    def loss(self, scores: Scores, settings: LossSettings) -> tuple[Tensor, dict[str, float]]:
+        net_R = scores.advantages_R.softmax(0) - (-scores.advantages_R).softmax(0)
+        return -(net_R[scores.rows_K] * scores.now_K).sum(), {}
+
+
+def test_estimators_to_come_are_one_class_each() -> None:
+    bounds = Bounds(EstimatorSettings(name="bounds"))
+    for beta in (1.0, 1.5):
+        bounds.beta = beta
+        found = THETA.scores(bounds, bounds.plan(episode(), generator(0))).sum()
+        assert close([float(found)], [VECTORS[f"eubo_theta_beta{beta}"]])
+    centred_R = torch.tensor(advantages(VECTORS["advantages"]["r"], "centred"), dtype=torch.float64)
+    scores_K = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    rows = torch.arange(4)
+    loss, _ = Weighted(None).loss(
+        Scores(scores_K, scores_K.detach(), None, rows, rows, centred_R), LossSettings()
+    )
+    loss.backward()
+    assert scores_K.grad is not None and close((-scores_K.grad).tolist(), VECTORS["wd1_weights"]["net"])

@@ -201,7 +201,9 @@ def kind_of(config: Sequence[Path]) -> str:
         if last in recipes:
             return last
     keys = {key for path in config for key in read_yaml(recipe_path(path))}
-    fitting = [kind for kind in ("vqgan", "text", "rl", "cm3") if keys <= set(recipes[kind]()[0].model_fields)]
+    fitting = [
+        kind for kind in ("vqgan", "text", "rl", "cm3") if keys <= set(recipes[kind]()[0].model_fields)
+    ]
     if len(fitting) != 1:
         raise ConfigError(
             f"it cannot be told what {', '.join(map(str, config)) or 'no recipe'} trains; name it, with --kind: "

@@ -126,7 +126,7 @@ def _gradients(
     progress: Progress, model: nn.Module, batch: Any, rng: Generator
 ) -> tuple[float, list[tuple[float, Mapping[str, float]]]]:
     """Gradients of this process's share, micro-batch by micro-batch, with its loss and its figures."""
-    settings, step, who = progress.settings, progress.step, progress.accelerator
+    step, who = progress.step, progress.accelerator
     rows, count = _cutting(progress, batch)
     first = who.process_index * count
     mine = cut(progress.task, batch, rows, who.num_processes * count)[first : first + count]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -34,19 +35,15 @@ def draw_groups(
         while len(order) < len(groups) + missing:
             order += torch.randperm(len(items), generator=rng).tolist()
         slots = range(len(groups), len(groups) + missing)
-        names = [items[order[slot]].name for slot in slots]
-
-        def make(mine: Sequence[int], names: Sequence[str] = names) -> list[Group]:
-            chosen = [(slot, items[order[slot]]) for slot in mine]
-            return _answered(kit, chosen, rewards, options, recipe, number, names)
-
-        groups += shared(list(slots), make)
+        drawn = [(slot, items[order[slot]]) for slot in slots]
+        names = [item.name for _, item in drawn]
+        groups += shared(drawn, partial(_answered, kit, rewards, options, recipe, number, names))
     return groups
 
 
 def _answered(
-    kit: Kit, chosen: Sequence[tuple[int, Item]], rewards: Rewards, options: GenerateOptions, recipe: RLRecipe,
-    number: int, names: Sequence[str],
+    kit: Kit, rewards: Rewards, options: GenerateOptions, recipe: RLRecipe, number: int, names: Sequence[str],
+    chosen: Sequence[tuple[int, Item]],
 ) -> list[Group]:  # fmt: skip
     size = recipe.group
     asked = [

@@ -1,7 +1,7 @@
 """Advantages of a group's rewards, and the clipped objective that they weigh.
 
-GRPO (arXiv:2402.03300, sec. 4.1) with what its neighbours change: which mean is taken off, how far a ratio may go, whose
-ratio it is, how tokens weigh, and what the policy is held to.
+GRPO (arXiv:2402.03300, sec. 4.1) with what its neighbours change: which mean is taken off, how far a ratio may go,
+whose ratio it is, how tokens weigh, and what the policy is held to.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LossSettings(Settings):
             has to be far smaller.
         weight: every token of the batch alike (`token`), every pass alike and in it every token (`step`; CJ-GRPO), or
             every answer alike (`row`; TraceRL).
-        beta: weight of the divergence k3 = e^d - d - 1 with d = log p_ref - log p, an unbiased estimate of KL(p, p_ref).
+        beta: weight of k3 = e^d - d - 1 with d = log p_ref - log p, an unbiased estimate of KL(p, p_ref).
         kl: the policy is held to the weights that training began with (`start`), or to those of the rollout.
         sync_every: updates after which the reference becomes the policy of then; 0 is never.
     """

@@ -1,4 +1,4 @@
-"""The model of a reinforcement learning: one decoder of a model folder, the kit that it writes with, and its reference."""
+"""What reinforcement learning trains: one decoder of a model folder, the kit that it writes with, its reference."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class PolicyModel:
         return Reading("full", how.shift, spell=spelt.spell if spelt else None)
 
     def kit(self, policy: Policy) -> Kit:
-        """What writes with the weights as they are now; with several processes of spread weights every one has to ask."""
+        """What writes with the weights as they are now; every process has to ask where they are spread."""
         backbone = policy.backbone
         if is_spread(policy):
             assert self._whole is not None

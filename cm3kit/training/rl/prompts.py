@@ -51,8 +51,8 @@ def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> 
     """The prompts of a source.
 
     A file holds a prompt a line (.txt), or rows (.csv, .jsonl); rows of JSON lines may have `answer` (or `answers`, one
-    for each gap), `page` (a path beside the file) or `html` instead of `prompt`, and any other columns. A folder holds
-    pages with gaps. What the selectors `hold_out` match is a gap too, and what stood there its answer.
+    for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other columns. A folder
+    holds pages with gaps. What the selectors `hold_out` match is a gap too, and what stood there its answer.
 
     Raises:
         DataError: there is nothing, or a row is malformed (its number is named).
@@ -117,7 +117,9 @@ def _rows(source: Path, task: RLTaskName, hold_out: Sequence[str]) -> Iterator[I
 def _row(row: dict[str, Any], task: RLTaskName, source: Path, hold_out: Sequence[str], where: str) -> Item:
     meta = {name: value for name, value in row.items() if name not in OWN}
     answers = _answers(row, where)
-    wanted = ("page", "html") if task == "infill" else ("prompt",)
+    wanted: tuple[str, ...] = ("page", "html") if task == "infill" else ("prompt",)
+    # The rows of a picture dictionary (entries.jsonl, things.jsonl) have names.
+    wanted = ("name",) if task != "infill" and "prompt" not in row and "name" in row else wanted
     given = [(name, row[name]) for name in wanted if isinstance(row.get(name), str) and row[name].strip()]
     if len(given) != 1:
         raise DataError(f"{where} needs one of: {', '.join(wanted)} (text).", code="bad_data")

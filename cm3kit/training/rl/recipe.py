@@ -23,13 +23,13 @@ from cm3kit.training.task import LoopSettings
 class RLRecipe(Settings):
     """Everything that reinforcement learning needs.
 
-    A round draws `loop.batch_size` / `group` prompts and writes `group` answers to each; `updates` updates learn from it,
-    each of `loop.steps` being one. Scores and rollouts know no dropout.
+    A round draws `loop.batch_size` / `group` prompts and writes `group` answers to each; `updates` updates learn from
+    it, each of `loop.steps` being one. Scores and rollouts know no dropout.
 
     Attributes:
         model: by name or folder; what is trained is its first decoder, or that which `sampling` names.
-        prompts: a file, or a folder of pages with gaps (`prompts.read_items`); `held` is another one to be tried on, and
-            unless given a share `held_share` of the prompts.
+        prompts: a file, or a folder of pages with gaps (`prompts.read_items`); `held` is another one to be tried on,
+            and unless given a share `held_share` of the prompts.
         task: what is made of a prompt; `infill` for pages.
         hold_out: CSS selectors of what is taken out of pages, to be written again.
         sampling: options of decoding of the rollouts, by the names of `GenerateOptions`.
@@ -74,7 +74,7 @@ class RLRecipe(Settings):
     def _fits(self) -> Self:
         if self.loop.batch_size % self.group:
             raise ValueError(
-                f"loop.batch_size = {self.loop.batch_size} is no multiple of group = {self.group}: a batch is whole groups"
+                f"loop.batch_size = {self.loop.batch_size} is no multiple of group = {self.group}; a batch is groups"
             )
         if self.loop.workers:
             raise ValueError(

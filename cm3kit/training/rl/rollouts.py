@@ -102,7 +102,7 @@ def check_options(filler: Filler, options: GenerateOptions) -> None:
     """Refuse options of which a replay is not exact.
 
     Raises:
-        ConfigError: guidance, spans in parallel, lengths that are tried out, or a cache that approximates (`bad_value`).
+        ConfigError: guidance, gaps in parallel, lengths that are tried out, a cache that approximates (`bad_value`).
     """
     wrong = []
     for modality in ("image", "text", "mixed"):

@@ -47,9 +47,13 @@ class Round:
         tensors = {f"old.{number}": each for number, each in enumerate(self.old)}
         tensors |= {f"ref.{number}": each for number, each in enumerate(self.ref)}
         answers = [
-            {"episodes": [each.as_dict() for each in answer.episodes], "advantage": answer.advantage, "seed": answer.seed}
+            {
+                "episodes": [each.as_dict() for each in answer.episodes],
+                "advantage": answer.advantage,
+                "seed": answer.seed,
+            }
             for answer in self.answers
-        ]  # fmt: skip
+        ]
         return tensors, {
             "number": self.number, "answers": answers, "figures": self.figures, "names": self.names,
         }  # fmt: skip

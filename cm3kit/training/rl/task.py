@@ -96,7 +96,13 @@ class RLTask:
 
     def _read(self) -> tuple[list[Item], list[Item]]:
         recipe = self.recipe
-        items = self._fitting(read_items(recipe.prompts, recipe.task, recipe.hold_out), recipe.prompts)
+        found = read_items(recipe.prompts, recipe.task, recipe.hold_out)
+        mine = [each for each in found if each.meta.get("split", "train") == "train"]
+        if len(mine) < len(found):
+            self.notes.append(
+                f"{len(found) - len(mine)} rows of {recipe.prompts} are of another split than train"
+            )
+        items = self._fitting(mine, recipe.prompts)
         if recipe.held is not None:
             held = read_items(recipe.held, recipe.task, recipe.hold_out)
             return items, self._fitting(held, recipe.held)

@@ -1,4 +1,4 @@
-"""Every pass in the state that it saw (CJ-GRPO, arXiv:2509.23924, sec. 3.4; TraceRL, arXiv:2509.06949, with `shrink`)."""
+"""Every pass in the state that it saw (CJ-GRPO, arXiv:2509.23924; with `shrink` TraceRL, arXiv:2509.06949)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A command of the user's: samples as JSON lines in, rewards as JSON lines out.
 
-A line has `prompt`, `texts`, `answers`, `ended`, `tokens`, `html`, `meta`, `group`, and with `pictures` the `image` as a
-PNG in base64. The command answers a line each, in order: a number, null, or an object with `reward`. It is started
+A line has `prompt`, `texts`, `answers`, `ended`, `tokens`, `html`, `meta`, `group`, and with `pictures` the `image` as
+a PNG in base64. The command answers a line each, in order: a number, null, or an object with `reward`. It is started
 for each batch, without a shell, and ended with all that it has started when its time is up; samples that it has not
 answered by then are left out, and counted.
 """

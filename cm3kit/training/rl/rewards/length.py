@@ -13,7 +13,7 @@ from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, re
 class LengthSettings(RewardSettings):
     """`tokens` is the wish where the page or the column `length` of the prompt's row has none.
 
-    Within `slack` of the wish (a share of it, at least one id) the reward is 1; it falls to 0 at twice the wish and at 0.
+    Within `slack` of the wish (a share of it, at least one id) the reward is 1, and 0 at twice the wish and at nothing.
     """
 
     tokens: int | None = Field(None, ge=1)

@@ -1,0 +1,264 @@
+"""Reinforcement learning in the loop: it learns, whatever the batch is cut into, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rl_toys import WORDS, in_two_processes, recipe
+from safetensors.torch import load_file
+from torch import nn
+from toys import toy
+
+from cm3kit.models.lora import LoraSettings
+from cm3kit.pipelines.kit import GenerateOptions, load
+from cm3kit.publish import newest
+from cm3kit.training.loop import train
+from cm3kit.training.rl.losses import LossSettings
+from cm3kit.training.rl.recipe import RLRecipe
+from cm3kit.training.rl.rewards import RewardSettings, Sample, reward
+from cm3kit.training.rl.task import RLTask
+from cm3kit_tokenizers.errors import ConfigError, DataError
+
+torch.set_num_threads(1)
+forks = pytest.mark.skipif(torch.cuda.is_available(), reason="processes with a GPU cannot be forked")
+Figures = list[dict[str, float]]
+
+
+def trained(made: RLRecipe, run: Path, **how: Any) -> Figures:
+    found: Figures = []
+    train(
+        RLTask(made), made.loop, run, device="cpu", report=lambda step, total, each: found.append(each), **how
+    )
+    return found
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    last = newest(run, warn=pytest.fail)
+    assert last is not None
+    return load_file(last / "state.safetensors")
+
+
+def alike(one: Path, other: Path, exactly: bool = False) -> bool:
+    first, second = weights(one), weights(other)
+    names = [name for name in first if not name.startswith("task/")]
+    near = {"rtol": 0.0, "atol": 0.0} if exactly else {"rtol": 1e-3, "atol": 1e-4}
+    return bool(names) and all(
+        torch.allclose(first[name].float(), second[name].float(), **near) for name in names
+    )
+
+
+def moved(run: Path) -> float:
+    """How far training has gone, so that weights are not alike by standing still."""
+    plain = load_file(toy() / "decoder/model.safetensors")
+    state = weights(run)
+    return max(
+        float((state[f"model/backbone.{name}"] - each.float()).abs().max()) for name, each in plain.items()
+    )
+
+
+ESTIMATORS = ("one-pass", "coupled", "trajectory", "causal")
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_mean_reward_rises(tmp_path: Path, estimator: str) -> None:
+    rises(tmp_path, estimator, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_mean_reward_rises_whatever_the_seed(tmp_path: Path, estimator: str, seed: int) -> None:
+    rises(tmp_path, estimator, seed)
+
+
+def rises(folder: Path, estimator: str, seed: int) -> None:
+    found = trained(recipe(folder, estimator, {"steps": 8, "batch_size": 32, "seed": seed}), folder / "run")
+    assert found[-1]["reward"] > found[0]["reward"] + 0.1
+    if estimator != "causal":
+        assert found[0]["passes"] == 5  # 1, 2, 4, 8 and 1 of 16
+    first = found[0]
+    assert first["ratio"] == pytest.approx(1) and first["kl"] == pytest.approx(0, abs=1e-5)
+    assert found[1]["ratio"] != pytest.approx(1, abs=1e-4) and found[-1]["kl"] > 0
+
+
+@pytest.mark.parametrize("estimator", ["coupled", "trajectory"])
+def test_results_do_not_depend_on_micro_batches(tmp_path: Path, estimator: str) -> None:
+    settings = {"ratio": "sequence" if estimator == "trajectory" else "token", "weight": "step", "beta": 0.05}
+    whole = trained(recipe(tmp_path, estimator, loss=settings), tmp_path / "whole")
+    cut = trained(recipe(tmp_path, estimator, {"accumulate": 2}, rows=3, loss=settings), tmp_path / "cut")
+    assert moved(tmp_path / "whole") > 0.01 and alike(tmp_path / "whole", tmp_path / "cut")
+    for one, other in zip(whole, cut, strict=True):
+        assert all(
+            one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4) for name in one if name != "seconds"
+        )
+
+
+@forks
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "coupled", rewards=["toy-even", {"name": "variety", "weight": 0.1}])
+    found = trained(made, tmp_path / "one")
+    in_two_processes(tmp_path / "told", lambda rank: trained(made, tmp_path / "two"))
+    assert moved(tmp_path / "one") > 0.01 and alike(tmp_path / "one", tmp_path / "two")
+    log = [json.loads(line) for line in (tmp_path / "two/log.jsonl").read_text().splitlines()]
+    assert [line["reward"] for line in log] == pytest.approx([each["reward"] for each in found], abs=1e-6)
+
+
+@forks
+def test_weights_may_be_spread_over_processes(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "trajectory", {"shard": True, "steps": 2})
+    trained(recipe(tmp_path, "trajectory", {"steps": 2}), tmp_path / "one")
+    in_two_processes(tmp_path / "told", lambda rank: trained(made, tmp_path / "two"))
+    assert moved(tmp_path / "one") > 0.01 and alike(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, at: int) -> None:
+    """At every place: between rounds, and between the updates of one, whose answers are kept."""
+    more = {"loss": LossSettings(beta=0.05, sync_every=2)}
+    trained(recipe(tmp_path, "coupled", **more), tmp_path / "once")
+    trained(recipe(tmp_path, "coupled", **more), tmp_path / "again", max_steps=at)
+    trained(recipe(tmp_path, "coupled", **more), tmp_path / "again")
+    assert moved(tmp_path / "once") > 0.01 and alike(tmp_path / "once", tmp_path / "again", exactly=True)
+
+
+def test_what_comes_out_is_a_model_folder(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "trajectory", {"steps": 2, "preview_every": 2}, previews=2)
+    trained(made, tmp_path / "run")
+    kit = load(tmp_path / "run/final")
+    before = load(toy())
+    assert kit.parts.defaults == before.parts.defaults and kit.text.sha256 == before.text.sha256
+    drawn = kit.generate(WORDS[0], options=GenerateOptions(decoder="diffusion", temperature=1.0))
+    assert drawn[0].image is not None and (tmp_path / "run/previews/step-000002.png").is_file()
+    one, other = (each.backbone.state_dict() for each in (kit, before))
+    assert one.keys() == other.keys() and any(not torch.equal(one[name], other[name]) for name in one)
+
+
+def test_adapters_learn_and_rollouts_are_theirs(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    made = recipe(
+        tmp_path, "trajectory", {"steps": 4, "learning_rate": 5e-2}, lora=LoraSettings(rank=4),
+        loss=LossSettings(beta=0.01),
+    )  # fmt: skip
+    task = RLTask(made)
+    frozen = {
+        name: each.detach().clone() for name, each in task.model.named_parameters() if not each.requires_grad
+    }
+    found: Figures = []
+    train(task, made.loop, tmp_path / "run", report=lambda step, total, each: found.append(each))
+    # A score that is not that of the rollout's weights would be found out by its first ratio.
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and found[2]["ratio"] == pytest.approx(1)
+    assert found[-1]["kl"] > 0 and frozen
+    now = dict(task.model.named_parameters())
+    assert all(torch.equal(each, now[name]) for name, each in frozen.items())
+    assert load(tmp_path / "run/final").generate("a red apple")[0].image is not None
+
+
+class Same:
+    """Every answer is worth the same."""
+
+    Settings = RewardSettings
+    told: float | None = 0.5
+
+    def __init__(self, settings: Any, context: Any) -> None:
+        pass
+
+    def __call__(self, samples: Any, prompts: Any) -> list[float | None]:
+        return [self.told for _ in samples]
+
+
+class Nothing(Same):
+    """No answer is worth anything that is known."""
+
+    told = None
+
+
+reward("toy-same")(Same)
+reward("toy-nothing")(Nothing)
+
+
+@pytest.mark.parametrize("name", ["toy-same", "toy-nothing"])
+def test_groups_without_spread_are_drawn_again_and_teach_nothing(tmp_path: Path, name: str) -> None:
+    made = recipe(tmp_path, "trajectory", {"steps": 2}, rewards=[name], tries=2)
+    found = trained(made, tmp_path / "run")
+    assert found[0]["no spread"] == 1 and found[0]["groups"] == 6 and found[0]["loss"] == 0
+    assert found[0]["no reward"] == float(name == "toy-nothing") and moved(tmp_path / "run") == 0
+
+
+def test_too_little_variety_ends_training(tmp_path: Path) -> None:
+    sampling = {"decoder": "diffusion", "temperature": 0.0, "quota": "ascending"}
+    made = recipe(tmp_path, "trajectory", {"steps": 8}, sampling=sampling, min_distinct=0.5, tries=0)
+    with pytest.raises(DataError, match="12% of a group are distinct"):
+        trained(made, tmp_path / "run")
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 4
+
+
+def test_scores_that_are_not_the_same_twice_are_refused(tmp_path: Path) -> None:
+    task = RLTask(recipe(tmp_path, "trajectory"))
+    noisy = nn.Dropout(0.5).train()
+    task.model.backbone.get_input_embeddings().register_forward_hook(
+        lambda module, given, out: out if not torch.is_grad_enabled() else nn.functional.dropout(out, noisy.p)
+    )
+    with pytest.raises(DataError, match="differs from itself"):
+        train(task, task.recipe.loop, tmp_path / "run")
+
+
+def test_dropout_of_the_model_is_off(tmp_path: Path) -> None:
+    task = RLTask(recipe(tmp_path, "trajectory", {"steps": 1}))
+    task.model.backbone.get_input_embeddings().register_forward_hook(
+        lambda module, given, out: nn.functional.dropout(out, 0.5, module.training)
+    )
+    train(task, task.recipe.loop, tmp_path / "run")
+    assert moved(tmp_path / "run") > 0
+
+
+def test_held_out_prompts_are_tried_at_temperature_0(tmp_path: Path) -> None:
+    made = recipe(
+        tmp_path, "trajectory", {"steps": 2, "validate_every": 1}, held_share=0.5,
+        evaluate={"few": {}, "many": {"quota": "uniform", "steps": 16}},
+    )  # fmt: skip
+    found = trained(made, tmp_path / "run")
+    line = [json.loads(each) for each in (tmp_path / "run/log.jsonl").read_text().splitlines()][-1]
+    assert line["held few passes"] == 5 and line["held many passes"] == 16
+    assert 0 <= line["held few reward"] <= 1 and len(found) == 2
+    task = RLTask(made)
+    assert task.validate(task.model, 64) == task.validate(task.model, 64)
+
+
+def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'causal' is of the decoder 'cm3'"):
+        RLTask(recipe(tmp_path, {"name": "causal"}, sampling={"decoder": "diffusion"}))
+    for wrong, told in (
+        ({"group": 3}, "no multiple of group"), ({"rewards": []}, "at least 1"),
+        ({"sampling": {"temperatur": 1}}, "did you mean temperature"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=told):
+            recipe(tmp_path, **wrong)
+    with pytest.raises(ValueError, match="workers"):
+        recipe(tmp_path, loop={"workers": 2})
+    made = recipe(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a red apple\n" + "the big book " * 200)
+    task = RLTask(made)
+    assert len(task.notes) == 1 and "1 of 2 prompts" in task.notes[0]
+
+
+def test_samples_know_their_prompts(tmp_path: Path) -> None:
+    seen: list[Sample] = []
+
+    class Watching(Same):
+        def __call__(self, samples: Any, prompts: Any) -> list[float | None]:
+            seen.extend(samples)
+            assert sorted(prompts) == sorted({each.prompt for each in samples})
+            return [float(number) for number, _ in enumerate(samples)]
+
+    name = f"toy-watching-{tmp_path.name}"
+    reward(name)(Watching)
+    rows = [{"prompt": "a red apple", "name": "apple"}, {"prompt": "the table", "name": "table"}]
+    made = recipe(tmp_path, "trajectory", {"steps": 1}, rewards=[name], prompts=tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    trained(made, tmp_path / "run")
+    assert len(seen) == 16 and {each.meta["name"] for each in seen} == {"apple", "table"}
+    assert all(len(each.codes) == 16 and each.image is not None and each.tokens == 16 for each in seen)
