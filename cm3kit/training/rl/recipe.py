@@ -116,5 +116,5 @@ def options_of(chosen: Mapping[str, Any], name: str = "sampling") -> GenerateOpt
         if key not in names:
             near = get_close_matches(key, names, n=1)
             raise ValueError(f"{name}.{key} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
-    given = {**chosen, "overrides": tuple(chosen.get("overrides", ()))}
-    return GenerateOptions(**given)
+    own = {"overrides": tuple(chosen["overrides"])} if chosen.get("overrides") else {}
+    return GenerateOptions(**{**{key: each for key, each in chosen.items() if key != "overrides"}, **own})
