@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from cm3kit.data.corpus import load_documents
+from cm3kit.fill.folder import find, load_parts
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import head, hidden_states, load_backbone
 from cm3kit.objectives import CausalBlocks, MaskedDiffusion
 from cm3kit.objectives.gaps import GapLaw
-from cm3kit.pipelines.folder import find, load_parts
 from cm3kit.rng import generator
 from cm3kit.training.collate import pack
 from cm3kit_tokenizers.sequence import PageTokenizer

@@ -19,7 +19,7 @@ import cm3kit
 from cm3kit.data.dictionary import Entry, load_entries
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.evaluation.arness import Arness, arness
-from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
+from cm3kit.fill.kit import GenerateOptions, Kit, Result
 
 CODES, SLOTS = 64, 16
 

@@ -200,7 +200,7 @@ def report(
 
 def subjects(model: str | None, sizes: list[str]) -> list[Subject]:
     if model is not None:
-        from cm3kit.pipelines.kit import load
+        from cm3kit.fill.kit import load
 
         kit = load(model)
         grammar = Grammar(kit.vocab, math.prod(kit.image.grid), None)

@@ -33,12 +33,12 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
-from cm3kit.decoders.diffusion.external import ModuleDenoiser
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.decoders.diffusion.scheduler import MaskedDiffusionScheduler
-from cm3kit.decoders.diffusion.unconstrained import Free
 from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.grammar.unconstrained import Free
+from cm3kit.interop.external import ModuleDenoiser
+from cm3kit.interop.scheduler import MaskedDiffusionScheduler
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.types import Canvas, MaskSpan
 

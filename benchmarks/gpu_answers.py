@@ -12,7 +12,7 @@ from gpu_common import SHIPPED, Context
 from gpu_training import corpus, on, recipe_of, task_of
 
 from cm3kit.decoders.hf_engine import make_engine
-from cm3kit.pipelines.kit import GenerateOptions, Kit, load
+from cm3kit.fill.kit import GenerateOptions, Kit, load
 from cm3kit.rng import generator
 from cm3kit.types import Canvas, Fill
 from cm3kit_tokenizers.vq.model import ImageTokenizer

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
+from cm3kit.fill.kit import GenerateOptions
 from cm3kit.models.backbone import BackboneConfig, build_backbone
-from cm3kit.pipelines.kit import GenerateOptions
 from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.vocab import Vocab
 

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["cm3kit_tokenizers", "cm3kit.data.web"]):
+with atheris.instrument_imports(include=["cm3kit_tokenizers", "cm3kit.web"]):
     from web import BITS, FILLS, TAGS, _changed, no_picture, pages
 
-    from cm3kit.data.web.reasons import REASONS
-    from cm3kit.data.web.record import Dropped, html_to_record, read_pieces
-    from cm3kit.data.web.settings import HTLM, WebSettings
+    from cm3kit.web.reasons import REASONS
+    from cm3kit.web.record import Dropped, html_to_record, read_pieces
+    from cm3kit.web.settings import HTLM, WebSettings
     from cm3kit_tokenizers.errors import PageError
     from cm3kit_tokenizers.html.minimal import render
     from cm3kit_tokenizers.page import Page

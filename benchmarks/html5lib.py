@@ -23,8 +23,8 @@ from typing import Any
 
 import turbohtml
 
-from cm3kit.data.web.reasons import REASONS, Refused
-from cm3kit.data.web.record import Dropped, html_to_record
+from cm3kit.web.reasons import REASONS, Refused
+from cm3kit.web.record import Dropped, html_to_record
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.html.encoding import codec_of
 from cm3kit_tokenizers.html.minimal import render

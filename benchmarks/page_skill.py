@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 
 import cm3kit
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.styles import spelling
 from cm3kit.models.backbone import forward
-from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.styles import spelling
 from cm3kit_tokenizers.document import Gap, Image
 from cm3kit_tokenizers.page import Page
 

@@ -25,7 +25,7 @@ from cm3kit.data.dictionary import Entry
 from cm3kit.data.pictures import PictureSet, load_pictures
 from cm3kit.evaluation.retrieval import Index, top
 from cm3kit.evaluation.words import compare
-from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
+from cm3kit.fill.kit import GenerateOptions, Kit, Result
 
 CODES, SLOTS = 64, 16
 BLOCK = 8  # a row of a picture

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from cm3kit.data.web.picture import store
-from cm3kit.data.web.reasons import Refused
-from cm3kit.data.web.settings import PictureRules
+from cm3kit.web.picture import store
+from cm3kit.web.reasons import Refused
+from cm3kit.web.settings import PictureRules
 from cm3kit_tokenizers.errors import PictureError
 
 

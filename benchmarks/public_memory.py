@@ -26,7 +26,7 @@ import public_folders
 OPEN = """
 import json, resource, sys
 from pathlib import Path
-from cm3kit.pipelines.public import open_public
+from cm3kit.interop.public import open_public
 folder = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 parts = open_public(folder)

@@ -23,7 +23,7 @@ from cm3kit.data.dictionary import Entry
 from cm3kit.data.pictures import PictureSet, load_pictures
 from cm3kit.evaluation.retrieval import Index, top
 from cm3kit.evaluation.words import compare
-from cm3kit.pipelines.kit import GenerateOptions, Kit
+from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit_tokenizers.vq.losses import psnr
 
 

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT / "tests/tools"))
 
 from browser import Browser  # noqa: E402
 
-from cm3kit.pipelines import report  # noqa: E402
-from cm3kit.pipelines.outputs import dump_jsonl  # noqa: E402
-from cm3kit.pipelines.recipes import name_of, rows  # noqa: E402
+from cm3kit.json_lines import dump_jsonl  # noqa: E402
+from cm3kit.provenance.recipes import name_of, rows  # noqa: E402
+from cm3kit.viewing import report  # noqa: E402
 
 SCROLL = """(async () => {
   let shown = 0;

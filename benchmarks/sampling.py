@@ -22,15 +22,15 @@ from typing import Any
 import torch
 
 import cm3kit
-from cm3kit.pipelines.jobs import encode
-from cm3kit.pipelines.kit import GenerateOptions
-from cm3kit.pipelines.records import how_made
+from cm3kit.batch import run as sampling
+from cm3kit.batch.commands import encode
+from cm3kit.batch.job import How, SampleJob
+from cm3kit.batch.manage import contents, merge
+from cm3kit.batch.processes import run_processes
+from cm3kit.batch.store import manifests, read_lines
+from cm3kit.fill.kit import GenerateOptions
+from cm3kit.provenance.records import how_made
 from cm3kit.publish import write_atomic
-from cm3kit.sampling import run as sampling
-from cm3kit.sampling.job import How, SampleJob
-from cm3kit.sampling.manage import contents, merge
-from cm3kit.sampling.processes import run_processes
-from cm3kit.sampling.store import manifests, read_lines
 
 NOUNS = "apple pear heart circle square dog cat flag clock hand face star moon sun fish bird house key book car".split()
 COLOURS = "red green blue yellow purple orange black white brown pink".split()

@@ -13,7 +13,7 @@ import torch
 
 from cm3kit.data.pictures import load_pictures
 from cm3kit.evaluation.reconstruction import scores
-from cm3kit.pipelines.tokenizing import find_tokenizer
+from cm3kit.fill.tokenizing import find_tokenizer
 from cm3kit_tokenizers.vq.search import encode
 
 

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 
 import cm3kit
-from cm3kit.serving.app import build
-from cm3kit.serving.run import hosts
+from cm3kit.serve.app import build
+from cm3kit.serve.run import hosts
 
 TOKEN = "a-token-of-the-benchmark-0123456789"
 PAGE = "<!DOCTYPE html><title>Fruit</title><p>A red <mask> on the table.</p>"

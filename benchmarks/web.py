@@ -35,8 +35,8 @@ from typing import Any
 
 import turbohtml
 
-from cm3kit.data.web.reasons import REASONS, Refused
-from cm3kit.data.web.record import Dropped, Record, html_to_record, read_pieces
+from cm3kit.web.reasons import REASONS, Refused
+from cm3kit.web.record import Dropped, Record, html_to_record, read_pieces
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.page import Page
 
@@ -197,11 +197,11 @@ def _differ(one: bytes, other: bytes) -> int:
 
 
 def kill(args: argparse.Namespace) -> None:
-    from cm3kit.data.web.parts import part_folders, read_part, read_rejects
-    from cm3kit.data.web.report import validate
-    from cm3kit.data.web.runner import prepare
-    from cm3kit.data.web.settings import WebSettings
-    from cm3kit.data.web.sources import SourceOptions, load_sources
+    from cm3kit.web.parts import part_folders, read_part, read_rejects
+    from cm3kit.web.report import validate
+    from cm3kit.web.runner import prepare
+    from cm3kit.web.settings import WebSettings
+    from cm3kit.web.sources import SourceOptions, load_sources
 
     rng, place, work = random.Random(args.seed), str(args.folders[0]), Path(tempfile.mkdtemp())
     how: dict[str, Any] = {
@@ -318,7 +318,7 @@ def memory(args: argparse.Namespace) -> None:
 
 
 def peak(args: argparse.Namespace) -> None:
-    from cm3kit.data.web.runner import prepare
+    from cm3kit.web.runner import prepare
 
     with tempfile.TemporaryDirectory() as work:
         found = prepare(str(args.folders[0]), Path(work) / "out")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cm3kit.decode_options import GenerateOptions
-    from cm3kit.pipelines.kit import Filled, Kit, Order, Result, available, load
+    from cm3kit.fill.kit import Filled, Kit, Order, Result, available, load
     from cm3kit_tokenizers import Cm3kitError, Page
 
 __all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Order", "Page", "Result", "available", "load"]
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> object:
     """Import public names when they are first used: torch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'cm3kit' has no attribute {name!r}")
-    found: object = getattr(_importlib.import_module(_HOMES.get(name, "cm3kit.pipelines.kit")), name)
+    found: object = getattr(_importlib.import_module(_HOMES.get(name, "cm3kit.fill.kit")), name)
     return found

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import cm3kit
-from cm3kit.pipelines.outputs import encode_png, grid
+from cm3kit.images import encode_png, grid
 
 
 def main(prompts: Path, folder: Path, n: int = 4) -> None:

@@ -6,8 +6,8 @@ import sys
 
 from datatrove.executor import LocalPipelineExecutor
 
-from cm3kit.data.web.datatrove import PrepareParts
-from cm3kit.data.web.sources import SourceOptions
+from cm3kit.web.datatrove import PrepareParts
+from cm3kit.web.sources import SourceOptions
 
 
 def main(place: str, output: str, tasks: int = 2) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import ray
 
-from cm3kit.data.web.ray import Encode, prepare
-from cm3kit.data.web.sources import SourceOptions
-from cm3kit.pipelines.folder import find
+from cm3kit.fill.folder import find
+from cm3kit.web.ray import Encode, prepare
+from cm3kit.web.sources import SourceOptions
 
 
 def main(place: str, output: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from cm3kit.sampling.ray import Sample
+from cm3kit.batch.ray import Sample
 
 
 def main(prompts: Path, output: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cm3kit.sampling.job import SampleJob
-from cm3kit.sampling.manage import contents
-from cm3kit.sampling.run import run
+from cm3kit.batch.job import SampleJob
+from cm3kit.batch.manage import contents
+from cm3kit.batch.run import run
 
 
 def main(rows: Path, folder: Path) -> int:

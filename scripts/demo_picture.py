@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 import cm3kit
-from cm3kit.pipelines.outputs import grid
+from cm3kit.images import grid
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ("red apple", "dog face", "flag: Italy", "sunflower", "hot beverage", "rocket")

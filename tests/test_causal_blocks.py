@@ -14,11 +14,11 @@ from cm3kit.decoders.diffusion.blocks import blocks_of
 from cm3kit.decoders.diffusion.cached import ExactCache
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit.fill.layouts import put_back
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.objectives import CausalBlocks, CausalMask, MaskedDiffusion
 from cm3kit.objectives.gaps import GapLaw
-from cm3kit.pipelines.layouts import put_back
 from cm3kit.rng import generator
 from cm3kit.training.collate import pack
 from cm3kit.types import Example, Fill

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import cm3kit
-from cm3kit.pipelines.kit import GenerateOptions
+from cm3kit.fill.kit import GenerateOptions
 from cm3kit_cli import options, render
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ModelError, PictureError
@@ -51,7 +51,7 @@ class FakeKit:
     def generate(
         self, prompt: Any, *, task: str, n: int, seed: int, options: Any, watch: Callable[[int, int], None]
     ) -> list[Any]:
-        from cm3kit.pipelines.kit import Result
+        from cm3kit.fill.kit import Result
 
         if self.failure:
             raise self.failure
@@ -72,7 +72,7 @@ class FakeKit:
     def infill(
         self, page: Page, *, variants: int, seed: int, options: Any, watch: Callable[[int, int], None]
     ) -> list[Any]:
-        from cm3kit.pipelines.kit import Filled, FilledGap
+        from cm3kit.fill.kit import Filled, FilledGap
 
         if self.failure:
             raise self.failure

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from cm3kit.data.codes import Shard, dtype_of, merged, read_shards, write_shard
 from cm3kit.evaluation.reconstruction import reconstruction
-from cm3kit.pipelines import tokenizing
-from cm3kit.pipelines.tokenizing import detokenize, tokenize
+from cm3kit.fill import tokenizing
+from cm3kit.fill.tokenizing import detokenize, tokenize
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.vq.losses import ssim

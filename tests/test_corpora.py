@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cm3kit.data.web.report import report
-from cm3kit.data.web.runner import prepare
-from cm3kit.data.web.sources import SourceOptions, load_sources
-from cm3kit.data.web.sources.tables import look, read
-from cm3kit.data.web.urls import normal
+from cm3kit.web.report import report
+from cm3kit.web.runner import prepare
+from cm3kit.web.sources import SourceOptions, load_sources
+from cm3kit.web.sources.tables import look, read
+from cm3kit.web.urls import normal
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.disguise import disguise
 from cm3kit_tokenizers.errors import Cm3kitError, DataError, PictureError
@@ -177,7 +177,7 @@ ROWS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("row", "meant"), ROWS)
 def test_names_and_types_of_columns_decide(row: dict[str, Any], meant: str) -> None:
-    from cm3kit.data.web.sources.rows import item
+    from cm3kit.web.sources.rows import item
 
     found = item("k", {**row, "license": ["x"], "tags": [1]}, "parquet", SourceOptions())
     assert shown(found) == meant and found.about.license == ""

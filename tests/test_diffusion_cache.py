@@ -18,8 +18,8 @@ from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.unconstrained import Free
 from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, head, hidden_states
 from cm3kit.models.timestep import add_timestep, is_timed

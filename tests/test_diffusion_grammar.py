@@ -15,11 +15,11 @@ from canvases import FlatSpan, answer, flat_canvas, start
 from justhtml import JustHTML
 
 from cm3kit.decoders.diffusion.denoiser import Constraint
-from cm3kit.decoders.diffusion.lazy_dfa import Subsets
-from cm3kit.decoders.diffusion.nfa import build
-from cm3kit.decoders.diffusion.trellis import _SUBSETS, KEPT, CanvasConstraint, Lattice
-from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.html_state import Mode, State
+from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.grammar.html_state import Mode, State
+from cm3kit.decoders.grammar.lazy_dfa import Subsets
+from cm3kit.decoders.grammar.nfa import build
+from cm3kit.decoders.grammar.trellis import _SUBSETS, KEPT, CanvasConstraint, Lattice
 from cm3kit.types import SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.minimal import render

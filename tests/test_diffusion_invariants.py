@@ -19,7 +19,7 @@ from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.unconstrained import Free
+from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.types import Canvas, Result, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 

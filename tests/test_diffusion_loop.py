@@ -22,8 +22,8 @@ from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.samplers import Reverse
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.unconstrained import Free
 from cm3kit.decoders.diffusion.unmask_step import drawn_from
+from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.decoders.settings import Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.models.timestep import add_timestep

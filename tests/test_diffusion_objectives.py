@@ -11,11 +11,11 @@ import torch
 from canvases import at_most, flat_spans, lay_out
 from torch import Tensor
 
+from cm3kit.fill.layouts import put_back
 from cm3kit.models.attention import block_mask
 from cm3kit.objectives import BlockDiffusion, CausalMask, Hybrid, MaskedDiffusion
 from cm3kit.objectives.gaps import LENGTHS, GapLaw
 from cm3kit.objectives.noise import EPSILON, schedule, times
-from cm3kit.pipelines.layouts import put_back
 from cm3kit.rng import generator
 from cm3kit.training.collate import pack
 from cm3kit.types import Example, Fill

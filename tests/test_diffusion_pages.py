@@ -23,14 +23,14 @@ from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.diffusion import DiffusionFiller
+from cm3kit.fill.folder import Defaults, DiffusionDefaults, assemble
+from cm3kit.fill.kit import GenerateOptions, Kit, Result
+from cm3kit.fill.lengths import shortened
+from cm3kit.fill.options import diffusion_settings
+from cm3kit.fill.trained import Trained
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit.models.timestep import add_timestep
-from cm3kit.pipelines.diffusion import DiffusionFiller
-from cm3kit.pipelines.folder import Defaults, DiffusionDefaults, assemble
-from cm3kit.pipelines.kit import GenerateOptions, Kit, Result
-from cm3kit.pipelines.lengths import shortened
-from cm3kit.pipelines.options import diffusion_settings
-from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Canvas
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, ConfigError, ModelError, Page, Vocab
@@ -744,7 +744,7 @@ def test_files_say_by_which_sampler_they_were_made(
 def test_trajectories_are_written_with_the_results_or_not_at_all(
     folder: Path, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from cm3kit.pipelines.trajectories import load_trajectory, replay
+    from cm3kit.provenance.trajectories import load_trajectory, replay
 
     monkeypatch.chdir(site)
     monkeypatch.setenv("CM3KIT_MODEL", str(folder))

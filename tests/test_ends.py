@@ -9,13 +9,13 @@ import torch
 from canvases import answer, at_most, fills_of, lay_out, start
 from transformers import PreTrainedModel
 
-from cm3kit.decoders.autoregressive import Autoregressive
+from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.fast_llama import LeanEngine
-from cm3kit.decoders.grammar import Grammar
+from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.settings import DecodeConfig, Sampling
+from cm3kit.fill.layouts import put_back
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.objectives import CausalMask
-from cm3kit.pipelines.layouts import put_back
 from cm3kit.types import Canvas, Fill, MaskSpan
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.vocab import Vocab

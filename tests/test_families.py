@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE, ChameleonVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEConfig
 
-from cm3kit.pipelines.conversion import convert
+from cm3kit.interop.conversion import convert
 from cm3kit.rng import generator
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, ModelError
 from cm3kit_tokenizers.vq.families import Source, families, open_foreign

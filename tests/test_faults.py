@@ -21,16 +21,16 @@ import torch
 from toys import toy
 
 import cm3kit
-from cm3kit.pipelines.batching import Order
-from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.prompts import read_prompts
+from cm3kit.batch.job import How, SampleJob
+from cm3kit.batch.manage import merge, status
+from cm3kit.batch.rows import read_rows
+from cm3kit.batch.run import run
+from cm3kit.batch.signals import Signals
+from cm3kit.batch.store import begin, file_name, read_job, read_lines
+from cm3kit.fill.batching import Order
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.prompts import read_prompts
 from cm3kit.publish import publishing, verify
-from cm3kit.sampling.job import How, SampleJob
-from cm3kit.sampling.manage import merge, status
-from cm3kit.sampling.rows import read_rows
-from cm3kit.sampling.run import run
-from cm3kit.sampling.signals import Signals
-from cm3kit.sampling.store import begin, file_name, read_job, read_lines
 from cm3kit.training.run import LOCK, locked
 from cm3kit.training.run import run as train
 from cm3kit.types import Canvas
@@ -129,7 +129,7 @@ def test_an_error_of_any_class_is_charged_to_its_row(kit: Kit, monkeypatch: pyte
 
 
 def test_a_failure_to_choose_or_encode_is_the_row_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cm3kit.sampling import run as running
+    from cm3kit.batch import run as running
 
     real = running.choose
 
@@ -241,9 +241,9 @@ def test_a_run_is_interrupted_though_a_destructor_swallows(tmp_path: Path) -> No
     code = f"""
 import os, signal, sys
 sys.unraisablehook = lambda _: None
-from cm3kit.sampling import run as running
-from cm3kit.sampling.job import How, SampleJob
-from cm3kit.pipelines.options import GenerateOptions
+from cm3kit.batch import run as running
+from cm3kit.batch.job import How, SampleJob
+from cm3kit.fill.options import GenerateOptions
 from pathlib import Path
 class Swallows:
     def __del__(self):
@@ -391,7 +391,7 @@ def test_a_panic_of_a_package_becomes_a_line(
     kit: Kit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from cm3kit import doctor
-    from cm3kit.data.web import record
+    from cm3kit.web import record
 
     def panic(*_: Any, **__: Any) -> Any:
         raise Panic("index out of bounds")

@@ -13,9 +13,9 @@ from canvases import answer, start
 from justhtml import JustHTML
 from torch import Tensor
 
-from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.html_state import State
-from cm3kit.decoders.utf8 import REJECT, follow
+from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.grammar.html_state import State
+from cm3kit.decoders.grammar.utf8 import REJECT, follow
 from cm3kit.types import MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import VOID, Vocab

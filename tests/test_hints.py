@@ -12,16 +12,16 @@ import torch
 from canvases import at_most, flat_spans, lay_out
 from torch import Generator
 
+from cm3kit.fill.causal import CausalFiller
+from cm3kit.fill.fillers import ModelContext
+from cm3kit.fill.folder import Defaults, as_trained
+from cm3kit.fill.kit import GenerateOptions, load
+from cm3kit.fill.layouts import put_back
+from cm3kit.fill.trained import Trained
 from cm3kit.objectives import CausalMask, Preset, SizeHints
 from cm3kit.objectives.causal_mask import CausalMaskSettings
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.objectives.hints import WIDTH, HintLaw
-from cm3kit.pipelines.causal import CausalFiller
-from cm3kit.pipelines.fillers import ModelContext
-from cm3kit.pipelines.folder import Defaults, as_trained
-from cm3kit.pipelines.kit import GenerateOptions, load
-from cm3kit.pipelines.layouts import put_back
-from cm3kit.pipelines.trained import Trained
 from cm3kit.types import Fill
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import PageError

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import cm3kit
-from cm3kit.pipelines.companions import companions
-from cm3kit.pipelines.outputs import png_marks
-from cm3kit.pipelines.recipes import sidecar
-from cm3kit.pipelines.sight import Sight
+from cm3kit.batch.companions import companions
+from cm3kit.fill.sight import Sight
+from cm3kit.images import png_marks
+from cm3kit.provenance.recipes import sidecar
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Markup, Page, PageError, PictureError, Text
 from cm3kit_tokenizers.document import Picture
@@ -89,7 +89,7 @@ def test_pictures_are_found_by_the_rules_of_training(site: Path, html: str, src:
 
 @pytest.mark.parametrize(("html", "src"), FOUND)
 def test_training_finds_the_same_pictures(site: Path, html: str, src: str) -> None:
-    from cm3kit.data.web.record import Record, html_to_record
+    from cm3kit.web.record import Record, html_to_record
     from cm3kit_tokenizers.site import Site
 
     filled = html.replace("<mask>", "words")

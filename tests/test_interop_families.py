@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
-from cm3kit.decoders.diffusion.unconstrained import Free
+from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.models.backbone import empty_backbone, forward, load_backbone, save_backbone
 from cm3kit.models.families import Family, family_of
 from cm3kit.models.transplant import borrow_text, load_transplanted
@@ -50,8 +50,8 @@ def test_logits_are_those_of_the_authors(shelf: dict[str, Path], name: str) -> N
     model, told = load_backbone(shelf[name], 0), VECTORS[name]
     with torch.no_grad():
         found = forward(model, torch.tensor([told["row"]]), "full")[0, told["places"]]
-    # They are written down with six decimals.
-    assert float((found - torch.tensor(told["logits"])).abs().max()) < 5e-6
+    # They are written down with six decimals, and are up to 6 in size; processors round differently.
+    assert float((found - torch.tensor(told["logits"])).abs().max()) < 2e-5
 
 
 def written(model: PreTrainedModel, of: Family, mask: int, case: dict[str, Any]) -> Sequence[int]:

@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 import cm3kit
+from cm3kit.fill import task_pages
+from cm3kit.fill.kit import GenerateOptions
+from cm3kit.fill.styles import PromptStyle
 from cm3kit.models import gguf as files
 from cm3kit.models.backbone import forward, load_backbone
 from cm3kit.models.transplant import borrow_text, load_transplanted
-from cm3kit.pipelines import task_pages
-from cm3kit.pipelines.kit import GenerateOptions
-from cm3kit.pipelines.styles import PromptStyle
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.page import Page

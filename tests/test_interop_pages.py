@@ -16,10 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import cm3kit
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.evaluation.model import evaluate
+from cm3kit.fill.denoisers import Denoisers
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.styles import PromptStyle, spelling
 from cm3kit.models.backbone import forward, load_backbone
-from cm3kit.pipelines.denoisers import Denoisers
-from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.styles import PromptStyle, spelling
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.html.minimal import render
@@ -140,7 +140,7 @@ def test_an_imported_folder_writes_what_the_downloaded_one_writes(
     assert how.objective["diffusion"]["shift"] == how.shift == (name != "llada")
     assert again.info()["decoders"] == "diffusion"
     with pytest.raises(cm3kit.Cm3kitError, match="exists"):
-        from cm3kit.pipelines.importing import import_model
+        from cm3kit.interop.importing import import_model
 
         import_model(shelf[name], made)
 

@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 
 import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.filling import missing
+from cm3kit.fill.folder import Defaults, assemble, available
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.windows import trim, windows
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit.pipelines.filling import missing
-from cm3kit.pipelines.folder import Defaults, assemble, available
-from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.windows import trim, windows
 from cm3kit_tokenizers import ConfigError, Gap, ModelError, Page, PictureError, Vocab
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig

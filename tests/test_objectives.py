@@ -15,11 +15,11 @@ import torch
 from canvases import at_most, lay_out
 from torch import Generator
 
+from cm3kit.fill.layouts import LayoutParts, layout, put_back
 from cm3kit.objectives import PRESETS, CausalMask, NextToken, Preset
 from cm3kit.objectives.causal_mask import halves
 from cm3kit.objectives.spans import clamped_poisson, count_law, truncated_poisson
 from cm3kit.objectives.units import cuts, policy, units, window
-from cm3kit.pipelines.layouts import LayoutParts, layout, put_back
 from cm3kit.registry import objective, span_law
 from cm3kit.types import Example, Fill, Span
 from cm3kit_tokenizers.document import Gap

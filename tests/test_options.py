@@ -13,10 +13,10 @@ from toys import toy
 
 import cm3kit
 from cm3kit import GenerateOptions
+from cm3kit.batch.rows import read_rows
 from cm3kit.decode_options import markdown, own, table
-from cm3kit.pipelines.kit import Kit
-from cm3kit.pipelines.reproducing import options_of
-from cm3kit.sampling.rows import read_rows
+from cm3kit.fill.kit import Kit
+from cm3kit.provenance.reproducing import options_of
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError
 

@@ -16,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cm3kit.pipelines import diff, jobs, outputs
-from cm3kit.pipelines.prompts import Prompt, read_prompts
+from cm3kit import images, json_lines
+from cm3kit.batch import commands as jobs
+from cm3kit.fill.prompts import Prompt, read_prompts
+from cm3kit.provenance import outputs
+from cm3kit.viewing import diff
 from cm3kit_tokenizers.errors import Cm3kitError
 
 RED = Image.new("RGB", (8, 6), "red")
@@ -96,7 +99,7 @@ def test_check_free_refuses_what_exists_or_stands_in_the_way(tmp_path: Path) -> 
 
 
 def test_png_metadata_reads_back() -> None:
-    text = chunks(outputs.encode_png(RED, RECORD))
+    text = chunks(images.encode_png(RED, RECORD))
     assert json.loads(text["cm3kit"]) == RECORD
     first, *_, last = text["parameters"].splitlines()
     assert first == "a <red> “apple”"
@@ -108,7 +111,7 @@ def test_png_metadata_reads_back() -> None:
 
 
 def test_png_always_says_that_a_model_made_it() -> None:
-    with_prompt, without = (chunks(outputs.encode_png(RED, record)) for record in (RECORD, None))
+    with_prompt, without = (chunks(images.encode_png(RED, record)) for record in (RECORD, None))
     assert set(without) == {"XML:com.adobe.xmp"} and without.items() <= with_prompt.items()
     packet = re.sub(r"<\?xpacket.*?\?>", "", without["XML:com.adobe.xmp"])
     names = {key: value for node in ET.fromstring(packet).iter() for key, value in node.attrib.items()}
@@ -117,8 +120,8 @@ def test_png_always_says_that_a_model_made_it() -> None:
 
 
 def test_png_keeps_pixels_and_is_reproducible() -> None:
-    first = outputs.encode_png(RED, RECORD)
-    assert first == outputs.encode_png(RED, dict(RECORD))
+    first = images.encode_png(RED, RECORD)
+    assert first == images.encode_png(RED, dict(RECORD))
     with Image.open(io.BytesIO(first)) as picture:
         assert picture.tobytes() == RED.tobytes()
 
@@ -151,37 +154,37 @@ def test_mark_html_adds_a_generator_and_a_record_that_stays_inert(start: str) ->
 def test_grid_puts_pictures_in_reading_order() -> None:
     colours = ["red", "lime", "blue", "yellow", "cyan"]
     tiles = [Image.new("RGB", (10, 8), colour) for colour in colours]
-    sheet = outputs.grid(tiles, columns=3)
-    step_x, step_y = 10 + outputs.MARGIN, 8 + outputs.MARGIN
-    assert sheet.size == (3 * step_x + outputs.MARGIN, 2 * step_y + outputs.MARGIN)
+    sheet = images.grid(tiles, columns=3)
+    step_x, step_y = 10 + images.MARGIN, 8 + images.MARGIN
+    assert sheet.size == (3 * step_x + images.MARGIN, 2 * step_y + images.MARGIN)
     for place, tile in enumerate(tiles):
-        x, y = outputs.MARGIN + place % 3 * step_x, outputs.MARGIN + place // 3 * step_y
+        x, y = images.MARGIN + place % 3 * step_x, images.MARGIN + place // 3 * step_y
         assert sheet.crop((x, y, x + 10, y + 8)).tobytes() == tile.tobytes()
     assert sheet.getpixel((sheet.width - 6, sheet.height - 6)) == (255, 255, 255)
 
 
 def test_grid_captions_are_drawn_within_their_tile() -> None:
     tiles = [Image.new("RGB", (40, 8), "white")] * 2
-    sheet = outputs.grid(tiles, columns=2, captions=["a very long caption indeed, too long", ""])
+    sheet = images.grid(tiles, columns=2, captions=["a very long caption indeed, too long", ""])
     ink = [x for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) != (255,) * 3]
-    assert ink and max(ink) < outputs.MARGIN + 40
-    assert sheet.height == 8 + outputs.CAPTION_HEIGHT + 2 * outputs.MARGIN
+    assert ink and max(ink) < images.MARGIN + 40
+    assert sheet.height == 8 + images.CAPTION_HEIGHT + 2 * images.MARGIN
 
 
 def test_grid_stays_within_its_largest_side() -> None:
     wide = [Image.new("L", (9000, 4))] * 4
-    assert max(outputs.grid(wide).size) <= outputs.MAX_SHEET_SIDE
+    assert max(images.grid(wide).size) <= images.MAX_SHEET_SIDE
 
 
 @pytest.mark.parametrize(("count", "columns", "captions"), [(0, None, []), (1, 0, []), (1, 1, ["a", "b"])])
 def test_grid_refuses_nonsense(count: int, columns: int | None, captions: list[str]) -> None:
     with pytest.raises(Cm3kitError, match="bad_value"):
-        outputs.grid([RED] * count, columns, captions)
+        images.grid([RED] * count, columns, captions)
 
 
 def test_json_has_no_nan_and_jsonl_is_one_object_a_line() -> None:
     rows = [{"a": float("nan"), "b": [float("inf"), 1.5]}, {"t": "two\nlines", "p": Path("x/y")}]
-    lines = outputs.dump_jsonl(rows).splitlines()
+    lines = json_lines.dump_jsonl(rows).splitlines()
     assert [json.loads(line) for line in lines] == [
         {"a": None, "b": [None, 1.5]}, {"t": "two\nlines", "p": "x/y"},
     ]  # fmt: skip
@@ -216,7 +219,9 @@ def test_report_is_sandboxed_and_self_contained() -> None:
     assert len(frames) == 4 and all(f["sandbox"] is None and "src" not in f for f in frames)
     assert frames[0]["srcdoc"] == hostile.decode()
     policy = [a["content"] for tag, a in reader.seen if tag == "meta" and "http-equiv" in a]
-    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policy == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
     assert "<del>old</del><ins>new</ins>" in report and "no change" in report
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from cm3kit.pipelines.conversion import convert
+from cm3kit.interop.conversion import convert
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError
 from cm3kit_tokenizers.vq.pickles import Inert, read_pickle

@@ -23,14 +23,14 @@ from toys import WORDS, toy
 import cm3kit
 import cm3kit_tokenizers
 from cm3kit import GenerateOptions, plugins
-from cm3kit.data.web.sources import SourceOptions, load_sources
+from cm3kit.batch.choice import Selector, judge
 from cm3kit.decoders.diffusion import axes
+from cm3kit.fill.kit import Kit
+from cm3kit.fill.layouts import layout
 from cm3kit.models.backbone import BackboneConfig, build_backbone, families
 from cm3kit.objectives.contract import registry as objectives
-from cm3kit.pipelines.kit import Kit
-from cm3kit.pipelines.layouts import layout
 from cm3kit.rng import generator
-from cm3kit.sampling.choice import Selector, judge
+from cm3kit.web.sources import SourceOptions, load_sources
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.page import Page

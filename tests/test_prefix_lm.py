@@ -13,15 +13,15 @@ from toys import WORDS, toy
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 import cm3kit
-from cm3kit.decoders.autoregressive import Autoregressive
-from cm3kit.decoders.grammar import Grammar
+from cm3kit.decoders.causal.autoregressive import Autoregressive
+from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.settings import DecodeConfig, Sampling
+from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.trained import Trained
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, head, hidden_states
 from cm3kit.objectives.contract import registry
 from cm3kit.objectives.prefix_lm import PrefixLM
-from cm3kit.pipelines.folder import Defaults, assemble
-from cm3kit.pipelines.trained import Trained
 from cm3kit.rng import generator
 from cm3kit.training.collate import pack
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask

@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from toys import toy
 
-from cm3kit.pipelines import report
-from cm3kit.pipelines.display import display, marks_of
-from cm3kit.pipelines.halfblocks import half_blocks, strip
-from cm3kit.pipelines.outputs import dump_jsonl
+from cm3kit.json_lines import dump_jsonl
+from cm3kit.viewing import report
+from cm3kit.viewing.display import display, marks_of
+from cm3kit.viewing.halfblocks import half_blocks, strip
 from cm3kit_cli import render
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import DataError

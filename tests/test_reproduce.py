@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from toys import toy, toy_model
 
-from cm3kit.pipelines.outputs import SOURCE_TYPE, encode_png, mark_html
-from cm3kit.pipelines.recipes import listed_files, read_recipe, sidecar
-from cm3kit.pipelines.reproducing import compare
-from cm3kit.pipelines.sources import page_of, sha256
+from cm3kit.images import SOURCE_TYPE, encode_png
+from cm3kit.provenance.outputs import mark_html
+from cm3kit.provenance.recipes import listed_files, read_recipe, sidecar
+from cm3kit.provenance.reproducing import compare
+from cm3kit.provenance.sources import page_of, sha256
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import DataError, Page
 

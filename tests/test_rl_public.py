@@ -15,7 +15,7 @@ import pytest
 import torch
 from toys import toy
 
-from cm3kit.pipelines.kit import GenerateOptions, load
+from cm3kit.fill.kit import GenerateOptions, load
 from cm3kit.training.rl.recipe import RLRecipe
 from cm3kit.training.run import kind_of
 from cm3kit_cli.main import run

@@ -11,9 +11,9 @@ from toys import toy
 
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.settings import Sampling
+from cm3kit.fill.folder import Defaults, DiffusionDefaults, Parts, load_parts
+from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.models.lora import LoraSettings
-from cm3kit.pipelines.folder import Defaults, DiffusionDefaults, Parts, load_parts
-from cm3kit.pipelines.kit import GenerateOptions, Kit
 from cm3kit.rng import generator
 from cm3kit.training.rl.episode import Episode, causal_episode, diffusion_episode
 from cm3kit.training.rl.estimators import known, read_settings

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import toy
 
+from cm3kit.fill.kit import GenerateOptions, load
 from cm3kit.models.lora import LoraSettings
-from cm3kit.pipelines.kit import GenerateOptions, load
 from cm3kit.publish import newest
 from cm3kit.training.loop import train
 from cm3kit.training.rl.losses import LossSettings

@@ -23,22 +23,22 @@ import torch
 from PIL import Image
 
 import cm3kit
+from cm3kit.batch import processes, store
+from cm3kit.batch.choice import Likelihood, Selector
+from cm3kit.batch.export import export
+from cm3kit.batch.job import How, SampleJob, keys, seed_of
+from cm3kit.batch.manage import contents, merge, status
+from cm3kit.batch.processes import launched, part, run_processes
+from cm3kit.batch.ray import Sample
+from cm3kit.batch.rows import read_rows
+from cm3kit.batch.run import run
+from cm3kit.batch.store import claim, overlap, read_lines
 from cm3kit.decoders.kernels import TILE, _packed, in_tiles
 from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.batching import Order
+from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit.pipelines.batching import Order
-from cm3kit.pipelines.folder import Defaults, assemble
-from cm3kit.pipelines.kit import Filled, GenerateOptions, Kit
-from cm3kit.sampling import processes, store
-from cm3kit.sampling.choice import Likelihood, Selector
-from cm3kit.sampling.export import export
-from cm3kit.sampling.job import How, SampleJob, keys, seed_of
-from cm3kit.sampling.manage import contents, merge, status
-from cm3kit.sampling.processes import launched, part, run_processes
-from cm3kit.sampling.ray import Sample
-from cm3kit.sampling.rows import read_rows
-from cm3kit.sampling.run import run
-from cm3kit.sampling.store import claim, overlap, read_lines
 from cm3kit_cli.main import run as command
 from cm3kit_tokenizers import Cm3kitError, ConfigError, DataError, ModelError, OutputError, Page, Vocab
 from cm3kit_tokenizers.document import Text
@@ -219,7 +219,7 @@ def test_a_run_that_dies_anywhere_goes_on(
 ) -> None:
     path = tmp_path / "rows.txt"
     path.write_text("red apple\ngreen pear\n" + "apple " * 300 + "\na book\n")
-    monkeypatch.setattr("cm3kit.sampling.run.GROUP", 2)
+    monkeypatch.setattr("cm3kit.batch.run.GROUP", 2)
     run(job_of(path, tmp_path / "whole", folder))
     job, left, deaths = job_of(path, tmp_path / "out", folder), 0, 0
     while True:
@@ -504,7 +504,7 @@ def test_the_sample_scripts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     if not (SAMPLES.parent / "checkpoints/emoji/model_index.json").is_file():
         pytest.skip("checkpoints/emoji is not in this checkout")
     script = runpy.run_path(str(SAMPLES / "sample_rows.py"))
-    monkeypatch.setattr("cm3kit.sampling.run.BATCH_SIZE", 3)
+    monkeypatch.setattr("cm3kit.batch.run.BATCH_SIZE", 3)
     assert script["main"](SAMPLES / "rows.jsonl", tmp_path / "out") == 0
     assert "8 of 8" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cm3kit.data.codes import merged, read_shards
 from cm3kit.evaluation.reconstruction import reconstruction
-from cm3kit.pipelines.tokenizing import detokenize, tokenize
+from cm3kit.fill.tokenizing import detokenize, tokenize
 from cm3kit.rng import generator
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig

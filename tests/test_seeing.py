@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.training import speed
-from cm3kit.training.curves import chart, ruler, thinned
 from cm3kit.training.observe import Seen
-from cm3kit.training.page import ReportPage, read_log, render
 from cm3kit.training.speed import Gauge, measured_flops, step_flops
 from cm3kit.training.task import LoopSettings
 from cm3kit.training.trackers import trackers
+from cm3kit.viewing.curves import chart, ruler, thinned
+from cm3kit.viewing.training_page import ReportPage, read_log, render
 from cm3kit_tokenizers.errors import ConfigError
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from toys import toy
 
 import cm3kit
-from cm3kit.pipelines.recipes import read_recipe
-from cm3kit.pipelines.reproducing import ModelCache
+from cm3kit.provenance.recipes import read_recipe
+from cm3kit.provenance.reproducing import ModelCache
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Cm3kitError, Page
 from cm3kit_tokenizers.html.point import byte_offset
@@ -32,9 +32,9 @@ pytest.importorskip("httpx2", reason="Starlette's test client needs httpx2")
 
 from starlette.testclient import TestClient
 
-from cm3kit.serving.app import build
-from cm3kit.serving.run import hosts
-from cm3kit.serving.schemas import CompletionBody, ImageBody, InfillBody
+from cm3kit.serve.app import build
+from cm3kit.serve.run import hosts
+from cm3kit.serve.schemas import CompletionBody, ImageBody, InfillBody
 
 TOKEN = "a-token-of-the-tests-0123456789"
 HOST = "127.0.0.1:8000"

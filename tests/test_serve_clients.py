@@ -23,8 +23,8 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 from pydantic import ValidationError
 
-from cm3kit.serving import timed
-from cm3kit.serving.schemas import MOST_RESULTS, CompletionBody, ImageBody, InfillBody
+from cm3kit.serve import timed
+from cm3kit.serve.schemas import MOST_RESULTS, CompletionBody, ImageBody, InfillBody
 
 TOKEN = "a-token-of-the-tests-0123456789"
 ROOT = Path(__file__).parents[1]

@@ -16,11 +16,11 @@ from canvases import FlatSpan, flat_canvas
 from PIL import Image, ImageChops, ImageColor, ImageStat
 
 from cm3kit.evaluation.arness import stats
-from cm3kit.pipelines import animation, playback, showing
-from cm3kit.pipelines.folder import fingerprints
-from cm3kit.pipelines.player import player
-from cm3kit.pipelines.trajectories import Record, encode_trajectory
+from cm3kit.fill.folder import fingerprints
+from cm3kit.provenance.trajectories import Record, encode_trajectory
 from cm3kit.types import Commit, Trajectory
+from cm3kit.viewing import animation, playback, showing
+from cm3kit.viewing.player import player
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vocab import Vocab

@@ -27,10 +27,10 @@ from torch import Generator, Tensor, nn
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.fill.kit import Kit
+from cm3kit.fill.trained import Trained
 from cm3kit.models.backbone import BackboneConfig, load_backbone
 from cm3kit.models.timestep import is_timed
-from cm3kit.pipelines.kit import Kit
-from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import newest, verify
 from cm3kit.rng import generator
 from cm3kit.training import run as train_kind
@@ -501,7 +501,7 @@ def test_misspelt_kinds_keys_and_recipes_are_explained(
 
 def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
     from cm3kit.config import dump, read_yaml, resolve
-    from cm3kit.pipelines.folder import Defaults
+    from cm3kit.fill.folder import Defaults
     from cm3kit.training.text import TextRecipe
 
     kinds: dict[str, type[Settings]] = {

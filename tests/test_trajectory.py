@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from cm3kit.evaluation.arness import arness, last_writes, stats
-from cm3kit.pipelines.trajectories import (
+from cm3kit.provenance.trajectories import (
     Record,
     encode_trajectory,
     load_trajectory,

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from cm3kit.evaluation.bound import bits_per_id
+from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, Hybrid, MaskedDiffusion, NextToken
-from cm3kit.pipelines.folder import Defaults, assemble
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.loop import LoopSettings, train

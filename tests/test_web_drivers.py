@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("pyarrow", reason="the extra web is not installed")
-from cm3kit.data.web.runner import prepare
-from cm3kit.data.web.sources import SourceOptions
+from cm3kit.web.runner import prepare
+from cm3kit.web.sources import SourceOptions
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
@@ -50,7 +50,7 @@ def test_a_datatrove_block_turns_documents_into_records() -> None:
     pytest.importorskip("datatrove", reason="the extra datatrove is not installed")
     from datatrove.data import Document, Media, MediaType
 
-    from cm3kit.data.web.datatrove import ToRecords
+    from cm3kit.web.datatrove import ToRecords
 
     data = (ROOT / "samples/pictures/banana.png").read_bytes()
     page = Document(

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from cm3kit.config import resolve
-from cm3kit.data.web.reasons import REASONS, Refused
-from cm3kit.data.web.record import Dropped, Record, html_to_record
-from cm3kit.data.web.settings import WebSettings
-from cm3kit.data.web.sources import SourceOptions, load_sources
+from cm3kit.web.reasons import REASONS, Refused
+from cm3kit.web.record import Dropped, Record, html_to_record
+from cm3kit.web.settings import WebSettings
+from cm3kit.web.sources import SourceOptions, load_sources
 from cm3kit_tokenizers.errors import DataError
 
 SOURCES = load_sources()
@@ -135,7 +135,7 @@ def refuse(address: str) -> bytes:
 
 def test_nothing_outside_is_read_written_or_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pyarrow", reason="the extra web is not installed")
-    from cm3kit.data.web.runner import prepare
+    from cm3kit.web.runner import prepare
 
     monkeypatch.setattr(socket.socket, "connect", lambda *given: pytest.fail("the network was asked"))
     secret = png(50, 50)

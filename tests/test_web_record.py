@@ -14,11 +14,11 @@ from PIL import Image as Pillow
 from pydantic import ValidationError
 
 from cm3kit.config import resolve
-from cm3kit.data.web.language import language_of, readable
-from cm3kit.data.web.picture import store
-from cm3kit.data.web.reasons import REASONS, Refused
-from cm3kit.data.web.record import ADDRESS, About, Dropped, Record, html_to_record, read_nodes, read_pieces
-from cm3kit.data.web.settings import HTLM, PictureRules, WebSettings
+from cm3kit.web.language import language_of, readable
+from cm3kit.web.picture import store
+from cm3kit.web.reasons import REASONS, Refused
+from cm3kit.web.record import ADDRESS, About, Dropped, Record, html_to_record, read_nodes, read_pieces
+from cm3kit.web.settings import HTLM, PictureRules, WebSettings
 from cm3kit_tokenizers.document import Markup, Text
 from cm3kit_tokenizers.errors import ConfigError, PictureError
 from cm3kit_tokenizers.html.addresses import candidates

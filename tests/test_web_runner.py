@@ -19,16 +19,16 @@ import pytest
 from PIL import Image as Pillow
 
 from cm3kit.config import resolve
-from cm3kit.data.web.record import html_to_record
-from cm3kit.data.web.settings import WebSettings
-from cm3kit.data.web.sources import SourceOptions
+from cm3kit.web.record import html_to_record
+from cm3kit.web.settings import WebSettings
+from cm3kit.web.sources import SourceOptions
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
 pytest.importorskip("pyarrow", reason="the extra web is not installed")
-from cm3kit.data.web import report, runner, workers
-from cm3kit.data.web.parts import part_folders, read_part, read_rejects
-from cm3kit.data.web.runner import prepare
+from cm3kit.web import report, runner, workers
+from cm3kit.web.parts import part_folders, read_part, read_rejects
+from cm3kit.web.runner import prepare
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
@@ -179,7 +179,7 @@ def hostile_work(pipe: Any, job: Any) -> None:
         return html_to_record(data, *given, **named)
 
     runner.html_to_record = convert
-    from cm3kit.data.web.workers import _work
+    from cm3kit.web.workers import _work
 
     _work(pipe, job)
 
@@ -187,7 +187,7 @@ def hostile_work(pipe: Any, job: Any) -> None:
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(site: Path, tmp_path: Path) -> None:
     out, rng = tmp_path / "out", random.Random(1)
     script = (
-        "import sys; from pathlib import Path; from cm3kit.data.web.runner import prepare, SourceOptions\n"
+        "import sys; from pathlib import Path; from cm3kit.web.runner import prepare, SourceOptions\n"
         "for i in range(4): prepare(sys.argv[1], Path(sys.argv[2]), options=SourceOptions(pages=5), shard=(i, 4))"
     )
     killed = 0

@@ -15,12 +15,12 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from cm3kit.data import stats
-from cm3kit.data.web.loader import Cursor, Rows, TokenShards, shuffled
+from cm3kit.data.token_shards import Cursor, Rows, TokenShards, shuffled
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.loop import LoopSettings, train
+from cm3kit.web.describe import stats
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.document import Image, Markup, Text
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
@@ -30,11 +30,11 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 pytest.importorskip("pyarrow", reason="the extra web is not installed")
-from cm3kit.data.web import pack
-from cm3kit.data.web.pack import PackSettings, pack_records
-from cm3kit.data.web.runner import prepare
-from cm3kit.data.web.sample import sample
-from cm3kit.data.web.sources import SourceOptions
+from cm3kit.viewing.sample_page import sample
+from cm3kit.web import pack
+from cm3kit.web.pack import PackSettings, pack_records
+from cm3kit.web.runner import prepare
+from cm3kit.web.sources import SourceOptions
 
 torch.set_num_threads(1)
 CONFIG = ImageTokenizerConfig(

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image as Pillow
 
-from cm3kit.data.web.reasons import REASONS
-from cm3kit.data.web.record import Record, html_to_record
-from cm3kit.data.web.sources import Item, SourceOptions, detect, load_sources
+from cm3kit.web.reasons import REASONS
+from cm3kit.web.record import Record, html_to_record
+from cm3kit.web.sources import Item, SourceOptions, detect, load_sources
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
 
@@ -80,7 +80,7 @@ def test_warc_pages_find_the_pictures_of_the_same_file(
     reader: str, packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip(reader)
-    from cm3kit.data.web.sources import warc
+    from cm3kit.web.sources import warc
 
     monkeypatch.setattr(warc, "fastwarc", getattr(warc, reader))
     page = gzip.compress(b"<p>x<img src=/a.png><img alt=gone src=b.png>")

@@ -93,8 +93,8 @@ def prepare(
 
     The same command goes on where it was stopped.
     """
-    from cm3kit.data.web import runner
-    from cm3kit.data.web.sources import SourceOptions
+    from cm3kit.web import runner
+    from cm3kit.web.sources import SourceOptions
 
     with progress("preparing", quiet) as watch:
         found = runner.prepare(
@@ -121,7 +121,7 @@ def pack(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Turn records into token shards for training, by the tokenizers of a model."""
-    from cm3kit.data.web.pack import pack_records, pack_settings
+    from cm3kit.web.pack import pack_records, pack_settings
 
     tokenizers = _tokenizers(model, text, image)
     settings = pack_settings(config or [], overrides or [])
@@ -152,7 +152,7 @@ def bundle(
 ) -> Reply:
     """Turn a corpus into documents with the codes of their pictures, for training on a machine without its pages."""
     from cm3kit.data.bundle import bundle as make
-    from cm3kit.pipelines.kit import resolve_device
+    from cm3kit.devices import resolve_device
 
     words, codes = _tokenizers(model, text, image)
     with progress("encoding", quiet) as watch:
@@ -163,7 +163,7 @@ def bundle(
 def _tokenizers(
     model: str | None, text: Path | None, image: Path | None
 ) -> tuple[TextTokenizer, ImageTokenizer]:
-    from cm3kit.pipelines.folder import find
+    from cm3kit.fill.folder import find
     from cm3kit_tokenizers.text import TextTokenizer
     from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -187,8 +187,8 @@ def sample(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Write a page that shows what a model will see, token by token, the kinds of tokens in colour."""
-    from cm3kit.data.web.sample import sample as draw
     from cm3kit.publish import write_atomic
+    from cm3kit.viewing.sample_page import sample as draw
 
     words, codes = _tokenizers(model, text, image)
     page = draw(folder, words, codes.size, count, seed or 0)
@@ -204,9 +204,9 @@ def inspect(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Show the report on prepared data, or what became of one page."""
-    from cm3kit.data.web.parts import audit_of
-    from cm3kit.data.web.report import report
-    from cm3kit.data.web.sample import inspect as look
+    from cm3kit.web.parts import audit_of
+    from cm3kit.web.report import inspect as look
+    from cm3kit.web.report import report
 
     if key is None:
         found = audit_of(folder)
@@ -223,7 +223,7 @@ def validate(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Check prepared data whole: hashes, pictures, HTML, keys, counts."""
-    from cm3kit.data.web.report import check
+    from cm3kit.web.report import check
 
     with progress("validating", quiet) as watch:
         found = check(folder, watch, lambda line: typer.echo(line, err=True))
@@ -233,7 +233,7 @@ def validate(
 @app.command()
 def card(folder: Prepared, as_json: options.Json = False, verbose: options.Verbose = False) -> Reply:
     """Print a data-set card for prepared data."""
-    from cm3kit.data.web.report import card as write
+    from cm3kit.web.report import card as write
 
     page = write(folder)
     return Reply({"card": page}, (page.rstrip(),))
@@ -246,9 +246,9 @@ def stats(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Describe a corpus, prepared data or token shards: pages, pictures, sizes, splits."""
-    from cm3kit import data
+    from cm3kit.web import describe
 
-    figures = data.stats(folder)
+    figures = describe.stats(folder)
     return Reply(figures, tuple(_table(figures)))
 
 

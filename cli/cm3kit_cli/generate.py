@@ -13,8 +13,8 @@ from cm3kit_cli.render import Reply, one_line, previews, progress
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
-    from cm3kit.pipelines.jobs import Saved
-    from cm3kit.pipelines.prompts import Prompt
+    from cm3kit.batch.commands import Saved
+    from cm3kit.fill.prompts import Prompt
 
 Task = Literal["image", "text", "caption", "document", "pair"]
 
@@ -56,7 +56,7 @@ def generate(
     given = [each for each in (prompt, prompt_option, prompt_file) if each is not None]
     if len(given) > 1 or not (given or task == "pair"):
         raise typer.BadParameter("give one of PROMPT, --prompt and --prompt-file")
-    from cm3kit.pipelines import jobs
+    from cm3kit.batch import commands as jobs
 
     settings = decoding.options()
     prompts = _prompts(given[0] if given else "", task)
@@ -77,7 +77,7 @@ def generate(
 
 
 def _prompts(given: str | Path, task: Task) -> tuple[Prompt, ...]:
-    from cm3kit.pipelines.prompts import Prompt, read_prompts
+    from cm3kit.fill.prompts import Prompt, read_prompts
 
     if isinstance(given, Path):
         return read_prompts(given)

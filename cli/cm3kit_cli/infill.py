@@ -13,7 +13,7 @@ from cm3kit_cli.render import Reply, one_line, progress
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
-    from cm3kit.pipelines.jobs import Saved
+    from cm3kit.batch.commands import Saved
 
 
 Root = Annotated[
@@ -67,8 +67,9 @@ def infill(
     """
     _check(file, image, box, variants, in_place, output, as_json)
     decoding.check()
-    from cm3kit.pipelines import jobs, traces
-    from cm3kit.pipelines.pages import parse_box, read_page
+    from cm3kit.batch import commands as jobs
+    from cm3kit.fill.pages import parse_box, read_page
+    from cm3kit.provenance import traces
 
     page = read_page(
         file, select or (), zip(image or (), map(parse_box, box or ()), strict=True), root, uncover

@@ -32,12 +32,12 @@ from cm3kit_cli import (
 )
 from cm3kit_cli import show as show_files
 from cm3kit_cli.failures import explain
+from cm3kit_cli.help import with_panels
 from cm3kit_cli.options import with_synonyms_spelt_out, without_plugins
 from cm3kit_cli.render import Failure, Reply, show, show_failure, version
 
 INTERRUPTED, TERMINATED = 130, 143
 
-# Plain help: rich's panels would triple the time that --help takes.
 app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("generate")(generate.generate)
 app.command("infill")(infill.infill)
@@ -55,6 +55,7 @@ app.command("info")(reproduce.info)
 app.command("reproduce")(reproduce.reproduce)
 app.command("serve")(serve.serve)
 app.command("doctor")(doctor.doctor)
+with_panels(app)
 
 
 def _print_version(wanted: bool) -> None:

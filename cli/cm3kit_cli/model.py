@@ -17,7 +17,7 @@ app = typer.Typer(name="model", help="List and describe models.")
 @app.command("list")
 def list_models(as_json: options.Json = False, verbose: options.Verbose = False) -> Reply:
     """Name the models that are at hand."""
-    from cm3kit.pipelines import kit
+    from cm3kit.fill import kit
 
     names = tuple(kit.available())
     return Reply({"models": names}, names)
@@ -64,7 +64,7 @@ def assemble(
 ) -> Reply:
     """Put trained parts together as one model folder."""
     from cm3kit.config import read_yaml, resolve
-    from cm3kit.pipelines import folder
+    from cm3kit.fill import folder
     from cm3kit.training.run import recipe_path
 
     settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults, defaults=True))] if defaults else [])
@@ -107,7 +107,7 @@ def convert(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Bring an image tokenizer of taming-transformers, Chameleon, LlamaGen, … into a folder of ours."""
-    from cm3kit.pipelines.conversion import convert as bring
+    from cm3kit.interop.conversion import convert as bring
 
     wanted = {"resolution": resolution, "pixel_range": pixel_range, "quantizer": quantizer, "fit": fit}
     changes = {name: value for name, value in wanted.items() if value is not None}
@@ -130,7 +130,7 @@ def import_(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Bring a public diffusion language model into a folder of ours."""
-    from cm3kit.pipelines.importing import import_model
+    from cm3kit.interop.importing import import_model
 
     made = import_model(source, output)
     return Reply({"folder": made}, (str(made),))

@@ -120,7 +120,7 @@ def previews(paths: Sequence[Path]) -> None:
     pictures = [path for path in paths if path.suffix.lower() == ".png"]
     if plain or not pictures or not (sys.stdout.isatty() and sys.stderr.isatty()):
         return
-    from cm3kit.pipelines.halfblocks import strip
+    from cm3kit.viewing.halfblocks import strip
 
     print(strip(pictures, shutil.get_terminal_size().columns), file=sys.stderr)
 

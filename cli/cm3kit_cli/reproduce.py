@@ -21,7 +21,7 @@ def info(
 
     Example: cm3kit info apple.png
     """
-    from cm3kit.pipelines.recipes import read_recipe
+    from cm3kit.provenance.recipes import read_recipe
 
     told = read_recipe(file).told()
     return Reply(told, tuple(_lines(told)))
@@ -61,7 +61,7 @@ def reproduce(
     """
     if check and output is not None:
         raise typer.BadParameter("--check writes nothing; leave -o out")
-    from cm3kit.pipelines import reproducing
+    from cm3kit.provenance import reproducing
 
     paths = reproducing.expand(files)
     models = reproducing.ModelCache(model, device, trust_model)

@@ -80,10 +80,10 @@ def run(
         )
     import os
 
-    from cm3kit.data.web.runner import shard_of
-    from cm3kit.sampling import processes
-    from cm3kit.sampling import run as sampling
-    from cm3kit.sampling.job import How, SampleJob
+    from cm3kit.batch import processes
+    from cm3kit.batch import run as sampling
+    from cm3kit.batch.job import How, SampleJob
+    from cm3kit.web.runner import shard_of
 
     mine, device = processes.launched(shard_of(shard), device, os.environ)
     job = SampleJob(
@@ -113,7 +113,7 @@ def status(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Tell how far a folder is: done, failed, missing, and which shards are at work. Status 3 if incomplete."""
-    from cm3kit.sampling.manage import status as look
+    from cm3kit.batch.manage import status as look
 
     found = look(folder, verify)
     lines = [_counts(found), *(f"{count} x {code}" for code, count in found["failures"].items())]
@@ -131,7 +131,7 @@ def merge(
     verbose: options.Verbose = False,
 ) -> Reply:  # fmt: skip
     """Put the manifests of all shards into one, and fetch what other folders hold."""
-    from cm3kit.sampling.manage import merge as join
+    from cm3kit.batch.manage import merge as join
 
     found = join(folder, tuple(others or ()), lambda line: typer.echo(line, err=True))
     typer.echo(_counts(found), err=True)
@@ -150,7 +150,7 @@ def export(
     verbose: options.Verbose = False,
 ) -> Reply:  # fmt: skip
     """Write what is done as plain files, WebDataset tars or Parquet."""
-    from cm3kit.sampling.export import export as write
+    from cm3kit.batch.export import export as write
 
     found = write(folder, output, form, per_shard)
     return Reply(found, (str(output),))

@@ -28,11 +28,11 @@ def serve(
 
     Example: cm3kit serve --port 8000
     """
-    from cm3kit.data.web.extras import need
+    from cm3kit.extras import need
 
     for package in ("starlette", "uvicorn"):
         need(package, "serve", "cm3kit serve")
-    from cm3kit.serving.run import serve as start
+    from cm3kit.serve.run import serve as start
 
     start(model, device, host, port, ui, lambda line: print(line, flush=True), token)
     return Reply({})

@@ -53,8 +53,8 @@ def traj(
     if as_json and output == "-":
         raise typer.BadParameter("--json and -o - both want standard output; use one of them")
     from cm3kit.evaluation.arness import stats
-    from cm3kit.pipelines import showing
-    from cm3kit.pipelines.trajectories import load_trajectory
+    from cm3kit.provenance.trajectories import load_trajectory
+    from cm3kit.viewing import showing
 
     record = load_trajectory(file)
     path = showing.target(file, output, force)
@@ -86,7 +86,7 @@ def preview(
     """
     import shutil
 
-    from cm3kit.pipelines.halfblocks import strip
+    from cm3kit.viewing.halfblocks import strip
 
     return Reply({}, tuple(strip(files, columns or shutil.get_terminal_size().columns).split("\n")))
 
@@ -106,8 +106,8 @@ def report(
 
     Example: cm3kit show report outputs/generate-20260304T050607-a1b2c3
     """
-    from cm3kit.pipelines import report as reports
-    from cm3kit.pipelines import showing
+    from cm3kit.viewing import report as reports
+    from cm3kit.viewing import showing
 
     path = showing.report_target(folder, output, force)
     with progress("reading", quiet) as watch:

@@ -56,7 +56,7 @@ def image(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Encode every picture once; what was encoded before is kept."""
-    from cm3kit.pipelines import tokenizing as pictures
+    from cm3kit.fill import tokenizing as pictures
 
     target = output or folder.parent / f"{folder.resolve().name}-codes"
     with progress("encoding", quiet) as watch:
@@ -81,7 +81,7 @@ def detokenize(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Draw the pictures of codes; those that are there already are kept."""
-    from cm3kit.pipelines import tokenizing as pictures
+    from cm3kit.fill import tokenizing as pictures
 
     with progress("drawing", quiet) as watch:
         told = pictures.detokenize(

@@ -181,12 +181,12 @@ def _from(kind: str, start: str | None) -> list[str]:
         return []
     if kind == "text":
         raise typer.BadParameter("the text tokenizer is trained from nothing; leave --from out.")
-    from cm3kit.pipelines.folder import find
+    from cm3kit.fill.folder import find
 
     folder = find(start)
     if kind == "vqgan":
         return [f"start_from={folder / 'image'}"]
-    from cm3kit.pipelines.importing import start_from
+    from cm3kit.interop.importing import start_from
 
     return start_from(kind, folder)
 

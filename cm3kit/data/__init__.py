@@ -1,6 +1,5 @@
 """Corpora that cm3kit can build."""
 
-from cm3kit.data.describe import stats
 from cm3kit.data.dictionary import build_emoji
 
-__all__ = ["build_emoji", "stats"]
+__all__ = ["build_emoji"]

@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 import cm3kit.objectives  # noqa: F401  (they register themselves)
-from cm3kit.data.web.loader import INDEX, TokenShards
+from cm3kit.data.token_shards import INDEX, TokenShards
+from cm3kit.devices import resolve_device
+from cm3kit.fill.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
 from cm3kit.objectives.contract import Objective, TokenizerParts, read_settings
-from cm3kit.pipelines.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
-from cm3kit.pipelines.kit import resolve_device
 from cm3kit.registry import objective
 from cm3kit.training.validation import Documents, held_documents, spread, validate
 from cm3kit_tokenizers.errors import DataError

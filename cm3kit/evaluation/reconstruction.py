@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cm3kit.evaluation.frechet import Moments, frechet
 from cm3kit.evaluation.inception import FEATURES, Inception
-from cm3kit.pipelines.tokenizing import find_tokenizer, listed, read, usual_batch
+from cm3kit.fill.tokenizing import find_tokenizer, listed, read, usual_batch
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 from cm3kit_tokenizers.vq.losses import psnr, ssim
 from cm3kit_tokenizers.vq.model import to_signed

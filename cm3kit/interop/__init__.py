@@ -1,7 +1,7 @@
-"""Public models in and out. Importing it registers the families that it knows, one a file."""
+"""Public models in and out. Importing it registers the families that it knows, one a file, and who opens them."""
 
 from __future__ import annotations
 
-from cm3kit.interop import diffucoder, dream, llada
+from cm3kit.interop import diffucoder, dream, llada, public
 
-__all__ = ["diffucoder", "dream", "llada"]
+__all__ = ["diffucoder", "dream", "llada", "public"]

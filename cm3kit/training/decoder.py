@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 from cm3kit.config import Settings
 from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.bundle import open_documents
+from cm3kit.data.token_shards import INDEX, Cursor, Rows, TokenShards
 from cm3kit.data.views import ViewSettings
-from cm3kit.data.web.loader import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
+from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
+from cm3kit.fill.trained import Trained
 from cm3kit.models.attention import annealed, block_mask, flex_mask
 from cm3kit.models.backbone import (
     Attention,
@@ -35,8 +37,6 @@ from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.causal_mask import CausalMaskSettings
 from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, read_settings
-from cm3kit.pipelines.folder import DIFFUSION, Defaults, as_trained
-from cm3kit.pipelines.trained import Trained
 from cm3kit.publish import publishing
 from cm3kit.registry import objective
 from cm3kit.rng import generator

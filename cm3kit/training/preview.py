@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from cm3kit.pipelines.folder import Defaults, Parts
-from cm3kit.pipelines.kit import GenerateOptions, Kit
-from cm3kit.pipelines.outputs import grid
+from cm3kit.fill.folder import Defaults, Parts
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.images import grid
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab

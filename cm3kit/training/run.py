@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from functools import partial
-from importlib import resources
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
 from cm3kit.training.observe import Observer, Seen
-from cm3kit.training.page import ReportPage
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
 from cm3kit.training.task import LoopSettings, Report, Task, Warn
@@ -30,10 +29,14 @@ RL_LOOP = {
     "steps": 200, "batch_size": 64, "learning_rate": 1e-5, "final": 0.1, "ema": 0.0, "clip": 0.2, "betas": [0.9, 0.99],
     "save_every": 20, "preview_every": 20, "validate_every": 20, "log_every": 1,
 }  # fmt: skip
+VIEWING = "cm3kit.viewing.training_page"  # registers the page of a run
 DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
 
 Start = Callable[..., Path]
 Shape = Callable[[], tuple[type[Settings], dict[str, Any]]]
+Viewer = Callable[[Path, Gauge, Warn], Observer]
+# What shows a run as it goes: made for its folder, its figures of speed, and lines for the user.
+viewers: Registry[Viewer] = Registry("view of a training")
 trainable: Registry[Start] = Registry("kind of training")
 # What a recipe of a kind is, and what is set before it; imported when it is asked for.
 recipes: Registry[Shape] = Registry("kind of training")
@@ -126,7 +129,9 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
 def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
     """Train, with the page of the run, trackers and figures of speed, which the main process has alone."""
     gauge, kept = Gauge(task, settings), how.pop("kept")
-    watching: list[Observer] = [_AtFirst(kept), gauge, ReportPage(output, gauge, how["warn"])]
+    import_module(VIEWING)
+    watching: list[Observer] = [_AtFirst(kept), gauge]
+    watching += [viewers[name](output, gauge, how["warn"]) for name in viewers]
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}

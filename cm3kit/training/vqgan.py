@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cm3kit.config import Settings
 from cm3kit.data.pictures import PictureSet, load_pictures
-from cm3kit.pipelines.outputs import grid
+from cm3kit.images import grid
 from cm3kit.training.adversary import AdversarySettings, Verdict, balance
 from cm3kit.training.autoencoder import Autoencoder, Rebuilt
 from cm3kit.training.autoencoder import CodebookSettings as CodebookSettings

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from cm3kit.pipelines.layouts import Behind, Ids, Limits, layout
+from cm3kit.fill.layouts import Behind, Ids, Limits, layout
 from cm3kit.types import Canvas
 from cm3kit_tokenizers.document import Gap
 

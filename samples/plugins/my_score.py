@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from cm3kit.pipelines.batching import Order
-from cm3kit.pipelines.kit import Kit, Result
-from cm3kit.sampling.choice import Choice, judge
+from cm3kit.batch.choice import Choice, judge
+from cm3kit.fill.batching import Order
+from cm3kit.fill.kit import Kit, Result
 
 
 @judge("dark")

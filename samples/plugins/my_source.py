@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from cm3kit.data.web.sources import Item, Piece, SourceOptions, about, files, source
+from cm3kit.web.sources import Item, Piece, SourceOptions, about, files, source
 
 
 @source("paragraphs")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cm3kit.decoders.grammar import Grammar
-from cm3kit.decoders.html_state import State
-from cm3kit.pipelines.layouts import LayoutParts, Limits, Room, layout
+from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.grammar.html_state import State
+from cm3kit.fill.layouts import LayoutParts, Limits, Room, layout
 from cm3kit.types import Canvas, Fill, MaskSpan, SpanKind
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.vocab import Vocab

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit.pipelines.folder import Defaults, assemble
 from cm3kit_tokenizers import Vocab
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig

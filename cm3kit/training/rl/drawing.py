@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from cm3kit.pipelines.kit import Kit
-from cm3kit.pipelines.options import GenerateOptions
+from cm3kit.fill.kit import Kit
+from cm3kit.fill.options import GenerateOptions
 from cm3kit.rng import generator, stream
 from cm3kit.training.rl.prompts import Item
 from cm3kit.training.rl.recipe import RLRecipe

@@ -14,11 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cm3kit.models.backbone import LARGE, save_backbone
-from cm3kit.models.lora import LoraSettings, add_lora, without_lora
-from cm3kit.models.timestep import is_timed
-from cm3kit.objectives.contract import Use
-from cm3kit.pipelines.folder import (
+from cm3kit.fill.folder import (
     DIFFUSION,
     INDEX,
     PARTS,
@@ -27,10 +23,14 @@ from cm3kit.pipelines.folder import (
     own_diffusion,
     write_json,
 )
-from cm3kit.pipelines.kit import Kit
-from cm3kit.pipelines.options import GenerateOptions, chosen_decoder, chosen_style
-from cm3kit.pipelines.styles import spelling
-from cm3kit.pipelines.trained import Trained
+from cm3kit.fill.kit import Kit
+from cm3kit.fill.options import GenerateOptions, chosen_decoder, chosen_style
+from cm3kit.fill.styles import spelling
+from cm3kit.fill.trained import Trained
+from cm3kit.models.backbone import LARGE, save_backbone
+from cm3kit.models.lora import LoraSettings, add_lora, without_lora
+from cm3kit.models.timestep import is_timed
+from cm3kit.objectives.contract import Use
 from cm3kit.training.parallel import is_spread, whole
 from cm3kit.training.rl.policy import Policy, Reading, Row
 from cm3kit.training.rl.together import processes, shared

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from cm3kit.pipelines.kit import Kit
-from cm3kit.pipelines.options import GenerateOptions
-from cm3kit.pipelines.outputs import grid
+from cm3kit.fill.kit import Kit
+from cm3kit.fill.options import GenerateOptions
+from cm3kit.images import grid
 from cm3kit.training.rl.prompts import Item
 from cm3kit.training.rl.rewards import Rewards
 from cm3kit.training.rl.rollouts import Rollout, order_of, roll_out

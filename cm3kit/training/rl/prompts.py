@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cm3kit.pipelines.fillers import Task
-from cm3kit.pipelines.pages import read_page
-from cm3kit.pipelines.prompts import as_utf8, read_prompts
+from cm3kit.fill.fillers import Task
+from cm3kit.fill.pages import read_page
+from cm3kit.fill.prompts import as_utf8, read_prompts
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.page import Page
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.pipelines.batching import Filling, Order
-from cm3kit.pipelines.fillers import Filler, modality_of
-from cm3kit.pipelines.kit import Filled, Kit, Result
-from cm3kit.pipelines.options import GenerateOptions
+from cm3kit.fill.batching import Filling, Order
+from cm3kit.fill.fillers import Filler, modality_of
+from cm3kit.fill.kit import Filled, Kit, Result
+from cm3kit.fill.options import GenerateOptions
 from cm3kit.training.rl.episode import Episode, causal_episode, diffusion_episode
 from cm3kit.training.rl.prompts import Item
 from cm3kit.training.rl.rewards import Sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cm3kit.pipelines.kit import Kit
+from cm3kit.fill.kit import Kit
 from cm3kit.rng import stream
 from cm3kit.training.rl.prompts import Item
 from cm3kit.training.rl.recipe import RLRecipe

@@ -17,10 +17,11 @@ from PIL import Image
 from cm3kit.config import Settings
 from cm3kit.registry import Registry
 
-# The last are in a room of their own, since they use what evaluation does.
+# The last are in rooms of their own, whose parts they use.
 BUILT_IN = (
     *(f"{__name__}.{name}" for name in ("command", "length", "match", "page", "picture", "variety")),
-    "cm3kit.evaluation.rewards",
+    "cm3kit.evaluation.judged",
+    "cm3kit.batch.agreement",
 )
 
 

@@ -1,0 +1,340 @@
+"""The jobs behind `generate` and `infill`: name the outputs, run the model, write everything or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cm3kit
+from cm3kit import images, json_lines
+from cm3kit.batch.companions import beside, companions
+from cm3kit.fill.fillers import Progress, Task, Trace
+from cm3kit.fill.prompts import Prompt
+from cm3kit.provenance import outputs, traces
+from cm3kit.provenance.recipes import HASH, encode_sidecar, sidecar
+from cm3kit.provenance.records import how_made, outcome, variant, verification, whose
+from cm3kit.provenance.reproducing import encode
+from cm3kit.provenance.sources import sha256
+from cm3kit.publish import write_atomic
+from cm3kit.viewing import diff
+from cm3kit.viewing.report import build
+from cm3kit_tokenizers.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from cm3kit.fill.kit import GenerateOptions, Kit, Result
+    from cm3kit_tokenizers.page import Page
+
+SUFFIXES: Mapping[str, str] = {
+    "image": ".png", "text": ".txt", "caption": ".txt", "document": ".html", "pair": ".png",
+}  # fmt: skip
+MAX_RESULTS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What to write and where.
+
+    `output` is as in `outputs.plan`, `traj` a file for how the results were written; `report` adds a page that
+    shows them all, to a folder.
+    """
+
+    output: str | None = None
+    force: bool = False
+    sheet: bool = True
+    prompt_metadata: bool = True
+    traj: Path | None = None
+    report: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateJob:
+    """`n` results for each prompt; result i of a prompt uses the random stream (seed, i)."""
+
+    prompts: tuple[Prompt, ...]
+    task: Task
+    n: int
+    seed: int
+    options: GenerateOptions
+    where: Where = field(default_factory=Where)
+
+
+@dataclass(frozen=True, slots=True)
+class InfillJob:
+    """A page with gaps, filled `variants` times; `in_place` writes over it, and nothing beside it."""
+
+    page: Page
+    name: str
+    variants: int
+    seed: int
+    options: GenerateOptions
+    report: bool = False
+    where: Where = field(default_factory=Where)
+    in_place: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What a job made. `content` is the result itself where it was not written to files.
+
+    `verification` is what a cache changed, where that was asked for; `warnings` are lines on what a page is written
+    without.
+    """
+
+    run_id: str
+    samples: tuple[Mapping[str, Any], ...]
+    paths: tuple[Path, ...] = ()
+    sheet: Path | None = None
+    report: Path | None = None
+    folder: Path | None = None
+    content: bytes | None = None
+    diff: str = ""
+    overview: Path | None = None
+    trajectories: tuple[Path, ...] = ()
+    verification: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def generate(
+    model: str | None, device: str, job: GenerateJob, watch: Progress = lambda done, total: None
+) -> Saved:
+    """Run a generation job; outputs are checked before the model is loaded.
+
+    Raises:
+        OutputError: an output exists or cannot be written. ModelError, ConfigError: see `cm3kit.load`
+            and `Kit.generate`.
+    """
+    count = len(job.prompts) * job.n
+    if not 1 <= count <= MAX_RESULTS:
+        raise ConfigError(
+            f"{count} results were asked for; 1 to {MAX_RESULTS} are possible", code="bad_value"
+        )
+    rows = [(prompt, job.seed if prompt.seed is None else prompt.seed) for prompt in job.prompts]
+    seeds = [seed for _, seed in rows for _ in range(job.n)]
+    # Words are what a pipe wants to read; pictures and pages are files.
+    output = outputs.STDOUT if job.where.output is None and SUFFIXES[job.task] == ".txt" else job.where.output
+    sheet = job.where.sheet and SUFFIXES[job.task] == ".png" and count > 1
+    planned = outputs.plan(outputs.run_id("generate"), output, SUFFIXES[job.task], seeds, sheet=sheet)
+    planned = _ready(planned, job.where)
+    traces.check_free(job.where.traj, count, job.where.force)
+    kit = cm3kit.load(model, device=device)
+    how = how_made(kit, job.options, job.task)
+    made = [
+        (
+            result,
+            {
+                **how,
+                **whose(rows[row][0], job.where.prompt_metadata),
+                "seed": result.seed,
+                "index": result.index,
+            },
+        )
+        for row, result in _results(kit, job, rows, watch)
+    ]
+    files = [encode(result, record if job.where.prompt_metadata else None) for result, record in made]
+    samples = [{**record, **outcome(result)} for result, record in made]
+    extra = []
+    if planned.sheet is not None:
+        extra = [(planned.sheet, _sheet([result for result, _ in made], samples, how, job.where))]
+    record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
+    written = [(result.trace, record) for result, record in made]
+    return _save(planned, files, samples, record, extra, job.where, kit, written)
+
+
+def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
+    """The plan with its report, checked; ConfigError (`bad_value`) where there is no folder for one."""
+    if where.report and planned.folder is None:
+        raise ConfigError(
+            "--report shows the folder of a run; give a folder to -o, or leave it out", code="bad_value"
+        )
+    if where.report and planned.folder is not None:
+        planned = replace(planned, overview=planned.folder / "report.html")
+    outputs.check_free(planned, where.force)
+    return planned
+
+
+def _results(
+    kit: Kit, job: GenerateJob, rows: Sequence[tuple[Prompt, int]], watch: Progress
+) -> Iterator[tuple[int, Result]]:
+    """Each result with the number of its prompt; `watch` hears of the share of the whole job."""
+    for row, (prompt, seed) in enumerate(rows):
+
+        def share(done: int, total: int, row: int = row) -> None:
+            watch(row * total + done, len(rows) * total)
+
+        options = job.options
+        for result in kit.generate(
+            prompt.content, task=job.task, n=job.n, seed=seed, options=options, watch=share
+        ):
+            yield row, result
+
+
+def infill(
+    model: str | None, device: str, job: InfillJob, watch: Progress = lambda done, total: None
+) -> Saved:
+    """Run an infill job; outputs are checked before the model is loaded.
+
+    Raises:
+        OutputError: an output exists or cannot be written. PageError, ModelError, ConfigError: see
+            `cm3kit.load` and `Kit.infill`.
+    """
+    planned = outputs.plan(
+        outputs.run_id("infill"), job.where.output, ".html", [job.seed] * job.variants, report=job.report
+    )
+    if job.in_place:
+        planned = replace(planned, bare=True)
+    planned = _ready(planned, job.where)
+    traces.check_free(job.where.traj, job.variants, job.where.force)
+    kit = cm3kit.load(model, device=device)
+    filled = kit.infill(job.page, variants=job.variants, seed=job.seed, options=job.options, watch=watch)
+    pages = [each.html for each in filled]
+    how = how_made(kit, job.options, "infill")
+    told = job.where.prompt_metadata
+    kept_in = planned.folder or (planned.paths[0].parent if planned.paths else None)
+    samples = [variant(each, job.page if told else None, kept_in) for each in filled]
+    record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
+    before = job.page.data
+    warnings = list(filled[0].warnings)
+    extra = []
+    if planned.report is not None:
+        extra = [(planned.report, diff.side_by_side(before, pages, job.name).encode())]
+    if planned.folder is not None:
+        needed = companions(job.page, planned.folder)
+        extra += [each for each in needed.files if job.where.force or not each[0].exists()]
+        warnings += [
+            f"{path} exists and is kept" for path, content in needed.files if _kept(path, content, job.where)
+        ]
+        warnings += needed.left
+    elif planned.paths:
+        warnings += beside(job.page, planned.paths[0])
+    text = "".join(diff.unified(before, page, job.name) for page in pages) if job.report else ""
+    written = [
+        (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
+    ]
+    saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
+    return replace(saved, warnings=tuple(warnings))
+
+
+def _kept(path: Path, content: bytes, where: Where) -> bool:
+    """Whether another file stands where a companion would go."""
+    return not where.force and path.is_file() and path.read_bytes() != content
+
+
+def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> list[list[list[int]]]:
+    """How many slots each pass of each block will write, canvas by canvas, without writing any.
+
+    Raises:
+        ModelError, ConfigError, PageError, PictureError: see `cm3kit.load` and `Kit.schedule`.
+    """
+    kit = cm3kit.load(model, device=device)
+    if isinstance(job, InfillJob):
+        return kit.schedule(job.page, options=job.options)
+    prompts = (each.content for each in job.prompts)
+    return [canvas for each in prompts for canvas in kit.schedule(each, task=job.task, options=job.options)]
+
+
+def write_all(files: Sequence[tuple[Path, bytes]], force: bool) -> None:
+    """Write files, each whole; if one fails, those that are new go again, and so do new folders.
+
+    Raises:
+        OutputError: see `publish.write_atomic`.
+    """
+    new_files = [path for path, _ in files if not path.exists()]
+    new_folders = _missing_folders(path for path, _ in files)
+    try:
+        for path, content in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, content, force)
+    except BaseException as error:
+        for path in new_files:
+            path.unlink(missing_ok=True)
+        for folder in reversed(new_folders):
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{error.filename or 'the output'} cannot be written: {error.strerror}; change -o",
+                code="cannot_write",
+            ) from error
+        raise
+
+
+def _missing_folders(paths: Iterable[Path]) -> list[Path]:
+    """Folders that do not exist yet, outer ones first."""
+    missing = {parent for path in paths for parent in path.parents if not parent.exists()}
+    return sorted(missing, key=lambda folder: len(folder.parts))
+
+
+def _save(
+    planned: outputs.Plan,
+    files: Sequence[bytes],
+    samples: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+    extra: Sequence[tuple[Path, bytes]],
+    where: Where,
+    kit: Kit,
+    written: Sequence[tuple[Trace | None, Mapping[str, Any]]],
+    text: str = "",
+) -> Saved:
+    """Write everything; `written` says of each result how it was made."""
+    told = traces.files(where.traj, written, kit, where.prompt_metadata)
+    checked = verification(trace for trace, _ in written)
+    if planned.to_stdout:
+        write_all(told, where.force)
+        saved = Saved(planned.run_id, tuple(samples), content=b"".join(files), diff=text)
+    else:
+        listed = [{**sample, "path": str(path)} for sample, path in zip(samples, planned.paths, strict=True)]
+        wanted = [*zip(planned.paths, files, strict=True), *extra, *told]
+        if planned.folder is not None:
+            manifest = [
+                {**row, "path": Path(str(row["path"])).name, HASH: sha256(content)}
+                for row, content in zip(listed, files, strict=True)
+            ]
+            wanted.append((planned.folder / "manifest.jsonl", json_lines.dump_jsonl(manifest).encode()))
+            wanted.append(
+                (planned.folder / "run.json", f"{json_lines.dump_json(record, indent=2)}\n".encode())
+            )
+        elif where.prompt_metadata:
+            wanted += _sidecars(planned, files, listed, record)
+        write_all(wanted, where.force)
+        saved = Saved(
+            planned.run_id,
+            tuple(listed),
+            planned.paths,
+            planned.sheet,
+            planned.report,
+            planned.folder,
+            diff=text,
+        )
+    if where.report and planned.overview is not None:
+        write_all([(planned.overview, build(planned.overview.parent).content)], where.force)
+        saved = replace(saved, overview=planned.overview)
+    return replace(saved, trajectories=tuple(path for path, _ in told), verification=checked)
+
+
+def _sidecars(
+    planned: outputs.Plan,
+    files: Sequence[bytes],
+    samples: Sequence[Mapping[str, Any]],
+    record: Mapping[str, Any],
+) -> list[tuple[Path, bytes]]:
+    """The recipes of results that cannot carry them: words, and pages every byte of which is somebody's."""
+    if planned.bare:
+        return []
+    return [
+        (sidecar(path), encode_sidecar({**record, **sample, "path": path.name}, content))
+        for path, content, sample in zip(planned.paths, files, samples, strict=True)
+        if "source" in sample or ("text" in sample and path.suffix.lower() != ".png")
+    ]
+
+
+def _sheet(
+    results: Sequence[Result], samples: Sequence[Mapping[str, Any]], how: Mapping[str, Any], where: Where
+) -> bytes:
+    keys = ("prompt", "seed", "index", "logprob")
+    tiles = [{key: sample.get(key) for key in keys} for sample in samples]
+    captions = [sample.get("text") or f"{place} · s{sample['seed']}" for place, sample in enumerate(samples)]
+    sheet = images.grid([result.image for result in results if result.image is not None], captions=captions)
+    return images.encode_png(sheet, {**how, "tiles": tiles} if where.prompt_metadata else None)

@@ -1,0 +1,1 @@
+"""The causal decoder: from left to right, on a key-value cache."""

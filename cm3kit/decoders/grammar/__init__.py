@@ -1,0 +1,1 @@
+"""What may stand where: constraints that both decoders obey, in any order of writing."""

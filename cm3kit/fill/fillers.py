@@ -1,0 +1,143 @@
+"""What the kit asks of a decoder: a canvas for a task or for the next gaps of a page, and what belongs into its spans.
+
+There are two fillers: `causal.CausalFiller` writes from left to right, `diffusion.DiffusionFiller` in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from cm3kit.config import Settings
+from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.fill.folder import Parts
+from cm3kit.fill.options import GenerateOptions, Modality
+from cm3kit.types import Canvas, Cost, MaskSpan, Result, Trajectory, Verification
+from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
+from cm3kit_tokenizers.sequence import PageTokenizer
+
+Ids = list[int | Gap]
+Task = Literal["image", "text", "caption", "document", "pair"]
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`."""
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What fillers are built from: a loaded model folder, its tokenizer and its grammar."""
+
+    parts: Parts
+    tokenizer: PageTokenizer
+    grammar: Grammar
+
+    def check(self, ids: int) -> None:
+        """Refuse what is longer than the model's window; ConfigError (`too_long`)."""
+        window = self.parts.defaults.window
+        if ids > window:
+            raise ConfigError(
+                f"the prompt and its answer take {ids} ids, but the model's window is {window}; shorten the"
+                " prompt or lower --max-tokens.",
+                code="too_long",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """How something was written in place.
+
+    Attributes:
+        trajectories: one for each canvas, in the order in which they were filled.
+        cost: of all passes, those that only compared lengths too.
+        verification: what a cache changed, over all that was written together; None unless it was asked for.
+    """
+
+    trajectories: tuple[Trajectory, ...] = ()
+    cost: Cost = field(default_factory=Cost)
+    verification: Verification | None = None
+
+    @staticmethod
+    def of(results: Iterable[Result]) -> Trace | None:
+        """That of results that have commits; None of none."""
+        return Trace.joined(
+            Trace((each.trajectory,), each.cost, each.verification)
+            for each in results
+            if each.commits is not None
+        )
+
+    @staticmethod
+    def joined(traces: Iterable[Trace | None]) -> Trace | None:
+        """All of them as one; None of none."""
+        found = [trace for trace in traces if trace is not None]
+        if not found:
+            return None
+        trajectories = tuple(each for trace in found for each in trace.trajectories)
+        # What was written together has one verification in common.
+        checks = {id(each.verification): each.verification for each in found}
+        checked = sum_verifications(each for each in checks.values() if each is not None)
+        return Trace(trajectories, sum_costs(trace.cost for trace in found), checked)
+
+
+class Filler(Protocol):
+    """A decoder, and how pages are laid out for it."""
+
+    def settings(self, modality: Modality, options: GenerateOptions) -> Settings:
+        """The decoder's settings; ConfigError for options out of range."""
+
+    def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
+        """The canvas of a task's page.
+
+        Raises:
+            ConfigError: it does not fit the model's window (`too_long`), or the decoder cannot do it.
+        """
+
+    def window(self, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
+        """The canvas of the first gaps that fit the model's window together with what is around them."""
+
+    def fill(self, canvases: Sequence[Canvas], options: GenerateOptions, progress: Progress) -> list[Result]:
+        """The results of canvases of one batch key."""
+
+    def batch_key(self, canvas: Canvas, options: GenerateOptions) -> Hashable:
+        """Canvases of one key can be filled together; ConfigError for options that cannot be used."""
+
+    def stream(
+        self, key: Any, canvases: Iterator[Canvas], options: GenerateOptions
+    ) -> Iterator[tuple[int, Result | Cm3kitError]]:
+        """The results of canvases of a batch key as they come; see `types.Decoder.stream`."""
+
+    def plan(self, canvas: Canvas, options: GenerateOptions) -> list[list[int]]:
+        """How many positions each pass of each block is to write; ConfigError where there is no such plan."""
+
+    def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
+        """How files say that they were made; None stands for all modalities."""
+
+
+def sum_costs(costs: Iterable[Cost]) -> Cost:
+    """All costs as one."""
+    total = Cost()
+    for each in costs:
+        total.full += each.full
+        total.partial += each.partial
+        total.token_forwards += each.token_forwards
+        total.head_rows += each.head_rows
+        total.wasted += each.wasted
+    return total
+
+
+def sum_verifications(found: Iterable[Verification]) -> Verification | None:
+    """All of them as one; None of none."""
+    total: Verification | None = None
+    for each in found:
+        total = total or Verification()
+        total.passes += each.passes
+        total.slots += each.slots
+        total.largest = max(total.largest, each.largest)
+        total.flips += each.flips
+    return total
+
+
+def modality_of(spans: Sequence[MaskSpan]) -> Modality:
+    """Whose defaults a canvas takes, by what there is to write."""
+    pictures = [span.kind == "image" for span in spans]
+    return "text" if not any(pictures) else "image" if all(pictures) else "mixed"

@@ -1,0 +1,311 @@
+"""The object behind every command: a loaded model that generates and fills pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image as Pillow
+
+from cm3kit import plugins
+from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.settings import DecoderName
+from cm3kit.devices import resolve_device
+from cm3kit.fill import task_pages
+from cm3kit.fill.batching import Filling, Order, stream
+from cm3kit.fill.causal import CausalFiller
+from cm3kit.fill.diffusion import DiffusionFiller
+from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, Task, Trace
+from cm3kit.fill.filling import Filled, FilledGap, PageFiller
+from cm3kit.fill.folder import (
+    DIFFUSION,
+    Parts,
+    available,
+    count_parameters,
+    find,
+    fingerprints,
+    load_parts,
+    own_diffusion,
+)
+from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
+from cm3kit.fill.pages import read_bytes
+from cm3kit.images import encode_png
+from cm3kit.rng import stream as seed_of
+from cm3kit.types import Canvas
+from cm3kit.types import Result as DecoderResult
+from cm3kit_tokenizers.document import Image, Node
+from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.html.minimal import render
+from cm3kit_tokenizers.page import Page
+from cm3kit_tokenizers.pictures import load_picture, to_data_uri
+from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.vq.model import to_picture
+
+__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Trace", "available", "load"]
+
+FILLERS: Mapping[DecoderName, Callable[[ModelContext], Filler]] = {
+    "cm3": CausalFiller,
+    "diffusion": DiffusionFiller,
+}
+DEFAULT = GenerateOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One sample: a picture, words, a picture with its words, or a page. `seed` and `index` make it again.
+
+    `trace` tells how it was written, where that was done in place; `codes` are those of the picture.
+    """
+
+    kind: Literal["image", "text", "pair", "page"]
+    image: Pillow.Image | None
+    text: str | None
+    html: str | None
+    seed: int
+    index: int
+    logprob: float
+    ended: bool
+    trace: Trace | None = None
+    codes: tuple[int, ...] = ()
+
+
+class Kit:
+    """A model folder, ready to use."""
+
+    def __init__(self, parts: Parts, device: str = "auto") -> None:
+        self.parts = parts
+        self.device = resolve_device(device)
+        self.text, self.vocab = parts.text, parts.vocab
+        self.image = parts.image.to(self.device)
+        self.backbone = parts.backbone.to(self.device)
+        self.tokenizer = PageTokenizer(parts.text, parts.vocab)
+        # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
+        without = b"<" if parts.public else b""
+        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], self.text.pieces, without)
+        self._context = ModelContext(parts, self.tokenizer, grammar)
+        self._fillers: dict[DecoderName, Filler] = {}
+
+    def generate(
+        self, prompt: str | bytes | Path = "", *, task: Task = "image", n: int = 1, seed: int = 0,
+        options: GenerateOptions | None = None, watch: Progress = lambda done, total: None, first: int = 0,
+    ) -> list[Result]:  # fmt: skip
+        """`n` pictures, texts, captions, pairs or pages from one prompt.
+
+        Args:
+            prompt: words; for a caption the path or the bytes of a picture; for a pair of picture and words
+                what kind of things they are of, or nothing.
+            seed: sample i draws from the stream (seed, i), whatever `n` is.
+            first: the number of the first sample.
+
+        Raises:
+            ConfigError: the prompt is empty or too long, an option is out of range or of another decoder.
+            PictureError: the picture cannot be read.
+        """
+        options = options or DEFAULT
+        filler, ids = self.filler(options), self._page_of(task, prompt)
+        numbers = range(first, first + n)
+        canvases = [filler.task(task, ids, options, seed_of(seed, index)) for index in numbers]
+        results = filler.fill(canvases, options, watch) if canvases else []
+        return [
+            self._read(task, ids, result, seed, index) for index, result in zip(numbers, results, strict=True)
+        ]
+
+    def infill(
+        self, page: Page, *, variants: int = 1, seed: int = 0,
+        options: GenerateOptions | None = None, watch: Progress = lambda done, total: None, first: int = 0,
+    ) -> list[Filled]:  # fmt: skip
+        """Fill every gap of a page, `variants` times from number `first` on; all bytes outside the gaps stay.
+
+        Raises:
+            PageError: the page has no gap. PictureError: a picture with a missing region cannot be read.
+            ConfigError: an option is out of range or of another decoder.
+        """
+        return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
+
+    def sample(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
+        """Results of many orders as they are finished; those that can be are made together.
+
+        A result is the one that `generate` or `infill` gives for the order's seed and index. An order that
+        cannot be carried out gives its error, and the others go on.
+        """
+        return stream(self, orders)
+
+    def filling(self, order: Order) -> Filling:
+        """What an order asks of the decoder, canvas after canvas."""
+        if order.page is not None:
+            return PageFiller(self, order.page, order.options).variant(order.seed, order.index)
+        return _TaskFilling(self, order, self._page_of(order.task, order.prompt))
+
+    def schedule(
+        self,
+        prompt: str | bytes | Path | Page,
+        *,
+        task: Task = "image",
+        options: GenerateOptions | None = None,
+    ) -> list[list[list[int]]]:
+        """What each pass of each block will write, of the canvas of a prompt or of those of a page.
+
+        Raises:
+            ConfigError: as `generate`, or the decoder has no schedule (`bad_value`).
+        """
+        options = options or DEFAULT
+        if isinstance(prompt, Page):
+            return PageFiller(self, prompt, options).schedule()
+        filler = self.filler(options)
+        return [filler.plan(filler.task(task, self._page_of(task, prompt), options, 0), options)]
+
+    def filler(self, options: GenerateOptions) -> Filler:
+        """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
+        name = chosen_decoder(self.parts.defaults, options, self.parts.name)
+        if name not in self._fillers:
+            self._fillers[name] = FILLERS[name](self._context)
+        return self._fillers[name]
+
+    def forget_weights(self) -> None:
+        """Read the weights anew when something is written next: engines have copies of them."""
+        self._fillers.clear()
+
+    def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
+        """How a result says by which decoder and settings it was made; None stands for all modalities."""
+        name = chosen_decoder(self.parts.defaults, options, self.parts.name)
+        return {"decoder": name, **self.filler(options).record(modality, options)}
+
+    def pictures(self, codes: Sequence[Sequence[int]]) -> list[Pillow.Image]:
+        """Decode codes (not ids) to pictures at the tokenizer's resolution."""
+        pixels_BCHW = self.image.decode(torch.tensor(list(map(list, codes)), device=self.device))
+        return [to_picture(each) for each in pixels_BCHW]
+
+    def codes(self, ids: Sequence[int]) -> list[int]:
+        """Image codes of ids."""
+        return [each - self.vocab.image.start for each in ids]
+
+    def encode_picture(self, picture: Pillow.Image) -> list[int]:
+        """Codes of a picture, padded to a square and resized."""
+        pixels_BCHW = self.image.pixels([picture]).to(self.device)
+        codes: list[int] = self.image.encode(pixels_BCHW)[0].tolist()
+        return codes
+
+    def info(self) -> dict[str, Any]:
+        """Name, sizes, hashes and card."""
+        parts = self.parts
+        card = parts.folder / "README.md"
+        parameters = {
+            "decoder": sum(each.numel() for each in self.backbone.parameters()),
+            "image": sum(each.numel() for each in self.image.parameters()),
+        }
+        if own_diffusion(parts):
+            parameters[DIFFUSION] = count_parameters(parts.folder / DIFFUSION)
+        return {
+            "name": parts.name,
+            "folder": str(parts.folder),
+            "decoders": ", ".join(parts.defaults.decoders),
+            "parameters": parameters,
+            "ids": {"all": len(self.vocab), "text": self.vocab.text_size, "image": self.vocab.image_size},
+            "picture": {
+                "pixels": self.image.config.resolution,
+                "codes": f"{self.image.grid[0]}x{self.image.grid[1]}",
+            },
+            "window": parts.defaults.window,
+            "device": str(self.device),
+            "dtype": "float32",
+            "sha256": fingerprints(parts.folder),
+            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+        }
+
+    def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
+        """The page with gaps that a task stands for; that of a document has none."""
+        if task != "text" and task != "document":
+            self.needs_pictures(f"task {task}")
+        if task == "caption":
+            return self.tokenizer.encode(
+                task_pages.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
+            )
+        nodes = {
+            "image": task_pages.image_nodes, "text": task_pages.paragraph_nodes, "document": task_pages.title_nodes,
+            "pair": task_pages.pair_nodes,
+        }[task]  # fmt: skip
+        return self.tokenizer.encode(nodes(_words(prompt, empty=task == "pair")))
+
+    def _read(self, task: Task, ids: Ids, result: DecoderResult, seed: int, index: int) -> Result:
+        """What was written, as the task wants it."""
+        image = text = html = None
+        codes: tuple[int, ...] = ()
+        for span, fill in zip(result.canvas.spans, result.fills, strict=True):
+            if span.kind == "image":
+                codes = tuple(self.codes(fill.ids))
+                image = self.pictures([codes])[0]
+            elif span.kind == "document":
+                html = self.page([*(each for each in ids if isinstance(each, int)), *fill.ids])
+            else:
+                text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
+        kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
+        logprob, ended = sum(each.logprob for each in result.fills), all(each.ended for each in result.fills)
+        kind = "pair" if task == "pair" else kind
+        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of([result]), codes)
+
+    def needs_pictures(self, what: str) -> None:
+        """Refuse what a model without an image tokenizer cannot do; ConfigError (`bad_value`)."""
+        if not self.vocab.image_size:
+            raise ConfigError(
+                f"{what} needs picture codes, and model {self.parts.name!r} writes words alone; use --task text, or"
+                " another model.",
+                code="bad_value",
+            )
+
+    def page(self, ids: Sequence[int]) -> str:
+        """Ids of a document as a whole HTML page, pictures inside it."""
+        return f'<!DOCTYPE html>\n<meta charset="utf-8">\n{render(self.tokenizer.decode(ids), self.picture_src)}\n'
+
+    def picture_src(self, image: Image) -> str:
+        """A picture of codes as a data: address."""
+        return to_data_uri(encode_png(self.pictures([image.codes])[0]))
+
+
+class _TaskFilling:
+    """The one canvas of a task; implements `batching.Filling`."""
+
+    def __init__(self, kit: Kit, order: Order, ids: Ids) -> None:
+        self._kit, self._order, self._ids = kit, order, ids
+        self._found: DecoderResult | None = None
+
+    def next_canvas(self) -> Canvas | None:
+        if self._found is not None:
+            return None
+        order, seed = self._order, seed_of(self._order.seed, self._order.index)
+        return self._kit.filler(order.options).task(order.task, self._ids, order.options, seed)
+
+    def take(self, result: DecoderResult) -> None:
+        self._found = result
+
+    def result(self) -> Result:
+        assert self._found is not None
+        return self._kit._read(self._order.task, self._ids, self._found, self._order.seed, self._order.index)
+
+
+def load(name: str | Path | None = None, device: str = "auto") -> Kit:
+    """Load a model by name, by folder, or the default one (`CM3KIT_MODEL`, else `emoji`).
+
+    Raises:
+        ModelError: there is no such model, or its files are damaged.
+        ConfigError: the device is not there, or a plug-in cannot be loaded.
+    """
+    plugins.load()
+    return Kit(load_parts(find(name)), device)
+
+
+def _words(prompt: str | bytes | Path, empty: bool) -> str:
+    words = " ".join(str(prompt).split()) if isinstance(prompt, str) else ""
+    if not words and not empty:
+        raise ConfigError("the prompt is empty; give some words.", code="bad_value")
+    return words
+
+
+def _bytes(prompt: str | bytes | Path) -> bytes:
+    return prompt if isinstance(prompt, bytes) else read_bytes(Path(prompt))
+
+
+def _plain(node: Node) -> str:
+    return node.content if hasattr(node, "content") else ""

@@ -1,0 +1,72 @@
+"""A public model of text as a model folder of ours, with the weights in the number format of their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cm3kit.fill.folder import DIFFUSION, INDEX, PARTS, Defaults, write_json
+from cm3kit.fill.trained import Trained
+from cm3kit.interop.public import open_public
+from cm3kit.models.backbone import LARGE, save_backbone
+from cm3kit.models.families import families, family_of, read_config
+from cm3kit.objectives.masked_diffusion import MaskedDiffusion
+from cm3kit.publish import publishing
+from cm3kit_tokenizers.errors import ModelError
+
+CARD = """# {name}
+
+{about}, imported by `cm3kit model import`. The decoder is a {kind} of transformers; its rows lie at the ids of
+`vocab.json`. It writes in place and has no pictures. Terms of use are those of the weights it was made from.
+"""
+
+
+def import_model(source: Path, target: Path) -> Path:
+    """Bring the folder of a public family in: text tokenizer, decoder under the names of transformers, defaults.
+
+    Raises:
+        ModelError: it is of no family that is known (`unknown_model`), or cannot be read (`bad_checkpoint`).
+        OutputError: the target exists, or the disk is full.
+    """
+    family = family_of(source)
+    if family is None:
+        raw = read_config(source)
+        what = "there is no config.json" if raw is None else f"it holds {raw.get('model_type')!r}"
+        raise ModelError(
+            f"{source} is of no family that can be imported: {what}; known: {', '.join(families)}. A causal decoder is"
+            " trained from with train --backbone.",
+            code="unknown_model",
+        )
+    parts = open_public(source)
+    with publishing(target) as folder:
+        (folder / "text").mkdir()
+        parts.text.save(folder / "text")
+        save_backbone(parts.backbone, folder / "decoder", shard=LARGE)
+        how = parts.defaults
+        objective = MaskedDiffusion(parts.vocab, shift=how.diffusion.shift)
+        Trained(uses=objective.uses(how.window)).save(folder / "decoder")
+        write_json(folder / "vocab.json", parts.vocab.to_dict())
+        write_json(folder / "defaults.json", how.model_dump(mode="json"))
+        index = {name: PARTS[name] for name in ("text", "decoder")}
+        write_json(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
+        card = CARD.format(name=source.name, about=family.about, kind=type(parts.backbone).__name__)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return target
+
+
+def start_from(kind: str, folder: Path) -> list[str]:
+    """Settings of a recipe that go on from a model folder, or from the folder of a public family."""
+    if not (folder / INDEX).is_file():
+        family = family_of(folder)
+        shift = (
+            ["objective.diffusion.shift=true"]
+            if family is not None and family.shift and kind != "cm3"
+            else []
+        )
+        return [f"warm.source={folder}", *shift]
+    settings = [f"text={folder / 'text'}", f"backbone_from={folder / 'decoder'}"]
+    if (folder / "image").is_dir():
+        return [*settings[:1], f"image={folder / 'image'}", *settings[1:]]
+    # A public model has no pictures; its mask is one that it knows.
+    defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+    shifted = defaults.diffusion.shift and DIFFUSION in defaults.decoders and kind != "cm3"
+    return [*settings, "mask_embedding=keep", *(["objective.diffusion.shift=true"] if shifted else [])]

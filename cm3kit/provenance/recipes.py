@@ -1,0 +1,213 @@
+"""How a file says by which recipe it was made, and where to look for that.
+
+A picture carries it in a text chunk, a generated page in a script element that nothing runs, and words and filled
+pages, every byte of which is somebody's, in a file beside them or in the manifest of their folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from cm3kit.fill.pages import read_bytes
+from cm3kit.images import SOURCE_TYPE
+from cm3kit.json_lines import dump_json
+from cm3kit.provenance.sources import sha256
+from cm3kit_tokenizers.errors import DataError
+
+SIDECAR = ".cm3kit.json"
+MANIFEST, RUN = "manifest.jsonl", "run.json"
+HASH = "content_sha256"
+_SCRIPT = re.compile(r'<script type="application/json" id="cm3kit">(.*?)</script>', re.S)
+_MARK = re.compile(r'<meta name="generator" content="cm3kit[ "]')
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A file and how it was made.
+
+    Attributes:
+        made: what `records` writes: task, prompt, seed, index, settings, model, hashes, versions; empty where the
+            file tells nothing but that a model made it.
+        where: what it was read from: chunk, page, sidecar, manifest, or nothing.
+        marked: whether the file itself says to machines that a model made it.
+        changed: whether the file is another one than that which was written; None where that is not known.
+    """
+
+    path: Path
+    content: bytes
+    made: Mapping[str, Any]
+    where: str
+    marked: bool
+    changed: bool | None = None
+
+    def told(self) -> dict[str, Any]:
+        """All of it, for people and programs."""
+        return {
+            "file": str(self.path), "found_in": self.where, "ai_mark": SOURCE_TYPE if self.marked else None,
+            "changed": self.changed, **self.made,
+        }  # fmt: skip
+
+
+def sidecar(path: Path) -> Path:
+    """The file that keeps the recipe of one that cannot carry it."""
+    return path.with_name(path.name + SIDECAR)
+
+
+def encode_sidecar(record: Mapping[str, Any], content: bytes) -> bytes:
+    """A recipe as a file, with the hash of what it is of."""
+    return f"{dump_json({**record, HASH: sha256(content)}, indent=2)}\n".encode()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a file.
+
+    Raises:
+        PageError: the file is not there or cannot be read.
+        DataError: it carries neither a recipe nor the mark of one (`no_recipe`).
+    """
+    content = read_bytes(path)
+    marked, own = embedded(content)
+    if own is not None and _is_png(content):
+        return Recipe(path, content, own, "chunk", marked)
+    for where, found in (("sidecar", _beside(path)), ("manifest", _listed(path))):
+        if found is not None:
+            wanted = found.pop(HASH, None)
+            changed = None if wanted is None else wanted != sha256(content)
+            return Recipe(path, content, found, where, marked, changed)
+    if own is not None:
+        return Recipe(path, content, own, "page", marked)
+    if marked:
+        return Recipe(path, content, {}, "nothing", marked)
+    raise DataError(
+        f"{path} carries no recipe, and neither {sidecar(path).name} nor {MANIFEST} beside it names one; give a"
+        " file that cm3kit wrote",
+        code="no_recipe",
+    )
+
+
+def listed_files(folder: Path) -> list[Path]:
+    """The files that the manifest of a run names, in its order; DataError (`no_file`, `empty_file`) of none."""
+    if not (folder / MANIFEST).is_file():
+        raise DataError(f"{folder} has no {MANIFEST}; give the folder of a run", code="no_file")
+    found = [folder / name for row in rows(folder) if (name := name_of(row)) is not None]
+    if not found:
+        raise DataError(f"{folder / MANIFEST} names no file", code="empty_file")
+    return list(dict.fromkeys(found))
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run's manifest, what holds for all of them (`run.json`) included; torn lines are left out."""
+    run = {key: value for key, value in read_run(folder).items() if key not in ("n", "prompts", "variants")}
+    try:
+        lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / MANIFEST} cannot be read: {error}", code="unreadable_file") from error
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield _whole(run, row)
+
+
+def _whole(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row and what holds for all of them; the rows of `sample run` give only options of their own."""
+    found = {**run, **row}
+    if isinstance(row.get("sha256"), str):
+        found |= {HASH: row["sha256"], "sha256": run.get("sha256")}
+    if "sample" in row:
+        found["index"] = row["sample"]
+    options = [each.get("options") for each in (run, row)]
+    found["options"] = {
+        key: value for each in options if isinstance(each, dict) for key, value in each.items()
+    }
+    return found
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What holds for a whole run (`run.json`), or for the newest process of one that had several; else nothing."""
+    found = _json(folder / RUN)
+    if found is None:
+        processes = sorted((folder / "runs").glob("*.json"))
+        found = _json(processes[-1]) if processes else None
+    return found or {}
+
+
+def name_of(row: Mapping[str, Any]) -> str | None:
+    """The file of a manifest's row, None where it leaves the folder or there is none."""
+    name = row.get("path") or row.get("file")
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    return name
+
+
+def _beside(path: Path) -> dict[str, Any] | None:
+    return _json(sidecar(path))
+
+
+def _listed(path: Path) -> dict[str, Any] | None:
+    """The row of the last manifest line that names the file, in its folder or one of the two above."""
+    for folder in list(path.absolute().parents)[:3]:
+        manifest = folder / MANIFEST
+        if manifest.is_file():
+            known = manifest.stat()
+            listed = _index(folder, known.st_mtime_ns, known.st_size)
+            row = listed.get(path.absolute().relative_to(folder).as_posix())
+            if row is not None:
+                return dict(row)
+    return None
+
+
+@lru_cache(maxsize=4)
+def _index(folder: Path, changed: int, size: int) -> Mapping[str, Mapping[str, Any]]:
+    """The rows of a manifest by their files, the last of each; read again once it has changed."""
+    return {name: row for row in rows(folder) if (name := name_of(row)) is not None}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def embedded(content: bytes) -> tuple[bool, dict[str, Any] | None]:
+    """Whether a file is marked as made by a model, and the recipe that it carries."""
+    if _is_png(content):
+        text = _chunks(content)
+        return SOURCE_TYPE in text.get("XML:com.adobe.xmp", ""), _object(text.get("cm3kit"))
+    page = content.decode("utf-8", "replace")
+    found = _SCRIPT.search(page)
+    return SOURCE_TYPE in page or bool(_MARK.search(page)), _object(found[1] if found else None)
+
+
+def _is_png(content: bytes) -> bool:
+    return content.startswith(b"\x89PNG\r\n")
+
+
+def _chunks(content: bytes) -> dict[str, str]:
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            picture.load()
+            return dict(picture.text)  # type: ignore[attr-defined]
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"this PNG is damaged: {error}", code="unreadable_file") from error
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,56 @@
+"""The files in which a job keeps how its results were written in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cm3kit.fill.fillers import Trace
+from cm3kit.provenance.trajectories import encode_trajectory, record_of
+from cm3kit_tokenizers.errors import OutputError
+
+if TYPE_CHECKING:
+    from cm3kit.fill.kit import Kit
+
+Told = Sequence[tuple[Trace | None, Mapping[str, Any]]]
+
+
+def names(path: Path, results: int, boards: int = 1) -> list[Path]:
+    """A file for each board of each result: `path` itself if there is but one, else numbered names."""
+    start, dot, suffixes = path.name.partition(".")
+    marks = [f"-{index:04d}" if results > 1 else "" for index in range(results)]
+    parts = [f"-part{index}" if index else "" for index in range(boards)]
+    return [path.with_name(f"{start}{mark}{part}{dot}{suffixes}") for mark in marks for part in parts]
+
+
+def check_free(path: Path | None, results: int, force: bool) -> None:
+    """Refuse a name before any work is done for it.
+
+    Raises:
+        OutputError: a file exists and `force` is off (`exists`), or a folder is in its place (`cannot_write`).
+    """
+    for each in names(path, results) if path is not None else []:
+        if each.is_dir() or not each.name.strip("."):
+            raise OutputError(f"{each} is a folder; give a file name to --traj", code="cannot_write")
+        if each.exists() and not force:
+            raise OutputError(f"{each} exists; give another --traj or add --force", code="exists")
+
+
+def files(path: Path | None, written: Told, kit: Kit, prompts: bool) -> list[tuple[Path, bytes]]:
+    """The trajectories of all results as files; none without a path.
+
+    Args:
+        written: how each result was written, and what is noted of it.
+        prompts: whether the notes may go into the files.
+    """
+    if path is None:
+        return []
+    found = []
+    for index, (trace, how) in enumerate(written):
+        trajectories = trace.trajectories if trace is not None else ()
+        mine = names(path, len(written), len(trajectories))
+        mine = mine[index * len(trajectories) :]
+        for name, trajectory in zip(mine, trajectories, strict=False):
+            found.append((name, encode_trajectory(record_of(trajectory, kit, how if prompts else None))))
+    return found

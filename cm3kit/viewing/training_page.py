@@ -1,0 +1,157 @@
+"""`report.html` of a run: figures, curves and pictures on one page that asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+from cm3kit.publish import write_atomic
+from cm3kit.training.observe import HELD, Seen
+from cm3kit.training.run import viewers
+from cm3kit.training.speed import Gauge
+from cm3kit.training.task import Warn
+from cm3kit.viewing.curves import chart
+from cm3kit.viewing.document import document, resource
+from cm3kit_tokenizers.errors import Cm3kitError
+
+NAME, REFRESH = "report.html", 30.0
+PICTURES, BYTES = 4, 4_000_000  # at most so many previews, and none over this size
+
+Log = dict[str, list[tuple[float, float]]]
+# Title, unit, and what its curves are called in the log; whatever is left gets a chart of its own.
+CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Loss", "", ("loss",)),
+    ("By kind of id", "nats", ("text", "image", "hidden text", "hidden image")),
+    ("Held out, all ids", "bits a token", (
+        f"{HELD}bits_per_token", f"{HELD}fill_bits_per_token", f"{HELD}bound_bits_per_token")),
+    ("Held out, text", "bits a byte", (
+        f"{HELD}text_bits_per_byte", f"{HELD}fill_text_bits_per_byte", f"{HELD}bound_text_bits_per_byte")),
+    ("Held out, pictures", "bits a code", (
+        f"{HELD}image_bits_per_code", f"{HELD}fill_image_bits_per_code", f"{HELD}bound_image_bits_per_code")),
+    ("Held out, pictures", "bits a pixel", (
+        f"{HELD}image_bits_per_pixel", f"{HELD}fill_image_bits_per_pixel", f"{HELD}bound_image_bits_per_pixel")),
+    ("<eoss> where a filling ends", "share of hits", (
+        f"{HELD}eoss_hit_rate", f"{HELD}fill_eoss_hit_rate", f"{HELD}bound_eoss_hit_rate")),
+    ("Gradient norm", "before clipping", ("norm",)),
+    ("Learning rate", "", ("rate",)),
+)  # fmt: skip
+
+
+@viewers("report")
+class ReportPage:
+    """Keeps the page of a run fresh; an observer (`training.observe`)."""
+
+    def __init__(self, run: Path, gauge: Gauge, warn: Warn = lambda line: None) -> None:
+        self.run, self.gauge, self.warn = run, gauge, warn
+        self._seen: Seen | None = None
+        self._written = 0.0
+
+    def begin(self, step: int, total: int) -> None:
+        """The log says what is known."""
+
+    def saw(self, seen: Seen) -> None:
+        """Write the page anew, if the last one is old."""
+        self._seen = seen
+        if time.monotonic() - self._written >= REFRESH:
+            self._write(running=True)
+
+    def end(self) -> None:
+        """Write it a last time."""
+        if self._seen is not None:
+            self._write(running=False)
+
+    def _write(self, running: bool) -> None:
+        self._written = time.monotonic()
+        assert self._seen is not None
+        try:
+            page = render(self.run, self._seen, self.gauge.now(), running)
+            write_atomic(self.run / NAME, page.encode(), force=True)
+        except (Cm3kitError, OSError) as error:  # a page that cannot be written is no reason to lose a run
+            self.warn(f"no {NAME} of step {self._seen.step}: {error}")
+
+
+def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> str:
+    """The page of a run as it stands on disk."""
+    state = "running" if running else "finished" if seen.step == seen.total else "stopped"
+    title = run.resolve().name
+    done = 100 * seen.step / seen.total
+    body = "".join(
+        (
+            f'<header><h1>{escape(title)}</h1><p class="{state}">{state}</p></header>',
+            f'<progress max="100" value="{done:.2f}">{done:.0f} %</progress>',
+            _tiles(seen, speed),
+            f'<section class="charts">{"".join(_charts(read_log(run / "log.jsonl")))}</section>',
+            *_previews(run / "previews"),
+            _recipe(run / "config.yaml"),
+        )
+    )
+    return document(title, body, resource("training.css"), refresh=REFRESH if running else None)
+
+
+def read_log(path: Path) -> Log:
+    """Every figure of a log as a curve over the steps."""
+    curves: Log = {}
+    if not path.is_file():
+        return curves
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            figures = json.loads(line)
+            step = float(figures.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a line cut short by a crash
+        for name, value in figures.items():
+            if name != "seconds":
+                curves.setdefault(name, []).append((step, math.nan if value is None else float(value)))
+    return curves
+
+
+def _tiles(seen: Seen, speed: Mapping[str, float]) -> str:
+    facts = {"step": f"{seen.step} of {seen.total}", "loss": f"{seen.figures.get('loss', math.nan):.4g}"}
+    facts |= {name: f"{value:.4g}" for name, value in speed.items()}
+    facts["trained for"] = f"{seen.seconds / 60:.1f} min"
+    inner = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()
+    )
+    return f"<dl>{inner}</dl>"
+
+
+def _charts(log: Log) -> Iterator[str]:
+    left = dict(log)
+    for title, unit, names in CHARTS:
+        curves = {name.removeprefix(HELD): left.pop(name) for name in names if name in left}
+        if curves:
+            yield chart(title, curves, unit)
+    for name, curve in left.items():
+        yield chart(name, {name: curve})
+
+
+def _previews(folder: Path) -> Iterator[str]:
+    """The newest pictures and the newest page; pages are shown as text, as nobody knows what is in them."""
+    pictures = sorted(folder.glob("*.png"))[-PICTURES:] if folder.is_dir() else []
+    figures = "".join(
+        f"<figure><figcaption>{escape(path.stem)}</figcaption>"
+        f'<img alt="preview {escape(path.stem)}" src="data:image/png;base64,'
+        f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
+        for path in reversed(pictures)
+        if path.stat().st_size <= BYTES
+    )
+    if figures:
+        yield f'<h2>Pictures</h2><section class="pictures">{figures}</section>'
+    pages = sorted(folder.glob("*.html")) if folder.is_dir() else []
+    if pages:
+        text = pages[-1].read_text(encoding="utf-8", errors="replace")
+        short = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]{60,}", "data:…", text)[:20_000]
+        yield f"<h2>A page</h2><pre>{escape(short)}</pre>"
+
+
+def _recipe(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    text = escape(path.read_text(encoding="utf-8", errors="replace"))
+    return f"<details><summary>Recipe</summary><pre>{text}</pre></details>"

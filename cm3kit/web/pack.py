@@ -1,0 +1,216 @@
+"""Prepared records as token shards: memory-mapped ids, offsets, and the hashes of the tokenizers that made them.
+
+index.json                  format, dtype, id space, hashes, counts, shards
+shard-00000.tokens          ids of one document after the other, little-endian uint16 or uint32
+shard-00000.offsets.npy     where each document starts, and the end
+shard-00000.held.npy        whether each document is held out of training
+shard-00000.keys            a line of JSON for each document: its key, and the number of the piece of it
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save
+
+from cm3kit.config import Settings, read_yaml, resolve
+from cm3kit.objectives.units import cuts
+from cm3kit.publish import publishing, write_atomic
+from cm3kit.web.parts import Store, part_folders, read_part
+from cm3kit.web.record import ADDRESS, read_pieces
+from cm3kit_tokenizers.document import Picture
+from cm3kit_tokenizers.errors import ConfigError, DataError
+from cm3kit_tokenizers.pictures import load_picture
+from cm3kit_tokenizers.sequence import Codes, PageTokenizer
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+FORMAT = "cm3kit-shards/1"
+INDEX = "index.json"
+Watch = Callable[[int, int, str], None]
+
+
+class PackSettings(Settings):
+    """How documents become shards.
+
+    Attributes:
+        shard_tokens: a shard is closed once it holds as many ids.
+        longest: a document with more ids is cut into pieces, between pictures and characters.
+        least: a document or piece with fewer ids is left out.
+        held_out: share of the documents, drawn by their content, that training does not see.
+        batch: pictures that are encoded at once.
+    """
+
+    shard_tokens: int = Field(2**27, ge=1)
+    longest: int | None = Field(None, ge=1)
+    least: int = Field(2, ge=1)
+    held_out: float = Field(0.0, ge=0, lt=1)
+    batch: int = Field(64, ge=1)
+
+
+def pack_settings(config: Sequence[Path], overrides: Sequence[str]) -> PackSettings:
+    """Settings by YAML files, then `a=b`."""
+    return resolve(PackSettings, map(read_yaml, config), overrides)
+
+
+def pack_records(
+    folder: Path, text: TextTokenizer, image: ImageTokenizer, output: Path,
+    settings: PackSettings | None = None, watch: Watch = lambda done, total, note: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the shards of prepared data, equal pages once, and return the index.
+
+    The codes of each part's pictures are kept in the prepared folder, so that packing again, or after it was
+    stopped, does not encode them again.
+
+    Raises:
+        DataError: a part or picture is missing or damaged.
+        OutputError: `output` exists.
+    """
+    settings = settings or PackSettings()
+    pages = PageTokenizer(text, Vocab(text.size, image.size))
+    parts, seen, duplicates = part_folders(folder), set[bytes](), 0
+    cache = folder / "codes" / image.sha256[:16]
+    with publishing(output) as out, closing(_Writer(out, pages, settings)) as writer:
+        for done, part in enumerate(parts, 1):
+            codes = encode_pictures(part, Store(folder / "pictures"), image, cache, settings.batch)
+            for row in read_part(part, ["key", "html", "sha256"]):
+                digest = bytes.fromhex(row["sha256"])
+                if digest in seen:
+                    duplicates += 1
+                    continue
+                seen.add(digest)
+                writer.add(row["key"], _encode(row["html"], pages, codes), digest)
+            watch(done, len(parts), f"{writer.documents} documents, {writer.tokens} tokens")
+        writer.end_shard()
+        index = writer.index() | {
+            "format": FORMAT, "vocab": pages.vocab.to_dict(), "grid": list(image.grid), "duplicates": duplicates,
+            "text_sha256": text.sha256, "image_sha256": image.sha256, "settings": settings.model_dump(),
+        }  # fmt: skip
+        (out / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    return index
+
+
+def _encode(html: str, pages: PageTokenizer, codes: Mapping[str, Sequence[int]]) -> list[int]:
+    def codes_of(picture: Picture) -> Codes:
+        return codes[picture.src.removeprefix(ADDRESS)], None
+
+    return [each for each in pages.encode(read_pieces(html), codes_of) if isinstance(each, int)]
+
+
+def encode_pictures(
+    part: Path, store: Store, image: ImageTokenizer, cache: Path, batch: int
+) -> dict[str, list[int]]:
+    """Codes of the pictures of a part by their hash, from `cache` if they are there."""
+    path = cache / f"{part.name}.safetensors"
+    if not path.is_file():
+        rows = read_part(part, ["pictures"])
+        wanted = sorted({(each["sha256"], each["mime"]) for row in rows for each in row["pictures"]})
+        found = [
+            encode_batch([_read(store.path(*each)) for each in wanted[at : at + batch]], image)
+            for at in range(0, len(wanted), batch)
+        ]
+        codes_BN = torch.cat(found) if found else torch.zeros(0, 1, dtype=torch.int32)
+        cache.mkdir(parents=True, exist_ok=True)
+        names = {"pictures": json.dumps([sha256 for sha256, _ in wanted])}
+        write_atomic(path, save({"codes": codes_BN}, names), force=True)
+    with safe_open(path, "pt") as opened:
+        names = json.loads(opened.metadata()["pictures"])
+        return dict(zip(names, opened.get_tensor("codes").tolist(), strict=True))
+
+
+def encode_batch(pictures: Sequence[bytes], image: ImageTokenizer) -> torch.Tensor:
+    """Codes (B, N), int32, of pictures as files hold them; PictureError for one that is none."""
+    device = image.codebook_KD.device
+    pixels_BCHW = image.pixels([load_picture(each) for each in pictures])
+    return image.encode(pixels_BCHW.to(device)).to("cpu", torch.int32)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; see: cm3kit data validate.", code="bad_data"
+        ) from error
+
+
+class _Writer:
+    """Appends documents to shards."""
+
+    def __init__(self, out: Path, pages: PageTokenizer, settings: PackSettings) -> None:
+        self.out, self.pages, self.settings = out, pages, settings
+        self.dtype = np.dtype("<u2" if len(pages.vocab) <= 2**16 else "<u4")
+        self.documents = self.tokens = 0
+        self.shards: list[dict[str, Any]] = []
+        self._offsets: list[int] = [0]
+        self._held: list[bool] = []
+        self._files: tuple[BinaryIO, TextIO] | None = None
+
+    def add(self, key: str, ids: Sequence[int], digest: bytes) -> None:
+        """Write a document, or its pieces."""
+        held = int.from_bytes(digest[:8], "big") < self.settings.held_out * 2**64
+        for number, piece in enumerate(self._pieces(ids)):
+            if len(piece) < self.settings.least:
+                continue
+            if self._files is None:
+                self._files = self._name("tokens").open("wb"), self._name("keys").open("w", encoding="utf-8")
+            self._files[0].write(np.asarray(piece, self.dtype).tobytes())
+            self._files[1].write(json.dumps([key, number], ensure_ascii=False) + "\n")
+            self._offsets.append(self._offsets[-1] + len(piece))
+            self._held.append(held)
+            self.documents, self.tokens = self.documents + 1, self.tokens + len(piece)
+            if self._offsets[-1] >= self.settings.shard_tokens:
+                self.end_shard()
+
+    def _name(self, suffix: str) -> Path:
+        return self.out / f"shard-{len(self.shards):05}.{suffix}"
+
+    def _pieces(self, ids: Sequence[int]) -> Iterator[Sequence[int]]:
+        longest = self.settings.longest
+        if longest is None or len(ids) <= longest:
+            yield ids
+            return
+        places = cuts(ids, self.pages.vocab, self.pages.text.continues)
+        start = 0
+        while start < len(ids):
+            stop = places[bisect_right(places, start + longest) - 1]
+            if stop <= start:
+                raise ConfigError(
+                    f"longest = {longest} is shorter than a picture; make it longer.", code="bad_value"
+                )
+            yield ids[start:stop]
+            start = stop
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for file in self._files or ():
+            file.close()
+        self._files = None
+
+    def end_shard(self) -> None:
+        """Finish the shard that is being written, if there is one."""
+        if self._files is None:
+            return
+        self.close()
+        np.save(self._name("offsets.npy"), np.asarray(self._offsets, "<i8"))
+        np.save(self._name("held.npy"), np.asarray(self._held, bool))
+        name = self._name("tokens").name.removesuffix(".tokens")
+        self.shards.append({"name": name, "documents": len(self._held), "tokens": self._offsets[-1]})
+        self._offsets, self._held = [0], []
+
+    def index(self) -> dict[str, Any]:
+        """What there is to say of all shards."""
+        if not self.shards:
+            raise DataError("no document is long enough to be packed.", code="bad_data")
+        counts = {"documents": self.documents, "tokens": self.tokens}
+        return {**counts, "dtype": self.dtype.name, "shards": self.shards}

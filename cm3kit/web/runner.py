@@ -1,0 +1,217 @@
+"""From a source to prepared parts: in this process or several, a shard of them or all, and on from where a run died."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cm3kit.config import read_yaml, resolve
+from cm3kit.extras import need
+from cm3kit.publish import publishing, sweep, write_atomic
+from cm3kit.web.parts import PartWriter, Store, audit_of
+from cm3kit.web.record import Dropped, Record, html_to_record
+from cm3kit.web.settings import PRESETS, WebSettings
+from cm3kit.web.sources import Item, Piece, SourceOptions, detect, load_sources
+from cm3kit_tokenizers.errors import ConfigError, OutputError
+
+Watch = Callable[[int, int, str], None]
+Warn = Callable[[str], None]
+JOB = "job.json"
+COLUMNS = ("caption", "url", "image", "text", "html", "texts", "images", "text_list", "image_info", "license")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be prepared, from where, by which rules, into which folder."""
+
+    kind: str
+    output: Path
+    settings: WebSettings
+    options: SourceOptions
+
+    @property
+    def store(self) -> Store:
+        """Where the pictures go."""
+        return Store(self.output / "pictures")
+
+    def part(self, number: int) -> Path:
+        """The folder of a piece's part."""
+        return self.output / "parts" / f"{number:06}"
+
+
+def prepare(
+    place: str, output: Path, *, kind: str = "auto", settings: WebSettings | None = None,
+    options: SourceOptions | None = None, shard: tuple[int, int] = (0, 1), workers: int = 0,
+    watch: Watch = lambda done, total, note: None, warn: Warn = lambda line: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Prepare a source, or go on with it: parts that are there are not made again.
+
+    Args:
+        place: a file, folder or name; see `sources`.
+        kind: of source; `auto` looks at the names of the files.
+        shard: (i, n): only the pieces i, i + n, i + 2n, …
+        workers: processes; with 0 the pages are read in this one, where a page that hangs or crashes the
+            parser takes the run with it.
+
+    Returns:
+        Counts of all parts that are there, and how many are `missing`. With none missing, `audit.json` and
+        `report.md` are written.
+
+    Raises:
+        ConfigError: the folder was begun with another source or other settings.
+        DataError: the source is not there, or an extra is.
+    """
+    job, pieces = begin(place, output, kind, settings, options)
+    index, count = shard
+    mine = [(number, piece) for number, piece in enumerate(pieces) if number % count == index]
+    todo = [(number, piece) for number, piece in mine if not job.part(number).is_dir()]
+    done, kept = len(mine) - len(todo), 0
+    if done:
+        warn(f"{done} of {len(mine)} parts are done already")
+    for counts in _run(job, todo, workers, warn):
+        done, kept = done + 1, kept + counts["pages"].get("kept", 0)
+        watch(done, len(mine), f"{kept} pages kept")
+    return finish(job, len(pieces))
+
+
+def begin(
+    place: str, output: Path, kind: str = "auto", settings: WebSettings | None = None,
+    options: SourceOptions | None = None,
+) -> tuple[Job, list[Piece]]:  # fmt: skip
+    """The job of a folder and its pieces; written down, or held to what is. See `prepare`."""
+    need("pyarrow", "web", "Writing records")
+    sources = load_sources()
+    kind = detect(place) if kind == "auto" else kind
+    options = options or SourceOptions()
+    pieces = sources[kind]().pieces(place, options)
+    job = Job(kind, output, settings or WebSettings(), options)
+    _write_down(job, place, pieces)
+    return job, pieces
+
+
+def finish(job: Job, pieces: int) -> dict[str, Any]:
+    """Counts of the parts that are there; with all of them there, write `audit.json` and `report.md`."""
+    from cm3kit.web.report import report
+
+    missing = sum(not job.part(number).is_dir() for number in range(pieces))
+    found: dict[str, Any] = {"missing": missing, **(audit_of(job.output) if missing < pieces else {})}
+    if not missing:
+        write_atomic(job.output / "audit.json", json.dumps(found, indent=1).encode(), force=True)
+        write_atomic(job.output / "report.md", report(job.output, found).encode(), force=True)
+    return found
+
+
+def settings_of(preset: str, config: Sequence[Path], overrides: Sequence[str]) -> WebSettings:
+    """Rules by a preset, then YAML files, then `a.b=c`; ConfigError for unknown names."""
+    if preset not in PRESETS:
+        raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}.", code="unknown_name")
+    return resolve(WebSettings, [PRESETS[preset], *map(read_yaml, config)], overrides)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n"; ConfigError unless 0 <= i < n."""
+    index, _, count = text.partition("/")
+    if index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise ConfigError(f"--shard {text!r} is not i/n with i from 0 to n - 1.", code="bad_value")
+
+
+def columns_of(given: Sequence[str]) -> dict[str, str]:
+    """Columns by the names that rows know, of `NAME=THEIRS`; ConfigError (bad_value) for what is none."""
+    found = {}
+    for each in given:
+        name, sign, theirs = each.partition("=")
+        if name not in COLUMNS or not sign or not theirs:
+            raise ConfigError(
+                f"--column {each!r} is not NAME=THEIRS with a NAME of {', '.join(COLUMNS)}.", code="bad_value"
+            )
+        found[name] = theirs
+    return found
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_down(job: Job, place: str, pieces: list[Piece]) -> None:
+    """Write down what the folder is for, or refuse it where it is for something else."""
+    listed = hashlib.sha256(json.dumps([asdict(each) for each in pieces]).encode("utf-8", "replace"))
+    said = {
+        "source": place, "kind": job.kind, "options": asdict(job.options), "pieces": len(pieces),
+        "pieces_sha256": listed.hexdigest(), "settings": job.settings.model_dump(mode="json"),
+    }  # fmt: skip
+    path = job.output / JOB
+    (job.output / "parts").mkdir(parents=True, exist_ok=True)
+    try:
+        write_atomic(path, json.dumps(said, indent=1).encode())
+    except OutputError as error:
+        if error.code != "exists":
+            raise
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    other = [
+        name for name in json.loads(json.dumps(said)) if json.loads(json.dumps(said))[name] != begun.get(name)
+    ]
+    if other:
+        raise ConfigError(
+            f"{job.output} was begun with another {other[0].replace('_sha256', '')}; choose another --output.",
+            code="bad_config",
+        )
+    sweep(job.output / "parts")
+    for folder in (job.output / "pictures").glob("??"):
+        sweep(folder)
+
+
+def _run(job: Job, todo: list[tuple[int, Piece]], workers: int, warn: Warn) -> Iterator[dict[str, Any]]:
+    if workers:
+        from cm3kit.web.workers import run_in_processes
+
+        yield from run_in_processes(job, todo, workers, warn)
+        return
+    for number, piece in todo:
+        if (counts := run_piece(job, number, piece, {})) is not None:
+            yield counts
+
+
+def run_piece(
+    job: Job,
+    number: int,
+    piece: Piece,
+    given_up: Mapping[str, str],
+    at: Callable[[str], None] = lambda key: None,
+) -> dict[str, Any] | None:
+    """Make one part; None where another process was quicker.
+
+    Args:
+        given_up: keys of pages that are not tried again, and the reasons.
+        at: hears the key of each page before it is read, and "" after it.
+    """
+    source = load_sources()[job.kind]()
+    try:
+        with publishing(job.part(number)) as folder, closing(PartWriter(folder, job.store)) as writer:
+            for item in source.items(piece, job.options):
+                writer.add(_one(item, job.settings, given_up, at))
+            return writer.finish()
+    except OutputError as error:
+        if error.code == "exists" and job.part(number).is_dir():
+            return None
+        raise
+
+
+def _one(
+    item: Item, settings: WebSettings, given_up: Mapping[str, str], at: Callable[[str], None]
+) -> Record | Dropped:
+    if item.key in given_up:
+        return Dropped(item.key, given_up[item.key])
+    if item.data is None:
+        return Dropped(item.key, item.reason, " ".join(item.detail.split())[:200])
+    at(item.key)
+    found = html_to_record(item.data, item.find, settings, key=item.key, about=item.about)
+    at("")
+    return found

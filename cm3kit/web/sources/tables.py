@@ -1,0 +1,197 @@
+"""Tables as text, line by line: a line that is wrong costs itself, and no quote swallows what follows."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from cm3kit.web.sources.rows import CAPTIONS, FILES, PICTURES, TEXTS, URLS, is_address
+from cm3kit_tokenizers.disguise import disguise
+from cm3kit_tokenizers.errors import DataError
+
+MOST_LINE = 64 << 20
+_LOOKED = 64
+_MOST_LINES = 2000  # of one row
+_NAMES = {each.lower() for each in (*CAPTIONS, *PICTURES, *FILES, *TEXTS, *URLS, "html", "images", "texts")}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """How a file is to be read: its encoding, what parts the cells, whether they may be quoted, names of the columns.
+
+    `header` says whether the first line holds the names.
+    """
+
+    codec: str
+    delimiter: str
+    quoted: bool
+    names: tuple[str, ...]
+    header: bool
+
+
+def look(place: str, own: Sequence[str] = ()) -> Table:
+    """How a table is to be read, by its first lines.
+
+    Args:
+        own: names of columns that the user gives; numbers from 1 for those of a table without a header.
+
+    Raises:
+        DataError: bad_data where it cannot be told which column is which; the message names the setting that says so.
+    """
+    with open(place, "rb") as file:
+        head = file.read(1 << 20)
+    if what := disguise(head):
+        raise DataError(f"{place} {what}.", code="bad_data")
+    codec = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    lines = [
+        each for each in islice(_lines(io.BytesIO(head), codec), _LOOKED) if each is not None and each.strip()
+    ]
+    if not lines:
+        return Table(codec, ",", True, ("caption", "url"), False)
+    tabs = place.lower().endswith(".tsv") or "\t" in lines[0]
+    delimiter = "\t" if tabs else ";" if lines[0].count(";") > lines[0].count(",") else ","
+    quoted = not place.lower().endswith(".tsv")
+    rows = [cells for each in lines if (cells := _cells(each, delimiter, quoted)) is not None]
+    if own and all(each.isdecimal() for each in own):
+        width = max(map(len, rows), default=0)
+        return Table(codec, delimiter, quoted, tuple(str(place + 1) for place in range(width)), False)
+    first = [each.strip() for each in rows[0]] if rows else []
+    known = {each.lower() for each in own} | _NAMES
+    if any(each.lower() in known for each in first) and not any(is_address(each) for each in first):
+        _named(place, first, own)
+        return Table(codec, delimiter, quoted, tuple(_spelt(each, own) for each in first), True)
+    return Table(codec, delimiter, quoted, _guessed(place, rows), False)
+
+
+def _spelt(name: str, own: Sequence[str]) -> str:
+    """A column's name as rows know it: their own spelling, whatever the case in the file."""
+    if name in own:
+        return name
+    known = (*CAPTIONS, *PICTURES, *FILES, *TEXTS, *URLS)
+    return name if name in known else name.lower() if name.lower() in known else name
+
+
+def _named(place: str, names: Sequence[str], own: Sequence[str]) -> None:
+    small = {each.lower() for each in names}
+    words = small & {each.lower() for each in (*CAPTIONS, *TEXTS, "html")} or set(names) & set(own)
+    if not words:
+        raise DataError(
+            f"{place}: no column of {', '.join(names)[:200]} is known to hold words; say which: --column caption=NAME.",
+            code="bad_data",
+        )
+
+
+def _guessed(place: str, rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Names for columns without any, by what is in them: the one that holds addresses, and the other one."""
+    width = max(map(len, rows), default=0)
+    whole = [row for row in rows if len(row) == width]
+    shares = (
+        [sum(is_address(row[place]) for row in whole) / len(whole) for place in range(width)] if whole else []
+    )
+    pictures = [place for place, share in enumerate(shares) if share > 0.5]
+    if width == 2 and len(pictures) == 1:
+        return ("url", "caption") if pictures[0] == 0 else ("caption", "url")
+    if width == 2 and not pictures and max(shares) > 0:
+        return ("url", "caption") if shares[0] > shares[1] else ("caption", "url")
+    raise DataError(
+        f"{place} has no header, and its {width} columns do not tell which holds the picture and which the words; add"
+        " a first line with their names, or say which is which by number: --column caption=2 --column url=1.",
+        code="bad_data",
+    )
+
+
+def read(place: str, table: Table) -> Iterator[dict[str, str] | str]:
+    """Rows by the names of their columns; for a line that is none, what is wrong with it.
+
+    A quote that is not closed where it could be costs the line that it is in.
+    """
+    with open(place, "rb") as file:
+        lines = _Ahead(_lines(file, table.codec))
+        if table.header:
+            next(lines, None)
+        for line in lines:
+            if line is None:
+                yield "the line is not in the encoding of the file, or too long"
+            elif line.strip():
+                yield _row(line, lines, table)
+
+
+def _row(line: str, lines: _Ahead, table: Table) -> dict[str, str] | str:
+    text, more, odd = line, 0, table.quoted and line.count('"') % 2 == 1
+    while odd:
+        # The row may go on in the next line.
+        following = lines.peek(more) if more < _MOST_LINES else None
+        if following is None or len(text) > MOST_LINE:
+            return "a quote is not closed"
+        text, more, odd = text + following, more + 1, following.count('"') % 2 == 0
+    cells = _cells(text, table.delimiter, table.quoted)
+    if cells is None:
+        return "a quote is not closed, or stands where none can"
+    if len(cells) != len(table.names):
+        return f"{len(cells)} cells, and there are {len(table.names)} columns"
+    lines.skip(more)
+    return dict(zip(table.names, cells, strict=True))
+
+
+def _cells(text: str, delimiter: str, quoted: bool) -> list[str] | None:
+    """The cells of a row; None where its quotes are not those of one row."""
+    text = text.rstrip("\r\n")
+    if not quoted:
+        return text.split(delimiter)
+    csv.field_size_limit(MOST_LINE * 2)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error:
+        return None
+    return rows[0] if len(rows) == 1 else None
+
+
+class _Ahead:
+    """Lines, of which some can be looked at before they are taken."""
+
+    def __init__(self, lines: Iterator[str | None]) -> None:
+        self._lines, self._held = lines, list[str | None]()
+
+    def __iter__(self) -> _Ahead:
+        return self
+
+    def __next__(self) -> str | None:
+        return self._held.pop(0) if self._held else next(self._lines)
+
+    def peek(self, number: int) -> str | None:
+        """The line so many further on; None for one that cannot be read, or at the end."""
+        while len(self._held) <= number:
+            try:
+                self._held.append(next(self._lines))
+            except StopIteration:
+                return None
+        return self._held[number]
+
+    def skip(self, count: int) -> None:
+        """Take lines that were looked at."""
+        del self._held[:count]
+
+
+def _lines(file: io.BufferedIOBase | io.BufferedReader, codec: str) -> Iterator[str | None]:
+    """Lines with their ends; None for one that is not in the encoding, or too long."""
+    if codec == "utf-16":
+        # Tables of this kind are written by spreadsheets; they are small.
+        yield from io.StringIO(file.read().decode("utf-16", "replace"), newline="\n")
+        return
+    first = True
+    while line := file.readline(MOST_LINE):
+        whole = line.endswith(b"\n") or len(line) < MOST_LINE
+        while not line.endswith(b"\n") and not whole and (rest := file.readline(MOST_LINE)):
+            whole, line = False, rest
+            if rest.endswith(b"\n"):
+                break
+        try:
+            text = line.decode("utf-8") if whole else None
+        except UnicodeDecodeError:
+            text = None
+        yield text.removeprefix("\ufeff") if text is not None and first else text
+        first = False

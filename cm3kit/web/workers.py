@@ -1,0 +1,174 @@
+"""Processes that make parts, watched: a page that hangs, or takes its process down, is given up and named.
+
+A worker reports every page before it reads it. If the process dies or stays with one page for too long, the part
+is made again by a new process without that page. When the run itself is killed, its workers end at their next page.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from cm3kit.publish import sweep
+from cm3kit.web.runner import Job, Warn, run_piece
+from cm3kit.web.sources import Piece
+from cm3kit_tokenizers.errors import Cm3kitError, DataError
+
+_SOURCE_SECONDS = 900.0  # to find the next page, in a large archive
+_DEATHS = 3
+_PATIENCE = 6.0  # times the limit of a page on the clock, where the process hardly got to run
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    number: int = -1
+    piece: Piece | None = None
+    key: str = ""
+    since: float = field(default_factory=time.monotonic)
+    spent: float = 0.0
+
+
+def run_in_processes(
+    job: Job, todo: list[tuple[int, Piece]], workers: int, warn: Warn
+) -> Iterator[dict[str, Any]]:
+    """Make the parts of `todo`, and yield the counts of each as it is done."""
+    waiting = list(reversed(todo))
+    given_up: dict[int, dict[str, str]] = {}
+    deaths: dict[int, int] = {}
+    pool = [_start(job) for _ in range(min(workers, len(todo)))]
+    try:
+        for worker in pool:
+            _give(worker, waiting, given_up)
+        while any(each.piece is not None for each in pool):
+            busy = {each.pipe: each for each in pool if each.piece is not None}
+            for pipe in wait(list(busy), timeout=0.5):
+                worker = busy[pipe]  # type: ignore[index]
+                try:
+                    kind, value = worker.pipe.recv()
+                except (EOFError, OSError):
+                    _replace(worker, job, "crashed", given_up, deaths, warn)
+                    continue
+                worker.since = time.monotonic()
+                if kind == "page":
+                    worker.key, worker.spent = value, _processor_time(worker.process.pid)
+                elif kind == "failed":
+                    raise value
+                else:
+                    if value is not None:
+                        yield value
+                    _give(worker, waiting, given_up)
+            for worker in busy.values():
+                if worker.piece is not None and _late(worker, job.settings.seconds):
+                    _replace(worker, job, "too_slow", given_up, deaths, warn)
+    finally:
+        for worker in pool:
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+        sweep(job.output / "parts")
+
+
+def _late(worker: _Worker, seconds: float) -> bool:
+    """Whether a worker is at its page, or on the way to one, for too long.
+
+    A page may take so many seconds of the processor, so that a busy machine gives up the same pages as a quiet one.
+    """
+    waited = time.monotonic() - worker.since
+    if not worker.key:
+        return waited > _SOURCE_SECONDS
+    if waited <= seconds or waited > _PATIENCE * seconds:
+        return waited > seconds
+    return _processor_time(worker.process.pid) - worker.spent > seconds
+
+
+def _processor_time(process: int) -> float:
+    """Seconds that a process has run; the clock where the system does not say."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+            user, system = file.read().rpartition(")")[2].split()[11:13]
+    except (OSError, ValueError):
+        return time.monotonic()
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _start(job: Job) -> _Worker:
+    # spawn: a fork would carry over locks that other threads hold.
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(there, job), daemon=True)
+    process.start()
+    there.close()
+    return _Worker(process, here)
+
+
+def _give(worker: _Worker, waiting: list[tuple[int, Piece]], given_up: dict[int, dict[str, str]]) -> None:
+    worker.piece, worker.key, worker.since = None, "", time.monotonic()
+    if waiting:
+        worker.number, worker.piece = waiting.pop()
+        with suppress(OSError):  # one that is dead already is found when it is listened to
+            worker.pipe.send((worker.number, worker.piece, given_up.get(worker.number, {})))
+
+
+def _replace(
+    worker: _Worker,
+    job: Job,
+    reason: str,
+    given_up: dict[int, dict[str, str]],
+    deaths: dict[int, int],
+    warn: Warn,
+) -> None:
+    """End a worker, and have a new one make the same part without the page that it was at."""
+    worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+    number, piece = worker.number, worker.piece
+    if worker.key:
+        warn(f"{worker.key} is given up: {reason}")
+        given_up.setdefault(number, {})[worker.key] = reason
+    else:
+        deaths[number] = deaths.get(number, 0) + 1
+        if deaths[number] == _DEATHS:
+            place = piece.place if piece else ""
+            raise DataError(f"{place} cannot be read: the process that opens it died.", code="bad_data")
+    fresh = _start(job)
+    worker.process, worker.pipe, worker.key = fresh.process, fresh.pipe, ""
+    _give(worker, [(number, piece)] if piece else [], given_up)
+
+
+def _work(pipe: Connection, job: Job) -> None:
+    """The life of a worker: parts as they are given, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit = job.settings.memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        while True:
+            number, piece, given_up = pipe.recv()
+            try:
+                counts = run_piece(job, number, piece, given_up, lambda key: pipe.send(("page", key)))
+                pipe.send(("done", counts))
+            except (EOFError, BrokenPipeError):
+                return
+            except BaseException as error:  # noqa: BLE001 - the parent raises it
+                pipe.send(("failed", _plain(error)))
+    except (EOFError, OSError):
+        return
+
+
+def _plain(error: BaseException) -> Exception:
+    """The error itself where it is a user's; of another its name and line, since not every one survives a pipe."""
+    if isinstance(error, Cm3kitError):
+        return error
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, error.strerror, error.filename)
+    return RuntimeError(f"{type(error).__name__}: {error}")
