@@ -322,7 +322,7 @@ def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] 
     """What a training of merged recipes needs.
 
     Args:
-        kind: vqgan, cm3, mdm, block or hybrid; None is told from the recipes.
+        kind: vqgan, cm3, mdm, block, hybrid or rl; None is told from the recipes.
         config: recipes, by file or by the name of one that ships, later ones winning.
         overrides: `a.b=c`.
 
@@ -334,6 +334,10 @@ def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] 
     recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], overrides)
     if isinstance(recipe, VqganRecipe):
         return estimate_vqgan(recipe)
+    if kind == "rl":
+        from cm3kit.training.rl.estimate import estimate_rl
+
+        return estimate_rl(recipe)
     if not isinstance(recipe, DecoderRecipe):
         raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")
     return estimate_decoder(recipe)

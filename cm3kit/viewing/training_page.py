@@ -27,6 +27,11 @@ Log = dict[str, list[tuple[float, float]]]
 # Title, unit, and what its curves are called in the log; whatever is left gets a chart of its own.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss", "", ("loss",)),
+    ("Reward", "", ("reward",)),
+    ("Reward, held out", "", (f"{HELD}reward",)),
+    ("Answers of a group", "share", ("distinct", "no spread", "no reward", "ended")),
+    ("Ratios that are clipped", "share", ("clip share",)),
+    ("Divergence from the reference", "nats a token", ("kl",)),
     ("By kind of id", "nats", ("text", "image", "hidden text", "hidden image")),
     ("Held out, all ids", "bits a token", (
         f"{HELD}bits_per_token", f"{HELD}fill_bits_per_token", f"{HELD}bound_bits_per_token")),
