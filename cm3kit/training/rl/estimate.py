@@ -1,4 +1,4 @@
-"""What reinforcement learning needs, before it starts: the parts of `training.estimate`, of forward passes and rollouts."""
+"""What reinforcement learning needs before it starts, as `training.estimate` tells it of other trainings."""
 
 from __future__ import annotations
 
@@ -45,9 +45,12 @@ def estimate_rl(recipe: RLRecipe) -> estimating.Estimate:
     public = not (folder / INDEX).is_file()
     text, vocab = _tokens(folder, public)
     answer = _answer(recipe, folder, public, vocab)
-    words = max(
-        len(text.encode(item.name, vocab.text.start)) for item in read_items(recipe.prompts, recipe.task)
+    items = read_items(recipe.prompts, recipe.task, recipe.hold_out)
+    asked = (
+        item.name if item.page is None else item.page.data.decode(item.page.codec, "replace")
+        for item in items
     )
+    words = max(len(text.encode(each, vocab.text.start)) for each in asked)
     length = words + answer + AROUND
     process = resident() + estimating.LOADED
     fast = estimating._fast(recipe.loop)
@@ -161,5 +164,6 @@ def _traced(
             del logp_N
             optimizer.step()
         peak = live.peak
+        del average
     held = sizes.weights + sizes.gradients + sizes.moments + sizes.average
-    return model, sizes, max(0, peak - held) + 0 * len(average)
+    return model, sizes, max(0, peak - held)

@@ -106,7 +106,7 @@ def check_options(filler: Filler, options: GenerateOptions) -> None:
     """
     wrong = []
     for modality in ("image", "text", "mixed"):
-        config = filler.settings(modality, options)  # type: ignore[arg-type]
+        config = filler.settings(modality, options)
         if getattr(config, "guidance", 1) != 1:
             wrong.append(f"guidance {getattr(config, 'guidance', 1)}")
         cache = getattr(config, "cache", "none")
