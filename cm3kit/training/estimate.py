@@ -335,8 +335,9 @@ def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] 
     if isinstance(recipe, VqganRecipe):
         return estimate_vqgan(recipe)
     if kind == "rl":
-        from cm3kit.training.rl.estimate import estimate_rl
+        from cm3kit.training.rl.estimate import RLRecipe, estimate_rl
 
+        assert isinstance(recipe, RLRecipe)
         return estimate_rl(recipe)
     if not isinstance(recipe, DecoderRecipe):
         raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")

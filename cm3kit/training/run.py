@@ -102,8 +102,7 @@ def _rl(recipe: Any, output: Path, **how: Any) -> Path:
         kept()
         # How the policy wrote before it learned anything, to be compared with what follows.
         if not before.parent.exists():
-            before.parent.mkdir()
-            task.preview(task.model, before)
+            task.preview_before(before)
 
     return _watched(task, recipe.loop, output, {**how, "kept": keep_all})
 

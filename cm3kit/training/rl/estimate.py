@@ -94,7 +94,7 @@ def _answer(recipe: RLRecipe, folder: Path, public: bool, vocab: Vocab) -> int:
         return told
     if recipe.task in ("image", "pair") and vocab.image_size:
         shape = json.loads((folder / "image/config.json").read_text(encoding="utf-8"))
-        side = int(shape["sample_size"]) // 2 ** (len(shape["block_out_channels"]) - 1)
+        side: int = int(shape["sample_size"]) // 2 ** (len(shape["block_out_channels"]) - 1)
         return side * side
     return ANSWER
 

@@ -34,7 +34,6 @@ from cm3kit.objectives.contract import Use
 from cm3kit.training.parallel import is_spread, whole
 from cm3kit.training.rl.policy import Policy, Reading, Row
 from cm3kit.training.rl.together import processes, shared
-from cm3kit_tokenizers.errors import ConfigError
 
 CARD = """
 
@@ -64,8 +63,7 @@ class PolicyModel:
         if not lora.rank:
             backbone = backbone.float()
         self._own = writes_in_place and own_diffusion(parts)
-        if is_timed(backbone) and writes_in_place:
-            self._refuse_timed(options)
+        self.timed = is_timed(backbone)
         vocab, how = parts.vocab, parts.defaults.diffusion
         self._adapted: Any = None
         if lora.rank:
@@ -76,16 +74,6 @@ class PolicyModel:
         self._whole = copy.deepcopy(backbone) if apart else None
         self._kit: tuple[PreTrainedModel, Kit] | None = None
         self.reading = self._reading(options)
-
-    def _refuse_timed(self, options: GenerateOptions) -> None:
-        for modality in ("image", "text", "mixed"):
-            config = getattr(self.start.defaults.diffusion, modality)
-            if (options.sampler or config.sampler) in ("ancestral", "first-hitting"):
-                raise ConfigError(
-                    "the model looks at the time, which this sampler does not write down; use one that writes by"
-                    " confidence.",
-                    code="bad_value",
-                )
 
     def _reading(self, options: GenerateOptions) -> Reading:
         parts = self.start
@@ -106,13 +94,17 @@ class PolicyModel:
             state = {name: whole(each) for name, each in backbone.state_dict().items()}
             self._whole.load_state_dict(state)
             backbone = self._whole.to(next(iter(state.values())).device)
-        elif self._adapted is not None and not self.start.public:
+        elif self._adapted is not None and not (self.start.public and self.decoder == DIFFUSION):
             # The lean engine reads matrices, of which adapters are no part until they are merged.
             return self._made(without_lora(self._adapted))
         if self._kit is None or self._kit[0] is not backbone:
             self._kit = backbone, self._made(backbone)
         self._kit[1].forget_weights()
         return self._kit[1]
+
+    def kit_before(self) -> Kit:
+        """What writes with the weights that training begins with, before it does; no other process has to ask."""
+        return self.kit(self.policy) if self._whole is None else self._made(self._whole)
 
     def _made(self, backbone: PreTrainedModel) -> Kit:
         """A kit of one decoder, whose folder holds no other weights."""

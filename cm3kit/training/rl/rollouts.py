@@ -98,8 +98,11 @@ def episode_of(kit: Kit, filler: Filler, result: Written, options: GenerateOptio
     return diffusion_episode(result, vocab.mask, vocab.eoss, config)
 
 
-def check_options(filler: Filler, options: GenerateOptions) -> None:
+def check_options(filler: Filler, options: GenerateOptions, timed: bool = False) -> None:
     """Refuse options of which a replay is not exact.
+
+    Args:
+        timed: whether the model looks at the time, which samplers of the reverse process do not write down.
 
     Raises:
         ConfigError: guidance, gaps in parallel, lengths that are tried out, a cache that approximates (`bad_value`).
@@ -109,6 +112,8 @@ def check_options(filler: Filler, options: GenerateOptions) -> None:
         config = filler.settings(modality, options)
         if getattr(config, "guidance", 1) != 1:
             wrong.append(f"guidance {getattr(config, 'guidance', 1)}")
+        if timed and getattr(config, "sampler", "confidence") != "confidence":
+            wrong.append(f"sampler {getattr(config, 'sampler', '')!r} of a model that looks at the time")
         cache = getattr(config, "cache", "none")
         if cache not in ("none", *EXACT):
             wrong.append(f"cache {cache!r}")

@@ -112,7 +112,7 @@ class RLTask:
     def _fitting(self, items: Sequence[Item], source: Path) -> list[Item]:
         """Those that fit the model's window; the others are left out, and noted."""
         kit = self._made.kit(self.model)
-        check_options(kit.filler(self._options), self._options)
+        check_options(kit.filler(self._options), self._options, self._made.timed)
         kept, last = list[Item](), ""
         for item in items:
             try:
@@ -311,8 +311,16 @@ class RLTask:
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Answers to a few prompts, with what they are worth."""
+        self._preview(self._kit(), path)
+
+    def preview_before(self, path: Path) -> None:
+        """The same of the policy before it learns anything, in the main process alone."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._preview(self._made.kit_before(), path)
+
+    def _preview(self, kit: Kit, path: Path) -> None:
         items = (self._held or self._items)[: self.recipe.previews]
-        preview(self._kit(), items, self._rewards, self._options, stream(self.recipe.loop.seed, 3), path)
+        preview(kit, items, self._rewards, self._options, stream(self.recipe.loop.seed, 3), path)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """A model folder with the trained decoder."""
