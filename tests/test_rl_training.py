@@ -189,7 +189,7 @@ def test_groups_without_spread_are_drawn_again_and_teach_nothing(tmp_path: Path,
 
 
 def test_too_little_variety_ends_training(tmp_path: Path) -> None:
-    sampling = {"decoder": "diffusion", "temperature": 0.0, "quota": "ascending"}
+    sampling = {"decoder": "diffusion", "temperature": 0.0, "quota": "ascending", "order": "probability"}
     made = recipe(tmp_path, "trajectory", {"steps": 8}, sampling=sampling, min_distinct=0.5, tries=0)
     with pytest.raises(DataError, match="12% of a group are distinct"):
         trained(made, tmp_path / "run")

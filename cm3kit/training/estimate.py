@@ -335,7 +335,8 @@ def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] 
     if isinstance(recipe, VqganRecipe):
         return estimate_vqgan(recipe)
     if kind == "rl":
-        from cm3kit.training.rl.estimate import RLRecipe, estimate_rl
+        from cm3kit.training.rl.estimate import estimate_rl
+        from cm3kit.training.rl.recipe import RLRecipe
 
         assert isinstance(recipe, RLRecipe)
         return estimate_rl(recipe)
