@@ -609,7 +609,15 @@ def test_help_exists_and_honours_no_color(
 
 def test_the_reference_names_every_flag_and_no_other(capsys: Capture) -> None:
     known = set()
-    commands = ("generate", "infill", "train cm3", "data build emoji", "data stats x", "model info")
+    commands = (
+        "generate",
+        "infill",
+        "train cm3",
+        "train rl",
+        "data build emoji",
+        "data stats x",
+        "model info",
+    )
     looks = ("show traj", "show report", "show preview", "info", "reproduce")
     web = [f"data {name}" for name in ("prepare", "pack", "bundle", "sample", "inspect", "validate", "card")]
     sampling = [f"sample {name}" for name in ("run", "status", "merge", "export")]

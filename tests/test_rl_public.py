@@ -106,3 +106,37 @@ def test_recipes_that_ship_are_recipes_of_it(name: str) -> None:
     shape, base = recipes["rl"]()
     made: Any = resolve(shape, [base, read_yaml(recipe_path(Path(name)))])
     assert isinstance(made, RLRecipe) and made.estimator.name in ("coupled", "trajectory", "one-pass")
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_what_it_needs_is_told_before(tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int) -> None:
+    model = public_folders.write("dream", tmp_path)
+    (tmp_path / "p.txt").write_text("1 2 3 = 6")
+    args = [
+        "estimate",
+        "rl",
+        "-c",
+        "coupled-rl",
+        "--set",
+        f"model={model}",
+        "--set",
+        f"prompts={tmp_path / 'p.txt'}",
+    ]
+    args += [
+        "--set",
+        f"lora.rank={rank}",
+        "--set",
+        "loss.sync_every=0",
+        "--set",
+        "sampling.length=8",
+        "--json",
+    ]
+    assert run(args) == 0
+    told = json.loads(capsys.readouterr().out)["data"]
+    parts = load(model)
+    alone = sum(each.numel() for each in parts.backbone.parameters())
+    assert told["weights"] >= 4 * alone and told["activations"] > 0 and told["peak"] > told["process"]
+    if rank:
+        assert 0 < told["trained"] == told["parameters"] - alone < alone
+    else:
+        assert told["trained"] == told["parameters"] == alone and told["moments"] == 8 * alone

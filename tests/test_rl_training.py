@@ -65,17 +65,17 @@ ESTIMATORS = ("one-pass", "coupled", "trajectory", "causal")
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_mean_reward_rises(tmp_path: Path, estimator: str) -> None:
-    rises(tmp_path, estimator, 0)
+    check_rising(tmp_path, estimator, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_the_mean_reward_rises_whatever_the_seed(tmp_path: Path, estimator: str, seed: int) -> None:
-    rises(tmp_path, estimator, seed)
+    check_rising(tmp_path, estimator, seed)
 
 
-def rises(folder: Path, estimator: str, seed: int) -> None:
+def check_rising(folder: Path, estimator: str, seed: int) -> None:
     found = trained(recipe(folder, estimator, {"steps": 8, "batch_size": 32, "seed": seed}), folder / "run")
     assert found[-1]["reward"] > found[0]["reward"] + 0.1
     if estimator != "causal":
