@@ -16,6 +16,7 @@ from toys import toy
 from cm3kit.fill.kit import GenerateOptions, load
 from cm3kit.models.lora import LoraSettings
 from cm3kit.publish import newest
+from cm3kit.rng import generator
 from cm3kit.training.loop import train
 from cm3kit.training.rl.losses import LossSettings
 from cm3kit.training.rl.recipe import RLRecipe
@@ -95,6 +96,23 @@ def test_results_do_not_depend_on_micro_batches(tmp_path: Path, estimator: str) 
         assert all(
             one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4) for name in one if name != "seconds"
         )
+
+
+def test_masks_are_drawn_anew_for_every_update_and_answer(tmp_path: Path) -> None:
+    task = RLTask(recipe(tmp_path, "coupled", updates=3))
+    task.seek(0, 16, 0, 1)
+    task.batch(generator(0), 16)
+    assert task._round is not None and len(task._round.old) == len(task._round.ref) == 3
+    asked = [task._asked(task._round, update) for update in (0, 1, 2, 0)]
+    views = [[view.row for plan in each.plans for view in plan.views] for each in asked]
+    assert views[0] == views[3] and views[0] != views[1] != views[2] != views[0]
+    shares = [plan.views[0].shares[0] for plan in asked[0].plans if plan.views[0].shares]
+    assert len(set(shares)) == len(shares) > 10  # a time of its own for every answer
+    for plan in asked[1].plans:
+        masked = [
+            {at for at, id in enumerate(view.row) if id == task._made.start.vocab.mask} for view in plan.views
+        ]
+        assert masked[0] | masked[1] == masked[-1] and not (len(masked) == 3 and masked[0] & masked[1])
 
 
 @forks

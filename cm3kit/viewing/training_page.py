@@ -137,8 +137,9 @@ def _charts(log: Log) -> Iterator[str]:
 
 
 def _previews(folder: Path) -> Iterator[str]:
-    """The newest pictures and the newest page; pages are shown as text, as nobody knows what is in them."""
-    pictures = sorted(folder.glob("*.png"))[-PICTURES:] if folder.is_dir() else []
+    """The first and the newest pictures, and such pages, as text, as nobody knows what is in them."""
+    pictures = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    pictures = [*pictures[:1], *pictures[1:][1 - PICTURES :]]
     figures = "".join(
         f"<figure><figcaption>{escape(path.stem)}</figcaption>"
         f'<img alt="preview {escape(path.stem)}" src="data:image/png;base64,'
@@ -149,10 +150,10 @@ def _previews(folder: Path) -> Iterator[str]:
     if figures:
         yield f'<h2>Pictures</h2><section class="pictures">{figures}</section>'
     pages = sorted(folder.glob("*.html")) if folder.is_dir() else []
-    if pages:
-        text = pages[-1].read_text(encoding="utf-8", errors="replace")
+    for path in dict.fromkeys((*pages[-1:], *pages[:1])):
+        text = path.read_text(encoding="utf-8", errors="replace")
         short = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]{60,}", "data:…", text)[:20_000]
-        yield f"<h2>A page</h2><pre>{escape(short)}</pre>"
+        yield f"<h2>A page, {escape(path.stem)}</h2><pre>{escape(short)}</pre>"
 
 
 def _recipe(path: Path) -> str:
