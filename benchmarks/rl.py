@@ -2,8 +2,8 @@
 
 python benchmarks/rl.py --model checkpoints/emoji --prompts names.txt [--estimators trajectory,coupled] [--steps 8]
 
-The reward is one that any model of pictures can learn: the share of even codes. Each run is a process of its own, so that
-peak memory is its own; seconds are of the processor, rollouts of a round shared by its updates included.
+The reward is one that any model of pictures can learn: the share of even codes. Each run is a process of its own, so
+that peak memory is its own; seconds are of the processor, rollouts of a round shared by its updates included.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, re
 from cm3kit.training.rl.task import RLTask
 
 DECODINGS: dict[str, dict[str, Any]] = {
-    "ascending": {"quota": "ascending"}, "threshold": {"quota": "uniform", "threshold": 0.5}, "one a pass": {"quota": "uniform"},
+    "ascending": {"quota": "ascending"}, "threshold": {"quota": "uniform", "threshold": 0.5},
+    "one a pass": {"quota": "uniform"},
 }  # fmt: skip
 
 
@@ -57,9 +58,9 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     }
     sampling |= {} if causal else DECODINGS[args.decodings]
     loop = {
-        "steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "final": 1.0, "warmup": 0.0, "ema": 0.0,
-        "clip": 1.0, "weight_decay": 0.0, "log_every": 1, "validate_every": 0, "preview_every": 10**6, "save_every": 10**6,
-        "precision": "fp32", "seed": args.seeds,
+        "steps": args.steps, "batch_size": args.batch, "learning_rate": args.rate, "final": 1.0, "warmup": 0.0,
+        "ema": 0.0, "clip": 1.0, "weight_decay": 0.0, "log_every": 1, "validate_every": 0, "preview_every": 10**6,
+        "save_every": 10**6, "precision": "fp32", "seed": args.seeds,
     }  # fmt: skip
     recipe = RLRecipe.model_validate(
         {"model": args.model, "prompts": args.prompts, "held_share": 0, "sampling": sampling, "rewards": ["even"],
@@ -105,8 +106,10 @@ def main() -> None:
     for estimator in args.estimators.split(","):
         for decoding in args.decodings.split(",") if estimator != "causal" else ("ascending",):
             for seed in args.seeds.split(","):
-                own = {"model": args.model, "prompts": args.prompts, "estimators": estimator, "decodings": decoding,
-                       "seeds": seed, "steps": args.steps, "batch": args.batch, "group": args.group, "rate": args.rate}  # fmt: skip
+                own = {
+                    "model": args.model, "prompts": args.prompts, "estimators": estimator, "decodings": decoding,
+                    "seeds": seed, "steps": args.steps, "batch": args.batch, "group": args.group, "rate": args.rate,
+                }  # fmt: skip
                 flags = [part for name, value in own.items() for part in (f"--{name}", str(value))]
                 subprocess.run([sys.executable, __file__, *flags, "--alone"], check=True)
 
