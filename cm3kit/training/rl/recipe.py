@@ -86,6 +86,8 @@ class RLRecipe(Settings):
             raise ValueError(
                 "loss.sync_every: with adapters the reference is the model without them; leave it out"
             )
+        if self.loop.shard and self.lora.rank:
+            raise ValueError("loop.shard: adapters are small, and rollouts need them whole; leave shard or lora out")
         for name, chosen in (("sampling", self.sampling), *self.evaluate.items()):
             options_of(chosen, name)
         return self
