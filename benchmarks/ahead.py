@@ -45,7 +45,7 @@ def main() -> None:
     backbone = load_backbone(args.decoder, len(vocab))
     law = GapLaw(all=0, picture=1, box=0, words=0)
     inner = MaskedDiffusion(
-        vocab, law=law, continues=tuple(parts.text.continues), grid=grid, weighting="flat"
+        vocab, law=law, continues=tuple(parts.text.continues), grid=grid, weighting="uniform"
     )
     objective = CausalBlocks(vocab, BLOCK, inner=inner, causal_weight=0.0)
     with tempfile.TemporaryDirectory() as cache:

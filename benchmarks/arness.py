@@ -31,7 +31,7 @@ def options(kit: Kit, temperature: float, slots: int, confidence: str) -> Genera
     order: Choice = {"name": "probability"}
     return GenerateOptions(
         decoder="diffusion", sampler="uniform" if confidence == "base" else "diffucoder", steps=block or slots,
-        quota="uniform", order=order, eoser=False, temperature=temperature, top_p=1.0, batch_size=1,
+        schedule="uniform", order=order, eoser=False, temperature=temperature, top_p=1.0, batch_size=1,
         overrides=free,
     )  # fmt: skip
 

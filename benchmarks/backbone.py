@@ -34,7 +34,7 @@ def recipe(args: argparse.Namespace, causal: bool, timed: bool) -> DecoderRecipe
         data=args.data,
         text=args.model / "text",
         image=args.model / "image",
-        objective=MaskedDiffusionSettings(diffusion=DiffusionSettings(drop=0.0)),
+        objective=MaskedDiffusionSettings(diffusion=DiffusionSettings(cond_dropout=0.0)),
         window=256,
         backbone=SHAPE,
         attention="causal" if causal else "objective",

@@ -144,7 +144,7 @@ def pipeline(scheduler: Any, model: Bidirectional) -> Run:
 
     def run(task: Task) -> tuple[Tensor, int]:
         before = model.passes
-        # The prompt fills the first block, so that the second sees the whole canvas. Above 1 only quotas count.
+        # The prompt fills the first block, so that the second sees the whole canvas. Above 1 only schedules count.
         found = pipe(
             input_ids=task.prompt_BP, gen_length=task.length, block_length=task.block or task.length, threshold=1.5,
             num_inference_steps=task.steps, editing_threshold=None, mask_token_id=MASK, eos_token_id=None,

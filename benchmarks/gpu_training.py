@@ -37,7 +37,7 @@ SHAPES = {
     "1B": dict(hidden_size=2048, layers=20, heads=32, kv_heads=32, intermediate_size=5632),
 }
 BLOCKS = {
-    "schedule": "linear", "weighting": "flat", "block_size": 8, "drop": 0.0, "causal_weight": 0.5,
+    "schedule": "linear", "weighting": "uniform", "block_size": 8, "cond_dropout": 0.0, "causal_weight": 0.5,
     "law": {"all": 0.05, "picture": 0.9, "box": 0.1},
 }  # fmt: skip
 WORDS = "red green blue round small old bright apple house bird hand moon flower a of with and the kind sign".split()

@@ -8,7 +8,6 @@ kit.infill(cm3kit.Page.parse(b'<p>A <mask> on the table.</p>'))[0].html
 from __future__ import annotations
 
 import importlib as _importlib
-from importlib import metadata as _metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,12 +15,9 @@ if TYPE_CHECKING:
     from cm3kit.fill.kit import Filled, Kit, Order, Result, available, load
     from cm3kit_tokenizers import Cm3kitError, Page
 
-__all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Order", "Page", "Result", "available", "load"]
+    __version__: str
 
-try:
-    __version__ = _metadata.version("cm3kit")
-except _metadata.PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
+__all__ = ["Cm3kitError", "Filled", "GenerateOptions", "Kit", "Order", "Page", "Result", "available", "load"]
 
 _HOMES = {
     "Cm3kitError": "cm3kit_tokenizers", "Page": "cm3kit_tokenizers", "GenerateOptions": "cm3kit.decode_options",
@@ -30,7 +26,18 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import public names when they are first used: torch takes seconds."""
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module 'cm3kit' has no attribute {name!r}")
     found: object = getattr(_importlib.import_module(_HOMES.get(name, "cm3kit.fill.kit")), name)
     return found
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("cm3kit")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"

@@ -6,20 +6,44 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from cm3kit.renamed import warn_renamed
 from cm3kit_tokenizers.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and strict about names."""
+    """Base of all settings: frozen, and strict about names.
+
+    Names and words that were called otherwise before still work, with a warning: `renamed` has the new name of an
+    old one, `renamed_values` the new words of a setting.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_new_names(cls, given: Any) -> Any:
+        """What was given, by today's names; of two names for one setting the one that was set last counts."""
+        if not isinstance(given, Mapping) or not (cls.renamed or cls.renamed_values):
+            return given
+        found: dict[str, Any] = {}
+        for key, value in given.items():
+            new = cls.renamed.get(key, key)
+            words = cls.renamed_values.get(new, {})
+            word = words.get(value, value) if isinstance(value, str) else value
+            if new != key or word is not value:
+                warn_renamed(f"{key} = {value!r}", f"{new} = {word!r}" if word is not value else new)
+            found.pop(new, None)
+            found[new] = word
+        return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -132,6 +156,8 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
                 target[key] = {}
             _merge(target[key], value)
         else:
+            # In the order of being set: see `Settings`.
+            target.pop(key, None)
             target[key] = value
 
 
@@ -148,6 +174,7 @@ def _override(target: dict[str, Any], override: str) -> None:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override!r}: {key!r} is not a group of settings.", code="bad_config")
+    target.pop(last, None)
     target[last] = value
 
 

@@ -6,11 +6,13 @@ It imports nothing but the standard library, so that `--help` can read it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import InitVar, dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from math import isfinite
 from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from cm3kit.renamed import warn_renamed
 
 DecoderName = Literal["cm3", "diffusion"]
 Precision = Literal["fp32", "bf16", "fp16-packed", "int8"]
@@ -71,7 +73,7 @@ class GenerateOptions:
     """What a user may change; None leaves the model's default.
 
     A preset (`sampler`) replaces the model's defaults but for how ids are drawn, guidance, block size, cache and batch
-    size, which it may name too. `quota`, `order`, `accept` and `modifiers` take a name, or a mapping with `name` and
+    size, which it may name too. `schedule`, `order`, `accept` and `modifiers` take a name, or a mapping with `name` and
     options. `overrides` are any other settings of `DiffusionConfig`, as `a.b=c` with a value in YAML.
     """
 
@@ -132,7 +134,7 @@ class GenerateOptions:
             most=65_536,
         ),
     ] = None
-    quota: Annotated[
+    schedule: Annotated[
         Choice | None,
         _diffusion("How many positions a pass writes: uniform, cosine, ascending, …", metavar="NAME"),
     ] = None
@@ -145,7 +147,9 @@ class GenerateOptions:
     ] = None
     threshold: Annotated[
         float | None,
-        _diffusion("Write every position that is as sure as this, whatever the quota.", metavar="P", least=0),
+        _diffusion(
+            "Write every position that is as sure as this, whatever the schedule.", metavar="P", least=0
+        ),
     ] = None
     eoser: Annotated[
         bool | None, _diffusion("Rank end tokens lower at first (EOSER), so that texts are not cut short.")
@@ -169,8 +173,8 @@ class GenerateOptions:
     modifiers: Annotated[
         tuple[Choice, ...] | None,
         _diffusion(
-            "What masks again or replaces what was written: remdm-cap, remdm-loop, edit, …; repeatable.",
-            flag="--modifier",
+            "What masks again (remdm-cap, remdm-loop, …) or replaces (edit) what was written; repeatable.",
+            flag="--remasker",
             metavar="NAME",
         ),
     ] = None
@@ -182,6 +186,14 @@ class GenerateOptions:
             metavar="A.B=C",
         ),
     ] = None
+
+    quota: InitVar[Choice | None] = None
+
+    def __post_init__(self, quota: Choice | None) -> None:
+        """`quota` is what `schedule` was called."""
+        if quota is not None and not isinstance(quota, property):
+            warn_renamed("quota", "schedule")
+            object.__setattr__(self, "schedule", quota)
 
     def check(self) -> None:
         """Refuse a value that no decoder takes; ConfigError (`bad_value`)."""
@@ -242,6 +254,14 @@ def table() -> Mapping[str, Option]:
 def own(decoder: DecoderName) -> Iterator[str]:
     """Names of the options that one decoder alone reads."""
     return (name for name, option in table().items() if option.opt.decoder == decoder)
+
+
+RENAMED = {"quota": "schedule"}
+
+
+def under_new_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by today's names, in a file or a request that may know older ones."""
+    return {RENAMED.get(name, name): value for name, value in options.items()}
 
 
 def known(name: str) -> None:

@@ -280,10 +280,10 @@ def test_a_run_goes_back_and_names_what_is_to_blame(tmp_path: Path, where: str, 
     assert [line["step"] for line in told] == list(range(1, 9)) and all(
         line["loss"] is not None for line in told
     )
-    rates = {line["step"]: line["rate"] for line in told}
+    rates = {line["step"]: line["lr"] for line in told}
     calm = tmp_path / "calm"
     train(seeded(lambda: Fragile(9.0, where)), LOOP, calm, device="cpu", warn=pytest.fail)
-    usual = [json.loads(line)["rate"] for line in (calm / "log.jsonl").read_text().splitlines()]
+    usual = [json.loads(line)["lr"] for line in (calm / "log.jsonl").read_text().splitlines()]
     assert [rates[step] / usual[step - 1] for step in range(1, 9)] == pytest.approx(
         [1] * 4 + [0.25] * 4, rel=0.03
     )
@@ -306,7 +306,7 @@ def test_a_broken_weight_is_blamed_before_its_gradient() -> None:
     model = nn.Linear(2, 1)
     with torch.no_grad():
         model.bias.fill_(torch.inf)
-    assert culprit({"loss": math.nan, "norm": 1.0, "rate": 1.0}, model) == "the weight bias"
+    assert culprit({"loss": math.nan, "grad_norm": 1.0, "lr": 1.0}, model) == "the weight bias"
     assert culprit({"loss": math.nan}, nn.ReLU()) == "the loss"
 
 

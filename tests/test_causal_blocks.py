@@ -104,7 +104,7 @@ def test_the_clean_copy_is_scored_as_the_causal_model_does(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_nobody_who_is_asked_for_a_slot_can_know_what_comes_from_there_on(seed: int) -> None:
-    (each,) = blocks(weighting="flat").make_example(page(seed), generator(seed), 300)
+    (each,) = blocks(weighting="uniform").make_example(page(seed), generator(seed), 300)
     packed, size = pack([each], 1, len(each.ids)), sum(each.noisy or [])
     sees_TT = block_mask(packed.documents_BT, packed.blocks_BT, packed.noisy_BT)[0, 0].float()
     knows_TT = torch.linalg.matrix_power(sees_TT, 8) > 0  # through as many layers as one likes
@@ -122,7 +122,9 @@ def test_nobody_who_is_asked_for_a_slot_can_know_what_comes_from_there_on(seed: 
 
 def test_every_slot_is_asked_for_once_by_a_pair_and_once_on_average() -> None:
     for seed in range(20):
-        pair = blocks(pairs=True, weighting="flat", weight=0.0).make_example(page(), generator(seed), 300)
+        pair = blocks(complementary_masks=True, weighting="uniform", weight=0.0).make_example(
+            page(), generator(seed), 300
+        )
         size = sum(pair[0].noisy or [])
         slots = pair[0].places[:size] if pair[0].places else []
         asked = [
@@ -144,7 +146,7 @@ def test_every_slot_is_asked_for_once_by_a_pair_and_once_on_average() -> None:
 @pytest.mark.parametrize("seed", range(8))
 def test_use_scores_slots_as_training_does(seed: int) -> None:
     """A board that is written up to a block gives the scores that the block had beside the clean copy."""
-    (each,) = blocks(drop=0.3).make_example(page(seed % 5), generator(seed), 300)
+    (each,) = blocks(cond_dropout=0.3).make_example(page(seed % 5), generator(seed), 300)
     size, clean = halves(each)
     model, places = net(), each.places or []
     trained_TV = scores(model, each)
@@ -165,7 +167,7 @@ def test_use_scores_slots_as_training_does(seed: int) -> None:
 def test_slices_keep_to_their_budget() -> None:
     long = page() * 6
     for seed in range(20):
-        for each in blocks(pairs=True).make_example(long, generator(seed), 120):
+        for each in blocks(complementary_masks=True).make_example(long, generator(seed), 120):
             assert len(each.ids) <= 120 and sum(each.weights) > 0
             assert len(pack([each], 1, 120).documents_BT.unique()) <= 2
     with pytest.raises(ConfigError):

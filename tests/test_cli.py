@@ -222,21 +222,21 @@ def test_flags_of_the_diffusion_decoder_become_options(
 
     monkeypatch.setattr(fake, "generate", spy)
     line = (
-        "generate x --task text -q --decoder diffusion --sampler cosine --steps 5 --quota ascending,mode=paper"
+        "generate x --task text -q --decoder diffusion --sampler cosine --steps 5 --schedule ascending,mode=paper"
         " --order maskgit,tau=2.5 --accept top --threshold 0.5 --eoser --block-size 8 --cache dual"
         " --verify-cache --length 3"
     )
     assert run(line.split()) == 0
     assert seen[0] == GenerateOptions(
-        decoder="diffusion", sampler="cosine", steps=5, quota={"name": "ascending", "mode": "paper"},
+        decoder="diffusion", sampler="cosine", steps=5, schedule={"name": "ascending", "mode": "paper"},
         order={"name": "maskgit", "tau": 2.5}, accept="top", threshold=0.5, eoser=True, block_size=8,
         cache="dual", verify_cache=True, length=3,
     )  # fmt: skip
     assert run("generate x --task text -q --decoder diffusion --no-eoser --length auto".split()) == 0
     assert seen[1] == GenerateOptions(decoder="diffusion", eoser=False, length="auto")
-    assert run("generate x --task text -q --decoder diffusion --quota explicit,counts=[1,2]".split()) == 0
-    assert seen[2].quota == {"name": "explicit", "counts": [1, 2]}
-    line = "generate x --task text -q --decoder diffusion --modifier remdm-cap,eta=0.1 --modifier edit"
+    assert run("generate x --task text -q --decoder diffusion --schedule explicit,counts=[1,2]".split()) == 0
+    assert seen[2].schedule == {"name": "explicit", "counts": [1, 2]}
+    line = "generate x --task text -q --decoder diffusion --remasker remdm-cap,eta=0.1 --remasker edit"
     assert run([*line.split(), "--set", "eoser.hard=0.5", "--set", "confidence=tempered"]) == 0
     assert seen[3].modifiers == ({"name": "remdm-cap", "eta": 0.1}, "edit")
     assert seen[3].overrides == ("eoser.hard=0.5", "confidence=tempered")
@@ -390,7 +390,7 @@ MISUSES = [
     ("usage", "generate x --decoder diffusion --precision bf16"),
     ("usage", "generate x --decoder ar"),
     ("usage", "generate x --decoder diffusion --cache all"),
-    ("usage", "generate x --modifier edit"),
+    ("usage", "generate x --remasker edit"),
     ("usage", "generate x --decoder cm3 --set confidence=tempered"),
     ("usage", "generate x --decoder diffusion --length 0"),
     ("usage", "generate x --decoder diffusion --length some"),

@@ -1,4 +1,4 @@
-"""Quotas, orders and accept rules: published numbers, closed forms, brute force, other code, and their laws."""
+"""Schedules, orders and accept rules: published numbers, closed forms, brute force, other code, and their laws."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion import accepts, axes, orders, quotas
+from cm3kit.decoders.diffusion import accepts, axes, orders, schedules
 from cm3kit.decoders.diffusion.scores import Order, Scores
 from cm3kit.decoders.diffusion.settings import Eoser
 from cm3kit_tokenizers.errors import ConfigError
@@ -58,14 +58,14 @@ def chi_square(counts: Counter[object], expected: dict[object, float]) -> float:
     return sum((counts[key] - total * p) ** 2 / (total * p) for key, p in expected.items())
 
 
-# Quotas
+# Schedules
 
 
 @pytest.mark.parametrize("name", ["uniform", "cosine", "arccos", "dream", "ascending"])
 @settings(max_examples=40, deadline=None)
 @given(blanks=sizes, steps=steps_)
-def test_a_quota_writes_every_slot_once_and_wastes_no_step(name: str, blanks: int, steps: int) -> None:
-    counts = axes.quota[name](blanks, steps)
+def test_a_schedule_writes_every_slot_once_and_wastes_no_step(name: str, blanks: int, steps: int) -> None:
+    counts = axes.schedule[name](blanks, steps)
     assert sum(counts) == blanks
     assert all(count >= 1 for count in counts)
     if name != "ascending":
@@ -79,24 +79,24 @@ def test_a_quota_writes_every_slot_once_and_wastes_no_step(name: str, blanks: in
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        (quotas.uniform(10, 4), [3, 3, 2, 2]),
-        (quotas.uniform(3, 3), [1, 1, 1]),
-        (quotas.cosine(256, 12), [3, 6, 11, 15, 18, 22, 26, 27, 31, 31, 33, 33]),
-        (quotas.cosine(5, 5), [1, 1, 1, 1, 1]),
-        (quotas.arccos(256, 12), [1, 10, 14, 17, 19, 22, 24, 26, 28, 30, 32, 33]),
-        (quotas.arccos(9, 1), [9]),
-        (quotas.arccos(9, 2), [1, 8]),
-        (quotas.arccos(64, 128), [1] * 64),
-        (quotas.dream(10, 8), [1, 1, 1, 1, 1, 1, 1, 3]),
-        (quotas.dream(256, 256), [1] * 254 + [2]),
-        (quotas.dream(256, 300), [1] * 256),
-        (quotas.ascending(7, 1), [1, 2, 4]),
-        (quotas.ascending(8, 1), [1, 2, 4, 1]),
-        (quotas.ascending(256, 1, mode="paper"), [1, 2, 4, 8, 16, 32, 64, 129]),
-        (quotas.ascending(255, 1, mode="paper"), [1, 2, 4, 8, 16, 32, 192]),
-        (quotas.ascending(128, 1, mode="paper"), [1, 2, 4, 8, 16, 32, 65]),
-        (quotas.ascending(127, 1, mode="paper"), [1, 2, 4, 8, 16, 96]),
-        (quotas.explicit(6, 99, counts=[3, 0, 2, 1]), [3, 2, 1]),
+        (schedules.uniform(10, 4), [3, 3, 2, 2]),
+        (schedules.uniform(3, 3), [1, 1, 1]),
+        (schedules.cosine(256, 12), [3, 6, 11, 15, 18, 22, 26, 27, 31, 31, 33, 33]),
+        (schedules.cosine(5, 5), [1, 1, 1, 1, 1]),
+        (schedules.arccos(256, 12), [1, 10, 14, 17, 19, 22, 24, 26, 28, 30, 32, 33]),
+        (schedules.arccos(9, 1), [9]),
+        (schedules.arccos(9, 2), [1, 8]),
+        (schedules.arccos(64, 128), [1] * 64),
+        (schedules.dream(10, 8), [1, 1, 1, 1, 1, 1, 1, 3]),
+        (schedules.dream(256, 256), [1] * 254 + [2]),
+        (schedules.dream(256, 300), [1] * 256),
+        (schedules.ascending(7, 1), [1, 2, 4]),
+        (schedules.ascending(8, 1), [1, 2, 4, 1]),
+        (schedules.ascending(256, 1, mode="paper"), [1, 2, 4, 8, 16, 32, 64, 129]),
+        (schedules.ascending(255, 1, mode="paper"), [1, 2, 4, 8, 16, 32, 192]),
+        (schedules.ascending(128, 1, mode="paper"), [1, 2, 4, 8, 16, 32, 65]),
+        (schedules.ascending(127, 1, mode="paper"), [1, 2, 4, 8, 16, 96]),
+        (schedules.explicit(6, 99, counts=[3, 0, 2, 1]), [3, 2, 1]),
     ],
 )
 def test_published_counts(counts: list[int], expected: list[int]) -> None:
@@ -104,9 +104,9 @@ def test_published_counts(counts: list[int], expected: list[int]) -> None:
 
 
 def test_no_slots_need_no_steps() -> None:
-    shipped = [name for name in axes.quota if not name.startswith("test:")]
-    assert shipped and all(axes.quota[name](0, 5) == [] for name in shipped)
-    assert quotas.ascending(0, 1, mode="paper") == []
+    shipped = [name for name in axes.schedule if not name.startswith("test:")]
+    assert shipped and all(axes.schedule[name](0, 5) == [] for name in shipped)
+    assert schedules.ascending(0, 1, mode="paper") == []
 
 
 def test_cosine_keeps_as_many_open_as_maskgit_does() -> None:
@@ -118,13 +118,13 @@ def test_cosine_keeps_as_many_open_as_maskgit_does() -> None:
             mask_len = math.floor(blanks * math.cos(math.pi / 2 * (step + 1) / steps))
             left = max(1, min(left - 1, mask_len)) if step < steps - 1 else 0
             kept.append(left)
-        counts = quotas.cosine(blanks, steps)
+        counts = schedules.cosine(blanks, steps)
         assert [blanks - done for done in itertools.accumulate(counts)] == kept
 
 
 def test_arccos_never_shrinks_from_step_to_step_and_is_near_its_shares() -> None:
     for blanks, steps in itertools.product((40, 256, 1280), (3, 8, 12, 40)):
-        counts = quotas.arccos(blanks, steps)
+        counts = schedules.arccos(blanks, steps)
         assert counts == sorted(counts)
         weights = torch.arccos(torch.linspace(1, 0, steps, dtype=torch.float64))
         shares = (weights / weights.sum() * blanks).tolist()
@@ -141,9 +141,9 @@ def test_arccos_counts_can_be_those_of_the_released_rounding() -> None:
         before = [0, *itertools.accumulate(counts)]
         clipped = [min(count, max(0, blanks - done)) for count, done in zip(counts, before, strict=False)]
         expected = [count for count in clipped if count]
-        assert quotas.arccos(blanks, steps, rounding="nearest") == expected
+        assert schedules.arccos(blanks, steps, rounding="nearest") == expected
         assert sum(expected) == blanks
-    assert quotas.arccos(64, 128, rounding="nearest") == [1] * 64
+    assert schedules.arccos(64, 128, rounding="nearest") == [1] * 64
 
 
 def test_dream_counts_are_those_of_single_precision_times() -> None:
@@ -156,15 +156,15 @@ def test_dream_counts_are_those_of_single_precision_times() -> None:
                 share = 1 - times[step + 1] / times[step] if step < steps - 1 else torch.tensor(1.0)
                 counts.append(int(left * share))
                 left = left - counts[-1]
-            assert quotas.dream(blanks, steps) == [count for count in counts if count]
+            assert schedules.dream(blanks, steps) == [count for count in counts if count]
 
 
 def test_ascending_takes_logarithmically_many_steps() -> None:
     for blanks in range(1, 1025):
-        counts = quotas.ascending(blanks, 3)
+        counts = schedules.ascending(blanks, 3)
         assert len(counts) == math.ceil(math.log2(blanks + 1))
         assert counts[:-1] == [2**k for k in range(len(counts) - 1)]
-        paper = quotas.ascending(blanks, 3, mode="paper")
+        paper = schedules.ascending(blanks, 3, mode="paper")
         assert sum(paper) == blanks
         assert len(paper) == max(1, math.floor(math.log2(blanks)))
 
@@ -172,36 +172,36 @@ def test_ascending_takes_logarithmically_many_steps() -> None:
 @settings(max_examples=40, deadline=None)
 @given(length=st.integers(1, 1024), data=st.data())
 def test_ascending_blocks_deal_out_one_schedule(length: int, data: st.DataObject) -> None:
-    whole = quotas.ascending(length, 1, mode="paper")
+    whole = schedules.ascending(length, 1, mode="paper")
     blocks = data.draw(st.integers(1, len(whole)))
-    dealt = quotas.ascending_blocks(length, blocks)
+    dealt = schedules.ascending_blocks(length, blocks)
     assert len(dealt) == blocks
     assert [count for block in dealt for count in block] == whole
     assert all(len(block) == 1 for block in dealt[1:])
 
 
 def test_ascending_blocks_have_the_released_sizes() -> None:
-    assert quotas.ascending_blocks(128, 4) == [[1, 2, 4, 8], [16], [32], [65]]
-    assert [sum(block) for block in quotas.ascending_blocks(300, 3)] == [63, 64, 173]
+    assert schedules.ascending_blocks(128, 4) == [[1, 2, 4, 8], [16], [32], [65]]
+    assert [sum(block) for block in schedules.ascending_blocks(300, 3)] == [63, 64, 173]
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (partial(quotas.explicit, 5, 1, counts=[2, 2]), "sums to 4, but 5"),
-        (partial(quotas.explicit, 5, 1, counts=[6, -1]), "none below 0"),
-        (partial(quotas.explicit, 2, 1, counts=[1.5, 0.5]), "whole numbers"),
-        (partial(quotas.explicit, 5, 1), "sums to 0"),
-        (partial(quotas.uniform, 5, 0), "steps is 0"),
-        (partial(quotas.dream, 5, 2, eps=2.0), "0..1"),
-        (partial(quotas.dream, 5, 2, eps="small"), "give a number"),
-        (partial(quotas.ascending, 5, 2, mode="clap"), "clip, paper"),
-        (partial(quotas.arccos, 5, 2, rounding="up"), "remainder, nearest"),
-        (partial(quotas.ascending_blocks, 8, 4), "1 to 3"),
-        (partial(quotas.ascending_blocks, 8, 0), "1 to 3"),
+        (partial(schedules.explicit, 5, 1, counts=[2, 2]), "sums to 4, but 5"),
+        (partial(schedules.explicit, 5, 1, counts=[6, -1]), "none below 0"),
+        (partial(schedules.explicit, 2, 1, counts=[1.5, 0.5]), "whole numbers"),
+        (partial(schedules.explicit, 5, 1), "sums to 0"),
+        (partial(schedules.uniform, 5, 0), "steps is 0"),
+        (partial(schedules.dream, 5, 2, eps=2.0), "0..1"),
+        (partial(schedules.dream, 5, 2, eps="small"), "give a number"),
+        (partial(schedules.ascending, 5, 2, mode="clap"), "clip, paper"),
+        (partial(schedules.arccos, 5, 2, rounding="up"), "remainder, nearest"),
+        (partial(schedules.ascending_blocks, 8, 4), "1 to 3"),
+        (partial(schedules.ascending_blocks, 8, 0), "1 to 3"),
     ],
 )
-def test_a_wrong_quota_option_is_explained(call: Callable[[], object], words: str) -> None:
+def test_a_wrong_schedule_option_is_explained(call: Callable[[], object], words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         call()
     assert caught.value.code == "bad_config"
@@ -371,20 +371,20 @@ def test_eoser_prefers_an_answer_to_a_likelier_end(least: float, winner: int) ->
 @settings(max_examples=40, deadline=None)
 @given(
     slots=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=9),
-    quota=st.integers(1, 9),
+    schedule=st.integers(1, 9),
     step=st.integers(0, 7),
     least=st.floats(0, 1),
 )
 def test_no_end_is_written_while_enough_others_outrank_it(
-    slots: list[tuple[float, bool]], quota: int, step: int, least: float
+    slots: list[tuple[float, bool]], schedule: int, step: int, least: float
 ) -> None:
     values, ends = [p for p, _ in slots], [end for _, end in slots]
     soft = Eoser(least=least)
     score_M = orders.eoser(order_of(values), soft, {1})(ended(ends, step, 8))
-    written = chosen(accepts.top(score_M, quota))
-    assert len(written) == min(quota, len(slots))
+    written = chosen(accepts.top(score_M, schedule))
+    assert len(written) == min(schedule, len(slots))
     bar = orders.gamma(soft, step, 8) * max((p for p, end in slots if end), default=0.0)
-    if sum(p > bar for p, end in slots if not end) >= quota:
+    if sum(p > bar for p, end in slots if not end) >= schedule:
         assert not any(ends[k] for k in written)
 
 
@@ -429,12 +429,12 @@ def test_eoser_ranks_negative_scores_lower_too() -> None:
 
 @pytest.mark.parametrize("rule", list(axes.accept))
 @settings(max_examples=40, deadline=None)
-@given(values=rows, quota=st.integers(0, 14))
-def test_a_rule_accepts_the_quota_best_at_least_and_a_leading_part_of_the_ranking(
-    rule: str, values: list[float], quota: int
+@given(values=rows, schedule=st.integers(0, 14))
+def test_a_rule_accepts_the_schedule_best_at_least_and_a_leading_part_of_the_ranking(
+    rule: str, values: list[float], schedule: int
 ) -> None:
-    written = chosen(axes.accept[rule](torch.tensor(values, dtype=torch.float64), quota))
-    assert len(written) >= max(1, min(quota, len(values)))
+    written = chosen(axes.accept[rule](torch.tensor(values, dtype=torch.float64), schedule))
+    assert len(written) >= max(1, min(schedule, len(values)))
     ranking = sorted(range(len(values)), key=lambda k: (-values[k], k))
     assert sorted(written) == sorted(ranking[: len(written)])
 
@@ -445,7 +445,7 @@ def test_no_slots_are_accepted_where_there_are_none(rule: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "tau", "quota", "written"),
+    ("values", "tau", "schedule", "written"),
     [
         ([0.95, 0.2, 0.9, 0.5], 0.9, 1, [0, 2]),
         ([0.95, 0.2, 0.9, 0.5], 0.9, 3, [0, 2, 3]),
@@ -454,8 +454,8 @@ def test_no_slots_are_accepted_where_there_are_none(rule: str) -> None:
         ([0.0, 0.3, 0.1], 0.0, 1, [0, 1, 2]),
     ],
 )
-def test_threshold(values: list[float], tau: float, quota: int, written: list[int]) -> None:
-    assert chosen(accepts.threshold(torch.tensor(values), quota, tau=tau)) == written
+def test_threshold(values: list[float], tau: float, schedule: int, written: list[int]) -> None:
+    assert chosen(accepts.threshold(torch.tensor(values), schedule, tau=tau)) == written
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_threshold_accepts_what_diffusers_accepts() -> None:
         )
         logp_MV = logits_1MV[0].log_softmax(-1)
         scores = Scores(torch.arange(12), logp_MV, logp_MV.argmax(-1), 0, 5, generator(0))
-        ours_M = accepts.threshold(orders.probability(scores), quotas.uniform(12, 5)[0], tau=0.8)
+        ours_M = accepts.threshold(orders.probability(scores), schedules.uniform(12, 5)[0], tau=0.8)
         assert torch.equal(ours_M, theirs.transfer_index[0])
 
 

@@ -12,7 +12,7 @@ import torch
 from canvases import FlatSpan, flat_canvas
 from torch import Tensor
 
-from cm3kit.decoders.diffusion import accepts, orders, quotas  # noqa: F401  (they register their names)
+from cm3kit.decoders.diffusion import accepts, orders, schedules  # noqa: F401  (they register their names)
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser

@@ -138,11 +138,11 @@ def test_preset_writes_what_the_authors_code_writes(case: dict[str, Any]) -> Non
         ("dream entropy, 10 in 8", {"order": "probability"}),
         ("eoser 12 in 6", {"eoser": None}),
         ("eoser-ass 33", {"eoser": {"schedule": "linear"}}),
-        ("ass 33", {"quota": "ascending"}),
+        ("ass 33", {"schedule": "ascending"}),
         ("llada guided", {"guidance": 1.0}),
         ("medim guided 24 in 8", {"guidance_schedule": "constant"}),
-        ("medim joint 30 in 12", {"quota": "uniform"}),
-        ("maskgit 20 in 12, given among", {"quota": "cosine"}),
+        ("medim joint 30 in 12", {"schedule": "uniform"}),
+        ("maskgit 20 in 12, given among", {"schedule": "cosine"}),
     ],
 )
 def test_vectors_tell_settings_apart(name: str, change: dict[str, Any]) -> None:
@@ -151,11 +151,13 @@ def test_vectors_tell_settings_apart(name: str, change: dict[str, Any]) -> None:
     assert [each.trajectory.commits for each in kept] != [each.trajectory.commits for each in changed]
 
 
-@pytest.mark.parametrize("case", VECTORS["quotas"], ids=lambda c: f"{c['preset']}-{c['blanks']}-{c['steps']}")
-def test_quota_is_the_released_one(case: dict[str, Any]) -> None:
-    released = [count for count, times in case["quota"] for _ in range(times) if count]
-    quota = axes.bind(axes.quota, presets[case["preset"]].config().quota)
-    assert quota(case["blanks"], case["steps"]) == released
+@pytest.mark.parametrize(
+    "case", VECTORS["schedules"], ids=lambda c: f"{c['preset']}-{c['blanks']}-{c['steps']}"
+)
+def test_schedule_is_the_released_one(case: dict[str, Any]) -> None:
+    released = [count for count, times in case["schedule"] for _ in range(times) if count]
+    schedule = axes.bind(axes.schedule, presets[case["preset"]].config().schedule)
+    assert schedule(case["blanks"], case["steps"]) == released
 
 
 @pytest.mark.parametrize("case", VECTORS["tempered"]["cases"], ids=str)
@@ -308,7 +310,7 @@ def test_pipeline_and_engine_agree_on_a_model_that_is_causal_in_blocks(name: str
 
 def test_scheduler_survives_saving(tmp_path: Path) -> None:
     scheduler = MaskedDiffusionScheduler(
-        block_length=8, quota={"name": "ascending", "mode": "paper"}, order="margin", accept="top",
+        block_length=8, schedule={"name": "ascending", "mode": "paper"}, order="margin", accept="top",
         eoser={"least": 0.1}, eos_token_ids=[EOS], confidence="tempered", seed=5,
     )  # fmt: skip
     scheduler.save_pretrained(tmp_path)
@@ -403,7 +405,7 @@ def test_pipeline_stops_at_the_end_id() -> None:
 @pytest.mark.parametrize(
     ("make", "call", "code"),
     [
-        ({"quota": "unform"}, {}, "unknown_name"),
+        ({"schedule": "unform"}, {}, "unknown_name"),
         ({"accept": {"name": "threshold", "taw": 1}}, {}, "bad_config"),
         ({"eoser": {"least": 2}}, {}, "bad_config"),
         ({"confidence": "raw"}, {}, "bad_config"),

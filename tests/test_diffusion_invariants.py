@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cm3kit.decoders.diffusion import axes
 from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.decoders.diffusion.guidance import weight
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scores import Scores
@@ -113,16 +114,16 @@ REST: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("rest", REST, ids=str)
 def test_every_combination_of_the_axes_recovers_the_target(rest: dict[str, Any]) -> None:
-    quotas: list[Any] = [*names(axes.quota), {"name": "ascending", "mode": "paper"}]
-    quotas[quotas.index("explicit")] = {"name": "explicit", "counts": [1, 2, 3, 4]}
-    combined = list(itertools.product(quotas, names(axes.order), names(axes.accept)))
+    schedules: list[Any] = [*names(axes.schedule), {"name": "ascending", "mode": "paper"}]
+    schedules[schedules.index("explicit")] = {"name": "explicit", "counts": [1, 2, 3, 4]}
+    combined = list(itertools.product(schedules, names(axes.order), names(axes.accept)))
     # Strides that share no factor with the numbers of names: every name comes up, and of the plain ones every pair.
-    for index, (quota, order, accept) in enumerate(combined[:: 13 if rest else 5]):
-        if isinstance(quota, dict) and quota["name"] == "explicit" and "block_size" in rest:
+    for index, (schedule, order, accept) in enumerate(combined[:: 13 if rest else 5]):
+        if isinstance(schedule, dict) and schedule["name"] == "explicit" and "block_size" in rest:
             continue  # its counts are those of one block
         target, board = random_board(index)
         oracle = Oracle(target)
-        written = fill(oracle, board, **{**rest, "quota": quota, "order": order, "accept": accept})
+        written = fill(oracle, board, **{**rest, "schedule": schedule, "order": order, "accept": accept})
         assert list(written.ids) == target
         editing = "edit" in rest.get("modifiers", ())
         assert written.cost.wasted <= int(editing)
@@ -217,7 +218,7 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
     blocks: int, counts: list[list[int]]
 ) -> None:
     options = {
-        "quota": {"name": "ascending", "mode": "paper"},
+        "schedule": {"name": "ascending", "mode": "paper"},
         "ascending_blocks": blocks,
         "early_exit": False,
     }
@@ -234,10 +235,46 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
             assert wrote == [next(done) for _ in wrote]
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_ascending_blocks_count_the_steps_of_all_blocks(blocks: int) -> None:
+    """As the released `eoser_ass_generate`: γ of end ids grows over the whole canvas."""
+    told: list[tuple[int, int]] = []
+
+    @axes.order(f"counting {blocks}")
+    def counting(scores: Scores) -> Tensor:
+        told.append((scores.step, scores.steps))
+        return -scores.slots_M.double()
+
+    _, board = random_board(3)
+    options = {
+        "schedule": {"name": "ascending", "mode": "paper"},
+        "ascending_blocks": blocks,
+        "early_exit": False,
+    }
+    fill(Oracle(random_board(3)[0]), board, order=f"counting {blocks}", **options)
+    assert told == [(step, 3) for step in range(3)]
+
+
+def test_noise_and_guidance_fade_over_the_steps_that_were_asked_for() -> None:
+    """As UniDisc's and MeDiM's code, where the plan is done before: t falls from 1 by 1 / S whatever is open."""
+    config = DiffusionConfig(guidance=6.0, guidance_schedule="steps", steps=64)
+    assert [weight(config, 0.5, step, 10) for step in (0, 3)] == [1.0, 1 + 5 * 3 / 64]
+    maskgit = axes.bind(axes.order, {"name": "maskgit", "tau": 10.0, "ratio": "now"})
+
+    def noisy(step: int, steps: int, asked: int) -> Tensor:
+        logp_MV = torch.log_softmax(torch.randn(5, 7, generator=torch.Generator().manual_seed(1)), -1)
+        rng = torch.Generator().manual_seed(2)
+        return maskgit(Scores(torch.arange(5), logp_MV, logp_MV.argmax(-1), step, steps, rng, asked))
+
+    assert torch.equal(noisy(3, 10, 64), noisy(3, 64, 0)) and not torch.equal(
+        noisy(3, 10, 64), noisy(3, 10, 0)
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"quota": "uniform"}, "quota 'uniform'"),
+        ({"schedule": "uniform"}, "schedule 'uniform'"),
         ({"block_size": 4}, "block_size"),
         ({"cache": "prefix"}, "cache 'prefix'"),
         ({"modifiers": ["remdm-cap"]}, "opens slots again"),
@@ -248,4 +285,4 @@ def test_ascending_blocks_go_left_to_right_and_take_the_steps_of_one_schedule(
 def test_ascending_blocks_say_what_they_do_not_go_with(options: dict[str, Any], said: str) -> None:
     _, board = random_board(0)
     with pytest.raises(ConfigError, match=said):
-        fill(Oracle([]), board, **{"quota": "ascending", "ascending_blocks": 2, **options})
+        fill(Oracle([]), board, **{"schedule": "ascending", "ascending_blocks": 2, **options})

@@ -36,7 +36,7 @@ IMAGE = range(30, 40)
 RANGES: dict[SpanKind, range] = {"image": IMAGE, "content": range(4, 30), "attribute": range(4, 30)}
 
 
-@axes.quota("test:even")
+@axes.schedule("test:even")
 def even(blanks: int, steps: int) -> list[int]:
     return [blanks // steps + (step < blanks % steps) for step in range(steps)]
 
@@ -47,25 +47,25 @@ def probability(scores: Scores) -> Tensor:
 
 
 @axes.accept("test:top")
-def top(score_M: Tensor, quota: int) -> Tensor:
+def top(score_M: Tensor, planned: int) -> Tensor:
     accepted_M = torch.zeros(len(score_M), dtype=torch.bool)
-    accepted_M[score_M.sort(descending=True, stable=True).indices[:quota]] = True
+    accepted_M[score_M.sort(descending=True, stable=True).indices[:planned]] = True
     return accepted_M
 
 
 @axes.accept("test:over")
-def over(score_M: Tensor, quota: int, *, least: float) -> Tensor:
+def over(score_M: Tensor, planned: int, *, least: float) -> Tensor:
     accepted_M = score_M >= least
     accepted_M[score_M.argmax()] = True
     return accepted_M
 
 
 @axes.accept("test:none")
-def none(score_M: Tensor, quota: int) -> Tensor:
+def none(score_M: Tensor, planned: int) -> Tensor:
     return torch.zeros(len(score_M), dtype=torch.bool)
 
 
-@axes.quota("test:short")
+@axes.schedule("test:short")
 def short(blanks: int, steps: int) -> list[int]:
     return [blanks - 1]
 
@@ -80,7 +80,7 @@ def random(scores: Scores) -> Tensor:
     return torch.rand(len(scores.slots_M), generator=scores.rng, dtype=torch.float64)
 
 
-PLAIN: dict[str, Any] = {"quota": "test:even", "order": "test:probability", "accept": "test:top"}
+PLAIN: dict[str, Any] = {"schedule": "test:even", "order": "test:probability", "accept": "test:top"}
 
 
 def settings(**options: Any) -> DiffusionConfig:
@@ -275,7 +275,7 @@ def passes(board_of: tuple[list[int], Canvas], **options: Any) -> int:
 
 
 @pytest.mark.parametrize(("size", "steps"), [(1, 1), (1, 9), (7, 3), (16, 16), (16, 5), (16, 40), (13, None)])
-def test_a_uniform_quota_takes_as_many_passes_as_steps_or_slots(size: int, steps: int | None) -> None:
+def test_a_uniform_schedule_takes_as_many_passes_as_steps_or_slots(size: int, steps: int | None) -> None:
     assert passes(gaps(size), steps=steps) == min(steps or size, size)
 
 
@@ -804,7 +804,7 @@ def test_remasking_keeps_the_plan_and_given_places(name: str, sampler: str) -> N
     slots, steps = 400, 10
     board = flat_canvas((5, *[MASK] * slots, 6), (FlatSpan("content", 1, 1 + slots),))
     eta = {"remdm-conf": 1.0, "remdm-loop": 0.05}.get(name, 0.2)
-    options = {"quota": "uniform", "sampler": sampler, "steps": steps, **remdm(name, eta=eta)}
+    options = {"schedule": "uniform", "sampler": sampler, "steps": steps, **remdm(name, eta=eta)}
     (written,) = fill(Constant(torch.zeros(VOCAB)), [board], **options)
     assert MASK not in written.ids and written.ids[0] == 5 and written.ids[-1] == 6
     assert written.cost.wasted == 0 and written.cost.forwards <= steps
@@ -822,9 +822,9 @@ def test_remasking_keeps_the_plan_and_given_places(name: str, sampler: str) -> N
         assert abs(found - planned) <= spread
 
 
-def test_the_quota_says_how_remasked_boards_fill_where_it_is_not_uniform() -> None:
+def test_the_schedule_says_how_remasked_boards_fill_where_it_is_not_uniform() -> None:
     board = flat_canvas((5, *[MASK] * 100), (FlatSpan("content", 1, 101),))
-    options = {"quota": "cosine", "steps": 8, **remdm(eta=0.3)}
+    options = {"schedule": "cosine", "steps": 8, **remdm(eta=0.3)}
     (written,) = fill(Constant(torch.zeros(VOCAB)), [board], **options)
     after = {commit.step: sum(id == MASK for id in ids) for commit, ids in replayed(written)}
     assert list(after.values()) == [98, 92, 83, 70, 55, 38, 19, 0]
@@ -917,7 +917,7 @@ def test_an_editor_keeps_to_the_constraint() -> None:
         ({"sampler": "first-hitting", **remdm()}, "no steps at which slots could open"),
         ({"modifiers": ["remdm-cap", "remdm-loop"]}, "give one of each at most"),
         ({"sampler": "ancestral", "eoser": {}}, "leave one of them out"),
-        ({"quota": "test:short"}, "must sum to them"),
+        ({"schedule": "test:short"}, "must sum to them"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:

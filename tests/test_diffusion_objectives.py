@@ -208,7 +208,7 @@ def test_cutting_time_at_epsilon_costs_a_known_share() -> None:
 @pytest.mark.parametrize(("name", "pairs"), [("linear", False), ("linear", True), ("cosine", True)])
 def test_examples_estimate_the_bound_without_bias(name: str, pairs: bool) -> None:
     nats = tables(1)
-    objective = MaskedDiffusion(Vocab(60, 0), schedule=name, pairs=pairs, hides="all")
+    objective = MaskedDiffusion(Vocab(60, 0), schedule=name, complementary_masks=pairs, hides="all")
     rng, each_by = generator(0), 2 if pairs else 1
     samples = []
     for _ in range(100):
@@ -229,7 +229,7 @@ def test_examples_estimate_the_bound_without_bias(name: str, pairs: bool) -> Non
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_model_hears_the_share_that_is_hidden_whatever_the_schedule(name: str) -> None:
     rng, t = generator(16), 0.3
-    first, second = masked(schedule=name, pairs=True).make_example(page(), t, rng, 90)
+    first, second = masked(schedule=name, complementary_masks=True).make_example(page(), t, rng, 90)
     hidden = 1 - schedule[name].alpha(t)
     assert (first.time, second.time) == pytest.approx((hidden, 1 - hidden))
     inner = masked(schedule=name, hides="all")
@@ -325,7 +325,7 @@ def test_pairs_hide_every_id_of_a_gap_exactly_once() -> None:
     rng = generator(6)
     for name in SCHEDULES:
         for t in (0.01, 0.3, 0.9, 1.0):
-            first, second = masked(pairs=True, schedule=name).make_example(page(), t, rng, 80)
+            first, second = masked(complementary_masks=True, schedule=name).make_example(page(), t, rng, 80)
             assert first.ids == second.ids
             slots = [a != b for a, b in zip(hidden_of(first), hidden_of(second), strict=True)]
             assert sum(slots) == sum(hidden_of(first)) + sum(hidden_of(second))
@@ -353,7 +353,7 @@ def test_text_gaps_end_in_eoss_to_a_length_that_use_knows_and_pictures_never() -
 @pytest.mark.parametrize("budget", [26, 27, 30, 33, 40])
 def test_examples_keep_to_their_budget(budget: int) -> None:
     rng = generator(budget)
-    for each in masked(pairs=True).make_examples([page(words=5, pictures=2)] * 60, rng, budget):
+    for each in masked(complementary_masks=True).make_examples([page(words=5, pictures=2)] * 60, rng, budget):
         assert len(each.ids) <= budget and any(hidden_of(each)) in (True, False)
         starts = {
             at for at, id in enumerate(each.ids) if id in VOCAB.image and each.ids[at - 1] not in VOCAB.image
@@ -365,13 +365,15 @@ def test_examples_keep_to_their_budget(budget: int) -> None:
 
 def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() -> None:
     rng = generator(8)
-    for each in masked(drop=1.0).make_examples([page(pictures=2)] * 20, rng, 120):
+    for each in masked(cond_dropout=1.0).make_examples([page(pictures=2)] * 20, rng, 120):
         assert each.inputs is not None
         gaps = {at for span in each.spans for at in range(span.start, span.stop)}
         for at, seen in enumerate(each.inputs):
             if at not in gaps:
                 assert (seen == MASK) == (each.ids[at] >= VOCAB.text.start) and not each.weights[at]
-    for each in BlockDiffusion(VOCAB, 8, inner=masked(drop=1.0)).make_examples([page()] * 10, rng, 240):
+    for each in BlockDiffusion(VOCAB, 8, inner=masked(cond_dropout=1.0)).make_examples(
+        [page()] * 10, rng, 240
+    ):
         assert each.inputs is not None
         size = len(each.ids) // 2
         gaps = {at for span in each.spans for at in range(span.start, span.stop)}
@@ -383,7 +385,7 @@ def test_dropping_the_condition_hides_given_words_and_pictures_without_a_loss() 
 
 def test_a_modality_is_hidden_whole_and_has_no_loss() -> None:
     rng, law, kinds = generator(9), GapLaw(all=1.0), set()
-    for each in masked(modality=1.0, law=law).make_examples([page()] * 40, rng, 120):
+    for each in masked(modality_dropout=1.0, law=law).make_examples([page()] * 40, rng, 120):
         assert each.inputs is not None
         gaps = [at for span in each.spans for at in range(span.start, span.stop)]
         scored = {each.ids[at] >= VOCAB.image.start for at in gaps if each.weights[at]}
@@ -413,15 +415,15 @@ def test_only_so_many_ends_have_a_loss() -> None:
 
 def test_weights_by_modality_and_flat_ones() -> None:
     rng = generator(11)
-    how = masked(weighting="flat", text_weight=0.5, image_weight=3.0, law=GapLaw(all=1.0))
+    how = masked(weighting="uniform", text_weight=0.5, image_weight=3.0, law=GapLaw(all=1.0))
     for each in how.make_examples([page()] * 20, rng, 120):
         for id, weight in zip(each.ids, each.weights, strict=True):
             assert weight in (0.0, 3.0 if id >= VOCAB.image.start else 0.5)
         assert each.mass == sum(hidden_of(each))
-    blocks = BlockDiffusion(VOCAB, 8, inner=masked(weighting="flat", law=GapLaw(all=1.0)))
+    blocks = BlockDiffusion(VOCAB, 8, inner=masked(weighting="uniform", law=GapLaw(all=1.0)))
     for each in blocks.make_examples([page()] * 5, rng, 200):
         assert each.mass == sum(weight > 0 for weight in each.weights)
-    for each in masked(weighting="flat", modality=1.0, law=GapLaw(all=1.0)).make_examples(
+    for each in masked(weighting="uniform", modality_dropout=1.0, law=GapLaw(all=1.0)).make_examples(
         [page()] * 20, rng, 120
     ):
         # What is hidden for good is not asked for.
@@ -448,7 +450,7 @@ def test_ordered_pages_are_hidden_from_the_right_and_scored_near_what_is_shown()
     prefixes = sum(hide == sorted(hide) for hide in (hidden_of(each)[1:-1] for each in some))
     assert 170 < prefixes < 260
     with pytest.raises(ConfigError, match="ordered"):
-        masked(ordered=0.5, pairs=True)
+        masked(ordered=0.5, complementary_masks=True)
     with pytest.raises(ConfigError, match="ordered"):
         BlockDiffusion(VOCAB, inner=masked(ordered=0.5))
 
@@ -509,7 +511,7 @@ def test_blocks_have_times_of_their_own_that_spread_evenly() -> None:
 
 def test_pairs_of_block_diffusion_hide_every_id_of_a_block_exactly_once() -> None:
     for name in SCHEDULES:
-        inner = masked(hides="all", pairs=True, schedule=name)
+        inner = masked(hides="all", complementary_masks=True, schedule=name)
         first, second = BlockDiffusion(VOCAB, 4, inner=inner).make_example(WORDS[:14], generator(18), 60)
         assert (
             isinstance(first.time, list) and isinstance(second.time, list) and first.inputs and second.inputs
@@ -576,7 +578,10 @@ def test_masked_positions_are_in_place_and_answers_are_put_back() -> None:
 
 
 def test_examples_depend_on_the_generator_alone() -> None:
-    for objective in (masked(pairs=True, drop=0.3, modality=0.3), BlockDiffusion(VOCAB, 4)):
+    for objective in (
+        masked(complementary_masks=True, cond_dropout=0.3, modality_dropout=0.3),
+        BlockDiffusion(VOCAB, 4),
+    ):
         state = torch.get_rng_state()
         first = objective.make_examples([page()] * 5, generator(1), 90)
         assert first == objective.make_examples([page()] * 5, generator(1), 90)

@@ -454,7 +454,7 @@ def test_a_preset_replaces_the_axes_and_keeps_what_is_the_models() -> None:
         assert found == expected
     options = replace(IN_PLACE, sampler="cosine", steps=3, order="entropy", threshold=0.5, temperature=0.0)
     found = diffusion_settings(mine, "image", options)
-    assert (found.steps, found.quota, found.order) == (3, "cosine", "entropy")
+    assert (found.steps, found.schedule, found.order) == (3, "cosine", "entropy")
     assert found.accept == {"name": "threshold", "tau": 0.5} and found.image.temperature == 0.0
 
 
@@ -486,7 +486,7 @@ def test_every_setting_can_be_given_for_one_call(kit: Kit) -> None:
 
 REFUSED: list[tuple[GenerateOptions, str, str]] = [
     (warm(sampler="lada"), "unknown_name", "llada"),
-    (warm(quota="cosin"), "unknown_name", "cosine"),
+    (warm(schedule="cosin"), "unknown_name", "cosine"),
     (warm(order={"name": "maskgit", "tua": 1}), "bad_config", "tau"),
     (warm(accept="best"), "unknown_name", "top"),
     (warm(accept="factor", threshold=0.9), "bad_value", "threshold"),

@@ -90,7 +90,8 @@ def test_no_row_can_end_a_run(tmp_path: Path) -> None:
         '{"prompt": "a", "n": 100000000}', '{"prompt": "a", "overrides": ["a.b=[[[["]}', '{"prompt": ["a"]}',
         '{"prompt": "a", "seed": 1e400}', '{"prompt": "a", "length": -1, "decoder": "diffusion"}',
         '{"page": "/none.html"}', '{"html": "<img alt=\'<mask>\' src=gone.png>"}', '{"html": "<mask>", "root": "none"}',
-        '{"prompt": "\\ud800"}', '{"prompt": "' + "long " * 5000 + '"}', '{"prompt": "a", "quota": {"name": "none"}}',
+        '{"prompt": "\\ud800"}', '{"prompt": "' + "long " * 5000 + '"}',
+        '{"prompt": "a", "schedule": {"name": "none"}}',
         '{"prompt": "a", "batch_size": 0}', '{"id": {"a": 1}, "prompt": "a"}', "[" * 100_000,
     ]  # fmt: skip
     lines = [line for each in odd for line in (each, '{"prompt": "a red apple"}')]

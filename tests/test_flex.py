@@ -169,7 +169,7 @@ def test_operands_are_of_one_type_where_autocast_would_have_made_them_so(eager: 
     "changes",
     [
         {"objective": {"name": "cm3"}},
-        {"objective": {"name": "masked-diffusion"}, "masks": "unseen", "timestep": 16},
+        {"objective": {"name": "masked-diffusion"}, "isolated_masks": True, "timestep": 16},
         {"objective": {"name": "block-diffusion"}},
         {"objective": {"name": "causal-blocks"}},
         {"objective": {"name": "hybrid"}, "anneal": 0.5},

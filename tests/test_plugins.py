@@ -40,7 +40,7 @@ from cm3kit_tokenizers.vq.quantizers import quantizers
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "plugins"
 REGISTRIES = (
-    axes.quota, axes.order, axes.accept, axes.modifier, layout, objectives, quantizers, image_families, judge,
+    axes.schedule, axes.order, axes.accept, axes.modifier, layout, objectives, quantizers, image_families, judge,
     families, load_sources(),
 )  # fmt: skip
 
@@ -75,7 +75,7 @@ def test_there_is_a_short_sample_of_each_kind() -> None:
     "options",
     [
         {"order": "outwards"},
-        {"quota": "halves", "steps": 4},
+        {"schedule": "halves", "steps": 4},
         {"accept": "above-mean"},
         {"modifiers": ({"name": "second-thoughts", "floor": 0.9},), "steps": 4},
         {"modifiers": ({"name": "regret", "floor": 0.9},)},

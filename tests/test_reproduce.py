@@ -37,7 +37,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     region = ["--image", "pear.png", "--box", "0,0,12,12"]
     commands = [
         ["generate", "red apple", "-n", "3", "-o", f"{out}/pictures/"],
-        ["generate", "pear", "--decoder", "diffusion", "--steps", "3", "--modifier", "remdm-cap", "-o", f"{out}/d.png"],
+        ["generate", "pear", "--decoder", "diffusion", "--steps", "3", "--remasker", "remdm-cap", "-o", f"{out}/d.png"],
         ["generate", "--task", "pair", "-o", f"{out}/pair.png"],
         ["generate", "--task", "text", "red apple", "-n", "2", "-o", f"{out}/words.txt"],
         ["generate", "--task", "caption", picture, "-o", f"{out}/caption.txt"],

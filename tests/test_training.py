@@ -599,7 +599,7 @@ def test_annealed_attention_begins_causal_and_ends_full(corpus: Path) -> None:
 
 
 def test_open_slots_that_are_unseen_in_training_are_so_in_use(tmp_path: Path, corpus: Path) -> None:
-    task = toy_decoder(corpus, dropout=0.0, objective="masked-diffusion", masks="unseen")
+    task = toy_decoder(corpus, dropout=0.0, objective="masked-diffusion", isolated_masks=True)
     batch = task.batch(generator(0), 1)
     task.model.eval()
     with torch.no_grad():
@@ -615,7 +615,7 @@ def test_open_slots_that_are_unseen_in_training_are_so_in_use(tmp_path: Path, co
     trained = Trained.load(tmp_path)
     assert trained is not None and trained.uses[0].isolated_masks
     with pytest.raises(ConfigError, match="block-diffusion"):
-        toy_decoder(corpus, objective="block-diffusion", masks="unseen")
+        toy_decoder(corpus, objective="block-diffusion", isolated_masks=True)
 
 
 @pytest.mark.parametrize(

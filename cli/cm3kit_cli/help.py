@@ -57,6 +57,7 @@ EXAMPLES = {
     "model convert": "model convert vqgan.ckpt -o image/",
     "model import": "model import Dream-v0-Instruct-7B/ -o dream/",
     "model export": "model export -m emoji -o served/",
+    "model push": "model push owner/my-model -m my-model/",
     "tokenize image": "tokenize image photos/ -o codes/",
     "eval recon": "eval recon photos/ --limit 200",
     "eval model": "eval model data/emoji -m emoji --limit 64",

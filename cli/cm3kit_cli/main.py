@@ -6,15 +6,17 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.main import get_command
 
+from cm3kit.renamed import RenamedWarning
 from cm3kit_cli import (
     config,
     data,
@@ -79,6 +81,7 @@ def main(
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 3 (run it again), 130 or 143."""
+    warnings.showwarning = _shown  # type: ignore[assignment]
     given = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv))
     given, files = without_plugins(given)
     arguments = given or ["--help"]
@@ -121,6 +124,14 @@ def run(argv: Sequence[str] | None = None) -> int:
         failure = explain(error, command)
         show_failure(failure, command, as_json)
         return failure.status
+
+
+def _shown(message: Warning | str, category: type[Warning], *where: Any) -> None:
+    """Old names in a line on standard error; other warnings as Python has them."""
+    if issubclass(category, RenamedWarning):
+        typer.echo(f"warning: {message}", err=True)
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, *where[:2]))
 
 
 def _wants_traceback(arguments: list[str]) -> bool:

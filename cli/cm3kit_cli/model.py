@@ -156,6 +156,25 @@ def export(
     return Reply({"folder": made}, (str(made),))
 
 
+@app.command()
+def push(
+    repo: Annotated[str, typer.Argument(help="owner/name on the hub; it is made if it is not there.")],
+    model: options.Model = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Where it is made, show it to you alone.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to upload to, instead of main.")] = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Upload a model folder to the Hugging Face hub, where `-m hf:owner/name` finds it."""
+    from cm3kit.fill.folder import find
+    from cm3kit.interop import hub
+
+    address = hub.push(find(model), repo, private=private, revision=revision)
+    return Reply({"address": address, "model": f"hf:{repo}"}, (address,))
+
+
 def _lines(described: Mapping[str, Any], indent: str = "") -> Iterator[str]:
     """Nested mappings as indented `name: value` lines, texts of several lines last."""
     long = {name: value for name, value in described.items() if isinstance(value, str) and "\n" in value}

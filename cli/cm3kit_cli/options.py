@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cm3kit.decode_options import Choice, GenerateOptions, Option, own, table
+from cm3kit.renamed import warn_renamed
 
 SYNONYMS = {
     "--cfg": "--guidance-scale",
@@ -21,7 +22,10 @@ SYNONYMS = {
     "--temp": "--temperature",
     "--num-samples": "--num-images",
     "--out": "--output",
+    "--editor": "--remasker",
 }
+# Flags that were called otherwise; the old ones work for one release.
+RENAMED = {"--quota": "--schedule", "--modifier": "--remasker"}
 MAX_SEED = 2**63 - 1
 
 
@@ -31,7 +35,9 @@ def with_synonyms_spelt_out(arguments: list[str]) -> list[str]:
     spelt = []
     for argument in arguments[:end]:
         name, equals, value = argument.partition("=")
-        spelt.append(SYNONYMS.get(name, name) + equals + value)
+        if name in RENAMED:
+            warn_renamed(name, RENAMED[name])
+        spelt.append(SYNONYMS.get(name, RENAMED.get(name, name)) + equals + value)
     return spelt + arguments[end:]
 
 
@@ -73,7 +79,12 @@ def chosen_seed(seed: int | None, quiet: bool) -> int:
 
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", envvar="CM3KIT_MODEL", help="Name or folder of a model; see `model list`."),
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="CM3KIT_MODEL",
+        help="Name or folder of a model, or hf:owner/name; see `model list`.",
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[

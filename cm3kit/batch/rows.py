@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cm3kit.config import Settings
-from cm3kit.decode_options import GenerateOptions, table
+from cm3kit.decode_options import RENAMED, GenerateOptions, table, under_new_names
 from cm3kit.extras import need
 from cm3kit.fill.prompts import as_utf8
 from cm3kit.json_lines import dump_json
@@ -135,6 +135,7 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         # half a surrogate pair, which JSON can spell and no file can hold
         wrong = DataError(f"{where} holds a character that is none; mend the row.", code="bad_data")
         return Row(number, str(number), where, error=wrong)
+    given = under_new_names(given)
     name = str(number) if given.get("id") in (None, "") else str(given["id"])
     try:
         asked = {
@@ -254,7 +255,7 @@ def _from_parquet(data: bytes, path: Path) -> Iterator[Raw]:
 
 def _check_header(names: Any, path: Path) -> None:
     for name in names:
-        if name not in COLUMNS:
+        if RENAMED.get(name, name) not in COLUMNS:
             raise DataError(_unknown(name, f"{path}: column"), code="bad_data")
 
 

@@ -23,6 +23,7 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
+from cm3kit.decode_options import under_new_names
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import sweep, write_atomic, write_group
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
@@ -112,6 +113,8 @@ def read_job(folder: Path) -> dict[str, Any]:
             isinstance(found.get(name), int) for name in ("seed", "outputs")
         ):
             raise ValueError("it does not name seed and outputs")
+        if isinstance(found.get("options"), dict):
+            found["options"] = under_new_names(found["options"])
         return found
     except FileNotFoundError:
         raise DataError(

@@ -28,7 +28,7 @@ from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.fast_llama import supports
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
-from cm3kit.fill.openers import opener_of
+from cm3kit.fill.openers import find_foreign, named
 from cm3kit.fill.styles import ChatTemplate, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
@@ -36,6 +36,7 @@ from cm3kit.models.gguf import gguf_file
 from cm3kit.models.windows import clear_windows
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
+from cm3kit.renamed import old_names
 from cm3kit.types import Attention
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -163,8 +164,8 @@ def find(name: str | Path | None) -> Path:
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
             return folder
-    if opener_of(wanted) is not None:
-        return Path(wanted)
+    if foreign := find_foreign(wanted):
+        return foreign[1]
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
@@ -179,14 +180,14 @@ def load_parts(folder: Path) -> Parts:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
     """
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
-        opener = opener_of(str(folder))
-        if opener is not None:
-            return opener.open(folder)
+        if foreign := find_foreign(str(folder)):
+            return foreign[0].open(folder)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
         vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-        defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+        with old_names():
+            defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, ValidationError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(
@@ -203,10 +204,10 @@ def load_parts(folder: Path) -> Parts:
     public = defaults.prompt_style != "minimal"
     backbone = load_backbone(folder / "decoder", len(vocab), dtype="auto" if public else torch.float32)
     try_out(backbone, folder, defaults)
-    return Parts(folder.name, folder, text, image, vocab, backbone, defaults)
+    return Parts(named(folder), folder, text, image, vocab, backbone, defaults)
 
 
-TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
+TRIAL = 64  # ids of the row on which a decoder that has no engine of ours is tried out when it is opened
 
 
 def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:

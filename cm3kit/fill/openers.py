@@ -1,4 +1,4 @@
-"""Who opens models that are no folder of ours: public families, as they were downloaded."""
+"""Who finds and opens models that are no folder of ours: of a hub, or of a public family as it was downloaded."""
 
 from __future__ import annotations
 
@@ -14,19 +14,28 @@ if TYPE_CHECKING:
 
 
 class Opener(Protocol):
-    """Opens one kind of model."""
+    """Knows one kind of model."""
 
-    def owns(self, wanted: str) -> bool:
-        """Whether a name or path is of such a model; ModelError if it nearly is, with what it lacks."""
+    def find(self, wanted: str) -> Path | None:
+        """The folder or file of such a model by its name; ModelError if it nearly is one, with what it lacks."""
 
     def open(self, source: Path) -> Parts:
-        """Its parts; ModelError (`bad_checkpoint`) if they cannot be used."""
+        """Its parts; ModelError (`bad_checkpoint`) if they cannot be used. None knows a folder of ours better."""
+        raise NotImplementedError
 
 
 openers: Registry[Opener] = Registry("kind of model")
 
 
-def opener_of(wanted: str) -> Opener | None:
-    """Who opens the model of a name or path; None if nobody does."""
+def named(folder: Path) -> str:
+    """What a model is called: its folder, or owner/name of one that lies in the cache of a hub."""
+    if folder.parent.name != "snapshots":
+        return folder.name
+    return folder.parents[1].name.removeprefix("models--").replace("--", "/")
+
+
+def find_foreign(wanted: str) -> tuple[Opener, Path] | None:
+    """Who knows the model of a name or path, and where it lies; None if nobody does."""
     import_module(BUILT_IN)
-    return next((openers[name] for name in openers if openers[name].owns(wanted)), None)
+    found = ((openers[name], openers[name].find(wanted)) for name in openers)
+    return next(((opener, place) for opener, place in found if place is not None), None)

@@ -39,10 +39,10 @@ ANSWER_TOKENS = {
 
 # What a preset leaves as the model has it, unless it names it.
 KEPT = ("text", "image", "guidance", "guidance_schedule", "block_size", "cache", "batch_size")
-# Quotas that fix the number of steps themselves.
+# Schedules that fix the number of steps themselves.
 STEPLESS = ("ascending", "explicit")
 # What only a sampler by confidence reads.
-RANKING = ("quota", "order", "accept", "threshold")
+RANKING = ("schedule", "order", "accept", "threshold")
 
 
 def chosen_decoder(defaults: Defaults, options: GenerateOptions, model: str) -> DecoderName:
@@ -112,7 +112,7 @@ def diffusion_settings(
     found = base.model_dump()
     if options.sampler is not None:
         found = {**{name: found[name] for name in KEPT}, **presets[options.sampler].settings}
-    for name in ("steps", "quota", "order", "accept", "modifiers", "block_size", "cache"):
+    for name in ("steps", "schedule", "order", "accept", "modifiers", "block_size", "cache"):
         if getattr(options, name) is not None:
             found[name] = getattr(options, name)
     if options.threshold is not None:
@@ -151,17 +151,17 @@ def _threshold(options: GenerateOptions) -> dict[str, Any]:
 
 
 def _eoser(found: Mapping[str, Any]) -> Eoser:
-    """The damping of ends that goes with the quota (arXiv:2509.23924, sec. 3.2 and 3.3)."""
+    """The damping of ends that goes with the schedule (arXiv:2509.23924, sec. 3.2 and 3.3)."""
     if found.get("eoser"):
         return Eoser.model_validate(found["eoser"])
-    return Eoser(least=0.01, schedule="ascending") if _name(found.get("quota")) == "ascending" else Eoser()
+    return Eoser(least=0.01, schedule="ascending") if _name(found.get("schedule")) == "ascending" else Eoser()
 
 
 def _agree(config: DiffusionConfig, options: GenerateOptions) -> None:
     """Refuse options that would do nothing."""
-    if options.steps is not None and _name(config.quota) in STEPLESS:
+    if options.steps is not None and _name(config.schedule) in STEPLESS:
         raise ConfigError(
-            f"steps = {options.steps}, but the quota {_name(config.quota)!r} fixes them itself; leave one out.",
+            f"steps = {options.steps}, but the schedule {_name(config.schedule)!r} fixes them itself; leave one out.",
             code="bad_value",
         )
     idle = [name for name in (*RANKING, "steps") if getattr(options, name) is not None]

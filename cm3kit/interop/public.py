@@ -7,7 +7,7 @@ from pathlib import Path
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts, try_out
-from cm3kit.fill.openers import openers
+from cm3kit.fill.openers import Opener, named, openers
 from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
@@ -80,7 +80,7 @@ def _diffusion(folder: Path, family: Family) -> Parts:
         chat=chat,
     )
     try_out(backbone, folder, defaults)
-    return Parts(folder.name, folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
+    return Parts(named(folder), folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
 
 
 def _causal(source: Path) -> Parts:
@@ -105,11 +105,16 @@ def _causal(source: Path) -> Parts:
     return Parts(source.stem, folder, borrowed.text, NoPictures(), vocab, backbone, defaults)
 
 
-class Public:
+class Public(Opener):
     """Public models among the models that `load` opens."""
 
-    owns = staticmethod(is_public)
-    open = staticmethod(open_public)
+    def find(self, wanted: str) -> Path | None:
+        """A folder, a GGUF file, or what a package carries."""
+        return Path(wanted) if is_public(wanted) else None
+
+    def open(self, source: Path) -> Parts:
+        """Its parts, see `open_public`."""
+        return open_public(source)
 
 
 openers("public")(Public())

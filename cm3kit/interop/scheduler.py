@@ -1,4 +1,4 @@
-"""The decoder's quotas, orders and accept rules as a scheduler of diffusers.
+"""The decoder's schedules, orders and accept rules as a scheduler of diffusers.
 
 `MaskedDiffusionScheduler` goes where diffusers expects its `BlockRefinementScheduler`: its pipeline for
 LLaDA 2, `LLaDA2Pipeline`, runs any combination of the axes with it.
@@ -16,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Generator, Tensor
 
 from cm3kit.config import resolve
-from cm3kit.decoders.diffusion import accepts, axes, orders, quotas  # noqa: F401  (they register themselves)
+from cm3kit.decoders.diffusion import accepts, axes, orders, schedules  # noqa: F401  (they register themselves)
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
@@ -29,9 +29,9 @@ Dice = Generator | Sequence[Generator] | None
 
 
 class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """Writes blocks of masked ids by a quota, an order and an accept rule, one block at a time.
+    """Writes blocks of masked ids by a schedule, an order and an accept rule, one block at a time.
 
-    Unlike diffusers' own scheduler it counts each row's masks for the quota, never writes the mask id, stops a block
+    Unlike diffusers' own scheduler it counts each row's masks for the schedule, never writes the mask id, stops a block
     with its last mask instead of one pass later, goes on until no mask is left, and reads `minimal_topk`.
 
     Args:
@@ -42,7 +42,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         editing_threshold: probability above which another id replaces one that was written (LLaDA 2.1); None
             or 0 for never.
         minimal_topk: places that a step writes at least, as far as they are open.
-        quota: how many places a step writes: a name, or a mapping with `name` and options, as in
+        schedule: how many places a step writes: a name, or a mapping with `name` and options, as in
             `DiffusionConfig`. Here and below.
         order: which of them first.
         accept: which of the scored ones.
@@ -50,7 +50,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         eos_token_ids: the end ids.
         confidence: whether orders read the model's distribution, or that which ids are drawn from ("tempered",
             as diffusers does it).
-        per_row: whether the quota shares out the masks of each row, or `block_length` as diffusers does it.
+        per_row: whether the schedule shares out the masks of each row, or `block_length` as diffusers does it.
         seed: of the scheduler's own dice, thrown where `step` is given no generator.
 
     Raises:
@@ -67,7 +67,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         threshold: float = 0.95,
         editing_threshold: float | None = None,
         minimal_topk: int = 1,
-        quota: Choice = "uniform",
+        schedule: Choice = "uniform",
         order: Choice = "probability",
         accept: Choice = "threshold",
         eoser: dict[str, Any] | None = None,
@@ -78,7 +78,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
     ) -> None:
         if confidence not in ("base", "tempered"):
             raise ConfigError(f"confidence is {confidence!r}; give base or tempered.", code="bad_config")
-        self._quota, self._order = axes.bind(axes.quota, quota), axes.bind(axes.order, order)
+        self._schedule, self._order = axes.bind(axes.schedule, schedule), axes.bind(axes.order, order)
         self._rule = axes.bind(axes.accept, accept)
         name = accept if isinstance(accept, str) else accept["name"]
         self._by_threshold = name == "threshold" and (isinstance(accept, str) or "tau" not in accept)
@@ -131,7 +131,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         made: Self = cls(
             block_length=length,
             num_inference_steps=config.steps or length,
-            quota=config.quota,
+            schedule=config.schedule,
             order=config.order,
             accept=config.accept,
             eoser=config.eoser.model_dump() if config.eoser else None,
@@ -163,7 +163,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
 
         Args:
             model_output: logits (B, L, V) of what belongs at each place.
-            timestep: index of the step within the block; at 0 the quotas are dealt out.
+            timestep: index of the step within the block; at 0 the schedules are dealt out.
             sample: ids (B, L) of the block.
             mask_token_id: id of an open place.
             temperature: 0 takes the best id.
@@ -289,15 +289,15 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
             plan = self._plan(row, step, len(slots_M))
             at = min(step, len(plan) - 1)
             scores = Scores(slots_M, *found.of(row, slots_M), at, len(plan), dice[row])
-            quota = min(max(plan[at], least), len(slots_M))
-            written_BL[row, slots_M[self._rule(self._order(scores), quota, **options)]] = True
+            planned = min(max(plan[at], least), len(slots_M))
+            written_BL[row, slots_M[self._rule(self._order(scores), planned, **options)]] = True
         return written_BL.to(open_BL.device)
 
     def _plan(self, row: int, step: int, blanks: int) -> list[int]:
         """How many places each step of the block writes in a row."""
         if step == 0 or row not in self._plans:
             shared = blanks if self.config.per_row else self.block_length
-            self._plans[row] = [count for count in self._quota(shared, self.num_inference_steps) if count]
+            self._plans[row] = [count for count in self._schedule(shared, self.num_inference_steps) if count]
         return self._plans[row]
 
 

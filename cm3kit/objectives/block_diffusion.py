@@ -56,8 +56,8 @@ class BlockDiffusion:
     """Masked diffusion in blocks of `block_size` ids, each at a time of its own in [low, high).
 
     Args:
-        inner: what is hidden and how it weighs; by default every id of the page. What `drop` and `modality` hide,
-            the clean copy hides too.
+        inner: what is hidden and how it weighs; by default every id of the page. What `cond_dropout` and
+            `modality_dropout` hide, the clean copy hides too.
 
     Raises:
         ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` has a shift
@@ -117,7 +117,7 @@ class BlockDiffusion:
     def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Example]:
         """The noised and the clean copy of one document, or of a slice, in at most `budget` ids together.
 
-        With `inner.pairs` a second example hides in every block what the first one shows.
+        With `inner.complementary_masks` a second example hides in every block what the first one shows.
 
         Raises:
             ConfigError: half of `budget` is under 3, or a picture that is all there is does not fit into it.
@@ -133,7 +133,7 @@ class BlockDiffusion:
         shown = inner.shown(layout, *inner._whole(layout, rng))
         spread_T = [1 - alpha for alpha in alpha_T]
         out = [self._ask(layout, shown, hidden_T, spread_T, [inner._weight(t) for t in t_T])]
-        if inner.pairs:
+        if inner.complementary_masks:
             rest_T = [not each for each in hidden_T]
             out.append(self._ask(layout, shown, rest_T, alpha_T, [inner._rest_weight(t) for t in t_T]))
         return out
@@ -157,7 +157,9 @@ class BlockDiffusion:
         maskable = sum(asked_T)
         if inner.norm == "sequence" and maskable:
             weights_T = [each / maskable for each in weights_T]
-        mass = float(sum(now_T) if inner.weighting == "flat" else maskable) if inner.norm == "token" else 1.0
+        mass = (
+            float(sum(now_T) if inner.weighting == "uniform" else maskable) if inner.norm == "token" else 1.0
+        )
         places = list(range(size))
         blocks = [place // self.block_size for place in places]
         return Example(

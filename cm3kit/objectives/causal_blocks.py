@@ -119,7 +119,7 @@ class CausalBlocks:
     def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Example]:
         """One document, or a slice, in at most `budget` ids: the blocks of its gaps, and the row of cm3.
 
-        With `inner.pairs` a second example hides in every block what the first one shows.
+        With `inner.complementary_masks` a second example hides in every block what the first one shows.
 
         Raises:
             ConfigError: half of `budget` is too little for a slice, or for a picture that is all there is.
@@ -137,7 +137,7 @@ class CausalBlocks:
                 hidden[place] = odd < spread[place]
                 level[place], rest_level[place] = inner._weight(t), inner._rest_weight(t)
         out = [self._ask(layout, shown, blocks, hidden, spread, level)]
-        if inner.pairs:
+        if inner.complementary_masks:
             rest = {place: not each for place, each in hidden.items()}
             share = {place: 1 - each for place, each in spread.items()}
             out.append(self._ask(layout, shown, blocks, rest, share, rest_level))

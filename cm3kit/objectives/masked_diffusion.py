@@ -24,7 +24,7 @@ from cm3kit.types import Example, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
-Weighting = Literal["bound", "flat"]
+Weighting = Literal["elbo", "uniform"]
 Norm = Literal["token", "sequence", "batch"]
 LAW = GapLaw()
 
@@ -32,17 +32,24 @@ LAW = GapLaw()
 class DiffusionSettings(Settings):
     """See `MaskedDiffusion`."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "drop": "cond_dropout", "modality": "modality_dropout", "pairs": "complementary_masks",
+    }  # fmt: skip
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "weighting": {"bound": "elbo", "flat": "uniform"}
+    }
+
     schedule: str = "linear"
-    weighting: Literal["bound", "flat"] = "bound"
+    weighting: Literal["elbo", "uniform"] = "elbo"
     snr_cap: float | None = Field(None, gt=0)
     norm: Literal["token", "sequence", "batch"] = "token"
     hides: Literal["gaps", "all"] = "gaps"
     law: GapLaw = GapLaw()
     text_weight: float = Field(1.0, ge=0)
     image_weight: float = Field(1.0, ge=0)
-    drop: float = Field(0.1, ge=0, le=1)
-    modality: float = Field(0.0, ge=0, le=1)
-    pairs: bool = False
+    cond_dropout: float = Field(0.1, ge=0, le=1)
+    modality_dropout: float = Field(0.0, ge=0, le=1)
+    complementary_masks: bool = False
     ends: int | None = Field(None, ge=1)
     ordered: float = Field(0.0, ge=0, le=1)
     ahead: int = Field(16, ge=1)
@@ -65,13 +72,13 @@ class MaskedDiffusion:
         schedule: of the noise; see `noise.schedule`.
         weighting: of hidden ids: by the evidence bound, or all alike (MaskGIT, arXiv:2202.04200, eq. 1).
         snr_cap: γ of the softly capped weight, or None.
-        norm: divisor of the loss: ids that could be hidden (flat: that are), sequences with each divided by its own
+        norm: divisor of the loss: ids that could be hidden (uniform: that are), sequences with each divided by its own
             ids, or sequences.
         hides: the gaps that `law` draws, the rest being given and never noised; or every id of the page.
         text_weight: factor on ids that are no image codes, and `image_weight` on those that are.
-        drop: chance that all given text and pictures of a page are hidden without a loss, for guidance.
-        modality: chance that one modality of a page's gaps is hidden whole and has no loss.
-        pairs: give each page twice, hiding every id in exactly one of the two.
+        cond_dropout: chance that all given text and pictures of a page are hidden without a loss, for guidance.
+        modality_dropout: chance that one modality of a page's gaps is hidden whole and has no loss.
+        complementary_masks: give each page twice, hiding every id in exactly one of the two.
         ends: how many `<eoss>` of a gap have a loss; None is all.
         ordered: share of pages that are hidden from the right, so that what is shown of their gaps is what a decoder
             has written that goes from left to right, in blocks or id by id: what a causal model knows is of use there,
@@ -81,7 +88,7 @@ class MaskedDiffusion:
         grid: (rows, columns) of a picture's codes.
 
     Raises:
-        ConfigError: the schedule is unknown, or both `pairs` and `ordered` are asked for.
+        ConfigError: the schedule is unknown, or both `complementary_masks` and `ordered` are asked for.
     """
 
     Settings: ClassVar[type[ObjectiveSettings]] = MaskedDiffusionSettings
@@ -89,16 +96,16 @@ class MaskedDiffusion:
 
     vocab: Vocab
     schedule: str = "linear"
-    weighting: Weighting = "bound"
+    weighting: Weighting = "elbo"
     snr_cap: float | None = None
     norm: Norm = "token"
     hides: Literal["gaps", "all"] = "gaps"
     law: GapLaw = LAW
     text_weight: float = 1.0
     image_weight: float = 1.0
-    drop: float = 0.0
-    modality: float = 0.0
-    pairs: bool = False
+    cond_dropout: float = 0.0
+    modality_dropout: float = 0.0
+    complementary_masks: bool = False
     ends: int | None = None
     ordered: float = 0.0
     ahead: int = 16
@@ -109,9 +116,10 @@ class MaskedDiffusion:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_noise", schedule[self.schedule])
-        if self.pairs and self.ordered:
+        if self.complementary_masks and self.ordered:
             raise ConfigError(
-                "pairs and ordered: the complement of a page that is hidden from the right is none; leave one out.",
+                "complementary_masks and ordered: the complement of a page that is hidden from the right is none;"
+                " leave one out.",
                 code="bad_config",
             )
 
@@ -124,7 +132,7 @@ class MaskedDiffusion:
     @property
     def copies(self) -> int:
         """Two where a page is masked in two complementary ways."""
-        return 2 if self.pairs else 1
+        return 2 if self.complementary_masks else 1
 
     def uses(self, window: int) -> tuple[Use, ...]:
         """In place, every id looking everywhere."""
@@ -143,8 +151,8 @@ class MaskedDiffusion:
     def exact(self) -> MaskedDiffusion:
         """The same questions without what training weighs or leaves out."""
         return replace(
-            self, weighting="bound", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
-            drop=0.0, modality=0.0, pairs=False, ends=None, ordered=0.0,
+            self, weighting="elbo", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
+            cond_dropout=0.0, modality_dropout=0.0, complementary_masks=False, ends=None, ordered=0.0,
         )  # fmt: skip
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
@@ -157,7 +165,7 @@ class MaskedDiffusion:
         ]
 
     def make_example(self, ids: Sequence[int], t: float, rng: Generator, budget: int) -> list[Example]:
-        """One document at time t, and with `pairs` its complement, which hides what the first one shows.
+        """One document at time t, and with `complementary_masks` its complement, which hides what the first one shows.
 
         Raises:
             ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
@@ -170,7 +178,7 @@ class MaskedDiffusion:
         hidden = [gap and odd < 1 - alpha for gap, odd in zip(layout.hidden, odds_T.tolist(), strict=True)]
         whole, unseen = self._whole(layout, rng)
         out = [self._ask(layout, hidden, 1 - alpha, self._weight(t), whole, unseen)]
-        if self.pairs:
+        if self.complementary_masks:
             rest = [gap and not now for gap, now in zip(layout.hidden, hidden, strict=True)]
             out.append(self._ask(layout, rest, alpha, self._rest_weight(t), whole, unseen))
         return out
@@ -219,10 +227,10 @@ class MaskedDiffusion:
         """Which ids of gaps are hidden for good, and whether the given ones are."""
         draws = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
         start = self.vocab.image.start
-        if draws[0] < self.modality:
+        if draws[0] < self.modality_dropout:
             images = draws[1] < 0.5
-            return (lambda id: (id >= start) == images), draws[2] < self.drop
-        return (lambda id: False), draws[2] < self.drop
+            return (lambda id: (id >= start) == images), draws[2] < self.cond_dropout
+        return (lambda id: False), draws[2] < self.cond_dropout
 
     def _ask(
         self,
@@ -244,7 +252,7 @@ class MaskedDiffusion:
         maskable = sum(asked)
         if self.norm == "sequence" and maskable:
             weights = [each / maskable for each in weights]
-        mass = float(sum(now) if self.weighting == "flat" else maskable) if self.norm == "token" else 1.0
+        mass = float(sum(now) if self.weighting == "uniform" else maskable) if self.norm == "token" else 1.0
         return self._example(layout, inputs, weights, noise, mass)
 
     def shown(
@@ -275,10 +283,10 @@ class MaskedDiffusion:
         )  # fmt: skip
 
     def _weight(self, t: float) -> float:
-        return 1.0 if self.weighting == "flat" else self._noise.weight(t, self.snr_cap)
+        return 1.0 if self.weighting == "uniform" else self._noise.weight(t, self.snr_cap)
 
     def _rest_weight(self, t: float) -> float:
-        return 1.0 if self.weighting == "flat" else self._noise.rest_weight(t, self.snr_cap)
+        return 1.0 if self.weighting == "uniform" else self._noise.rest_weight(t, self.snr_cap)
 
     def _factor(self, id: int) -> float:
         return self.image_weight if id >= self.vocab.image.start else self.text_weight

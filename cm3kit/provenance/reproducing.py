@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import cm3kit
 from cm3kit import images
-from cm3kit.decode_options import known
+from cm3kit.decode_options import known, under_new_names
 from cm3kit.fill.folder import available, find
 from cm3kit.fill.options import GenerateOptions
 from cm3kit.provenance import outputs
@@ -166,6 +166,7 @@ def rebuild(kit: Kit, recipe: Recipe) -> bytes:
 
 def options_of(given: Mapping[str, Any]) -> GenerateOptions:
     """The options of a recipe or a request; ValueError, in one line, for what is none."""
+    given = under_new_names(given)
     for name in sorted(given):
         known(name)
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -78,20 +78,20 @@ class DecoderRecipe(Settings):
         backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
         warm: a public decoder to start from instead.
         lora: train adapters, new rows and the head of what is started from, instead of all of it.
-        mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, for
-            a model that has never seen a mask, or what is there.
-        timestep: width of the embedding of the diffusion time, which every layer is conditioned on; None is
-            a model without (MeDiM, arXiv:2510.06131, sec. 3.2).
-        masks: whether open slots are seen by other places, as usual, or see and are seen by nobody: then what is
+        mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, or what it is.
+        timestep: width of the embedding of the diffusion time that conditions every layer; None is a model without
+            (MeDiM, arXiv:2510.06131, sec. 3.2).
+        isolated_masks: masked positions see and are seen by nobody, instead of by all as usual: then what is
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents side by side in a row are kept apart by a dense mask, or by FlexAttention, which
-            leaves out what nobody sees; auto is flex on CUDA where the model can. Annealed masks, which are drawn pair
-            by pair, and those of validation and previews are dense.
+        packing: whether documents in a row are kept apart by a dense mask, or by FlexAttention, which leaves out what
+            nobody sees; auto is flex on CUDA where the model can. Annealed masks, validation and previews are dense.
         previews: prompts that previews draw.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"masks": "isolated_masks"}
+    renamed_values: ClassVar[Mapping[str, Any]] = {"isolated_masks": {"unseen": True, "seen": False}}
     data: Path = Path("data/emoji")
     text: Path = Path("runs/text/final")
     image: Path = Path("runs/vqgan/final")
@@ -106,7 +106,7 @@ class DecoderRecipe(Settings):
     lora: LoraSettings = LoraSettings()
     mask_embedding: Literal["mean", "keep"] = "mean"
     timestep: int | None = Field(None, ge=2)
-    masks: Literal["seen", "unseen"] = "seen"
+    isolated_masks: bool = False
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
     packing: Packing = "dense"
@@ -152,9 +152,9 @@ class DecoderTask:
         parts = TokenizerParts(self.vocab, text, self.image.grid)
         self.objective: Objective = objective[recipe.objective.name].build(recipe.objective, parts)
         self._uses = self.objective.uses(recipe.window)
-        if recipe.masks == "unseen" and any(use.block_size for use in self._uses):
+        if recipe.isolated_masks and any(use.block_size for use in self._uses):
             raise ConfigError(
-                f"masks = unseen: {recipe.objective.name} shows its masks to their own block; leave it out.",
+                f"isolated_masks: {recipe.objective.name} shows its masks to their own block; leave it out.",
                 code="bad_config",
             )
         self.tokenizer = PageTokenizer(text, self.vocab)
@@ -288,7 +288,7 @@ class DecoderTask:
         masked = flex_mask if flex else block_mask
         if recipe.attention == "causal":
             return masked(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
-        unseen_BT = on.ids_BT == self.vocab.mask if recipe.masks == "unseen" else None
+        unseen_BT = on.ids_BT == self.vocab.mask if recipe.isolated_masks else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
         if open_share < 1:
             return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
@@ -319,7 +319,7 @@ class DecoderTask:
             return {}
         return validate(
             self.model.backbone, self.objective, self._held[:count], self.tokenizer, self.image, self.recipe.window,
-            causal_attention=self.recipe.attention == "causal", unseen=self.recipe.masks == "unseen",
+            causal_attention=self.recipe.attention == "causal", unseen=self.recipe.isolated_masks,
         )  # fmt: skip
 
     def _held_out(self, count: int) -> list[list[int]]:
@@ -345,6 +345,6 @@ class DecoderTask:
 
     @property
     def _trained(self) -> Trained:
-        own = {"isolated_masks": True} if self.recipe.masks == "unseen" else {}
+        own = {"isolated_masks": True} if self.recipe.isolated_masks else {}
         uses = [each if each.decoder != DIFFUSION else each.model_copy(update=own) for each in self._uses]
         return Trained(uses=tuple(uses))

@@ -13,7 +13,7 @@ from torch import nn
 from cm3kit.training.parallel import local
 
 PATIENCE = 3  # so many bad steps in a row
-TOTALS = {"loss", "norm", "rate"}
+TOTALS = {"loss", "grad_norm", "lr"}
 WINDOW, ENOUGH = 128, 32  # losses that a spike is told from, and how many there must be
 
 Verdict = Literal["fine", "spike", "not finite"]

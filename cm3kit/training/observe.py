@@ -24,8 +24,8 @@ class Seen:
     Attributes:
         step: how many steps are done, this one included.
         total: steps of the whole training.
-        figures: of the whole batch, over all processes: `loss` (nats or what the task minimises), `norm` of the
-            gradient, `rate` of learning, and what the task adds. A value may be NaN or infinite.
+        figures: of the whole batch, over all processes: `loss` (nats or what the task minimises), `grad_norm`,
+            `lr` (the learning rate), and what the task adds. A value may be NaN or infinite.
         took: seconds of this step.
         seconds: of training up to here, earlier sittings of a resumed run included.
         rows: of the batch, over all processes.

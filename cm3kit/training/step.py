@@ -118,7 +118,9 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     progress.whole = True
     rate = progress.optimizer.param_groups[0]["lr"]
     return Done(
-        {"loss": loss, "norm": norm, "rate": rate, **figures}, verdict, any(each for _, _, each in everyone)
+        {"loss": loss, "grad_norm": norm, "lr": rate, **figures},
+        verdict,
+        any(each for _, _, each in everyone),
     )
 
 

@@ -43,8 +43,8 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         f"{HELD}image_bits_per_pixel", f"{HELD}fill_image_bits_per_pixel", f"{HELD}bound_image_bits_per_pixel")),
     ("<eoss> where a filling ends", "share of hits", (
         f"{HELD}eoss_hit_rate", f"{HELD}fill_eoss_hit_rate", f"{HELD}bound_eoss_hit_rate")),
-    ("Gradient norm", "before clipping", ("norm",)),
-    ("Learning rate", "", ("rate",)),
+    ("Gradient norm", "before clipping", ("grad_norm", "norm")),
+    ("Learning rate", "", ("lr", "rate")),
 )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ from cm3kit.decoders.diffusion.axes import accept
 
 
 @accept("above-mean")
-def above_mean(score_M: Tensor, quota: int) -> Tensor:
-    """Every position whose score is above the mean, and the `quota` best at least: bool (M,)."""
+def above_mean(score_M: Tensor, planned: int) -> Tensor:
+    """Every position whose score is above the mean, and the `planned` best at least: bool (M,)."""
     best_M = score_M.new_zeros(len(score_M), dtype=bool)
-    best_M[score_M.sort(descending=True, stable=True).indices[:quota]] = True
+    best_M[score_M.sort(descending=True, stable=True).indices[:planned]] = True
     return best_M | (score_M > score_M.mean())

@@ -1,9 +1,9 @@
 """An unmasking schedule: how many positions each pass writes. Try: --decoder diffusion --schedule halves."""
 
-from cm3kit.decoders.diffusion.axes import quota
+from cm3kit.decoders.diffusion.axes import schedule
 
 
-@quota("halves")
+@schedule("halves")
 def halves(blanks: int, steps: int) -> list[int]:
     """Half of what is left at each pass, and the rest at the last one; the counts sum to `blanks`."""
     counts = []

@@ -14,6 +14,7 @@ ERROR_CODES: dict[str, str] = {
     "no_mask": "a page has no gap to fill",
     "gap_place": "a gap stands where it cannot be filled",
     "gap_overlap": "two gaps share bytes",
+    "offline": "something lies elsewhere, and the network cannot be used or reached",
     "bad_selector": "a CSS selector is malformed or selects nothing",
     "bad_box": "the box of a picture region is malformed or outside the picture",
     "bad_picture": "a picture cannot be decoded or is over a limit",

@@ -1,6 +1,6 @@
 """Accept rules: which of the scored slots are written now.
 
-The quota is the least that a rule accepts, and one slot at least. Slots are taken best score first, and
+The planned is the least that a rule accepts, and one slot at least. Slots are taken best score first, and
 among equal scores from left to right.
 """
 
@@ -14,23 +14,23 @@ from cm3kit.decoders.diffusion.options import number
 
 
 @accept("top")
-def top(score_M: Tensor, quota: int) -> Tensor:
-    """The `quota` best slots."""
-    return _first(score_M, quota)
+def top(score_M: Tensor, planned: int) -> Tensor:
+    """The `planned` best slots."""
+    return _first(score_M, planned)
 
 
 @accept("threshold")
-def threshold(score_M: Tensor, quota: int, *, tau: float = 0.9) -> Tensor:
-    """Every slot whose score is `tau` or more, or the `quota` best if these are more.
+def threshold(score_M: Tensor, planned: int, *, tau: float = 0.9) -> Tensor:
+    """Every slot whose score is `tau` or more, or the `planned` best if these are more.
 
-    Fast-dLLM (arXiv:2505.22618, sec. 3.3) with one slot a step as the quota; LLaDA2 and SDAR with others.
-    Above 1 nothing but the quota is accepted, at 0 everything.
+    Fast-dLLM (arXiv:2505.22618, sec. 3.3) with one slot a step as the planned; LLaDA2 and SDAR with others.
+    Above 1 nothing but the planned is accepted, at 0 everything.
     """
-    return _first(score_M, max(quota, int((score_M >= number("tau", tau)).sum())))
+    return _first(score_M, max(planned, int((score_M >= number("tau", tau)).sum())))
 
 
 @accept("factor")
-def factor(score_M: Tensor, quota: int, *, f: float = 1.0) -> Tensor:
+def factor(score_M: Tensor, planned: int, *, f: float = 1.0) -> Tensor:
     """The n best, for the largest n such that the r-th best is at least 1 - f / (r + 1), r = 2..n.
 
     Fast-dLLM (arXiv:2505.22618, sec. 3.3 and theorem 1): the more slots at once, the surer each must be.
@@ -39,11 +39,11 @@ def factor(score_M: Tensor, quota: int, *, f: float = 1.0) -> Tensor:
     best_M = score_M.sort(descending=True).values
     ranks_M = torch.arange(1, len(score_M) + 1, device=score_M.device)
     sure_M = (best_M >= 1 - f / (ranks_M + 1)) | (ranks_M == 1)
-    return _first(score_M, max(quota, _leading(sure_M)))
+    return _first(score_M, max(planned, _leading(sure_M)))
 
 
 @accept("entropy-bound")
-def entropy_bound(score_M: Tensor, quota: int, *, bound: float = 0.1) -> Tensor:
+def entropy_bound(score_M: Tensor, planned: int, *, bound: float = 0.1) -> Tensor:
     """The surest slots, while the entropies of those before each sum to at most `bound` nats.
 
     EB-Sampler (arXiv:2505.24857): the sum without its largest term bounds what the slots tell of
@@ -53,7 +53,7 @@ def entropy_bound(score_M: Tensor, quota: int, *, bound: float = 0.1) -> Tensor:
     entropy_M = -score_M.clamp(0.0, 1.0).log().sort(descending=True).values
     before_M = entropy_M.cumsum(0).roll(1)
     before_M[:1] = 0.0
-    return _first(score_M, max(quota, _leading(before_M <= bound)))
+    return _first(score_M, max(planned, _leading(before_M <= bound)))
 
 
 def _first(score_M: Tensor, count: int) -> Tensor:

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cm3kit.decode_options import Choice
-from cm3kit.decoders.diffusion.scores import Accept, Order, Quota
+from cm3kit.decoders.diffusion.scores import Accept, Order, Schedule
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import ConfigError
 
-quota: Registry[Callable[..., list[int]]] = Registry("quota")
+schedule: Registry[Callable[..., list[int]]] = Registry("unmasking schedule")
 order: Registry[Callable[..., Any]] = Registry("order")
 accept: Registry[Callable[..., Any]] = Registry("accept rule")
 modifier: Registry[Callable[..., Any]] = Registry("modifier")
@@ -49,4 +49,4 @@ def bind(registry: Registry[Function], choice: Choice) -> Callable[..., Any]:
     return partial(function, **options) if options else function
 
 
-__all__ = ["Accept", "Choice", "Order", "Quota", "accept", "bind", "modifier", "order", "quota"]
+__all__ = ["Accept", "Choice", "Order", "Schedule", "accept", "bind", "modifier", "order", "schedule"]

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate, chain
 
-from cm3kit.decoders.diffusion.quotas import ascending_blocks
+from cm3kit.decoders.diffusion.schedules import ascending_blocks
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.types import Flat
 

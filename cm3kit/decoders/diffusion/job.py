@@ -37,6 +37,7 @@ class Job:
         editor: what may replace written ids; None leaves them.
         window: places `start:stop` of the current block.
         step: index of the next forward pass.
+        first_steps: steps of the first block.
         total: slots of the canvas.
         posts: passes over the block since it was full, and `settled` whether the last of them changed nothing.
         told: how many of the commits were reported.
@@ -59,6 +60,7 @@ class Job:
     phase: Phase | None = None
     window: tuple[int, int] = (0, 0)
     step: int = 0
+    first_steps: int = 0
     total: int = field(init=False)
     _span_of: dict[int, int] = field(init=False)
     posts: int = 0
@@ -114,6 +116,19 @@ class Job:
         """Go on to a block."""
         self.window, self.posts, self.settled = window, 0, False
         self.phase = opener(len(self.slots), self.blocks.later(window)) if self.slots else None
+        if self.phase is not None and not self.blocks.later(window):
+            self.first_steps = self.phase.steps
+
+    def counted(self, step: int, steps: int) -> tuple[int, int]:
+        """A step of the block and how many there are; of all blocks where their sizes ascend, as released code counts.
+
+        Of these blocks all but the first have one step each.
+        """
+        cuts = self.blocks.cuts
+        if not cuts:
+            return step, steps
+        number = cuts.index(self.window[0])
+        return step + (self.first_steps + number - 1 if number else 0), self.first_steps + len(cuts) - 1
 
     def want(self) -> list[int]:
         """Open slots that the next pass must score. None where the block is done, or but for edits.

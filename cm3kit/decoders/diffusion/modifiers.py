@@ -27,7 +27,7 @@ class Block:
         confidence_N: float64 probability of each id when it was written; not read where a slot is open.
         step: index of the step that comes next, of `steps` in all. It goes from time t = 1 - step / steps to
             s = 1 - (step + 1) / steps.
-        alphas: share of the slots that is planned to be written at t and at s, where quotas plan it;
+        alphas: share of the slots that is planned to be written at t and at s, where schedules plan it;
             otherwise a modifier's own schedule says.
     """
 
@@ -54,7 +54,7 @@ class Block:
 class Remasker(Protocol):
     """Opens slots again; it needs no logits, so a step that changes nothing needs no pass.
 
-    Of the slots that were open before, the step writes the quota and as many more as it opens (as far as
+    Of the slots that were open before, the step writes the schedule and as many more as it opens (as far as
     there are any), or each with the chance `unmask` (ancestral). So the plan of what is open holds, by
     count or on average.
     """

@@ -87,11 +87,11 @@ def maskgit(scores: Scores, *, tau: float = 4.5, ratio: Literal["next", "now"] =
         scores: the open slots.
         tau: choice temperature: 4.5 in MaskGIT (arXiv:2202.04200), 10 in UniDisc (arXiv:2503.20853) and MeDiM.
         ratio: r at step s of S is (s + 1) / S, noise-free at the last step (MaskGIT), or s / S (`now`; UniDisc
-            and MeDiM write it as the time t = 1 - r).
+            and MeDiM write it as the time t = 1 - r). S is what was asked for, also where the plan is shorter.
     """
     tau = number("tau", tau, 0.0)
     ahead = one_of("ratio", ratio, ("next", "now")) == "next"
-    fade = max(0.0, 1.0 - (scores.step + ahead) / scores.steps)
+    fade = max(0.0, 1.0 - (scores.step + ahead) / max(scores.steps, scores.asked))
     noise_M = _gumbel(scores.slots_M, scores.rng)
     return _scaled_exp(scores.picked_M.double() + tau * fade * noise_M)
 

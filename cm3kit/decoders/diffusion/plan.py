@@ -17,7 +17,7 @@ def plan(canvas: Canvas, config: DiffusionConfig) -> list[list[int]]:
     the ancestral sampler draws by lot is given at its mean.
 
     Raises:
-        ConfigError: the canvas is malformed (`bad_value`) or the quota is unknown (`unknown_name`), or there are
+        ConfigError: the canvas is malformed (`bad_value`) or the schedule is unknown (`unknown_name`), or there are
             more ascending blocks than steps (`bad_config`).
     """
     # What is to be written does not depend on the mask's id.

@@ -46,10 +46,10 @@ def _add(name: str, about: str, **settings: Any) -> None:
 
 _add(
     "llada",
-    """LLaDA (arXiv:2502.09992, alg. 5; generate.py). Equal quotas, the surest first, and that is read off
+    """LLaDA (arXiv:2502.09992, alg. 5; generate.py). Equal schedules, the surest first, and that is read off
     the model's own distribution at any temperature. Give block_size for the semi-autoregressive mode, whose
-    steps are then of a block, and guidance = 1 + cfg_scale. Left out: masks in the prompt that eat the quota.""",
-    quota="uniform",
+    steps are then of a block, and guidance = 1 + cfg_scale. Left out: masks in the prompt that eat the schedule.""",
+    schedule="uniform",
     order="probability",
     text=GREEDY,
     image=GREEDY,
@@ -57,11 +57,11 @@ _add(
 )
 _add(
     "dream",
-    """Dream (arXiv:2508.15487; generation_utils.py, alg entropy, as evaluated). Quotas follow t = 1…0.001 in
+    """Dream (arXiv:2508.15487; generation_utils.py, alg entropy, as evaluated). Schedules follow t = 1…0.001 in
     equal steps, and the entropy is read after temperature and top-p: at a temperature of 0.1 most slots tie
     at 0, and ties go left to right. The model predicts one place ahead: use ModuleDenoiser(shift=True).
-    Left out: quotas that are the mean over a batch.""",
-    quota="dream",
+    Left out: schedules that are the mean over a batch.""",
+    schedule="dream",
     order="entropy",
     confidence="tempered",
     text={"temperature": 0.1, "top_p": 0.9},
@@ -71,7 +71,7 @@ _add(
 _add(
     "diffucoder",
     """DiffuCoder (arXiv:2506.20639; inference_demo.py). Dream's sampler at temperature 0.3 and top-p 0.95.""",
-    quota="dream",
+    schedule="dream",
     order="entropy",
     confidence="tempered",
     text={"temperature": 0.3, "top_p": 0.95},
@@ -80,11 +80,11 @@ _add(
 )
 _add(
     "maskgit",
-    """MaskGIT (arXiv:2202.04200; parallel_decode.py). Cosine quotas of the slots open at the start, ids
+    """MaskGIT (arXiv:2202.04200; parallel_decode.py). Cosine schedules of the slots open at the start, ids
     sampled at temperature 1, the surest first with Gumbel noise of 4.5 that fades to none at the last step.
     The cosine is taken in fp32, where two thirds of the way it falls short of one half and moves a slot.""",
     steps=12,
-    quota={"name": "cosine", "precision": "fp32"},
+    schedule={"name": "cosine", "precision": "fp32"},
     order={"name": "maskgit", "tau": 4.5},
     text=PLAIN,
     image=PLAIN,
@@ -92,12 +92,13 @@ _add(
 )
 _add(
     "medim",
-    """MeDiM (arXiv:2510.06131; model_eval.py, which has it from UniDisc, arXiv:2503.20853). Arccos quotas over
+    """MeDiM (arXiv:2510.06131; model_eval.py, which has it from UniDisc, arXiv:2503.20853). Arccos schedules over
     text and picture together, each rounded by itself, with one slot at least and the last paying; Gumbel
-    noise of 10 times t; guidance 1 + 5 (1 - t) with t falling from 1 in equal steps. Left out: a first pass
+    noise of 10 times t; guidance 1 + 5 (1 - t) with t falling from 1 in equal steps, as many as were asked for even
+    where the plan is done before. Left out: a first pass
     that exponentiates raw logits, ties that write too much, and a closing pass over nothing.""",
     steps=128,
-    quota={"name": "arccos", "rounding": "nearest"},
+    schedule={"name": "arccos", "rounding": "nearest"},
     order={"name": "maskgit", "tau": 10.0, "ratio": "now"},
     text=PLAIN,
     image=PLAIN,
@@ -110,7 +111,7 @@ _add(
     """EOS early rejection (arXiv:2509.23924, sec. 3.2; eoser_generate). LLaDA's sampler with end ids ranked
     at γ = 0.4 of their confidence at first, and in full at the last step. Left out: blocks that count their own
     steps against the sum of all and so never come to γ = 1.""",
-    quota="uniform",
+    schedule="uniform",
     order="probability",
     eoser={"least": 0.4, "most": 1.0, "schedule": "linear"},
     text=GREEDY,
@@ -121,8 +122,9 @@ _add(
     "eoser-ass",
     """Ascending step sizes with EOS early rejection (arXiv:2509.23924, sec. 3.3; eoser_ass_generate, one
     block). As released: floor(log2 N) steps, the last of which takes more than half (256 slots: 1, 2, … 64,
-    129), and γ grows with 2^s from 0.01 but stays below 1. Steps are not read.""",
-    quota={"name": "ascending", "mode": "paper"},
+    129), and γ grows with 2^s from 0.01 but stays below 1; over several blocks (`ascending_blocks`) it counts the
+    steps of all of them. Steps are not read.""",
+    schedule={"name": "ascending", "mode": "paper"},
     order="probability",
     eoser={"least": 0.01, "most": 1.0, "schedule": "ascending"},
     text=GREEDY,
@@ -154,33 +156,33 @@ _add(
 _add(
     "uniform",
     """One slot a pass unless steps are given, the surest first: the best and slowest.""",
-    quota="uniform",
+    schedule="uniform",
     order="probability",
 )
 _add(
     "ascending",
     """1, 2, 4, … slots, the last step what is left: ceil(log2(N + 1)) passes for N slots.""",
-    quota="ascending",
+    schedule="ascending",
     order="probability",
 )
 _add(
     "ascending-eoser",
     """Ascending steps that keep ends back at first, for gaps that are much longer than their answer.""",
-    quota="ascending",
+    schedule="ascending",
     order="probability",
     eoser={"least": 0.01, "most": 1.0, "schedule": "ascending"},
 )
 _add(
     "threshold",
     """Every slot that the model is 90 % sure of, and one at least (Fast-dLLM, arXiv:2505.22618, sec. 3.3).""",
-    quota="uniform",
+    schedule="uniform",
     order="probability",
     accept={"name": "threshold", "tau": 0.9},
 )
 _add(
     "cosine",
-    """For pictures: MaskGIT's quotas and noise in 12 passes.""",
+    """For pictures: MaskGIT's schedules and noise in 12 passes.""",
     steps=12,
-    quota="cosine",
+    schedule="cosine",
     order={"name": "maskgit", "tau": 4.5},
 )

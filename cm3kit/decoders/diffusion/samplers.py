@@ -1,6 +1,6 @@
 """How one block of a board is written, by each of the samplers: which slots a pass scores, and which it writes.
 
-`Confidence` is the loop of LLaDA (arXiv:2502.09992, alg. 5) with quota, order and accept rule exchangeable.
+`Confidence` is the loop of LLaDA (arXiv:2502.09992, alg. 5) with schedule, order and accept rule exchangeable.
 `Reverse` simulates the reverse process, in steps or event by event.
 """
 
@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion import accepts, axes, orders, quotas  # noqa: F401  (they register themselves)
+from cm3kit.decoders.diffusion import accepts, axes, orders, schedules  # noqa: F401  (they register themselves)
 from cm3kit.decoders.diffusion.modifiers import Block, Editor, Remasker, make
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
@@ -79,7 +79,7 @@ class Confidence:
         self._plan, self._order, self._accept, self._remasker = plan, order, accept, remasker
         self.blanks, self.steps, self.step = sum(plan), len(plan), 0
         self.reopened: list[int] = []
-        self._alphas, self._quota = alphas, 0
+        self._alphas, self._planned = alphas, 0
 
     @property
     def alphas(self) -> tuple[float, float] | None:
@@ -104,8 +104,8 @@ class Confidence:
         self.reopened = again
         # After the planned steps the last count holds until nothing is open.
         planned = self._plan[self.step] if self.step < self.steps else max(1, self._plan[-1])
-        self._quota = min(planned + len(again), len(slots))
-        if self._quota:
+        self._planned = min(planned + len(again), len(slots))
+        if self._planned:
             return list(slots)
         self.step += 1
         return []
@@ -113,7 +113,7 @@ class Confidence:
     def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
         """The accepted ones."""
         score_M = self._order(scores)
-        accepted_M = self._accept(score_M, self._quota)
+        accepted_M = self._accept(score_M, self._planned)
         self.step += 1
         ranked_M = score_M.sort(descending=True, stable=True).indices
         # A rule of somebody else's that accepts nothing would go on for ever.
@@ -249,10 +249,10 @@ def make_opener(config: DiffusionConfig, ends: Collection[int], remasker: Remask
 
 
 def _fit_for_ascending_blocks(config: DiffusionConfig, remasker: Remasker | None) -> None:
-    quota = config.quota if isinstance(config.quota, str) else config.quota.get("name")
+    schedule = config.schedule if isinstance(config.schedule, str) else config.schedule.get("name")
     wrong = {
         f"sampler {config.sampler!r}": config.sampler != "confidence",
-        f"quota {quota!r}": quota != "ascending",
+        f"schedule {schedule!r}": schedule != "ascending",
         "block_size": config.block_size is not None,
         f"cache {config.cache!r}": config.cache != "none",
         "a modifier that opens slots again": remasker is not None,
@@ -260,7 +260,7 @@ def _fit_for_ascending_blocks(config: DiffusionConfig, remasker: Remasker | None
     found = [name for name, here in wrong.items() if here]
     if found:
         raise ConfigError(
-            f"ascending_blocks deals out the steps of quota 'ascending', and does not go with {found[0]}.",
+            f"ascending_blocks deals out the steps of schedule 'ascending', and does not go with {found[0]}.",
             code="bad_config",
         )
 
@@ -284,8 +284,8 @@ def make_modifiers(config: DiffusionConfig) -> tuple[Remasker | None, Editor | N
 
 
 def _own_schedule(config: DiffusionConfig) -> bool:
-    """Whether a remasker goes by its own schedule: with equal quotas, which are what most of these say."""
-    return config.quota in ("uniform", {"name": "uniform"})
+    """Whether a remasker goes by its own schedule: with equal schedules, which are what most of these say."""
+    return config.schedule in ("uniform", {"name": "uniform"})
 
 
 def plan_block(
@@ -299,7 +299,7 @@ def plan_block(
     if config.ascending_blocks is not None:
         # The first of several has all powers of two, and one that is alone the schedule as it was released.
         mode: Literal["clip", "paper"] = "clip" if config.ascending_blocks > 1 else "paper"
-        return [blanks] if later else quotas.ascending(blanks, 1, mode=mode)
+        return [blanks] if later else schedules.ascending(blanks, 1, mode=mode)
     steps = config.steps or blanks
     if config.sampler == "first-hitting":
         return [1] * blanks
@@ -308,10 +308,11 @@ def plan_block(
     if config.sampler == "ancestral":
         counts = [blanks // steps + (step < blanks % steps) for step in range(steps)]
     else:
-        counts = axes.bind(axes.quota, config.quota)(blanks, steps)
+        counts = axes.bind(axes.schedule, config.schedule)(blanks, steps)
     if sum(counts) != blanks or min(counts, default=0) < 0:
         raise ConfigError(
-            f"quota {config.quota!r} gives {counts} for {blanks} slots; it must sum to them, and none be negative.",
+            f"schedule {config.schedule!r} gives {counts} for {blanks} positions; it must sum to them, and none"
+            " be negative.",
             code="bad_config",
         )
     # A step that writes nothing would be a pass for nothing.

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from torch import Generator, Tensor
 
-Quota = Callable[[int, int], "list[int]"]
-"""`quota(blanks, steps)`: how many slots each step writes; sums to `blanks`, never negative."""
+Schedule = Callable[[int, int], "list[int]"]
+"""`schedule(blanks, steps)`: how many slots each step writes; sums to `blanks`, never negative."""
 
 Order = Callable[["Scores"], Tensor]
 """`order(scores)`: (M,) float64, larger goes first; in [0, 1] except for noise-driven orders."""
 
 Accept = Callable[[Tensor, int], Tensor]
-"""`accept(score_M, quota)`: bool (M,), which slots are written now; never none of them."""
+"""`accept(score_M, planned)`: bool (M,), which slots are written now; never none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,9 @@ class Scores:
             ids that may not stand there at -inf, temperature 1, nothing cut), or of the distribution that
             the picks were drawn from, as the settings say.
         picks_M: the candidate of each slot.
-        step: index of this step, of `steps` in all.
+        step: index of this step, of `steps` in all: of the block, or of all blocks where their sizes ascend.
         rng: the row's own generator.
+        asked: steps that were asked for, of which a plan may need fewer; 0 if none were.
     """
 
     slots_M: Tensor
@@ -37,6 +38,7 @@ class Scores:
     step: int
     steps: int
     rng: Generator
+    asked: int = 0
 
     @property
     def done(self) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,9 +33,9 @@ class DiffusionConfig(Settings):
     """How a board is filled.
 
     Attributes:
-        sampler: by confidence (quota, order, accept), or one of the samplers of the reverse process.
-        steps: steps of a block; None writes one slot a step (quotas that fix their own number ignore it).
-        quota: how many slots a step writes. order: which first. accept: which of the scored ones.
+        sampler: by confidence (schedule, order, accept), or one of the samplers of the reverse process.
+        steps: steps of a block; None writes one slot a step (schedules that fix their own number ignore it).
+        schedule: how many slots a step writes. order: which first. accept: which of the scored ones.
         eoser: damping of end ids in the order; None leaves it.
         modifiers: what may take back or replace what was written.
         confidence: whether the order reads the model's distribution, or that which the picks were drawn from.
@@ -43,8 +44,8 @@ class DiffusionConfig(Settings):
         guidance_schedule: whether the weight is constant, or grows as 1 + (guidance - 1)(1 - t), where t is the share
             of slots still open (linear), or falls from 1 in equal steps (steps).
         block_size: slots of a block, written left to right; None writes the whole board at once.
-        ascending_blocks: write so many blocks from left to right whose sizes ascend as the steps of quota `ascending`
-            do, each but the first in one step.
+        ascending_blocks: write so many blocks from left to right whose sizes ascend as the steps of the schedule
+            `ascending` do, each but the first in one step.
         cache: keys and values kept between passes: exact (models trained block-causally), causal (those whose clean
             ids look left, each gap in blocks of its own), or the prefix and
             dual approximations (arXiv:2505.22618).
@@ -52,9 +53,11 @@ class DiffusionConfig(Settings):
         batch_size: rows decoded together; fixed, so that neighbours never change a result.
     """
 
+    renamed: ClassVar[Mapping[str, str]] = {"quota": "schedule"}
+
     sampler: Literal["confidence", "ancestral", "first-hitting"] = "confidence"
     steps: int | None = Field(None, ge=1)
-    quota: Choice = "uniform"
+    schedule: Choice = "uniform"
     order: Choice = "probability"
     accept: Choice = "top"
     eoser: Eoser | None = None

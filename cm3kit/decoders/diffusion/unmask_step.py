@@ -73,8 +73,9 @@ class Writer:
         logp_MV = masked_MV.log_softmax(-1)
         if self._config.confidence == "tempered":
             logp_MV = drawn_from(masked_MV, *ways)
-        at = min(phase.step, phase.steps - 1)
-        scores = Scores(torch.tensor(scored.slots), logp_MV, picks_M, at, phase.steps, job.rng)
+        at, steps = job.counted(min(phase.step, phase.steps - 1), phase.steps)
+        asked = self._config.steps or 0
+        scores = Scores(torch.tensor(scored.slots), logp_MV, picks_M, at, steps, job.rng, asked)
         chosen_K, score_M = phase.choose(scores)
         where = self._put(job, scored, chosen_K, scores)
         values = [max(score, LOWEST) for score in score_M[chosen_K].tolist()]

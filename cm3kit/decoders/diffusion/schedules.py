@@ -1,6 +1,6 @@
-"""Quotas: how many slots each step writes.
+"""Schedules: how many slots each step writes.
 
-Every quota takes the open slots of one row (or of one block of it) and the number of steps, and returns
+Every schedule takes the open slots of one row (or of one block of it) and the number of steps, and returns
 counts that are at least 1 and sum to the slots. Where a published rule yields a step that writes nothing,
 that step is left out: its forward pass would change nothing. More steps than slots write one slot each.
 """
@@ -13,23 +13,23 @@ from typing import Literal
 
 import torch
 
-from cm3kit.decoders.diffusion.axes import quota
+from cm3kit.decoders.diffusion.axes import schedule
 from cm3kit.decoders.diffusion.options import number, one_of
 from cm3kit_tokenizers.errors import ConfigError
 
 
-@quota("uniform")
+@schedule("uniform")
 def uniform(blanks: int, steps: int) -> list[int]:
     """Equal shares; the first steps take what is left over (LLaDA, arXiv:2502.09992).
 
     Raises:
-        ConfigError: `steps` is below 1 (`bad_config`), here and in every other quota that reads it.
+        ConfigError: `steps` is below 1 (`bad_config`), here and in every other schedule that reads it.
     """
     steps = _usable(blanks, steps)
     return [blanks // steps + (k < blanks % steps) for k in range(steps)] if steps else []
 
 
-@quota("cosine")
+@schedule("cosine")
 def cosine(blanks: int, steps: int, *, precision: Literal["exact", "fp32"] = "exact") -> list[int]:
     """Few slots first: floor(N cos(πr/2)) of N slots are still open at r, at least one less than before.
 
@@ -48,7 +48,7 @@ def cosine(blanks: int, steps: int, *, precision: Literal["exact", "fp32"] = "ex
     return counts
 
 
-@quota("arccos")
+@schedule("arccos")
 def arccos(blanks: int, steps: int, *, rounding: Literal["remainder", "nearest"] = "remainder") -> list[int]:
     """Shares proportional to arccos(1 - j / (S - 1)), j = 0..S-1 (UniDisc, arXiv:2503.20853; MeDiM).
 
@@ -73,7 +73,7 @@ def arccos(blanks: int, steps: int, *, rounding: Literal["remainder", "nearest"]
     return counts
 
 
-@quota("dream")
+@schedule("dream")
 def dream(blanks: int, steps: int, *, eps: float = 1e-3) -> list[int]:
     """int(u (1 - t' / t)) of the u slots still open, t from 1 to eps in equal steps; the last takes the rest.
 
@@ -93,7 +93,7 @@ def dream(blanks: int, steps: int, *, eps: float = 1e-3) -> list[int]:
     return [count for count in counts if count]
 
 
-@quota("ascending")
+@schedule("ascending")
 def ascending(blanks: int, steps: int, *, mode: Literal["clip", "paper"] = "clip") -> list[int]:
     """1, 2, 4, … slots (ascending step size, arXiv:2509.23924); `steps` is not read.
 
@@ -108,7 +108,7 @@ def ascending(blanks: int, steps: int, *, mode: Literal["clip", "paper"] = "clip
     return [*counts, rest] if rest else counts
 
 
-@quota("explicit")
+@schedule("explicit")
 def explicit(blanks: int, steps: int, *, counts: Sequence[int] = ()) -> list[int]:
     """The counts that the user lists; zeros are left out, and `steps` is not read.
 
@@ -129,10 +129,10 @@ def explicit(blanks: int, steps: int, *, counts: Sequence[int] = ()) -> list[int
 
 
 def ascending_blocks(length: int, blocks: int) -> list[list[int]]:
-    """Quotas of the blocks of an ascending schedule, left to right (the rule released with arXiv:2509.23924).
+    """Schedules of the blocks of an ascending schedule, left to right (the rule released with arXiv:2509.23924).
 
     The steps of `ascending(length, mode="paper")` are dealt out from the end: each block but the first is
-    written in one step, and the first takes the small steps that remain. A block is as long as its quotas sum.
+    written in one step, and the first takes the small steps that remain. A block is as long as its schedules sum.
 
     Raises:
         ConfigError: there are more blocks than steps, or less than one (`bad_config`).
