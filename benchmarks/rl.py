@@ -27,8 +27,8 @@ from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, re
 from cm3kit.training.rl.task import RLTask
 
 DECODINGS: dict[str, dict[str, Any]] = {
-    "ascending": {"quota": "ascending"}, "threshold": {"quota": "uniform", "threshold": 0.5},
-    "one a pass": {"quota": "uniform"},
+    "ascending": {"schedule": "ascending"}, "threshold": {"schedule": "uniform", "threshold": 0.5},
+    "one a pass": {"schedule": "uniform"},
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def test_a_public_model_is_trained_from_end_to_end(tmp_path: Path, family: str, 
     assert run(args) == 0
     log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2] and log[0]["ratio"] == pytest.approx(1, abs=1e-4)
-    assert log[-1]["norm"] > 0 and "held reward" in log[-1] and 0 <= log[-1]["held reward"] <= 2
+    assert log[-1]["grad_norm"] > 0 and "held reward" in log[-1] and 0 <= log[-1]["held reward"] <= 2
     for step in ("step-000000", "step-000002"):
         assert "<table>" in (tmp_path / f"run/previews/{step}.html").read_text()
     options = GenerateOptions(length=8, steps=4, prompt_style=style)  # type: ignore[arg-type]

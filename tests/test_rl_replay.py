@@ -34,9 +34,9 @@ ITEMS = [
     Item("page", page=PAGE, answers=(None,) * 4),
 ]
 CONFIGS: dict[str, dict[str, Any]] = {
-    "full": {"quota": "ascending"},
-    "shifted": {"quota": "uniform", "steps": 6},
-    "isolated": {"quota": "uniform", "steps": 6},
+    "full": {"schedule": "ascending"},
+    "shifted": {"schedule": "uniform", "steps": 6},
+    "isolated": {"schedule": "uniform", "steps": 6},
     "remasked": {"sampler": "confidence", "steps": 6, "modifiers": ["remdm-cap"]},
     "blocks": {"block_size": 4, "cache": "exact", "accept": {"name": "threshold", "tau": 0.05}},
     "causal blocks": {"block_size": 4, "cache": "causal", "accept": {"name": "threshold", "tau": 0.05}},

@@ -207,7 +207,7 @@ def test_groups_without_spread_are_drawn_again_and_teach_nothing(tmp_path: Path,
 
 
 def test_too_little_variety_ends_training(tmp_path: Path) -> None:
-    sampling = {"decoder": "diffusion", "temperature": 0.0, "quota": "ascending", "order": "probability"}
+    sampling = {"decoder": "diffusion", "temperature": 0.0, "schedule": "ascending", "order": "probability"}
     made = recipe(tmp_path, "trajectory", {"steps": 8}, sampling=sampling, min_distinct=0.5, tries=0)
     with pytest.raises(DataError, match="12% of a group are distinct"):
         trained(made, tmp_path / "run")
@@ -236,7 +236,7 @@ def test_dropout_of_the_model_is_off(tmp_path: Path) -> None:
 def test_held_out_prompts_are_tried_at_temperature_0(tmp_path: Path) -> None:
     made = recipe(
         tmp_path, "trajectory", {"steps": 2, "validate_every": 1}, held_share=0.5,
-        evaluate={"few": {}, "many": {"quota": "uniform", "steps": 16}},
+        evaluate={"few": {}, "many": {"schedule": "uniform", "steps": 16}},
     )  # fmt: skip
     found = trained(made, tmp_path / "run")
     line = [json.loads(each) for each in (tmp_path / "run/log.jsonl").read_text().splitlines()][-1]

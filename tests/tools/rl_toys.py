@@ -46,7 +46,7 @@ def recipe(
         "batch_size": 32,
     }
     if not causal:
-        sampling |= {"quota": "ascending", "overrides": ["eoser=null"]}
+        sampling |= {"schedule": "ascending", "overrides": ["eoser=null"]}
     own = {
         "steps": 4, "batch_size": 16, "learning_rate": 1e-2, "final": 1.0, "warmup": 0.0, "ema": 0.0, "clip": 1.0,
         "weight_decay": 0.0, "log_every": 1, "validate_every": 0, "preview_every": 1000, "save_every": 1000,

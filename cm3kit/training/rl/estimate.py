@@ -107,7 +107,7 @@ def _passes(recipe: RLRecipe, answer: int) -> int:
     """Forward passes of a rollout; those of a causal decoder are of one id each, as much as one of a row."""
     if recipe.estimator.name == "causal":
         return 1
-    if recipe.sampling.get("quota") == "ascending":
+    if recipe.sampling.get("schedule") == "ascending":
         return math.ceil(math.log2(answer + 1))
     return int(recipe.sampling.get("steps") or answer)
 

@@ -87,7 +87,9 @@ class RLRecipe(Settings):
                 "loss.sync_every: with adapters the reference is the model without them; leave it out"
             )
         if self.loop.shard and self.lora.rank:
-            raise ValueError("loop.shard: adapters are small, and rollouts need them whole; leave shard or lora out")
+            raise ValueError(
+                "loop.shard: adapters are small, and rollouts need them whole; leave shard or lora out"
+            )
         for name, chosen in (("sampling", self.sampling), *self.evaluate.items()):
             options_of(chosen, name)
         return self
