@@ -114,8 +114,8 @@ def test_an_estimator_and_a_reward_are_used_by_a_training(tmp_path: Path) -> Non
     }
     recipe = RLRecipe.model_validate(
         {"model": str(toy()), "prompts": tmp_path / "prompts.txt", "held_share": 0, "task": "text", "group": 4,
-         "sampling": {"decoder": "diffusion", "temperature": 1.0, "length": 8}, "estimator": {"name": "elbo", "draws": 3},
-         "rewards": [{"name": "long-words", "letters": 2}], "loop": loop}
+         "sampling": {"decoder": "diffusion", "temperature": 1.0, "length": 8}, "loop": loop,
+         "estimator": {"name": "elbo", "draws": 3}, "rewards": [{"name": "long-words", "letters": 2}]}
     )  # fmt: skip
     task, found = RLTask(recipe), list[dict[str, float]]()
     train(task, recipe.loop, tmp_path / "run", device="cpu", report=lambda step, of, each: found.append(each))

@@ -97,7 +97,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["coupled-rl", "consistency-rl", "one-pass-rl", "emoji-rl"])
+@pytest.mark.parametrize("name", ["coupled-rl", "consistency-rl", "diffu-rl", "emoji-rl"])
 def test_recipes_that_ship_are_recipes_of_it(name: str) -> None:
     from cm3kit.config import resolve
     from cm3kit.training.run import read_yaml, recipe_path, recipes
