@@ -14,6 +14,7 @@ from cm3kit.decoders.settings import Sampling
 from cm3kit.fill.folder import Defaults, DiffusionDefaults, Parts, load_parts
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.models.lora import LoraSettings
+from cm3kit.models.timestep import add_timestep, plain_state
 from cm3kit.rng import generator
 from cm3kit.training.rl.episode import Episode, causal_episode, diffusion_episode
 from cm3kit.training.rl.estimators import known, read_settings
@@ -40,6 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "remasked": {"sampler": "confidence", "steps": 6, "modifiers": ["remdm-cap"]},
     "blocks": {"block_size": 4, "cache": "exact", "accept": {"name": "threshold", "tau": 0.05}},
     "causal blocks": {"block_size": 4, "cache": "causal", "accept": {"name": "threshold", "tau": 0.05}},
+    "timed": {"schedule": "uniform", "steps": 5},
+    "timed blocks": {"block_size": 4, "cache": "exact", "schedule": "uniform", "steps": 2},
     "left to right": {},
 }
 
@@ -52,10 +55,16 @@ def parts_of(kind: str) -> Parts:
         image=config, text=config, mixed=config, shift=kind in ("shifted", "causal blocks"),
         isolated_masks=kind == "isolated",
         trained_block=4 if "blocks" in kind else None,
-        trained_cache="exact" if kind == "blocks" else "causal" if kind == "causal blocks" else "none",
+        trained_cache=CONFIGS[kind].get("cache", "none"),
         layout="behind" if kind == "causal blocks" else "in-place",
     )  # fmt: skip
     defaults: Defaults = parts.defaults.model_copy(update={"diffusion": own, "window": 512})
+    if kind.startswith("timed"):
+        add_timestep(parts.backbone, 8)
+        with torch.no_grad():
+            for name, each in parts.backbone.named_parameters():
+                if name not in plain_state(parts.backbone):
+                    each.normal_(0, 0.3, generator=generator(1))
     return replace(parts, defaults=defaults)
 
 
