@@ -82,7 +82,7 @@ class Progress:
         if self.main or is_spread(self.task.model):
             tensors, own = self._tensors(), dict[str, Any]()
             if isinstance(self.task, TaskWithState):
-                more, told = self.task.state()
+                more, told = self.task.extra_state()
                 own = dict(told)
                 tensors |= {f"task/{name}": each.detach() for name, each in more.items()}
             if self.main:
@@ -146,7 +146,7 @@ class Progress:
         self.ema = {name: spread(groups["ema"][name], each) for name, each in self.ema.items()}
         self._load_moments(groups["optimizer"])
         if isinstance(self.task, TaskWithState):
-            self.task.restore(groups["task"], state.get("task", {}))
+            self.task.load_extra_state(groups["task"], state.get("task", {}))
         for line in changes(state, self.settings, self.accelerator.num_processes):
             warn(line)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])

@@ -155,7 +155,7 @@ def _cutting(progress: Progress, batch: Any) -> tuple[int, int]:
     task, processes = progress.task, progress.accelerator.num_processes
     if not isinstance(task, TaskWithRows):
         return progress.settings.batch_size, progress.accumulate
-    rows, most = task.rows(batch)
+    rows, most = task.batch_rows(batch)
     count = max(progress.accumulate, -(-rows // (most * processes)))
     return max(rows, count * processes), count
 

@@ -125,7 +125,7 @@ class TaskInShares(Protocol):
 class TaskWithRows(Protocol):
     """A task in shares whose batches have as many rows as they come to, and not those of the settings."""
 
-    def rows(self, batch: Any) -> tuple[int, int]:
+    def batch_rows(self, batch: Any) -> tuple[int, int]:
         """Rows of a batch, and how many the memory holds at once; `share` is asked for slices of them, maybe empty."""
 
 
@@ -133,10 +133,10 @@ class TaskWithRows(Protocol):
 class TaskWithState(Protocol):
     """A task that has to know after a restart what it knew before, besides its weights; the same in every process."""
 
-    def state(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    def extra_state(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """What goes into the next checkpoint: tensors, and what JSON can hold."""
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take it up again; nothing of it where the checkpoint has none."""
 
 

@@ -147,7 +147,7 @@ class RLTask:
         number = self._step // self.recipe.updates
         return self._round.names if self._round is not None and self._round.number == number else []
 
-    def rows(self, batch: Batch) -> tuple[int, int]:
+    def batch_rows(self, batch: Batch) -> tuple[int, int]:
         """Rows of a batch, and how many go through the model at once."""
         return len(batch.rows), self.recipe.rows
 
@@ -326,14 +326,14 @@ class RLTask:
         """A model folder with the trained decoder."""
         self._made.export(self.model, folder)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The round on its way, and a reference that has moved."""
         tensors, told = self._round.state() if self._round is not None else ({}, None)
         if self._reference is not None and self.recipe.loss.sync_every:
             tensors |= {f"reference.{name}": each for name, each in self._reference.state_dict().items()}
         return tensors, {"round": told, "few": self._few}
 
-    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def load_extra_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Take it up again."""
         self._first, self._few = None, list(state.get("few", ()))
         told = state.get("round")
