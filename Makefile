@@ -3,6 +3,8 @@ SHELL := /bin/sh
 VENV ?= .venv
 BIN := $(VENV)/bin
 PARITY ?= $(VENV)-parity
+DOCS ?= $(VENV)-docs
+ENGINES ?= $(VENV)-engines
 DEMO := outputs/demo
 PACKAGES := data/packages
 DEBIAN := fonts-noto-color-emoji unicode-data unicode-cldr-core wordnet-base
@@ -16,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-parity check format data pictures model bench gpu install install-dev clean
+.PHONY: help demo test test-all test-engines test-browser test-parity check format data pictures model bench gpu docs locks install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +30,17 @@ demo: $(VENV)/.stamp-base ## Draw four red apples and fill the gaps of a page (i
 
 test: $(VENV)/.stamp-dev ## Run the tests (installs first)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+
+test-all: test test-parity test-engines test-browser ## Run the tests, also those that need more than a few minutes or another venv
+
+test-engines: $(ENGINES)/.stamp ## Run datatrove, Ray Data, TensorBoard and a launcher for real, in an environment of their own
+	OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest -q -n 0 tests/test_engines.py tests/test_web_drivers.py \
+		tests/test_web_sources.py tests/test_seeing.py tests/test_sampling.py $(PYTEST_ARGS)
+
+test-browser: $(VENV)/.stamp-dev ## Run the tests that look with Chromium, which is installed where that is allowed
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && apt-get install -y -q chromium > /dev/null; } || \
+		{ echo "Chromium is not installed, and cannot be installed here" >&2; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 0 $$(grep -l "import browser" tests/test_*.py) $(PYTEST_ARGS)
 
 test-parity: $(VENV)/.stamp-dev ## Compare with taming-transformers, in an environment of its own
 	$(BIN)/python -m venv --clear $(PARITY)
@@ -81,6 +94,9 @@ bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed
 gpu: $(VENV)/.stamp-base ## Measure and check everything on a GPU, in four minutes, into outputs/gpu
 	$(BIN)/python benchmarks/gpu.py --lanes 3 -o outputs/gpu
 
+docs: $(DOCS)/.stamp ## Build the documentation with its Python reference, into outputs/site
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=.:cli:tokenizers $(DOCS)/bin/mkdocs build --strict
+
 install: $(VENV)/.stamp-base ## Install cm3kit into the venv
 install-dev: $(VENV)/.stamp-dev ## Install cm3kit and what its tests need into the venv
 
@@ -95,10 +111,32 @@ $(VENV)/.stamp-torch: scripts/install_torch.py | $(BIN)/python
 	$(BIN)/python scripts/install_torch.py
 	@touch $@
 
-$(VENV)/.stamp-base: pyproject.toml constraints.txt $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+# Whatever is installed is named with its hashes (scripts/lock.py), but for torch, whose wheels differ by platform.
+LOCKED = $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r
+OWN = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+
+$(VENV)/.stamp-base: pyproject.toml locks/base.txt $(VENV)/.stamp-torch
+	$(LOCKED) locks/base.txt
+	$(OWN)
 	@touch $@
 
-$(VENV)/.stamp-dev: pyproject.toml constraints.txt $(VENV)/.stamp-torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+$(VENV)/.stamp-dev: pyproject.toml locks/dev.txt $(VENV)/.stamp-torch
+	$(LOCKED) locks/dev.txt
+	$(OWN)
 	@touch $@ $(VENV)/.stamp-base
+
+$(ENGINES)/.stamp: pyproject.toml locks/dev.txt locks/extras.txt scripts/install_torch.py
+	$(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python scripts/install_torch.py
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/dev.txt
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/extras.txt
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(DOCS)/.stamp: locks/docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r locks/docs.txt
+	@touch $@
+
+locks: ## Write the hashes of what is installed anew, after a change of dependencies (needs the index)
+	$(PYTHON) scripts/lock.py

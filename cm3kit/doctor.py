@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal
 
+from cm3kit_tokenizers.installing import install
+
 FLOORS = {"torch": (2, 10), "transformers": (5, 3), "diffusers": (0, 39), "pillow": (12, 2)}
 SECONDS = 300.0
 EXTRAS = {
-    "fontTools": ("data", "building the emoji corpus", "pip install 'cm3kit[data]'"),
-    "msgpack": ("flax", "flax checkpoints", "pip install 'cm3kit[flax]'"),
-    "starlette": ("serve", "cm3kit serve", "pip install 'cm3kit[serve]'"),
-    "peft": ("peft", "adapters on public decoders (lora.rank)", "pip install 'cm3kit[peft]'"),
+    "fontTools": ("data", "building the emoji corpus", install("data")),
+    "msgpack": ("flax", "flax checkpoints", install("flax")),
+    "starlette": ("serve", "cm3kit serve", install("serve")),
+    "peft": ("peft", "adapters on public decoders (lora.rank)", install("peft")),
     "taming": (
         "taming",
         "parity tests",

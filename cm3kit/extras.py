@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from cm3kit_tokenizers.errors import DataError
+from cm3kit_tokenizers.installing import install
 
 
 def need(module: str, extra: str, what: str) -> Any:
@@ -15,5 +16,5 @@ def need(module: str, extra: str, what: str) -> Any:
     except ModuleNotFoundError as error:
         package = module.split(".")[0]
         raise DataError(
-            f"{what} needs {package}; install it with: pip install 'cm3kit[{extra}]'.", code="missing_extra"
+            f"{what} needs {package}; install it with: {install(extra)}.", code="missing_extra"
         ) from error

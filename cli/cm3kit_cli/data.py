@@ -93,6 +93,7 @@ def prepare(
 
     The same command goes on where it was stopped.
     """
+    from cm3kit.processors import processors
     from cm3kit.web import runner
     from cm3kit.web.sources import SourceOptions
 
@@ -101,7 +102,7 @@ def prepare(
             src, output, kind=kind, settings=runner.settings_of(preset, config or [], overrides or []),
             options=SourceOptions(pages, str(pictures or ""), split, runner.columns_of(column or [])),
             shard=runner.shard_of(shard),
-            workers=runner.processors() if workers is None else workers, watch=watch,
+            workers=processors() if workers is None else workers, watch=watch,
             warn=lambda line: typer.echo(line, err=True),
         )  # fmt: skip
     return Reply(found, (str(output),))

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from cm3kit_tokenizers.errors import DataError
+from cm3kit_tokenizers.installing import install
 
 Points = tuple[int, ...]
 VARIATION = 0xFE0F
@@ -94,7 +95,7 @@ def render(svg: str, size: int) -> Image.Image:
         import resvg_py
     except ImportError as error:
         raise DataError(
-            "drawing SVG needs resvg-py; install it with: pip install resvg-py", code="missing_extra"
+            f"drawing SVG needs resvg-py; install it with: {install('data')}", code="missing_extra"
         ) from error
     try:
         drawn = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, dpi=96.0)

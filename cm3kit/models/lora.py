@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.installing import install
 
 
 class LoraSettings(Settings):
@@ -41,9 +42,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, new_ids: Sequence[i
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ConfigError(
-            "lora.rank needs PEFT: pip install 'cm3kit[peft]'.", code="missing_extra"
-        ) from error
+        raise ConfigError(f"lora.rank needs PEFT: {install('peft')}.", code="missing_extra") from error
     import torch
 
     names = {id(module): name for name, module in model.named_modules()}

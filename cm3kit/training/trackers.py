@@ -8,6 +8,7 @@ from typing import Any
 
 from cm3kit.training.observe import HELD, Observer, Seen
 from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.installing import install
 
 
 class TensorBoard:
@@ -100,6 +101,4 @@ def _titled(name: str) -> str:
 
 
 def _missing(name: str) -> ConfigError:
-    return ConfigError(
-        f"loop.trackers: {name} is not installed: pip install 'cm3kit[{name}]'.", code="missing_extra"
-    )
+    return ConfigError(f"loop.trackers: {name} is not installed: {install(name)}.", code="missing_extra")

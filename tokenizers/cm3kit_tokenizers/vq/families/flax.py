@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.installing import install
 from cm3kit_tokenizers.vq.families.base import Mapped, Source, families
 from cm3kit_tokenizers.vq.families.taming import convert_taming
 
@@ -55,7 +56,7 @@ def read_msgpack(path: Path) -> dict[str, Tensor]:
         import msgpack
     except ModuleNotFoundError as error:
         raise ModelError(
-            "flax checkpoints need the package msgpack; install it with: pip install 'cm3kit[flax]'.",
+            f"flax checkpoints need the package msgpack; install it with: {install('flax')}.",
             code="missing_extra",
         ) from error
     try:

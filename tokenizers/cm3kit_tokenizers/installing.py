@@ -1,0 +1,14 @@
+"""How an extra is installed, as it works where cm3kit runs from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra: from the checkout that this runs from, else from the index."""
+    if not (CHECKOUT / "pyproject.toml").is_file():
+        return f"pip install 'cm3kit[{extra}]'"
+    return f"pip install '{'.' if Path.cwd() == CHECKOUT else CHECKOUT}[{extra}]'"
