@@ -28,7 +28,7 @@ from cm3kit.training.rl.task import RLTask
 
 DECODINGS: dict[str, dict[str, Any]] = {
     "ascending": {"schedule": "ascending"}, "threshold": {"schedule": "uniform", "threshold": 0.5},
-    "one a pass": {"schedule": "uniform"},
+    "uniform": {"schedule": "uniform"},
 }  # fmt: skip
 
 
