@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rl_toys import WORDS, in_two_processes, recipe
 from safetensors.torch import load_file
 from torch import nn
@@ -96,6 +97,75 @@ def test_results_do_not_depend_on_micro_batches(tmp_path: Path, estimator: str) 
         assert all(
             one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-4) for name in one if name != "seconds"
         )
+
+
+@pytest.mark.parametrize(
+    ("estimator", "ratio"), [("coupled", "token"), ("trajectory", "sequence"), ("causal", "token")]
+)
+def test_rows_have_the_gradient_of_the_loss(tmp_path: Path, estimator: str, ratio: str) -> None:
+    task = RLTask(
+        recipe(tmp_path, estimator, loss={"beta": 0.2, "ratio": ratio, "clip": 0.1, "weight": "step"})
+    )
+    task.seek(0, 16, 0, 1)
+    task.batch(generator(0), 16)
+    with torch.no_grad():
+        for number, each in enumerate(task.model.parameters()):
+            each += 0.02 * torch.randn(each.shape, generator=generator(number))
+    task.seek(1, 16, 0, 1)
+    batch = task.batch(generator(0), 16)
+    parts = [task.share(batch, slice(start, start + 5)) for start in range(0, len(batch.rows), 5)]
+    values = [task.loss(task.model, part, 1, generator(0))[0] for part in parts]
+    sum(values[1:], values[0]).backward()
+    found = [each.grad.clone() for each in task.model.parameters() if each.grad is not None]
+    task.model.zero_grad()
+    assert task._round is not None and sum(map(float, map(torch.Tensor.detach, values))) == pytest.approx(
+        batch.loss
+    )
+    # The same at once: scores with gradients, and the loss of them.
+    asked = task._asked(task._round, 1)
+    logp_N, _ = task.model.score(asked.rows)
+    order = torch.tensor([answer for row in asked.rows for answer in row.answers])
+    answers_N = torch.zeros(asked.count, dtype=torch.float64).index_put((order,), logp_N.double())
+    loss, figures = task._estimator.loss(task._scores(task._round, 1, asked, answers_N), task.recipe.loss)
+    loss.backward()
+    wanted = [each.grad for each in task.model.parameters() if each.grad is not None]
+    assert float(loss.detach()) == pytest.approx(batch.loss, rel=1e-5) and figures["ratio"] != pytest.approx(
+        1, abs=1e-3
+    )
+    assert len(found) == len(wanted) > 5 and any(float(each.abs().max()) > 1e-3 for each in wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", ["diffusion", "cm3"])
+def test_pages_are_written_again_where_something_is_held_out(tmp_path: Path, decoder: str) -> None:
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number, words in enumerate(WORDS):
+        page = f'<title>{words}</title><p class="x">{words} so</p><p>In the <mask> of fruit</p>'
+        (pages / f"{number}.html").write_text(page)
+    estimator: Any = "causal" if decoder == "cm3" else {"name": "trajectory", "shrink": 2}
+    made = recipe(
+        tmp_path, estimator, {"steps": 2, "preview_every": 2}, prompts=pages, task="infill", hold_out=["p.x", "title"],
+        sampling={"decoder": decoder, "temperature": 1.0, "max_tokens": 8, "batch_size": 16}, previews=1,
+        rewards=["edit", {"name": "valid-page", "weight": 0.5}],
+    )  # fmt: skip
+    found = trained(made, tmp_path / "run")
+    assert 0 < found[0]["reward edit"] < 1 and 0 < found[0]["reward valid-page"] <= 1
+    assert found[0]["kl"] == pytest.approx(0, abs=1e-5) and moved(tmp_path / "run") > 0
+    assert "<table>" in (tmp_path / "run/previews/step-000002.html").read_text()
+
+
+def test_captions_of_pictures_are_written(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Image.new("RGB", (16, 16), "red").save(tmp_path / f"{name}.png")
+    rows = [{"prompt": f"{name}.png", "answer": "a red apple"} for name in ("one", "two")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = recipe(
+        tmp_path, "causal", {"steps": 1}, prompts=tmp_path / "rows.jsonl", task="caption", rewards=["edit"],
+        sampling={"decoder": "cm3", "temperature": 1.0, "max_tokens": 6},
+    )  # fmt: skip
+    assert 0 < trained(made, tmp_path / "run")[0]["reward"] < 1
 
 
 def test_masks_are_drawn_anew_for_every_update_and_answer(tmp_path: Path) -> None:
