@@ -24,6 +24,8 @@ class MaskSpan:
             answer grows from left to right.
         lead: given ids right before the answer (the sentinel).
         end: id that closes the answer; one that the next lead starts with is written once.
+        ends: further ids that close it, of a causal decoder; the fill says which one did.
+        may_be_empty: whether an answer of no ids is one, for a causal decoder.
         page_at: index in `Canvas.ids` where the page has the gap, which the grammar's context ends at; None is `at`.
         gap: number of the gap of the page, and `part` of the piece of it.
     """
@@ -38,6 +40,8 @@ class MaskSpan:
     page_at: int | None = None
     gap: int = 0
     part: int = 0
+    ends: tuple[int, ...] = ()
+    may_be_empty: bool = False
 
     @property
     def context(self) -> int:

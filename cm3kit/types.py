@@ -60,12 +60,14 @@ class Fill:
     """What a decoder wrote into one span, without sentinel and end id.
 
     `logprobs` has log p of each id that was sampled: the ids, and the end id unless an exact length or the budget
-    forced it. It is taken before guidance, temperature and cuts. `ended` is False where the budget ended the run.
+    forced it. It is taken before guidance, temperature and cuts. `ended` is False where the budget ended the run. `end`
+    is the id that did, of a span with several.
     """
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     ended: bool
+    end: int | None = None
 
     @property
     def logprob(self) -> float:

@@ -259,7 +259,7 @@ def test_the_shipped_model_fills_gaps_whatever_size_is_wished_for(decoder: str) 
 def test_a_model_that_was_trained_with_hints_is_told_them() -> None:
     kit = load("emoji", "cpu")
     parts = replace(kit.parts, defaults=kit.parts.defaults.model_copy(update={"hints": True}))
-    filler = CausalFiller(ModelContext(parts, kit.tokenizer, kit._context.grammar))
+    filler = CausalFiller(ModelContext(parts, kit.tokenizer, kit.context.grammar))
     words, gap = kit.tokenizer.text_ids("Up to"), Gap(0, "content", size=120)
     posed = filler.window([*words, gap], GenerateOptions(), 0)
     told = [*kit.tokenizer.text_ids("1"), *kit.tokenizer.text_ids("2"), *kit.tokenizer.text_ids("0")]

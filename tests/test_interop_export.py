@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import cm3kit
@@ -39,6 +40,24 @@ def test_the_decoder_that_ships_is_exported(tmp_path: Path, multiple: int) -> No
     assert not set(written[0].tolist()) & set(told.suppress_tokens)
     assert json.loads((out / "vocab.json").read_text())["size"] == len(vocab)
     assert run(command) == 1  # nothing is written over
+
+
+def test_llama_cpp_s_converter_finds_what_it_reads(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    out = tmp_path / "out"
+    assert run(["model", "export", "-m", "emoji", "-o", str(out)]) == 0
+    raw = json.loads((out / "config.json").read_text())
+    # conversion/llama.py and TextModel of conversion/base.py (ggml-org/llama.cpp)
+    assert raw["architectures"] == ["LlamaForCausalLM"] and raw["hidden_act"] == "silu"
+    for name in (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "max_position_embeddings", "rms_norm_eps", "vocab_size", "head_dim",
+    ):  # fmt: skip
+        assert raw[name], name
+    assert raw["rope_parameters"]["rope_theta"] and raw["rope_parameters"]["rope_type"] == "default"
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, raw["num_hidden_layers"])
+    names = [name for path in out.glob("*.safetensors") for name in load_file(path)]
+    assert names and all(known.get_name(name, try_suffixes=(".weight", ".bias")) for name in names)
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.grammar.unconstrained import Free
-from cm3kit.models.backbone import empty_backbone, forward, load_backbone, save_backbone
+from cm3kit.models.backbone import forward, load_backbone, save_backbone
+from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import Family, family_of
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.types import Canvas, MaskSpan

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import string
 from pathlib import Path
@@ -198,6 +200,38 @@ def test_what_it_reads_is_what_the_file_reads(file: Path) -> None:
         wanted = theirs(torch.tensor([old])).logits[0, -1, [ids[0] for ids in borrowed.rows if ids]]
         found = forward(kit.backbone, torch.tensor([canvas.ids]))[0, -1, vocab.text.start : vocab.text.stop]
     assert torch.allclose(found[[place for place, ids in enumerate(borrowed.rows) if ids]], wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("style", ["page", "plain"])
+def test_bits_of_pages_are_those_of_the_file_in_its_own_tokens(
+    file: Path, tmp_path: Path, style: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
+    said = ["a red apple", "12 more & a red one"]
+    for number, words in enumerate(said):
+        page = f'<title>{words}</title><p>{words}<img src="red.png"></p>'.replace("&", "&amp;")
+        (tmp_path / f"{number}.html").write_text(page)
+    command = ["eval", "model", str(tmp_path), "-m", str(file), "--split", "train", "--prompt-style", style]
+    assert run([*command, "--device", "cpu", "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)["data"]
+    assert "2 pictures are left out" in told.err
+    borrowed = borrow_text(str(file))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
+    bits, size = 0.0, 0
+    for words in said:
+        html = ["<title>", words, "</title>", "<p>", words, "</p>"]
+        pieces = html if style == "page" else ["\n", words, "\n", words, "\n"]
+        ids = [borrowed.rows[id][0] for piece in pieces for id in borrowed.text.encode(piece)]
+        end = borrowed.specials[Vocab.eod]
+        with torch.no_grad():
+            logits = theirs(torch.tensor([[end, *ids]])).logits[0, :-1].log_softmax(-1)
+        bits -= float(logits.gather(1, torch.tensor(ids)[:, None]).sum()) / math.log(2)
+        size += len("".join(pieces))
+    # Rows for what it has never seen take a little of the probability.
+    assert bits / size < found["text_bits_per_byte"] < 1.001 * bits / size
 
 
 def test_gaps_that_hold_elements_alone_are_refused(file: Path) -> None:

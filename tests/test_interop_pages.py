@@ -156,6 +156,24 @@ def test_a_conversation_is_written_as_the_family_writes_it(kits: dict[str, Kit])
     assert ids[ids.index(turn) - len(words) : ids.index(turn)] == words
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_conversation_is_one_text_between_its_special_ids(kits: dict[str, Kit], name: str) -> None:
+    kit = kits[name]
+    chat, text, vocab = kit.parts.defaults.chat, kit.text, kit.vocab
+    assert chat is not None
+    for said in ("a red apple, and <p>.", "12 foxes?!", "\n\nnaïve"):
+        ids = chat.ids(text.encode(said, vocab.text.start), text, vocab)
+        runs, parts = [[]], [""]  # type: ignore[var-annotated]
+        for id in ids:
+            if id in vocab.text:
+                runs[-1].append(id - vocab.text.start)
+            else:
+                runs.append([])
+        for part in (*chat.before, said, *chat.after):
+            parts = [*parts, ""] if isinstance(part, int) else [*parts[:-1], parts[-1] + part]
+        assert runs == [text.encode(each) for each in parts]
+
+
 def test_rows_of_a_run_are_what_the_kit_writes(
     shelf: dict[str, Path], kits: dict[str, Kit], tmp_path: Path
 ) -> None:
@@ -209,6 +227,16 @@ def test_bits_of_pages_without_pictures_are_measured(shelf: dict[str, Path], tmp
         )
     found = evaluate(tmp_path, str(shelf["llada"]), split="train", limit=4, rounds=1, device="cpu")
     assert found["documents"] and all(torch.isfinite(torch.tensor(value)) for value in found.values())
+    # The source is longer than the words, and only the one that a model reads is measured.
+    words = evaluate(
+        tmp_path, str(shelf["llada"]), split="train", limit=4, rounds=1, device="cpu", style="plain"
+    )
+    assert words["tokens"] < found["tokens"] and words["documents"] == found["documents"]
+    for style in ("chat", "minimal"):
+        with pytest.raises(ConfigError, match="prompt style"):
+            evaluate(tmp_path, str(shelf["llada"]), split="train", device="cpu", style=style)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="prompt style"):
+        evaluate(tmp_path, "emoji", split="train", device="cpu", style="page")
 
 
 def test_what_it_cannot_do_is_said_in_one_line(kits: dict[str, Kit], tmp_path: Path) -> None:

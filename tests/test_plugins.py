@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from toys import WORDS, toy
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import cm3kit
 import cm3kit_tokenizers
@@ -27,7 +29,8 @@ from cm3kit.batch.choice import Selector, judge
 from cm3kit.decoders.diffusion import axes
 from cm3kit.fill.kit import Kit
 from cm3kit.fill.layouts import layout
-from cm3kit.models.backbone import BackboneConfig, build_backbone, families
+from cm3kit.models.backbone import BackboneConfig, build_backbone, families, forward
+from cm3kit.models.families import families as public_families
 from cm3kit.objectives.contract import registry as objectives
 from cm3kit.rng import generator
 from cm3kit.training.loop import train
@@ -45,7 +48,7 @@ from cm3kit_tokenizers.vq.quantizers import quantizers
 SAMPLES = Path(__file__).parents[1] / "samples" / "plugins"
 REGISTRIES = (
     axes.schedule, axes.order, axes.accept, axes.modifier, layout, objectives, quantizers, image_families, judge,
-    families, load_sources(), estimators.known(), rewards.known(),
+    families, public_families, load_sources(), estimators.known(), rewards.known(),
 )  # fmt: skip
 
 
@@ -71,7 +74,7 @@ def kit() -> Kit:
 
 def test_there_is_a_short_sample_of_each_kind() -> None:
     found = sorted(SAMPLES.glob("*.py"))
-    assert len(found) == 14 and all(path.name.startswith("my_") for path in found)
+    assert len(found) == 15 and all(path.name.startswith("my_") for path in found)
     assert all(len(path.read_text().splitlines()) <= 40 for path in found)
 
 
@@ -255,3 +258,38 @@ def test_every_exception_survives_pickling() -> None:
             error = kind("no_file") if kind.__name__ == "Refused" else kind("what")
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind and again.args == error.args and vars(again) == vars(error)
+
+
+def test_a_family_of_public_models_is_one_file(tmp_path: Path) -> None:
+    tokens = ("<|endoftext|>", "<|mask|>")
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        ["a red apple"] * 3, trainers.BpeTrainer(initial_alphabet=letters, show_progress=False)
+    )
+    made.add_special_tokens(list(tokens))
+    size = made.get_vocab_size()
+    config = Qwen3Config(
+        vocab_size=size, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        theirs = Qwen3ForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path)
+    made.save(str(tmp_path / "tokenizer.json"))
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw |= {"model_type": "two_way_qwen", "mask_token_id": made.token_to_id("<|mask|>")}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    kit = cm3kit.load(tmp_path, device="cpu")
+    how = kit.parts.defaults.diffusion
+    assert (how.text.steps, how.text.batch_size, kit.parts.defaults.decoders) == (4, 2, ("diffusion",))
+    (filled,) = kit.infill(Page.parse(b"<p>a <mask> apple</p>"), options=GenerateOptions(length=4))
+    assert filled.html.startswith(b"<p>a ") and filled.html.endswith(b" apple</p>")
+    mask = raw["mask_token_id"]
+    with torch.no_grad():
+        wanted = forward(theirs, torch.tensor([[mask, 5, 6]]), "full")[0, 0]
+        text = kit.vocab.text
+        row = torch.tensor([[kit.vocab.mask, text.start + 5, text.start + 6]])
+        found = forward(kit.backbone, row, "full")[0, 0, text.start : text.stop]
+    assert torch.allclose(found, wanted[: size - len(tokens)], atol=1e-4)

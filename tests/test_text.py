@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from cm3kit_tokenizers.borrowed import borrow
 from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Text
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.sequence import PageTokenizer, healed
@@ -213,3 +215,59 @@ def test_the_space_before_a_gap_is_left_to_the_gap() -> None:
         *PAGES.text_ids("red"), gap, *PAGES.text_ids(" one "),
     ]  # fmt: skip
     assert PAGES.encode([Text("red "), Markup("<p>")])[:-1] == PAGES.text_ids("red ")
+
+
+# How words are cut: GPT-2, SmolLM2, Qwen2.5 (so Dream), Llama 3, and Chameleon.
+MODERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\d]?\p{L}+|N| ?[^\s\p{L}\d]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CUTTERS = {
+    "gpt2": [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)],
+    "smollm2": [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ],
+    "qwen2": [
+        pre_tokenizers.Split(
+            Regex(MODERN.replace("N", r"\p{N}")),
+            "isolated",
+        ),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+    "llama3": [
+        pre_tokenizers.Split(
+            Regex(MODERN.replace("N", r"\p{N}{1,3}")),
+            "isolated",
+        ),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ],
+    "chameleon": [
+        pre_tokenizers.Split(Regex("<sentinel:[0-9]+>"), "isolated"),
+        pre_tokenizers.Split(Regex("(IMGIMG)((A|B|C|D|E|F|G|H|I){1,4})Z"), "isolated"),
+        pre_tokenizers.Split(Regex("([\t\n]|    |  )"), "isolated"),
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.Punctuation("isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", CUTTERS)
+def test_a_borrowed_tokenizer_gives_the_tokens_of_its_owner(name: str) -> None:
+    theirs = Tokenizer(models.BPE())
+    theirs.pre_tokenizer = pre_tokenizers.Sequence(CUTTERS[name])
+    theirs.decoder = decoders.ByteLevel()
+    texts = [
+        "def f(self):\n    return (self.x)\n\n\n(self)  1234",
+        "a(self) (self) <p>hello</p>\n\n  x      y\t12 34",
+        "Don't .dot .dot, naïve (café) WE'LL go",
+    ]
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, show_progress=False, initial_alphabet=letters, min_frequency=1
+    )
+    theirs.train_from_iterator(texts * 5, trainer)
+    text, own = borrow(theirs.to_str(), name)
+    for said in (*texts, *("".join(pair) for pair in zip(texts, reversed(texts), strict=True))):
+        assert [own[id] for id in text.encode(said)] == theirs.encode(said).ids
+        assert text.decode(text.encode(said)) == said

@@ -1,8 +1,8 @@
-"""`cm3kit estimate`: memory and time of a training before it starts."""
+"""`cm3kit estimate`: memory and time of a training before it starts, and memory of using a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -23,18 +23,49 @@ WORDS = {
 }  # fmt: skip
 
 
+USES = {
+    "weights": "weights", "image": "image tokenizer", "cache": "keys and values", "total": "total",
+}  # fmt: skip
+Used = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Instead, what using this model takes; its weights need not be there."
+    ),
+]
+
+
 def estimate(
     kind: Kind = None,
+    model: Used = None,
     config: options.Config = None,
     overrides: options.Overrides = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
     """Tell parameters, memory and time of a training on this machine's processor, without training."""
+    if model is not None:
+        return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])
     from cm3kit.training.estimate import estimate as foresee
 
     told = foresee(kind, config or [], overrides or []).as_dict()
     return Reply(told, tuple(_lines(told)))
+
+
+def _of_use(model: str, others: Sequence[object]) -> Reply:
+    from cm3kit.fill.needs import needs
+    from cm3kit_tokenizers.errors import ConfigError
+
+    if others:
+        raise ConfigError(
+            f"--model asks for what using {model} takes, and {others[0]} is of a training; leave one out.",
+            code="bad_value",
+        )
+    told = needs(model).as_dict()
+    rows = f"{told['streams']} rows of {told['window']:,} ids"
+    lines = [f"parameters         {told['parameters']:,} ({told['dtype']})"]
+    lines += [f"{word:18} {told[name] / 1e6:,.0f} MB" for name, word in USES.items()]
+    lines[3] += f" ({rows})" if told["cache"] else ""
+    return Reply(told, tuple(lines))
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -65,6 +65,12 @@ def of_model(
     ] = 4,
     rows: Annotated[int, typer.Option("--batch-size", min=1, help="Packed rows of one pass.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden.")] = 0,
+    style: Annotated[
+        Literal["page", "plain"] | None,
+        typer.Option(
+            "--prompt-style", help="How a public model reads a page: as HTML source, or words alone."
+        ),
+    ] = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -73,9 +79,16 @@ def of_model(
     """Score held-out pages: bits per token, byte, code and pixel, the bound of diffusion, <eoss> hit rate."""
     from cm3kit.evaluation.model import evaluate as measure
 
-    told = measure(data, model, split=split, limit=limit, rounds=rounds, rows=rows, seed=seed, device=device)
+    warnings: list[str] = []
+    told = measure(
+        data, model, split=split, limit=limit, rounds=rounds, rows=rows, seed=seed, device=device, style=style,
+        warn=warnings.append,
+    )  # fmt: skip
+    for line in warnings:
+        typer.echo(f"note: {line}", err=True)
     width = max(map(len, told))
-    return Reply(told, tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items()))
+    lines = tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items())
+    return Reply(told, lines, warnings=tuple(warnings))
 
 
 def _shown(value: float) -> str:

@@ -122,14 +122,14 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder of LLaDA, Dream or DiffuCoder as it was downloaded; its code is not run."
+            help="Folder of LLaDA, Dream, DiffuCoder, Chameleon or Anole as it was downloaded; its code is not run."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Bring a public diffusion language model into a folder of ours."""
+    """Bring a public model of a known family into a folder of ours."""
     from cm3kit.interop.importing import import_model
 
     made = import_model(source, output)

@@ -37,12 +37,13 @@ class Cache:
     """Keys and values of S slots: one (2, S * kv_heads, capacity, head_dim) tensor a layer."""
 
     def __init__(
-        self, layers: int, slots: int, kv_heads: int, capacity: int, head_dim: int, device: torch.device
-    ) -> None:
+        self, layers: int, slots: int, kv_heads: int, capacity: int, head_dim: int, device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
         self.capacity = -(-capacity // BUCKET) * BUCKET
         self.slots, self.kv_heads, self.head_dim = slots, kv_heads, head_dim
         shape = (2, slots * kv_heads, self.capacity, head_dim)
-        self.layers = [torch.zeros(shape, device=device) for _ in range(layers)]
+        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         heads_2SH = torch.arange(2 * slots * kv_heads, device=device).view(2, slots, kv_heads)
         self._offsets = heads_2SH.transpose(0, 1).reshape(slots, -1) * self.capacity
         self._range = torch.arange(self.capacity, device=device)

@@ -19,6 +19,7 @@ from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
+from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -69,6 +70,7 @@ def supports(model: PreTrainedModel) -> bool:
         and rope.get("rope_type", "default") in STATIC_ROPE
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and not is_timed(model)
+        and not is_quantized(model)
     )
 
 

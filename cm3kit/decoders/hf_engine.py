@@ -29,6 +29,7 @@ class _Adapter(TransformersCache):  # type: ignore[misc]
         super().__init__(layers=[])
         self._cache, self._slot, self._write = cache, slot, write
         self.met: dict[int, tuple[int, int, int]] = {}
+        self.dtype = torch.float32
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -36,6 +37,7 @@ class _Adapter(TransformersCache):  # type: ignore[misc]
         """Store what the layer computed, and return what it may look at."""
         heads, key_dim, value_dim = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
         self.met[layer_idx] = heads, key_dim, value_dim
+        self.dtype = torch.promote_types(key_states.dtype, value_states.dtype)
         if self._cache is None:
             return key_states, value_states
         most = self._cache.kv_heads, self._cache.head_dim
@@ -86,10 +88,12 @@ class ModuleEngine:
         self._layers = 1 + max(trial.met, default=-1)
         self._kv_heads = max((heads for heads, _, _ in trial.met.values()), default=0)
         self._head_dim = max((max(widths) for _, *widths in trial.met.values()), default=0)
+        self._dtype = trial.dtype
 
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
-        return Cache(self._layers, slots, self._kv_heads, capacity, self._head_dim, self.device)
+        size = self._layers, slots, self._kv_heads, capacity, self._head_dim
+        return Cache(*size, self.device, self._dtype)
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""

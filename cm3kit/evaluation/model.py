@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 import cm3kit.objectives  # noqa: F401  (they register themselves)
 from cm3kit.data.token_shards import INDEX, TokenShards
 from cm3kit.devices import resolve_device
+from cm3kit.evaluation.spelt import spelt, words_of_pages
 from cm3kit.fill.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
+from cm3kit.fill.styles import PromptStyle
 from cm3kit.objectives.contract import Objective, TokenizerParts, read_settings
 from cm3kit.registry import objective
 from cm3kit.training.validation import Documents, held_documents, spread, validate
@@ -22,24 +24,31 @@ from cm3kit_tokenizers.sequence import PageTokenizer
 
 def evaluate(
     data: Path, model: str | None = None, *, split: str = "rest", limit: int = 256, rounds: int = 4,
-    rows: int = 4, seed: int = 0, device: str = "auto",
+    rows: int = 4, seed: int = 0, device: str = "auto", style: PromptStyle | None = None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, float]:  # fmt: skip
     """Bits of held-out pages under each decoder of a model; the same call gives the same figures.
+
+    A public model gets them as it reads pages, spelt in its own tokens; one of words alone without their pictures.
 
     Args:
         data: a corpus folder, or a folder of token shards, whose held-out documents are taken.
         split: which pages of a corpus.
         limit: at most so many, spread over the split.
         rounds: times a page that what is hidden is drawn.
+        style: how a public model reads pages, page or plain; unless given, as it does by default.
+        warn: is told what was left out.
 
     Raises:
-        ConfigError: the device is not there (`bad_value`).
+        ConfigError: the device is not there, or the model reads pages in another way (`bad_value`).
         DataError: there are no such pages (`bad_data`).
         ModelError: there is no such model, or the shards are another tokenizer's.
     """
     parts = load_parts(find(model))
     tokenizer = PageTokenizer(parts.text, parts.vocab)
-    documents = _documents(data, parts, tokenizer, split, limit)
+    documents = _documents(data, parts, tokenizer, split, limit, warn)
+    if parts.public or style is not None:
+        documents = spelt(documents, parts, style)
     out: dict[str, float] = {"documents": len(documents), "tokens": sum(map(len, documents))}
     for backbone, scored, isolated in _decoders(parts):
         # A packed row holds every page so many times.
@@ -51,12 +60,18 @@ def evaluate(
     return out
 
 
-def _documents(data: Path, parts: Parts, tokenizer: PageTokenizer, split: str, limit: int) -> Documents:
+def _documents(
+    data: Path, parts: Parts, tokenizer: PageTokenizer, split: str, limit: int, warn: Callable[[str], None]
+) -> Documents:
     found: Documents
     if (data / INDEX).is_file():
         shards = TokenShards(data, parts.text.sha256, parts.image.sha256)
         numbers = [number for number, held in enumerate(shards.held.tolist()) if held]
         found = [shards[numbers[place]] for place in spread(len(numbers), limit)]
+    elif not parts.vocab.image_size:
+        found, lost = words_of_pages(data, tokenizer, split, limit)
+        if lost:
+            warn(f"{lost} pictures are left out of the pages: this model knows words alone.")
     else:
         with tempfile.TemporaryDirectory() as cache:
             found = held_documents(data, tokenizer, parts.image, Path(cache), limit, split)

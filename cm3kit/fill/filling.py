@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 from cm3kit.fill.fillers import Ids, Progress, Trace
 from cm3kit.fill.options import GenerateOptions
 from cm3kit.fill.sight import Sight
+from cm3kit.fill.tasks import put_in
 from cm3kit.images import encode_png, png_marks
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, Fill, Result
@@ -92,7 +93,7 @@ class PageFilling:
         }
         self._fills |= named
         self._results.append(result)
-        self._ids = _put(self._ids, named)
+        self._ids = put_in(self._ids, {key: fill.ids for key, fill in named.items()})
 
     def result(self) -> Filled:
         """The filled page, once there is no next canvas."""
@@ -149,13 +150,13 @@ class PageFiller:
         while any(isinstance(each, Gap) for each in ids):
             canvas = filler.window(ids, self._options, 0)
             plans.append(filler.plan(canvas, self._options))
-            ids = _put(ids, {(span.gap, span.part): Fill((), (), True) for span in canvas.spans})
+            ids = put_in(ids, {(span.gap, span.part): () for span in canvas.spans})
         return plans
 
     def _codes_of(self, picture: Picture) -> Codes:
         data = self._sight.read(picture.src)
         opened = load_picture(data)
-        codes = self._kit.encode_picture(opened)
+        codes = self._kit.encode_picture(opened, whole=picture.box is not None)
         if picture.box is None or picture.gap is None:
             return codes, None
         patchable(data)
@@ -224,14 +225,6 @@ def missing(size: tuple[int, int], box: tuple[int, int, int, int], grid: tuple[i
         and row * side < bottom * rows and (row + 1) * side > top * rows
         for row in range(rows) for column in range(columns)
     ]  # fmt: skip
-
-
-def _put(ids: Ids, fills: Fills) -> Ids:
-    out: Ids = []
-    for each in ids:
-        key = (each.index, each.part) if isinstance(each, Gap) else None
-        out += fills[key].ids if key in fills else [each]
-    return out
 
 
 def _spaced(nodes: Sequence[Node]) -> dict[int, tuple[bool, bool]]:

@@ -25,15 +25,13 @@ from transformers import PreTrainedModel
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
-from cm3kit.decoders.fast_llama import supports
-from cm3kit.decoders.probe import check_backbone
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
-from cm3kit.fill.openers import find_foreign, named
-from cm3kit.fill.styles import ChatTemplate, PromptStyle
+from cm3kit.fill.openers import find_foreign, named, try_out
+from cm3kit.fill.styles import ChatTemplate, PictureMarks, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file
-from cm3kit.models.windows import clear_windows
+from cm3kit.models.quantized import split_format
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
 from cm3kit.renamed import old_names
@@ -103,6 +101,7 @@ class Defaults(Settings):
         prompt_style: how pages are put to the model; other than minimal for public models of text, whose weights stay
             in the number format of their files.
         chat: how a conversation is written.
+        pictures: how a public model writes pictures among words; None of one of words alone.
     """
 
     window: int = Field(512, ge=16)
@@ -117,6 +116,7 @@ class Defaults(Settings):
     diffusion: DiffusionDefaults = DiffusionDefaults()
     prompt_style: PromptStyle = "minimal"
     chat: ChatTemplate | None = None
+    pictures: PictureMarks | None = None
 
     @model_validator(mode="after")
     def _diffusion_is_used(self) -> Defaults:
@@ -139,7 +139,7 @@ class Parts:
 
     @property
     def public(self) -> bool:
-        """Whether it is a public model of text, which has never seen minimal HTML."""
+        """Whether it is a public model, which has never seen minimal HTML."""
         return self.defaults.prompt_style != "minimal"
 
 
@@ -160,12 +160,13 @@ def find(name: str | Path | None) -> Path:
     Raises:
         ModelError: there is none (`unknown_model`), with the nearest name.
     """
-    wanted = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
+    given = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
+    wanted, quantize = split_format(given)
     for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
-            return folder
+            return folder if quantize is None else Path(f"{folder}:{quantize}")
     if foreign := find_foreign(wanted):
-        return foreign[1]
+        return foreign[1] if quantize is None else Path(f"{foreign[1]}:{quantize}")
     near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
     raise ModelError(
@@ -178,10 +179,13 @@ def load_parts(folder: Path) -> Parts:
 
     Raises:
         ModelError: a file is missing or damaged, or a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
+        ConfigError: the format that a name asks for cannot be had here.
     """
+    given, (base, quantize) = folder, split_format(str(folder))
+    folder = Path(base)
     if not (folder / INDEX).is_file() and not (folder / "defaults.json").is_file():
         if foreign := find_foreign(str(folder)):
-            return foreign[0].open(folder)
+            return foreign[0].open(given)
     if (folder / "manifest.json").is_file() and (wrong := verify(folder)) is not None:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
@@ -202,21 +206,16 @@ def load_parts(folder: Path) -> Parts:
             code="bad_checkpoint",
         )
     public = defaults.prompt_style != "minimal"
-    backbone = load_backbone(folder / "decoder", len(vocab), dtype="auto" if public else torch.float32)
+    if quantize and not public:
+        raise ModelError(
+            f"{given}: formats are for public models; use --precision for one that was trained here.",
+            code="bad_checkpoint",
+        )
+    dtype: Any = "auto" if public else torch.float32
+    backbone = load_backbone(folder / "decoder", len(vocab), dtype=dtype, quantize=quantize)
     try_out(backbone, folder, defaults)
-    return Parts(named(folder), folder, text, image, vocab, backbone, defaults)
-
-
-TRIAL = 64  # ids of the row on which a decoder that has no engine of ours is tried out when it is opened
-
-
-def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:
-    """Refuse a decoder whose logits here are not its own (`bad_checkpoint`); those of `LeanEngine` are known."""
-    if supports(backbone) and backbone.dtype == torch.float32:
-        return
-    clear_windows(backbone, defaults.window)
-    causal, full = "cm3" in defaults.decoders, DIFFUSION in defaults.decoders
-    check_backbone(backbone, str(folder), min(TRIAL, defaults.window), causal=causal, full=full)
+    name = named(folder) if quantize is None else f"{named(folder)}:{quantize}"
+    return Parts(name, folder, text, image, vocab, backbone, defaults)
 
 
 def own_diffusion(parts: Parts) -> bool:
@@ -318,7 +317,7 @@ def assemble(
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
         write_json(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
-        optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat")
+        optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat", "pictures")
         unused |= {name for name in optional if getattr(defaults, name) == getattr(Defaults(), name)}
         write_json(folder / "defaults.json", defaults.model_dump(mode="json", exclude=unused))
         write_json(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +29,10 @@ from cm3kit.fill.folder import (
     load_parts,
     own_diffusion,
 )
+from cm3kit.fill.interleaving import Interleaving
 from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
 from cm3kit.fill.pages import read_bytes
+from cm3kit.fill.tasks import Generation, Result, TaskFilling, fill_together
 from cm3kit.images import encode_png
 from cm3kit.rng import stream as seed_of
 from cm3kit.types import Canvas
@@ -42,7 +43,9 @@ from cm3kit_tokenizers.html.minimal import render
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.pictures import load_picture, to_data_uri
 from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.vq.absent import undrawn
 from cm3kit_tokenizers.vq.model import to_picture
+from cm3kit_tokenizers.vq.pixels import fit
 
 __all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Trace", "available", "load"]
 
@@ -51,25 +54,6 @@ FILLERS: Mapping[DecoderName, Callable[[ModelContext], Filler]] = {
     "diffusion": DiffusionFiller,
 }
 DEFAULT = GenerateOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One sample: a picture, words, a picture with its words, or a page. `seed` and `index` make it again.
-
-    `trace` tells how it was written, where that was done in place; `codes` are those of the picture.
-    """
-
-    kind: Literal["image", "text", "pair", "page"]
-    image: Pillow.Image | None
-    text: str | None
-    html: str | None
-    seed: int
-    index: int
-    logprob: float
-    ended: bool
-    trace: Trace | None = None
-    codes: tuple[int, ...] = ()
 
 
 class Kit:
@@ -85,7 +69,7 @@ class Kit:
         # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
         without = b"<" if parts.public else b""
         grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], self.text.pieces, without)
-        self._context = ModelContext(parts, self.tokenizer, grammar)
+        self.context = ModelContext(parts, self.tokenizer, grammar)
         self._fillers: dict[DecoderName, Filler] = {}
 
     def generate(
@@ -106,12 +90,10 @@ class Kit:
         """
         options = options or DEFAULT
         filler, ids = self.filler(options), self._page_of(task, prompt)
-        numbers = range(first, first + n)
-        canvases = [filler.task(task, ids, options, seed_of(seed, index)) for index in numbers]
-        results = filler.fill(canvases, options, watch) if canvases else []
-        return [
-            self._read(task, ids, result, seed, index) for index, result in zip(numbers, results, strict=True)
-        ]
+        orders = (Order(prompt, task, seed, index, options) for index in range(first, first + n))
+        tasks = [self._task(order, ids) for order in orders]
+        fill_together(filler, tasks, options, watch)
+        return [each.result() for each in tasks]
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
@@ -137,7 +119,22 @@ class Kit:
         """What an order asks of the decoder, canvas after canvas."""
         if order.page is not None:
             return PageFiller(self, order.page, order.options).variant(order.seed, order.index)
-        return _TaskFilling(self, order, self._page_of(order.task, order.prompt))
+        return self._task(order, self._page_of(order.task, order.prompt))
+
+    def _task(self, order: Order, ids: Ids) -> Generation:
+        """The filling of a task's page."""
+        filler, options = self.filler(order.options), order.options
+
+        def lay_out(ids: Ids, done: int) -> Canvas:
+            number = (done,) if done else ()
+            return filler.task(order.task, ids, options, seed_of(order.seed, order.index, *number))
+
+        def read(results: Sequence[DecoderResult]) -> Result:
+            return self._read(order.task, ids, results, order.seed, order.index)
+
+        if order.task == "document" and self.parts.defaults.pictures is not None:
+            return Interleaving(self, order, ids)
+        return TaskFilling(ids, lay_out, read)
 
     def schedule(
         self,
@@ -161,7 +158,7 @@ class Kit:
         """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)
         if name not in self._fillers:
-            self._fillers[name] = FILLERS[name](self._context)
+            self._fillers[name] = FILLERS[name](self.context)
         return self._fillers[name]
 
     def forget_weights(self) -> None:
@@ -182,9 +179,10 @@ class Kit:
         """Image codes of ids."""
         return [each - self.vocab.image.start for each in ids]
 
-    def encode_picture(self, picture: Pillow.Image) -> list[int]:
-        """Codes of a picture, padded to a square and resized."""
-        pixels_BCHW = self.image.pixels([picture]).to(self.device)
+    def encode_picture(self, picture: Pillow.Image, whole: bool = False) -> list[int]:
+        """Codes of a picture, made square as the image tokenizer wants it, or padded so that all of it is `whole`."""
+        config = self.image.config.model_copy(update={"fit": "pad"} if whole else {})
+        pixels_BCHW = fit(picture, config)[None].to(self.device)
         codes: list[int] = self.image.encode(pixels_BCHW)[0].tolist()
         return codes
 
@@ -210,7 +208,7 @@ class Kit:
             },
             "window": parts.defaults.window,
             "device": str(self.device),
-            "dtype": "float32",
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "sha256": fingerprints(parts.folder),
             "card": card.read_text(encoding="utf-8") if card.is_file() else "",
         }
@@ -218,7 +216,9 @@ class Kit:
     def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
         """The page with gaps that a task stands for; that of a document has none."""
         if task != "text" and task != "document":
-            self.needs_pictures(f"task {task}")
+            self.needs_pictures(f"task {task}", drawn=task != "caption")
+        elif task == "document" and self.vocab.image_size and not self.image.draws:
+            raise undrawn("task document")
         if task == "caption":
             return self.tokenizer.encode(
                 task_pages.caption_nodes(self.encode_picture(load_picture(_bytes(prompt))))
@@ -229,11 +229,12 @@ class Kit:
         }[task]  # fmt: skip
         return self.tokenizer.encode(nodes(_words(prompt, empty=task == "pair")))
 
-    def _read(self, task: Task, ids: Ids, result: DecoderResult, seed: int, index: int) -> Result:
+    def _read(self, task: Task, ids: Ids, results: Sequence[DecoderResult], seed: int, index: int) -> Result:
         """What was written, as the task wants it."""
         image = text = html = None
         codes: tuple[int, ...] = ()
-        for span, fill in zip(result.canvas.spans, result.fills, strict=True):
+        fills = [fill for result in results for fill in result.fills]
+        for span, fill in zip((span for each in results for span in each.canvas.spans), fills, strict=True):
             if span.kind == "image":
                 codes = tuple(self.codes(fill.ids))
                 image = self.pictures([codes])[0]
@@ -242,18 +243,20 @@ class Kit:
             else:
                 text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
         kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
-        logprob, ended = sum(each.logprob for each in result.fills), all(each.ended for each in result.fills)
+        logprob, ended = sum(each.logprob for each in fills), all(each.ended for each in fills)
         kind = "pair" if task == "pair" else kind
-        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of([result]), codes)
+        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of(results), codes)
 
-    def needs_pictures(self, what: str) -> None:
-        """Refuse what a model without an image tokenizer cannot do; ConfigError (`bad_value`)."""
+    def needs_pictures(self, what: str, drawn: bool = True) -> None:
+        """Refuse what needs an image tokenizer where there is none, or none that draws; ConfigError (`bad_value`)."""
         if not self.vocab.image_size:
             raise ConfigError(
                 f"{what} needs picture codes, and model {self.parts.name!r} writes words alone; use --task text, or"
                 " another model.",
                 code="bad_value",
             )
+        if drawn and not self.image.draws:
+            raise undrawn(what)
 
     def page(self, ids: Sequence[int]) -> str:
         """Ids of a document as a whole HTML page, pictures inside it."""
@@ -262,27 +265,6 @@ class Kit:
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
-
-
-class _TaskFilling:
-    """The one canvas of a task; implements `batching.Filling`."""
-
-    def __init__(self, kit: Kit, order: Order, ids: Ids) -> None:
-        self._kit, self._order, self._ids = kit, order, ids
-        self._found: DecoderResult | None = None
-
-    def next_canvas(self) -> Canvas | None:
-        if self._found is not None:
-            return None
-        order, seed = self._order, seed_of(self._order.seed, self._order.index)
-        return self._kit.filler(order.options).task(order.task, self._ids, order.options, seed)
-
-    def take(self, result: DecoderResult) -> None:
-        self._found = result
-
-    def result(self) -> Result:
-        assert self._found is not None
-        return self._kit._read(self._order.task, self._ids, self._found, self._order.seed, self._order.index)
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:

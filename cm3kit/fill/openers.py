@@ -1,4 +1,4 @@
-"""Who finds and opens models that are no folder of ours: of a hub, or of a public family as it was downloaded."""
+"""Who finds and opens models that are no folder of ours, of a hub or of a public family, and how they are tried out."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+from transformers import PreTrainedModel
+
+from cm3kit.decoders.fast_llama import supports
+from cm3kit.decoders.probe import check_backbone
 from cm3kit.models.families import BUILT_IN
+from cm3kit.models.windows import clear_windows
 from cm3kit.registry import Registry
 
 if TYPE_CHECKING:
-    from cm3kit.fill.folder import Parts
+    from cm3kit.fill.folder import Defaults, Parts
 
 
 class Opener(Protocol):
@@ -24,6 +30,7 @@ class Opener(Protocol):
         raise NotImplementedError
 
 
+TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
 openers: Registry[Opener] = Registry("kind of model")
 
 
@@ -39,3 +46,12 @@ def find_foreign(wanted: str) -> tuple[Opener, Path] | None:
     import_module(BUILT_IN)
     found = ((openers[name], openers[name].find(wanted)) for name in openers)
     return next(((opener, place) for opener, place in found if place is not None), None)
+
+
+def try_out(backbone: PreTrainedModel, folder: Path, defaults: Defaults) -> None:
+    """Refuse a decoder whose logits here are not its own (`bad_checkpoint`); those of `LeanEngine` are known."""
+    if supports(backbone) and backbone.dtype == torch.float32:
+        return
+    clear_windows(backbone, defaults.window)
+    causal, full = "cm3" in defaults.decoders, "diffusion" in defaults.decoders
+    check_backbone(backbone, str(folder), min(TRIAL, defaults.window), causal=causal, full=full)

@@ -96,6 +96,8 @@ def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOption
     updates = {**_drawing(base, options), "parallel": options.parallel}
     if options.precision is not None:
         updates["precision"] = options.precision
+    if options.guidance == 1:
+        updates["guidance_image"] = 1.0
     return _valid(DecodeConfig, {**base.model_dump(), **updates})
 
 

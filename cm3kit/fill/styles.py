@@ -6,8 +6,9 @@ another row, and its logits at the masked positions are those of the page's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from cm3kit.config import Settings
 from cm3kit.decode_options import PromptStyle as PromptStyle
@@ -21,14 +22,44 @@ INLINE = ("em", "strong", "code", "a")
 
 
 class ChatTemplate(Settings):
-    """A conversation of one turn: the user's words stand between `before` and `after`; a number is an id of ours."""
+    """A conversation of one turn: the user's words stand between `before` and `after`; a number is an id of ours.
+
+    `end` is the id that ends the answer of a causal model.
+    """
 
     before: tuple[str | int, ...] = ()
     after: tuple[str | int, ...] = ()
+    end: int = TURN_END
 
     def ids(self, words: list[int], text: TextTokenizer, vocab: Vocab) -> list[int]:
-        """Ids of the conversation up to the answer."""
-        return [*_ids(self.before, text, vocab), *words, *_ids(self.after, text, vocab)]
+        """Ids of the conversation up to the answer; what stands between two special ids is one text, as theirs is."""
+        out: list[int] = []
+        given = [*_ids(self.before, text, vocab), *words, *_ids(self.after, text, vocab)]
+        for inside, run in groupby(given, key=lambda id: id in vocab.text):
+            ids = [*run]
+            out += _as_one(ids, text, vocab) if inside else ids
+        return out
+
+
+class PictureMarks(Settings):
+    """How a causal model of others writes pictures among words: ids of ours, and `start` those that begin every row."""
+
+    begin: int
+    end: int
+    start: tuple[int, ...] = ()
+
+    def mark(self, ids: Sequence[int], vocab: Vocab, length: int) -> list[int]:
+        """Ids with these around every picture; one that is not whole at the end stays open.
+
+        Args:
+            length: codes of a whole picture.
+        """
+        out: list[int] = []
+        for inside, run in groupby(ids, key=lambda id: id in vocab.image):
+            codes = [*run]
+            out += [self.begin, *codes] if inside else codes
+            out += [self.end] if inside and len(codes) == length else []
+        return out
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,15 @@ def spelling(
 def _within(piece: str) -> bool:
     """Whether a piece of markup leaves a line of words whole."""
     return piece.strip("</>") in INLINE or piece in ('"', ">", "<a", "<meta") or piece.endswith('="')
+
+
+def _as_one(ids: list[int], text: TextTokenizer, vocab: Vocab) -> list[int]:
+    """The tokens of all these tokens' text; the same ones where it is none, as half a character."""
+    said = b"".join(text.pieces[id - vocab.text.start] for id in ids)
+    try:
+        return text.encode(said.decode("utf-8"), vocab.text.start)
+    except UnicodeDecodeError:
+        return ids
 
 
 def _ids(parts: tuple[str | int, ...], text: TextTokenizer, vocab: Vocab) -> list[int]:

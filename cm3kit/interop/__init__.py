@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cm3kit.interop import diffucoder, dream, hub, llada, public
+from cm3kit.interop import chameleon, diffucoder, dream, hub, llada, public
 
-__all__ = ["diffucoder", "dream", "hub", "llada", "public"]
+__all__ = ["chameleon", "diffucoder", "dream", "hub", "llada", "public"]

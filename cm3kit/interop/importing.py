@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cm3kit.fill.folder import DIFFUSION, INDEX, PARTS, Defaults, write_json
+from cm3kit.fill.folder import DIFFUSION, INDEX, PARTS, Defaults, Parts, write_json
 from cm3kit.fill.trained import Trained
 from cm3kit.interop.public import open_public
 from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.models.families import families, family_of, read_config
+from cm3kit.models.quantized import split_format
+from cm3kit.objectives.contract import Use
 from cm3kit.objectives.masked_diffusion import MaskedDiffusion
+from cm3kit.objectives.next_token import NextToken
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.vq.absent import undrawn
 
 CARD = """# {name}
 
 {about}, imported by `cm3kit model import`. The decoder is a {kind} of transformers; its rows lie at the ids of
-`vocab.json`. It writes in place and has no pictures. Terms of use are those of the weights it was made from.
+`vocab.json`. It {how}. Terms of use are those of the weights it was made from.
 """
 
 
 def import_model(source: Path, target: Path) -> Path:
-    """Bring the folder of a public family in: text tokenizer, decoder under the names of transformers, defaults.
+    """Bring the folder of a public family in: tokenizers, decoder under the names of transformers, defaults.
 
     Raises:
         ModelError: it is of no family that is known (`unknown_model`), or cannot be read (`bad_checkpoint`).
         OutputError: the target exists, or the disk is full.
     """
+    base, quantize = split_format(str(source))
+    if quantize is not None:
+        raise ModelError(
+            f"{source}: import {base}, whose weights are kept as they are; :{quantize} goes behind the name of what is"
+            " made, where it is used.",
+            code="unknown_model",
+        )
     family = family_of(source)
     if family is None:
         raw = read_config(source)
@@ -37,26 +48,45 @@ def import_model(source: Path, target: Path) -> Path:
             code="unknown_model",
         )
     parts = open_public(source)
+    if parts.vocab.image_size and not parts.image.draws:
+        raise undrawn("model import")
     with publishing(target) as folder:
         (folder / "text").mkdir()
         parts.text.save(folder / "text")
         save_backbone(parts.backbone, folder / "decoder", shard=LARGE)
-        how = parts.defaults
-        objective = MaskedDiffusion(parts.vocab, shift=how.diffusion.shift)
-        Trained(uses=objective.uses(how.window)).save(folder / "decoder")
+        if parts.vocab.image_size:
+            parts.image.save(folder / "image")
+        how, kind = parts.defaults, type(parts.backbone).__name__
+        Trained(uses=_uses(parts)).save(folder / "decoder")
         write_json(folder / "vocab.json", parts.vocab.to_dict())
         write_json(folder / "defaults.json", how.model_dump(mode="json"))
-        index = {name: PARTS[name] for name in ("text", "decoder")}
+        index = {name: PARTS[name] for name in PARTS if (folder / name).is_dir()}
         write_json(folder / INDEX, {"_class_name": "Cm3Pipeline", "_cm3kit_format": 1, **index})
-        card = CARD.format(name=source.name, about=family.about, kind=type(parts.backbone).__name__)
+        writes = "writes in place" if DIFFUSION in how.decoders else "writes from left to right"
+        pictured = "words and pictures" if parts.vocab.image_size else "words alone"
+        card = CARD.format(name=source.name, about=family.about, kind=kind, how=f"{writes}, {pictured}")
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
+
+
+def _uses(parts: Parts) -> tuple[Use, ...]:
+    """What a public model is used for."""
+    how = parts.defaults
+    if DIFFUSION in how.decoders:
+        return MaskedDiffusion(parts.vocab, shift=how.diffusion.shift).uses(how.window)
+    return NextToken(parts.vocab).uses(how.window)
 
 
 def start_from(kind: str, folder: Path) -> list[str]:
     """Settings of a recipe that go on from a model folder, or from the folder of a public family."""
     if not (folder / INDEX).is_file():
         family = family_of(folder)
+        if family is not None and family.pictures is not None:
+            raise ModelError(
+                f"{folder} has an image tokenizer of its own; bring it in first:"
+                f" cm3kit model import {folder} -o FOLDER.",
+                code="bad_checkpoint",
+            )
         shift = (
             ["objective.diffusion.shift=true"]
             if family is not None and family.shift and kind != "cm3"
@@ -66,7 +96,7 @@ def start_from(kind: str, folder: Path) -> list[str]:
     settings = [f"text={folder / 'text'}", f"backbone_from={folder / 'decoder'}"]
     if (folder / "image").is_dir():
         return [*settings[:1], f"image={folder / 'image'}", *settings[1:]]
-    # A public model has no pictures; its mask is one that it knows.
+    # A public model of words alone; its mask is one that it knows.
     defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
     shifted = defaults.diffusion.shift and DIFFUSION in defaults.decoders and kind != "cm3"
     return [*settings, "mask_embedding=keep", *(["objective.diffusion.shift=true"] if shifted else [])]

@@ -7,7 +7,7 @@ The pattern of a packed row is block-diagonal and causal, so that documents in i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
@@ -32,10 +31,11 @@ from cm3kit.config import Settings
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.gguf import gguf_file, read_gguf
+from cm3kit.models.quantized import Format, quantization
 from cm3kit.models.sizes import hold_configuration
 from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, save_timestep, time_inputs
 from cm3kit.registry import Registry
-from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, ModelError, in_a_line
 
 Attention = Literal["causal", "full"] | Tensor | BlockMask
 
@@ -125,7 +125,8 @@ def _drop(rate: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor
 
 
 def load_backbone(
-    source: str | Path, vocab_size: int, mean: bool = False, dtype: torch.dtype | Literal["auto"] = torch.float32
+    source: str | Path, vocab_size: int, mean: bool = False, dtype: torch.dtype | Literal["auto"] = torch.float32,
+    quantize: Format | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """Load a causal language model from a folder or by its hub id, in eval mode.
 
@@ -136,8 +137,10 @@ def load_backbone(
 
     Args:
         dtype: of the weights; "auto" is that of the files.
+        quantize: bring the layers' weights into few bits while they are read (`models.quantized`).
 
     Raises:
+        ConfigError: that format cannot be had here.
         ModelError: nothing is there (`unknown_model`), or tensors are missing, unexpected or mis-shaped,
             with the first five named (`bad_checkpoint`).
     """
@@ -149,7 +152,7 @@ def load_backbone(
     hold_configuration(folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        model = _read(source, dtype)
+        model = _read(source, dtype, quantize)
         grow_vocabulary(model, vocab_size, mean)
     return load_timestep(model, folder).eval()
 
@@ -177,11 +180,14 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read(source: str | Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+def _read(
+    source: str | Path, dtype: torch.dtype | Literal["auto"], quantize: Format | None
+) -> PreTrainedModel:
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
+    more = {} if quantize is None else {"quantization_config": quantization(quantize)}
     try:
         with _quiet():
-            model, report = _open(str(source), "sdpa", dtype)
+            model, report = _open(str(source), "sdpa", dtype, more)
     except Cm3kitError:
         raise
     except Exception as error:
@@ -198,13 +204,19 @@ def _read(source: str | Path, dtype: torch.dtype | Literal["auto"]) -> PreTraine
     return model
 
 
-def _open(source: str, attention: str, dtype: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _open(
+    source: str, attention: str, dtype: Any, more: Mapping[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Read by transformers, shard by shard, with SDPA or, in families that have none, its plain attention."""
     how: dict[str, Any] = {
         "dtype": dtype, "attn_implementation": attention, "use_safetensors": True, "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
+        "output_loading_info": True, **more,
     }  # fmt: skip
     if (file := gguf_file(source)) is not None:
+        if more:
+            raise ConfigError(
+                f"{source} has its own number format; give a folder of transformers.", code="bad_value"
+            )
         floats = torch.float32 if dtype == "auto" else dtype
         return read_gguf(file, attention, floats), {
             "missing_keys": (),
@@ -212,7 +224,10 @@ def _open(source: str, attention: str, dtype: Any) -> tuple[PreTrainedModel, dic
             "mismatched_keys": (),
         }
     if (family := family_of(source)) is not None:
-        how |= {"config": family.config(read_config(Path(source)) or {}), "key_mapping": dict(family.renamed)}
+        raw = read_config(Path(source)) or {}
+        how |= {"config": family.config(raw), "key_mapping": dict(family.renamed)}
+        if "quantization_config" in raw:
+            how["config"].quantization_config = raw["quantization_config"]
         model, report = family.architecture.from_pretrained(source, **how)
         # What is saved has the names of the class, and not those of the family.
         model._weight_conversions = None
@@ -222,38 +237,13 @@ def _open(source: str, attention: str, dtype: Any) -> tuple[PreTrainedModel, dic
     except ValueError as error:
         if attention == "eager" or "scaled_dot_product_attention" not in str(error):
             raise
-        return _open(source, "eager", dtype)
+        return _open(source, "eager", dtype, more)
     return model, report
 
 
-def empty_backbone(source: str | Path, size: int) -> PreTrainedModel:
-    """The decoder of a source with `size` ids and without its weights, to be counted (under the device "meta").
-
-    Raises:
-        ModelError: nothing is there (`unknown_model`), or it is no decoder of transformers (`bad_checkpoint`).
-    """
-    bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
-    kind: Any = AutoModelForCausalLM
-    try:
-        if (file := gguf_file(str(source))) is not None:
-            config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
-        elif (family := family_of(source)) is not None:
-            config, kind = family.config(read_config(Path(source)) or {}), family.architecture
-        else:
-            config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-        config.vocab_size = size
-        make = kind.from_config if kind is AutoModelForCausalLM else kind._from_config
-        model: PreTrainedModel = make(config, dtype=torch.float32)
-    except Cm3kitError:
-        raise
-    except Exception as error:
-        # transformers and huggingface_hub raise a dozen unrelated types here.
-        raise ModelError(f"{source} cannot be loaded as a backbone: {in_a_line(error)}", code=bad) from error
-    return model
-
-
 def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor).all())
+    # Weights in few bits have classes of their own, and no numbers that are not finite.
+    return type(tensor) not in (Tensor, nn.Parameter) or bool(torch.isfinite(tensor).all())
 
 
 def hidden_states(

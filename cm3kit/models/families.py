@@ -7,16 +7,19 @@ A family registers itself (`cm3kit.interop`, or a plug-in file). It is asked by 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from tokenizers import Tokenizer
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 BUILT_IN = "cm3kit.interop"
 Raw = Mapping[str, Any]
@@ -27,16 +30,33 @@ Raw = Mapping[str, Any]
 class Chat:
     """How a conversation of one turn is written; a number is an id of our specials, whose row is the family's.
 
-    The user's words stand between `before` and `after`, and the answer follows.
+    The user's words stand between `before` and `after`, and the answer follows, up to `end`.
     """
 
     before: tuple[str | int, ...]
     after: tuple[str | int, ...]
+    end: int = Vocab.eoss
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How a family writes pictures among words.
+
+    Attributes:
+        codes: ids of codes 0, 1, …, by what `config.json` says and the tokenizer; no text gives tokens of theirs.
+        begin: id of our specials before the codes of a picture, and `end` the one behind them.
+        open: the image tokenizer of a folder, by its `config.json`; without a decoder it is a `vq.absent.Undrawn`.
+    """
+
+    codes: Callable[[Raw, Tokenizer], Sequence[int]]
+    begin: int
+    end: int
+    open: Callable[[Path, Raw], ImageTokenizer]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of masked-diffusion language models.
+    """A family of models whose folders transformers cannot open as what they are.
 
     Attributes:
         name: as it is registered.
@@ -48,9 +68,12 @@ class Family:
         renamed: patterns of tensor names and what takes their place, in order.
         shift: whether the logits of a place stand at the place before it.
         specials: for each of our special ids, the tokens whose row it takes, the first that the folder has.
-        mask: id of the mask in a configuration.
-        preset: of the sampler that the authors use.
+        mask: id of the mask in a configuration; None of a causal family.
+        preset: of the sampler that the authors use, of a family of masked diffusion.
         chat: how an instructed model is asked; None of a family without.
+        decoder: how it writes.
+        pictures: how it writes pictures; None of a family of words alone.
+        defaults: how it is used unless the user says otherwise, fields of `folder.Defaults`.
     """
 
     name: str
@@ -58,12 +81,15 @@ class Family:
     owns: Callable[[Raw, str], bool]
     config: Callable[[Raw], PretrainedConfig]
     architecture: type[PreTrainedModel]
-    mask: Callable[[Raw], int]
+    mask: Callable[[Raw], int] | None
     shift: bool
     specials: Mapping[int, tuple[str, ...]]
-    preset: str
+    preset: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
     chat: Chat | None = None
+    decoder: Literal["cm3", "diffusion"] = "diffusion"
+    pictures: Pictures | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 families: Registry[Family] = Registry("public family")

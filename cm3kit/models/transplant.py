@@ -17,6 +17,7 @@ from cm3kit.models.backbone import load_backbone
 from cm3kit.models.embeddings import per_layer_tables, replace_table
 from cm3kit.models.families import Family, Raw, family_of, read_config
 from cm3kit.models.gguf import gguf_file, gguf_tokenizer
+from cm3kit.models.quantized import Format, plain_tables
 from cm3kit_tokenizers.borrowed import borrow
 from cm3kit_tokenizers.errors import ModelError, in_a_line
 from cm3kit_tokenizers.text import TextTokenizer
@@ -35,6 +36,7 @@ class Borrowed:
         rows: for each id of `text`, the decoder's ids whose embeddings it begins as the mean of.
         markup: the same for each piece of `MARKUP`.
         specials: ids of ours that are one of the decoder's, of families that say so (`models.families`).
+        codes: the decoder's ids of image codes 0, 1, …, of families that write pictures.
     """
 
     source: str
@@ -42,6 +44,7 @@ class Borrowed:
     rows: Sequence[Sequence[int]]
     markup: Sequence[Sequence[int]]
     specials: Mapping[int, int] = field(default_factory=dict)
+    codes: Sequence[int] = ()
 
 
 def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
@@ -57,9 +60,11 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
     """
     family = family_of(source)
     engine = _engine(source, family)
-    specials = _causal_specials(engine)
+    specials, codes = _causal_specials(engine), list[int]()
     if family is not None:
-        specials = _specials(engine, family, read_config(Path(source)) or {})
+        raw = read_config(Path(source)) or {}
+        specials = _specials(engine, family, raw)
+        codes = [] if family.pictures is None else list(family.pictures.codes(raw, engine))
 
     def spelt(text: str) -> list[int]:
         ids: list[int] = engine.encode(text, add_special_tokens=False).ids
@@ -67,12 +72,13 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
 
     markup = [spelt(piece) for piece in MARKUP]
     if instead is None:
-        text, ids = borrow(engine.to_str(), source)
-        return Borrowed(source, text, [[] if id is None else [id] for id in ids], markup, specials)
+        names = {name for id in codes if (name := engine.id_to_token(id)) is not None}
+        text, ids = borrow(engine.to_str(), source, without=names)
+        rows = [[] if id is None else [id] for id in ids]
+        return Borrowed(source, text, rows, markup, specials, codes)
     words = [piece.decode("utf-8", "replace") for piece in instead.pieces]
-    return Borrowed(
-        source, instead, [[] if "\ufffd" in word else spelt(word) for word in words], markup, specials
-    )
+    rows = [[] if "\ufffd" in word else spelt(word) for word in words]
+    return Borrowed(source, instead, rows, markup, specials, codes)
 
 
 def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
@@ -81,7 +87,7 @@ def _specials(engine: Tokenizer, family: Family, raw: Raw) -> dict[int, int]:
     for ours, names in family.specials.items():
         ids = [id for name in names if (id := engine.token_to_id(name)) is not None]
         found |= {ours: ids[0]} if ids else {}
-    return found | {Vocab.mask: family.mask(raw)}
+    return found if family.mask is None else found | {Vocab.mask: family.mask(raw)}
 
 
 def _causal_specials(engine: Tokenizer) -> dict[int, int]:
@@ -112,21 +118,29 @@ def _engine(source: str, family: Family | None = None) -> Tokenizer:
 
 
 def load_transplanted(
-    borrowed: Borrowed, vocab: Vocab, window: int, dtype: torch.dtype | Literal["auto"] = torch.float32
+    borrowed: Borrowed,
+    vocab: Vocab,
+    window: int,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    quantize: Format | None = None,
 ) -> PreTrainedModel:
     """The decoder behind a tokenizer with its rows at our ids, in eval mode.
 
-    Specials, sentinels and image codes begin as the mean of all rows.
+    Specials and sentinels begin as the mean of all rows, and so do image codes, but for those of a family that has as
+    many.
 
     Args:
         window: length of the rows that it will see.
         dtype: of the weights; "auto" is that of the files.
+        quantize: see `load_backbone`.
 
     Raises:
         ModelError: it cannot be loaded (`unknown_model`, `bad_checkpoint`), sees less than the window, or gives
             other logits when its rows lie at our ids. Whether it can be trained is `decoders.probe`'s to say.
     """
-    model = load_backbone(borrowed.source, 0, dtype=dtype)
+    model = load_backbone(borrowed.source, 0, dtype=dtype, quantize=quantize)
+    if not plain_tables(model):
+        raise _refusal(borrowed.source, model, "its embedding or head is quantized, and rows cannot be moved")
     seen = getattr(model.config, "max_position_embeddings", None)
     if isinstance(seen, int) and seen < window:
         raise ModelError(
@@ -136,6 +150,8 @@ def load_transplanted(
     ours = {vocab.text.start + place: ids for place, ids in enumerate(borrowed.rows)}
     ours |= {special: [id] for special, id in borrowed.specials.items()}
     ours |= {vocab.markup.start + place: ids for place, ids in enumerate(borrowed.markup)}
+    if len(borrowed.codes) == vocab.image_size:
+        ours |= {vocab.image.start + code: [id] for code, id in enumerate(borrowed.codes)}
     try:
         difference = move_in(model, vocab, ours)
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from cm3kit.config import read_yaml, resolve
 from cm3kit.data.corpus import listing
 from cm3kit.data.token_shards import INDEX
-from cm3kit.models.backbone import Attention, build_backbone, empty_backbone
+from cm3kit.models.backbone import Attention, build_backbone
+from cm3kit.models.empty import empty_backbone
 from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
 from cm3kit.models.timestep import add_timestep

@@ -7,6 +7,7 @@ expressions and their merges are their own; everything else is as in `text.TextT
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,7 +16,7 @@ from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer, byte_letters, plain_steps, splits_into_bytes
 
 
-def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
+def borrow(saved: str, name: str, without: Collection[str] = ()) -> tuple[TextTokenizer, list[int | None]]:
     """A text tokenizer from somebody's `tokenizer.json`, and which id of theirs each of its ids is.
 
     Bytes that their vocabulary lacks (SmolLM2 has 235 of 256) come last, as ids of their own that are none of theirs.
@@ -26,6 +27,7 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
     Args:
         saved: the JSON of a Hugging Face tokenizer.
         name: what errors call it.
+        without: tokens that stand for other things than text, such as codes of pictures.
 
     Raises:
         ModelError: it is no byte-level BPE (`bad_checkpoint`).
@@ -39,7 +41,8 @@ def borrow(saved: str, name: str) -> tuple[TextTokenizer, list[int | None]]:
             code="bad_checkpoint",
         )
     assert isinstance(cutter, dict)
-    letters, added = byte_letters(), {each["content"] for each in theirs.get("added_tokens", [])}
+    letters = byte_letters()
+    added = {*without, *(each["content"] for each in theirs.get("added_tokens", []))}
     kept: list[tuple[str, int | None]] = [
         (token, id)
         for token, id in sorted(model["vocab"].items(), key=lambda item: item[1])

@@ -16,7 +16,8 @@ from cm3kit_tokenizers.errors import ModelError
 
 FILE = "tokenizer.json"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# GPT-2's pattern (openai/gpt-2, encoder.py) where every character is ASCII. Merges do not cross what it cuts out.
+# GPT-2's pattern (openai/gpt-2, encoder.py) where every character is ASCII. Where words are cut by it alone, merges do
+# not cross what it cuts out.
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 _REMEMBERED, _LONGEST = 2**16, 64
 
@@ -27,6 +28,7 @@ class TextTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
+        self._cuts_alike = _cuts_as_gpt2(tokenizer)
         # Ids of words seen before: most words of a corpus are, and merging is what takes the time.
         self._words: dict[int, dict[str, list[int]]] = {}
 
@@ -74,8 +76,9 @@ class TextTokenizer:
         """Ids of a text, counted from `start`; lone surrogates become U+FFFD."""
         ids: list[int] = []
         words = self._words.setdefault(start, {})
-        # A text with other characters is looked up whole: what letters are there is the library's to say.
-        for word in _WORDS.findall(text) if text.isascii() else (text,):
+        # A text with other characters, or of a tokenizer that cuts in its own way, is looked up whole: what words are
+        # there is the library's to say.
+        for word in _WORDS.findall(text) if self._cuts_alike and text.isascii() else (text,):
             found = words.get(word)
             ids += self._learnt(word, start, words) if found is None else found
         return ids
@@ -124,6 +127,13 @@ def _steps(tokenizer: Tokenizer) -> dict[str, Any]:
     for learnt in ("vocab", "merges"):
         steps["model"].pop(learnt, None)
     return steps
+
+
+def _cuts_as_gpt2(tokenizer: Tokenizer) -> bool:
+    """Whether words are cut by GPT-2's pattern and nothing else, as those of `TextTokenizer.train` are."""
+    cutter = tokenizer.pre_tokenizer
+    told: dict[str, Any] = json.loads(cutter.__getstate__()) if cutter is not None else {}
+    return told.get("type") == "ByteLevel" and bool(told.get("use_regex"))
 
 
 def plain_steps() -> dict[str, Any]:

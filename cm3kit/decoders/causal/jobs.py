@@ -69,8 +69,8 @@ class Job:
     def take(self, id: int, logprob: float) -> None:
         """Write a sampled id down, and go on to the next span where it ends this one."""
         self.logprobs.append(logprob)
-        if id == self.state.end:
-            self._close(ended=True)
+        if id == self.state.end or id in self.state.others:
+            self._close(ended=True, end=id)
             return
         self.written.append(id)
         self.state = self.grammar.advance(self.state, id)
@@ -78,11 +78,12 @@ class Job:
         if self.left == 0:
             self._close(ended=self.state.exact)
 
-    def _close(self, ended: bool) -> None:
-        self.fills.append(Fill(tuple(self.written), tuple(self.logprobs), ended))
+    def _close(self, ended: bool, end: int | None = None) -> None:
+        told = end if self.state.others else None
+        self.fills.append(Fill(tuple(self.written), tuple(self.logprobs), ended, told))
         self.written, self.logprobs = [], []
         if not self.done:
-            end, lead = self.state.end, self.spans[len(self.fills)].lead
+            end, lead = self.state.end if end is None else end, self.spans[len(self.fills)].lead
             self.forced.extend(lead if lead[:1] == (end,) else (end, *lead))
 
 

@@ -73,8 +73,10 @@ class Grammar:
         context = ids[: span.context] if span.kind in ("content", "document") else ()
         exact = span.exact and span.kind != "document"
         state = self.begin(span.kind, exact, self.after(context))
-        if span.end is not None:
-            state = self._state(replace(state, end=span.end))
+        if span.end is not None or span.ends or span.may_be_empty:
+            end = state.end if span.end is None else span.end
+            written = state.written or span.may_be_empty
+            state = self._state(replace(state, end=end, others=span.ends, written=written))
         if span.kind == "document" and state.cost > span.max_tokens:
             raise ConfigError(
                 f"A budget of {span.max_tokens} ids cannot close what the prompt opens;"
@@ -170,7 +172,7 @@ class Grammar:
 
     def key(self, state: State) -> tuple[Any, ...]:
         """What `State.key` holds."""
-        run = (state.mode, state.end, state.exact, state.written, state.utf8)
+        run = (state.mode, state.end, state.others, state.exact, state.written, state.utf8)
         if state.mode is Mode.CONTENT:
             around = (*state.outer, *state.stack)
             inside = around[-1] if around else ""
@@ -194,7 +196,7 @@ class Grammar:
         for ids in menu.ids[:affordable]:
             mask_V[ids] = True
         if menu.end is not None or not affordable:
-            mask_V[state.end] = True
+            mask_V[[state.end, *state.others]] = True
         return mask_V
 
     def moves(self, state: State) -> Iterator[list[int]]:

@@ -29,7 +29,7 @@ class State:
     """Where a run stands.
 
     Attributes:
-        end: id that ends the run.
+        end: id that ends the run, and `others` further ones.
         exact: whether the run has a fixed length, and so no end id.
         whole: whether the run goes on to the end of the page, and may hold what only a page has.
         stack: elements that the run itself must close.
@@ -53,6 +53,7 @@ class State:
     left: int = 0
     utf8: int = 0
     written: bool = False
+    others: tuple[int, ...] = ()
     cost: int = field(default=0, compare=False)
     key: tuple[Any, ...] = field(default=(), compare=False)
 

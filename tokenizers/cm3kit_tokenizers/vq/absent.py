@@ -1,4 +1,4 @@
-"""The image tokenizer of a model that has no pictures."""
+"""Image tokenizers of models that have no pictures, or cannot draw them."""
 
 from __future__ import annotations
 
@@ -57,6 +57,33 @@ class NoPictures(ImageTokenizer):
     def save(self, folder: Path, half: bool = False) -> None:
         """Refused."""
         _refuse()
+
+
+class Undrawn(ImageTokenizer):
+    """An image tokenizer without its decoder: it reads pictures, and refuses to draw one (`bad_value`)."""
+
+    draws = False
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__(config)
+        self.network.decoder = nn.Identity()
+
+    def decode(self, codes_BN: Tensor) -> Tensor:
+        """Refused."""
+        raise undrawn("a picture")
+
+    def save(self, folder: Path, half: bool = False) -> None:
+        """Refused."""
+        raise undrawn("a model folder")
+
+
+def undrawn(what: str) -> ConfigError:
+    """What is missing of a model that reads pictures alone (`bad_value`)."""
+    return ConfigError(
+        f"{what} needs the half of the VQGAN that draws, which is not in the model's folder; put vqgan.ckpt of the"
+        " first release into it.",
+        code="bad_value",
+    )
 
 
 def _refuse() -> NoReturn:

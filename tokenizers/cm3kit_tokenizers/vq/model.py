@@ -59,6 +59,8 @@ class ImageTokenizer(nn.Module):
     Pixels are uint8 tensors `pixels_BCHW` (RGB, 0–255) outside, and [−1, 1] inside the network.
     """
 
+    draws = True  # whether codes can be made pictures again
+
     def __init__(self, config: ImageTokenizerConfig, network: VQModel | None = None) -> None:
         super().__init__()
         self.config = config

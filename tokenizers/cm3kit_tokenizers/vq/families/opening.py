@@ -64,7 +64,10 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def open_foreign(
-    source: Source, family: str | None = None, changes: Mapping[str, Any] | None = None
+    source: Source,
+    family: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+    kind: type[ImageTokenizer] = ImageTokenizer,
 ) -> tuple[ImageTokenizer, tuple[str, ...]]:
     """The tokenizer of a checkpoint, and what had to be assumed for it.
 
@@ -72,6 +75,7 @@ def open_foreign(
         source: weights and settings, as `read_source` gives them.
         family: a name of `families`; unless given, it is told from the tensors.
         changes: fields of `ImageTokenizerConfig` that are to be other than the family has them.
+        kind: what is made, such as `vq.absent.Undrawn` of weights without a decoder.
 
     Raises:
         ModelError: no family fits, or tensors are missing, unexpected or mis-shaped (`bad_checkpoint`).
@@ -98,7 +102,7 @@ def open_foreign(
             f"{source.path}: {f'{where}: ' if where else ''}{problem['msg']}.", code="bad_config"
         ) from error
     with torch.random.fork_rng(devices=[]):  # the weights are about to be replaced
-        tokenizer = ImageTokenizer(config)
+        tokenizer = kind(config)
     place_exactly(tokenizer.network, mapped.network, source.path, cause=cause or mapped.cause)
     if mapped.quantizer:
         place_exactly(tokenizer.quantizer, mapped.quantizer, source.path, cause=mapped.cause)
