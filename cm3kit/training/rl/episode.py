@@ -207,15 +207,15 @@ def causal_episode(result: Result, mask: int) -> Episode:
     """The episode of a canvas that was filled from left to right: one pass, as one forward pass scores all of it."""
     canvas = result.canvas
     row, positions, ended = [*canvas.ids], list[int](), True
-    for number, (span, fill) in enumerate(zip(canvas.spans, result.fills, strict=True)):
+    end: int | None = None
+    for span, fill in zip(canvas.spans, result.fills, strict=True):
         # An end stands before the next answer, chosen or not, and once where its lead begins with it.
-        before = [canvas.spans[number - 1].end] if number else []
-        own = span.lead[len(before) :] if [*span.lead[: len(before)]] == before else span.lead
-        row += [id for id in ([] if ended else before) if id is not None]
-        row += own
-        ended = len(fill.logprobs) > len(fill.ids)
+        begun = end is not None and span.lead[:1] == (end,)
+        row += [] if ended or end is None else [end]
+        row += span.lead[begun:]
+        end, ended = span.end if fill.end is None else fill.end, len(fill.logprobs) > len(fill.ids)
         positions += range(len(row), len(row) + len(fill.logprobs))
-        row += [*fill.ids, *([span.end] if ended and span.end is not None else [])]
+        row += [*fill.ids, *([end] if ended and end is not None else [])]
     prefix = len(canvas.ids) if canvas.prompt_attention == "full" else 0
     ids = tuple(row[position] for position in positions)
     write = Write(0, tuple(positions), ids, (True,) * len(positions))

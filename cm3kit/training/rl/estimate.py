@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, find
-from cm3kit.models.backbone import empty_backbone
+from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.lora import add_lora
 from cm3kit.models.transplant import borrow_text
