@@ -213,6 +213,13 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path, at: int) -> None:
     assert moved(tmp_path / "once") > 0.01 and alike(tmp_path / "once", tmp_path / "again", exactly=True)
 
 
+@pytest.mark.parametrize("estimator", ["trajectory", "causal"])
+def test_products_may_be_in_bf16(tmp_path: Path, estimator: str) -> None:
+    found = trained(recipe(tmp_path, estimator, {"steps": 2, "precision": "bf16"}), tmp_path / "run")
+    assert found[0]["ratio"] == pytest.approx(1) and found[1]["ratio"] != pytest.approx(1, abs=1e-4)
+    assert moved(tmp_path / "run") > 0.01
+
+
 def test_what_comes_out_is_a_model_folder(tmp_path: Path) -> None:
     made = recipe(tmp_path, "trajectory", {"steps": 2, "preview_every": 2}, previews=2)
     trained(made, tmp_path / "run")

@@ -94,7 +94,7 @@ class PolicyModel:
             state = {name: whole(each) for name, each in backbone.state_dict().items()}
             self._whole.load_state_dict(state)
             backbone = self._whole.to(next(iter(state.values())).device)
-        elif self._adapted is not None and not (self.start.public and self.decoder == DIFFUSION):
+        elif self._adapted is not None and not self.writes_by_module:
             # The lean engine reads matrices, of which adapters are no part until they are merged.
             return self._made(without_lora(self._adapted))
         if self._kit is None or self._kit[0] is not backbone:
@@ -112,6 +112,11 @@ class PolicyModel:
         folder = self.start.folder / "decoder" if self._own else self.start.folder
         parts = replace(self.start, folder=folder, backbone=backbone.eval(), defaults=defaults)
         return Kit(parts, str(backbone.get_input_embeddings().weight.device))
+
+    @property
+    def writes_by_module(self) -> bool:
+        """Whether rollouts run the module itself, as those of public models do, for which there is no second copy."""
+        return self.start.public and self.decoder == DIFFUSION
 
     @contextmanager
     def without_adapters(self) -> Iterator[None]:

@@ -204,7 +204,8 @@ class RLTask:
     def _begin(self, number: int) -> Round:
         """Answers to the prompts of a round, and their scores by the policy and the reference."""
         recipe = self.recipe
-        with self._autocast():
+        # Engines have matrices and caches of their own number format; only modules are told another.
+        with self._autocast() if self._made.writes_by_module else nullcontext():
             groups = draw_groups(self._kit(), self._items, self._rewards, self._options, recipe, number)
         useful = [group for group in groups if group.spread][: recipe.groups]
         answers = [each for group in useful for each in group.answers(recipe.loss.advantage)]
