@@ -13,6 +13,18 @@ Attention = Literal["causal", "full"]
 
 
 @dataclass(frozen=True, slots=True)
+class ConstraintSpec:
+    """What an answer may say: a kind of the registry `decoders.constraints.constraint`, and its value in words.
+
+    `lead` is written before the answer in the model's tokens, as the space that the page has there already.
+    """
+
+    kind: str
+    value: str = ""
+    lead: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class MaskSpan:
     """A run of ids that is missing: in the page, or behind it.
 
@@ -28,6 +40,8 @@ class MaskSpan:
         may_be_empty: whether an answer of no ids is one, for a causal decoder.
         page_at: index in `Canvas.ids` where the page has the gap, which the grammar's context ends at; None is `at`.
         gap: number of the gap of the page, and `part` of the piece of it.
+        constraint: what the answer may say, besides what the place allows.
+        answer: ids of an answer to score, without the end id.
     """
 
     kind: SpanKind
@@ -40,6 +54,8 @@ class MaskSpan:
     page_at: int | None = None
     gap: int = 0
     part: int = 0
+    constraint: ConstraintSpec | None = None
+    answer: tuple[int, ...] | None = None
     ends: tuple[int, ...] = ()
     may_be_empty: bool = False
 

@@ -101,6 +101,13 @@ class GenerateOptions:
     max_tokens: Annotated[
         int | None, Opt("Most tokens of one text or gap.", metavar="N", least=1, most=65_536)
     ] = None
+    constrain: Annotated[
+        tuple[str, ...] | None,
+        Opt(
+            "What a gap may say, as GAP=KIND:…; GAP is a number from 0, or * for all; repeatable.",
+            metavar="GAP=KIND:…",
+        ),
+    ] = None
     parallel: Annotated[
         bool, Opt("Fill gaps at once, unaware of one another.", decoder="cm3", commands=("infill",))
     ] = False

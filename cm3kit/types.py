@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cm3kit.canvas import Attention as Attention
 from cm3kit.canvas import Canvas as Canvas
+from cm3kit.canvas import ConstraintSpec as ConstraintSpec
 from cm3kit.canvas import Flat as Flat
 from cm3kit.canvas import MaskSpan as MaskSpan
 from cm3kit.canvas import SpanKind as SpanKind

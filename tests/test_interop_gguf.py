@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 
 import cm3kit
 from cm3kit.fill import task_pages
+from cm3kit.fill.fillers import ScoreHow
 from cm3kit.fill.kit import GenerateOptions
+from cm3kit.fill.scoring import PageScorer
 from cm3kit.fill.styles import PromptStyle
 from cm3kit.models import gguf as files
 from cm3kit.models.backbone import forward, load_backbone
@@ -178,6 +180,20 @@ def test_a_causal_model_fills_gaps_with_words_alone(file: Path, style: PromptSty
         assert found is not None and b"'" not in found[3]
     texts = [each.text for each in kit.generate("a red apple", task="text", n=2, seed=1, options=options)]
     assert all(texts) and texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("style", ["page", "plain", "chat"])
+def test_what_it_writes_is_scored_alike_and_keeps_to_constraints(file: Path, style: PromptStyle) -> None:
+    kit = cm3kit.load(file, device="cpu")
+    page = Page.parse(b"<h1>red</h1><p>The <mask> apple</p><img alt='<mask>' src='data:,'>")
+    options = GenerateOptions(prompt_style=style, max_tokens=12, constrain=("*=choices:red|a red apple",))
+    for filled in kit.infill(page, variants=3, seed=2, options=options):
+        assert all(gap.satisfied and gap.text in ("red", "a red apple") for gap in filled.gaps)
+        scorer = PageScorer.of_fills(kit, page, [filled], options, ScoreHow())
+        (found,) = scorer.score(False, lambda done, total: None)
+        assert found.gaps == {gap.index: pytest.approx(gap.logprob, abs=1e-3) for gap in filled.gaps}
+    (whole,) = kit.score(Page.parse(b"<p>A red apple</p>"), options=GenerateOptions(prompt_style=style))
+    assert whole.method == "exact" and whole.logprob < 0
 
 
 def test_what_it_reads_is_what_the_file_reads(file: Path) -> None:

@@ -27,6 +27,7 @@ import cm3kit_tokenizers
 from cm3kit import GenerateOptions, plugins
 from cm3kit.batch.choice import Selector, judge
 from cm3kit.decoders.diffusion import axes
+from cm3kit.decoders.grammar.rules import constraint
 from cm3kit.fill.kit import Kit
 from cm3kit.fill.layouts import layout
 from cm3kit.models.backbone import BackboneConfig, build_backbone, families, forward
@@ -48,7 +49,7 @@ from cm3kit_tokenizers.vq.quantizers import quantizers
 SAMPLES = Path(__file__).parents[1] / "samples" / "plugins"
 REGISTRIES = (
     axes.schedule, axes.order, axes.accept, axes.modifier, layout, objectives, quantizers, image_families, judge,
-    families, public_families, load_sources(), estimators.known(), rewards.known(),
+    families, public_families, load_sources(), estimators.known(), rewards.known(), constraint,
 )  # fmt: skip
 
 
@@ -138,6 +139,14 @@ def test_a_layout_is_used_by_a_model_that_names_it(kit: Kit) -> None:
     )
     half = len(canvas.ids) // 2
     assert canvas.ids[:half] == canvas.ids[half:] and canvas.spans[0].at == 2 * half
+
+
+@pytest.mark.parametrize("decoder", ["cm3", "diffusion"])
+def test_a_constraint_is_kept_to(kit: Kit, decoder: str) -> None:
+    page = Page.parse(b"<p>It costs <mask constraint='price:3'>.</p>")
+    options = GenerateOptions(decoder=decoder, max_tokens=12)  # type: ignore[arg-type]
+    (gap,) = kit.infill(page, seed=1, options=options)[0].gaps
+    assert gap.satisfied and gap.text.endswith(" €") and 0 <= float(gap.text[:-2]) <= 3
 
 
 def test_an_objective_makes_examples() -> None:

@@ -616,7 +616,10 @@ def test_likelihood_is_that_of_the_model_both_ways(kit: Kit) -> None:
     assert judged.value == sum(judged.parts.values())
 
 
-@pytest.mark.parametrize(("score", "task"), [("likelihood", "image"), ("ends", "text"), ("ends", "infill")])
+@pytest.mark.parametrize(
+    ("score", "task"),
+    [("likelihood", "image"), ("likelihood", "infill"), ("ends", "text"), ("ends", "infill")],
+)
 def test_the_best_of_several_is_kept(score: str, task: str, kit: Kit, folder: Path, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"html": PAGE} if task == "infill" else {"prompt": "red apple"}
     job = job_of(write(tmp_path / "rows.jsonl", [{**asked, "n": 2, "seed": 8}, {"prompt": ""}]),
@@ -627,7 +630,8 @@ def test_the_best_of_several_is_kept(score: str, task: str, kit: Kit, folder: Pa
         made: Any = kit.infill(page, variants=6, seed=8, options=SHORT) if task == "infill" else (
             kit.generate("red apple", task=task, n=6, seed=8, options=SHORT)  # type: ignore[arg-type]
         )  # fmt: skip
-        order = Order("red apple", "image" if task == "infill" else task)  # type: ignore[arg-type]
+        given = page if task == "infill" else None
+        order = Order("red apple", "image" if task == "infill" else task, page=given)  # type: ignore[arg-type]
         mine = range(3 * key[1], 3 * key[1] + 3)
         best = max(mine, key=lambda place: selector.score(order, made[place]).value)
         assert (line["sample"], line["candidates"]) == (best, 3)

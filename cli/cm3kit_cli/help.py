@@ -16,7 +16,7 @@ WIDEST = 120
 # Panels of flags that many commands share; those of decoding say theirs (`cm3kit.decode_options`).
 PANELS = {
     INPUT: "--prompt --prompt-file --task --num-images --seed --model --device --variants --select --image --box"
-    " --root",
+    " --root --answer --answers --gap",
     "Diffusion decoder": "--show-schedule",
     OUTPUT: "--output --grid --report --traj --diff --in-place --uncover --no-prompt-metadata --force --json --quiet"
     " --verbose",

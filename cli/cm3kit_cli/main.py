@@ -28,6 +28,7 @@ from cm3kit_cli import (
     model,
     reproduce,
     sample,
+    score,
     serve,
     tokenizing,
     train,
@@ -43,6 +44,7 @@ INTERRUPTED, TERMINATED = 130, 143
 app = typer.Typer(name="cm3kit", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.command("generate")(generate.generate)
 app.command("infill")(infill.infill)
+app.command("score")(score.score)
 app.add_typer(sample.app)
 app.add_typer(train.app)
 app.command("estimate")(estimate.estimate)

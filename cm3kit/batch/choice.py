@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
-from cm3kit.decoders.hf_engine import make_engine
 from cm3kit.fill import task_pages
 from cm3kit.fill.batching import Order
-from cm3kit.fill.kit import Filled, Kit, Result
-from cm3kit.fill.layouts import LayoutParts, Room, layout
-from cm3kit.objectives.spans import PRESETS
+from cm3kit.fill.fillers import ScoreHow
+from cm3kit.fill.kit import Filled, GenerateOptions, Kit, Result
+from cm3kit.fill.scoring import PageScorer
 from cm3kit.registry import Registry
-from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.document import Image as Codes
+from cm3kit_tokenizers.document import Node, Text
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.pictures import load_picture
 
@@ -33,7 +33,9 @@ class Choice:
     def check(score: str, order: Order) -> None:
         """ConfigError (`bad_value`) if the score is not for this kind of results."""
         kind = "infill" if order.page is not None else order.task
-        if score.partition(":")[0] != "ends" and kind not in ("image", "caption", "pair"):
+        name = score.partition(":")[0]
+        seen = ("image", "caption", "pair", *(("infill",) if name == "likelihood" else ()))
+        if name != "ends" and kind not in seen:
             raise ConfigError(
                 f"the score {score!r} compares a picture with words, and the task is {kind!r}; use ends.",
                 code="bad_value",
@@ -87,27 +89,27 @@ class Ends:
 
 @judge("likelihood")
 class Likelihood:
-    """log p(picture | words) + log p(words | picture), both by the causal decoder itself.
+    """What `Kit.score` says: log p(picture | words) + log p(words | picture) of a picture and its words, both by the
+    causal decoder; of all else log p of what was written, by the decoder that wrote it.
 
     The first reads the picture behind its words, as it is drawn; the second the words as CM3's masked caption
-    (arXiv:2201.07520, sec. 4.2.3), with their end. Neither sees guidance, temperature or cuts.
+    (arXiv:2201.07520, sec. 4.2.3), with their end. None sees guidance, temperature or cuts.
     """
 
     def __init__(self, kit: Kit, what: str) -> None:
-        if "cm3" not in kit.parts.defaults.decoders:
-            raise ConfigError(
-                f"the score 'likelihood' needs the decoder 'cm3', which {kit.parts.name!r} was not trained for;"
-                " use ends or clip:FOLDER.",
-                code="bad_value",
-            )
         self._kit = kit
-        self._engine = make_engine(kit.backbone, len(kit.vocab), "fp32", 64)
-        built = LayoutParts(kit.vocab, kit.tokenizer, span_end=PRESETS[kit.parts.defaults.preset].end)
-        self._behind, self._continue = layout["behind"](built), layout["continue"](built)
 
     def __call__(self, order: Order, made: Result | Filled) -> Choice:
-        """The sum of both."""
+        """The sum of both, or of all answers."""
+        if isinstance(made, Filled):
+            return self._filled(order, made)
         assert isinstance(made, Result)
+        if "cm3" not in self._kit.parts.defaults.decoders:
+            raise ConfigError(
+                f"the score 'likelihood' of pictures needs the decoder 'cm3', which {self._kit.parts.name!r} was not"
+                " trained for; use ends or clip:FOLDER.",
+                code="bad_value",
+            )
         words, codes = (
             _words(order, made),
             made.codes or tuple(self._kit.encode_picture(_picture(order, made))),
@@ -115,31 +117,36 @@ class Likelihood:
         picture, caption = self.picture_given_words(words, codes), self.words_given_picture(words, codes)
         return Choice(picture + caption, {"picture_given_words": picture, "words_given_picture": caption})
 
+    def _filled(self, order: Order, made: Filled) -> Choice:
+        """log p of a page's answers; what a left-to-right decoder wrote it has scored already."""
+        assert order.page is not None
+        if made.trace is None:
+            return Choice(sum(gap.logprob for gap in made.gaps))
+        # What was written in any order was scored in its own; candidates are compared in one and the same way.
+        scorer = PageScorer.of_fills(self._kit, order.page, [made], order.options, ScoreHow())
+        (found,) = scorer.score(False, lambda done, total: None)
+        parts = {"stderr": found.stderr} if found.method == "bound" else {}
+        return Choice(found.logprob, parts)
+
     def picture_given_words(self, words: str, codes: Sequence[int]) -> float:
         """log p of the codes, in nats."""
-        vocab = self._kit.vocab
-        ids = self._kit.tokenizer.encode(task_pages.image_nodes(words))
-        canvas = self._continue.lay_out(
-            ids, lambda gap: Room(len(codes), True), reaches=(True, True), guided=False, seed=0
-        )
-        return self._logprob(canvas.ids, [vocab.image.start + code for code in codes])
+        return self._logprob(task_pages.image_nodes(words), [Codes(tuple(codes))])
 
     def words_given_picture(self, words: str, codes: Sequence[int]) -> float:
         """log p of the words and their end, in nats."""
-        kit, vocab = self._kit, self._kit.vocab
-        ids = kit.tokenizer.encode(task_pages.caption_nodes(codes))
-        canvas = self._behind.lay_out(
-            ids, lambda gap: Room(1, False), reaches=(True, True), guided=False, seed=0
-        )
-        (span,) = canvas.spans
-        asked = kit.tokenizer.encode(task_pages.image_nodes(words))
-        text = [each for each in asked if not isinstance(each, Gap) and each in vocab.text]
-        return self._logprob((*canvas.ids, *span.lead), [*text, span.end or vocab.eoss])
+        return self._logprob(task_pages.caption_nodes(codes), [Text(words)])
 
-    def _logprob(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
-        logits_TV = self._engine.score([*prompt, *answer])[len(prompt) - 1 : -1]
-        answer_T = torch.tensor(answer, device=logits_TV.device)
-        return float(logits_TV.log_softmax(-1).gather(-1, answer_T[:, None]).sum(dtype=torch.float64))
+    def _logprob(self, nodes: Sequence[Node], answer: Sequence[Node]) -> float:
+        kit, options = self._kit, GenerateOptions(decoder="cm3")
+        filler, ids = kit.filler(options), kit.tokenizer.encode(nodes)
+        given = tuple(id for id in kit.tokenizer.encode(answer) if isinstance(id, int))
+        words = isinstance(answer[0], Text)
+        roomy = replace(options, max_tokens=len(given) + 1) if words else options
+        canvas = filler.task("caption" if words else "image", ids, roomy, 0)
+        (span,) = canvas.spans
+        asked = replace(canvas, spans=(replace(span, answer=given),), guides=())
+        (found,) = filler.score([asked], roomy, ScoreHow(), lambda done, total: None)
+        return found.logprob
 
 
 @judge("clip")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cm3kit
 from cm3kit import images, json_lines
 from cm3kit.batch.companions import beside, companions
+from cm3kit.fill.constraints import pinned
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
 from cm3kit.provenance import outputs, traces
@@ -106,6 +107,7 @@ def generate(
         OutputError: an output exists or cannot be written. ModelError, ConfigError: see `cm3kit.load`
             and `Kit.generate`.
     """
+    job = replace(job, options=pinned(job.options, Path.cwd()))
     count = len(job.prompts) * job.n
     if not 1 <= count <= MAX_RESULTS:
         raise ConfigError(
@@ -180,6 +182,7 @@ def infill(
         OutputError: an output exists or cannot be written. PageError, ModelError, ConfigError: see
             `cm3kit.load` and `Kit.infill`.
     """
+    job = replace(job, options=pinned(job.options, Path.cwd(), job.page))
     planned = outputs.plan(
         outputs.run_id("infill"), job.where.output, ".html", [job.seed] * job.variants, report=job.report
     )

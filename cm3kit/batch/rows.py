@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from cm3kit.config import Settings
 from cm3kit.decode_options import RENAMED, GenerateOptions, table, under_new_names
 from cm3kit.extras import need
+from cm3kit.fill.constraints import GUIDED, guided
 from cm3kit.fill.prompts import as_utf8
 from cm3kit.json_lines import dump_json
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
@@ -37,6 +38,7 @@ class Asked(Settings):
         page: path of a page with gaps, and `html` the page itself; `select` CSS selectors of more gaps.
         root: folder of the page's site, whose pictures may be opened; unless given, the page's own.
         uncover: take away what would hide a drawn picture, see `Page.uncovered`.
+        guided_choice: what every answer may say, by the names that vLLM has for it; as `constrain`.
         task: what to make; a page is filled.
         seed: the row's own; unless given it follows from the run's seed and the row's id.
         id: the row's name; unless given its number.
@@ -50,6 +52,11 @@ class Asked(Settings):
     select: tuple[str, ...] = ()
     root: str | None = None
     uncover: bool = False
+    guided_choice: Any = None
+    guided_regex: Any = None
+    guided_json: Any = None
+    response_format: Any = None
+    structured_outputs: Any = None
     task: SampleTask | None = None
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     id: str | None = None
@@ -144,6 +151,8 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         options = {key: value for key, value in given.items() if value is not None and key in OPTIONS}
         if unknown := [key for key in given if key not in COLUMNS]:
             raise DataError(_unknown(unknown[0], where), code="bad_data")
+        if told := guided({name: asked.get(name) for name in GUIDED}):
+            options["constrain"] = [*options.get("constrain", ()), *told]
         valid = _OPTIONS.validate_python(options)
         valid.check()
         found = Asked.model_validate(asked if "id" not in asked else {**asked, "id": name})

@@ -20,6 +20,7 @@ from cm3kit.batch.rows import Row, Rows, options_of
 from cm3kit.batch.signals import Signals
 from cm3kit.batch.store import Key, Made, Store, claim, file_name, read_lines
 from cm3kit.fill.batching import Order
+from cm3kit.fill.constraints import pinned
 from cm3kit.fill.kit import Filled, Kit, Result
 from cm3kit.fill.pages import read_page
 from cm3kit.fill.prompts import Prompt
@@ -171,12 +172,14 @@ class _Run:
         asked, seed = row.asked, row.asked.seed
         assert self._job.seed is not None
         options = options_of(row, self._job.options)
+        named = self._rows.folder if "constrain" in (row.options or {}) else Path.cwd()
         options = replace(
             options, batch_size=BATCH_SIZE if options.batch_size is None else options.batch_size
         )
         task, page, prompt = asked.task or self._job.task, None, asked.prompt
         if asked.page is not None or asked.html is not None or task == "infill":
             page, task = self._page(row), "document"
+        options = pinned(options, named, page)
         order = Order(
             Path(self._rows.folder, prompt) if task == "caption" else prompt,
             task, seed_of(self._job.seed, row.id) if seed is None else seed, 0, options, page,

@@ -8,9 +8,10 @@ from typing import Any
 
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import streams
+from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.fill.continuing import continued
-from cm3kit.fill.fillers import Ids, ModelContext, Progress, Task, modality_of
+from cm3kit.fill.continuing import continued, ends_of
+from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, gaps_of, layout
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, Modality, chosen_style, cm3_settings
 from cm3kit.fill.windows import first_window
@@ -19,6 +20,9 @@ from cm3kit.objectives.spans import PRESETS
 from cm3kit.types import Canvas, Result, Step
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
+
+# Answers between two reports of progress; those of one page share its prefill.
+SCORED = 512
 
 
 class CausalFiller:
@@ -84,6 +88,28 @@ class CausalFiller:
 
         return self._decoder(self.settings(modality_of(canvases[0].spans), options)).fill(canvases, on_step)
 
+    def score(
+        self, canvases: Sequence[Canvas], options: GenerateOptions, how: ScoreHow, progress: Progress
+    ) -> list[Scored]:
+        """How likely the given answers are; spans without one are left out.
+
+        Raises:
+            ConfigError: a way is asked for that is not this decoder's, or an answer does not fit (`bad_value`), or the
+                window does not hold page and answer (`too_long`).
+        """
+        if how.method not in ("auto", "exact"):
+            raise ConfigError(
+                f"method {how.method!r} is of the diffusion decoder; the cm3 decoder scores exactly. Leave it out.",
+                code="bad_value",
+            )
+        config = self.settings(modality_of(canvases[0].spans), options)
+        decoder, found = self._decoder(config), list[Scored]()
+        for start in range(0, len(canvases), SCORED):
+            progress(start, len(canvases))
+            found += decoder.score(canvases[start : start + SCORED])
+        progress(len(canvases), len(canvases))
+        return found
+
     def batch_key(self, canvas: Canvas, options: GenerateOptions) -> tuple[DecodeConfig, int]:
         """Settings, and streams of a row."""
         config = self.settings(modality_of(canvas.spans), options)
@@ -94,6 +120,19 @@ class CausalFiller:
     ) -> Iterator[tuple[int, Result | Cm3kitError]]:
         """Decode canvases as they come: a place that is free takes the next one."""
         return self._decoder(key[0]).stream(canvases)
+
+    def room(self, gap: Gap, options: GenerateOptions) -> Room:
+        """What a gap of a page may hold."""
+        return self._room(options)(gap)
+
+    def end(self, gap: Gap, options: GenerateOptions) -> int:
+        """That of the layout: it depends on what follows the gap, but for public models on its style alone."""
+        parts = self._context.parts
+        return (
+            ends_of(self._context, gap, chosen_style(parts.defaults, options), None)[0]
+            if parts.public
+            else parts.vocab.eoss
+        )
 
     def plan(self, canvas: Canvas, options: GenerateOptions) -> list[list[int]]:
         """There is none: ConfigError (`bad_value`)."""
@@ -116,7 +155,7 @@ class CausalFiller:
 
     def _left(self, ids: Ids) -> int:
         """What the window leaves to a page that begins with these ids."""
-        return max(1, self._context.parts.defaults.window - len(ids) - 2)
+        return max(1, self._context.parts.defaults.window - len(ids) - 3)
 
     def _room(self, options: GenerateOptions) -> _Limits:
         return _Limits(options.max_tokens, self._codes, self._hints)

@@ -50,7 +50,7 @@ def continued(
     most = gap.length or (_codes(context) if picture else 0) or options.max_tokens
     most = most or ANSWER_TOKENS[gap.kind].causal
     prompt = _cut(_prompt(context, ids, place, style, task), context, most)
-    end, ends = _ends(context, gap, style, task)
+    end, ends = ends_of(context, gap, style, task)
     span = MaskSpan(
         "image" if picture else "attribute", len(prompt), most, picture or gap.length is not None, end=end,
         gap=gap.index, part=gap.part, ends=ends,
@@ -197,7 +197,7 @@ def _cut(row: list[int], context: ModelContext, most: int) -> list[int]:
     return [*row[:start], *row[first:]]
 
 
-def _ends(
+def ends_of(
     context: ModelContext, gap: Gap, style: PromptStyle, task: Task | None
 ) -> tuple[int, tuple[int, ...]]:
     """The id that says that nothing more belongs into the gap, and further ones that do."""

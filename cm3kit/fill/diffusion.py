@@ -9,10 +9,12 @@ from typing import Any
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.loop import Diffusion, in_batches
 from cm3kit.decoders.diffusion.plan import plan
+from cm3kit.decoders.diffusion.scoring import score_bound, score_left_to_right
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.grammar.trellis import CanvasConstraint
+from cm3kit.decoders.scoring import Scored
 from cm3kit.fill.denoisers import Denoisers
-from cm3kit.fill.fillers import Ids, ModelContext, Progress, Task, modality_of
+from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, layout, without_given
 from cm3kit.fill.lengths import LengthSearch
 from cm3kit.fill.options import (
@@ -98,6 +100,39 @@ class DiffusionFiller:
         checked = getattr(denoiser, "verification", None)
         return [replace(each, verification=checked) for each in results]
 
+    def score(
+        self, canvases: Sequence[Canvas], options: GenerateOptions, how: ScoreHow, progress: Progress
+    ) -> list[Scored]:
+        """How likely the given answers are, whatever guides or cuts; gaps without one stay masked.
+
+        Models that were trained block by block are scored exactly, as they write from left to right one id at a pass.
+        Others give a bound, unless `how` asks for that order.
+
+        Raises:
+            ConfigError: a bound is asked for of a model that is scored exactly, or an answer does not fit
+                (`bad_value`).
+        """
+        config = self.settings(modality_of(canvases[0].spans), options)
+        eoss, exact = self._context.parts.vocab.eoss, config.cache in EXACT
+        method: str = how.method if how.method != "auto" else "exact" if exact else "bound"
+        if method not in (("exact", "left-to-right") if exact else ("left-to-right", "bound")):
+            kind = "exactly" if exact else "by a bound, or with left-to-right"
+            raise ConfigError(
+                f"method {method!r}: this model is scored {kind}; leave it out.", code="bad_value"
+            )
+        style: PromptStyle = "minimal" if how.spelt else self._style(options)
+        denoiser = self._denoisers.make(config if exact else _uncached(config), style=style)
+        if method == "bound":
+            return score_bound(denoiser, canvases, config, eoss=eoss, rounds=how.rounds, report=progress)
+        return score_left_to_right(
+            denoiser,
+            canvases,
+            config,
+            eoss=eoss,
+            method="exact" if exact else "left-to-right",
+            report=progress,
+        )
+
     def batch_key(self, canvas: Canvas, options: GenerateOptions) -> Hashable:
         """What there is to write, and the options; ConfigError if they cannot be used."""
         modality = modality_of(canvas.spans)
@@ -110,6 +145,14 @@ class DiffusionFiller:
         """Fill canvases as they come, a batch after the other."""
         size = self.settings(key[0], options).batch_size
         return in_batches(canvases, size, lambda batch: self.fill(batch, options, lambda done, total: None))
+
+    def room(self, gap: Gap, options: GenerateOptions) -> Room:
+        """What a gap of a page may hold; with the length "auto" the longest."""
+        return _Limits(options, self._codes)(gap)
+
+    def end(self, gap: Gap, options: GenerateOptions) -> int:
+        """`<eoss>`."""
+        return self._context.parts.vocab.eoss
 
     def plan(self, canvas: Canvas, options: GenerateOptions) -> list[list[int]]:
         """How many positions each pass of each block is to write, without writing.

@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol
 
 from cm3kit.config import Settings
 from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.scoring import Scored
 from cm3kit.fill.folder import Parts
+from cm3kit.fill.layouts import Room
 from cm3kit.fill.options import GenerateOptions, Modality
 from cm3kit.types import Canvas, Cost, MaskSpan, Result, Trajectory, Verification
 from cm3kit_tokenizers.document import Gap
@@ -22,6 +24,22 @@ Ids = list[int | Gap]
 Task = Literal["image", "text", "caption", "document", "pair"]
 Progress = Callable[[int, int], None]
 """`progress(done, total)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreHow:
+    """How answers are scored.
+
+    Attributes:
+        method: of a model that writes in any order: a bound, or exactly for writing from left to right; `auto` takes
+            what is exact where something is.
+        rounds: random masks of a bound.
+        spelt: whether canvases hold what the model reads, and not ids of a page.
+    """
+
+    method: Literal["auto", "exact", "left-to-right", "bound"] = "auto"
+    rounds: int = 64
+    spelt: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,11 @@ class Filler(Protocol):
     def fill(self, canvases: Sequence[Canvas], options: GenerateOptions, progress: Progress) -> list[Result]:
         """The results of canvases of one batch key."""
 
+    def score(
+        self, canvases: Sequence[Canvas], options: GenerateOptions, how: ScoreHow, progress: Progress
+    ) -> list[Scored]:
+        """How likely the answers are that spans of canvases give; ConfigError where that cannot be told."""
+
     def batch_key(self, canvas: Canvas, options: GenerateOptions) -> Hashable:
         """Canvases of one key can be filled together; ConfigError for options that cannot be used."""
 
@@ -105,6 +128,12 @@ class Filler(Protocol):
         self, key: Any, canvases: Iterator[Canvas], options: GenerateOptions
     ) -> Iterator[tuple[int, Result | Cm3kitError]]:
         """The results of canvases of a batch key as they come; see `types.Decoder.stream`."""
+
+    def room(self, gap: Gap, options: GenerateOptions) -> Room:
+        """What a gap of a page may hold."""
+
+    def end(self, gap: Gap, options: GenerateOptions) -> int:
+        """The id that ends an answer to a gap."""
 
     def plan(self, canvas: Canvas, options: GenerateOptions) -> list[list[int]]:
         """How many positions each pass of each block is to write; ConfigError where there is no such plan."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
+from cm3kit.decoders.grammar.languages import refuse_unfit
+from cm3kit.fill.constraints import constrained, specs_of_page
 from cm3kit.fill.fillers import Ids, Progress, Trace
-from cm3kit.fill.options import GenerateOptions
+from cm3kit.fill.options import GenerateOptions, chosen_style
 from cm3kit.fill.sight import Sight
 from cm3kit.fill.tasks import put_in
 from cm3kit.images import encode_png, png_marks
 from cm3kit.rng import stream
-from cm3kit.types import Canvas, Fill, Result
+from cm3kit.types import Canvas, Fill, MaskSpan, Result
 from cm3kit_tokenizers.document import Gap, Image, Node, Picture, Text
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.page import Fill as PageFill
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class FilledGap:
     """What was written into one gap: `text` (of a picture: what it is), log-probability, whether it ended, and of how
-    many ids.
+    many ids; whether it keeps to its constraint, where there is one.
     """
 
     index: int
@@ -40,6 +42,7 @@ class FilledGap:
     ended: bool
     line: int
     tokens: int = 0
+    satisfied: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Filled:
     """A filled page and what was written; `trace` tells how, where that was done in place.
 
     `spans` is the byte range of `html` that each gap of the page has become; `warnings` are lines on what the gaps
-    were written without, and on what was left out.
+    were written without, and on what was left out. `answers` are the ids of each piece of each gap.
     """
 
     html: bytes
@@ -57,6 +60,7 @@ class Filled:
     trace: Trace | None = None
     spans: tuple[tuple[int, int], ...] = ()
     warnings: tuple[str, ...] = ()
+    answers: Mapping[tuple[int, int], tuple[int, ...]] = field(default_factory=dict, repr=False)
 
 
 Fills = dict[tuple[int, int], Fill]
@@ -101,9 +105,13 @@ class PageFilling:
 
 
 class PageFiller:
-    """One page's gaps and one model; each variant of the page is a `PageFilling`."""
+    """One page's gaps and one model; each variant of the page is a `PageFilling`.
 
-    def __init__(self, kit: Kit, page: Page, options: GenerateOptions) -> None:
+    Args:
+        writes: whether gaps are going to be written, so that their constraints matter.
+    """
+
+    def __init__(self, kit: Kit, page: Page, options: GenerateOptions, writes: bool = True) -> None:
         if not page.gaps:
             raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
         self._kit, self._page, self._options = kit, page, options
@@ -112,8 +120,29 @@ class PageFiller:
         self._sight = Sight(page, sees=bool(kit.vocab.image_size))
         nodes = self._sight.nodes
         self._spaced = _spaced(nodes)
+        self.leads = leads(nodes)
         self._pictures: dict[int, tuple[bytes, tuple[int, int], list[int]]] = {}
         self._ids: Ids = kit.tokenizer.encode(nodes, self._codes_of)
+        chat = chosen_style(kit.parts.defaults, options) == "chat"
+        bare = dict.fromkeys(self.leads, "") if chat else self.leads
+        self.specs = specs_of_page(page, options.constrain or (), bare) if writes else {}
+        self._notes = self._check() if self.specs else ()
+
+    def _check(self) -> tuple[str, ...]:
+        """Refuse constraints that no answer can keep to, before anything is written; lines on what they leave out."""
+        grammar, filler, notes = self._kit.grammar, self._kit.filler(self._options), list[str]()
+        before: list[int] = []
+        for each in self._ids:
+            if isinstance(each, int):
+                before.append(each)
+            elif each.index in self.specs:
+                room, spec = filler.room(each, self._options), self.specs[each.index]
+                span = MaskSpan(each.kind, 0, room.max_tokens, room.exact, gap=each.index, constraint=spec)
+                language = grammar.language(span)
+                if self._options.length != "auto":
+                    refuse_unfit(language, span, grammar, grammar.after(before))
+                notes += language.notes
+        return tuple(dict.fromkeys(notes))
 
     def fill(self, variants: int, seed: int, progress: Progress, first: int = 0) -> list[Filled]:
         """Fill the page `variants` times, those from `first` on, all window by window."""
@@ -137,18 +166,34 @@ class PageFiller:
         filler = self._kit.filler(self._options)
 
         def lay_out(ids: Ids, window: int) -> Canvas:
-            return filler.window(ids, self._options, stream(seed, index, window))
+            return constrained(filler.window(ids, self._options, stream(seed, index, window)), self.specs)
 
         def write(fills: Fills, results: Sequence[Result]) -> Filled:
             return self._write(fills, Trace.of(results), seed, index)
 
         return PageFilling(self._ids, lay_out, write)
 
+    @property
+    def ids(self) -> Ids:
+        """The page's ids, gaps where they stand."""
+        return list(self._ids)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines on what the model does not see of the page."""
+        return (*self._sight.warnings, *self._notes)
+
+    def box_of(self, gap: PageGap) -> tuple[tuple[int, int], list[bool]]:
+        """Size in pixels of the picture around a missing region, and which of its codes are missing."""
+        assert gap.box is not None
+        size = self._pictures[gap.index][1]
+        return size, missing(size, gap.box, self._kit.image.grid)
+
     def schedule(self) -> list[list[list[int]]]:
         """What each pass of each block will write, canvas by canvas, if the texts before are left empty."""
         filler, plans, ids = self._kit.filler(self._options), [], list(self._ids)
         while any(isinstance(each, Gap) for each in ids):
-            canvas = filler.window(ids, self._options, 0)
+            canvas = constrained(filler.window(ids, self._options, 0), self.specs)
             plans.append(filler.plan(canvas, self._options))
             ids = put_in(ids, {(span.gap, span.part): () for span in canvas.spans})
         return plans
@@ -171,9 +216,27 @@ class PageFiller:
             written[gap.index], text = self._content(gap, parts)
             logprob, ended = sum(each.logprob for each in parts), all(each.ended for each in parts)
             tokens = sum(len(each.ids) for each in parts)
-            reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line, tokens))
+            kept = self._kept(gap, parts) if gap.index in self.specs else None
+            reports.append(FilledGap(gap.index, gap.kind, text, logprob, ended, gap.line, tokens, kept))
         html, spans = self._page.splice_spans(written, image_src=self._kit.picture_src)
-        return Filled(html, reports, seed, index, trace, spans, self._sight.warnings)
+        warnings = (*self.warnings, *self._broken(reports))
+        answers = {key: fill.ids for key, fill in fills.items()}
+        return Filled(html, reports, seed, index, trace, spans, warnings, answers)
+
+    def _kept(self, gap: PageGap, parts: Sequence[Fill]) -> bool:
+        """Whether an answer keeps to its constraint; one that was cut at its longest counts as one that does not."""
+        end = self._kit.filler(self._options).end(Gap(gap.index, gap.kind), self._options)
+        span = MaskSpan(gap.kind, 0, 0, end=end, constraint=self.specs[gap.index])
+        return parts[0].ended and self._kit.grammar.language(span).holds(parts[0].ids)
+
+    def _broken(self, reports: Sequence[FilledGap]) -> Iterator[str]:
+        for each in reports:
+            if each.satisfied is False:
+                kind = self.specs[each.index].kind
+                yield (
+                    f"line {each.line}: the answer was cut at {each.tokens} tokens, so that it does not end where its"
+                    f" constraint by {kind} could; raise --max-tokens."
+                )
 
     def _content(self, gap: PageGap, parts: Sequence[Fill]) -> tuple[PageFill, str]:
         """A fill as the page takes it, and as a report shows it."""
@@ -189,6 +252,12 @@ class PageFiller:
 
     def _unspaced(self, index: int, nodes: list[Node]) -> list[Node]:
         """Drop the space that the page has already, before and after the gap."""
+        if index in self.specs:
+            lead = self.specs[index].lead
+            nodes = [
+                Text(each.content.removeprefix(lead)) if isinstance(each, Text) else each for each in nodes
+            ]
+            return [node for node in nodes if node != Text("")]
         before, after = self._spaced[index]
         if before and nodes and isinstance(nodes[0], Text):
             nodes[0] = Text(nodes[0].content.removeprefix(" "))
@@ -240,6 +309,15 @@ def _spaced(nodes: Sequence[Node]) -> dict[int, tuple[bool, bool]]:
             leads = not isinstance(before, Text) or before.content.endswith(" ")
             trails = not isinstance(after, Text) or after.content.startswith(" ")
             found[node.index] = (leads, trails)
+    return found
+
+
+def leads(nodes: Sequence[Node]) -> dict[int, str]:
+    """For each gap what a model writes before the answer: the space that the text before it has (`sequence.healed`)."""
+    found = {}
+    for before, node in zip((None, *nodes), nodes, strict=False):
+        if isinstance(node, Gap) and node.kind != "image":
+            found[node.index] = " " if isinstance(before, Text) and before.content.endswith(" ") else ""
     return found
 
 

@@ -11,13 +11,16 @@ from PIL import Image as Pillow
 
 from cm3kit import plugins
 from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.grammar.languages import Languages
 from cm3kit.decoders.settings import DecoderName
 from cm3kit.devices import resolve_device
 from cm3kit.fill import task_pages
+from cm3kit.fill.answers import Answer
 from cm3kit.fill.batching import Filling, Order, stream
 from cm3kit.fill.causal import CausalFiller
+from cm3kit.fill.constraints import constrained, specs_of_canvas
 from cm3kit.fill.diffusion import DiffusionFiller
-from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, Task, Trace
+from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, ScoreHow, Task, Trace
 from cm3kit.fill.filling import Filled, FilledGap, PageFiller
 from cm3kit.fill.folder import (
     DIFFUSION,
@@ -32,13 +35,14 @@ from cm3kit.fill.folder import (
 from cm3kit.fill.interleaving import Interleaving
 from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
 from cm3kit.fill.pages import read_bytes
+from cm3kit.fill.scoring import Answers, PageScorer, Score, score_page
 from cm3kit.fill.tasks import Generation, Result, TaskFilling, fill_together
 from cm3kit.images import encode_png
 from cm3kit.rng import stream as seed_of
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult
 from cm3kit_tokenizers.document import Image, Node
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.html.minimal import render
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.pictures import load_picture, to_data_uri
@@ -47,7 +51,9 @@ from cm3kit_tokenizers.vq.absent import undrawn
 from cm3kit_tokenizers.vq.model import to_picture
 from cm3kit_tokenizers.vq.pixels import fit
 
-__all__ = ["Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Trace", "available", "load"]
+__all__ = [
+    "Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Score", "Trace", "available", "load",
+]  # fmt: skip
 
 FILLERS: Mapping[DecoderName, Callable[[ModelContext], Filler]] = {
     "cm3": CausalFiller,
@@ -68,8 +74,10 @@ class Kit:
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
         # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
         without = b"<" if parts.public else b""
-        grammar = Grammar(self.vocab, self.image.grid[0] * self.image.grid[1], self.text.pieces, without)
-        self.context = ModelContext(parts, self.tokenizer, grammar)
+        known = Languages(self.vocab, self.text.encode, self.text.pieces, without)
+        codes = self.image.grid[0] * self.image.grid[1]
+        self.grammar = Grammar(self.vocab, codes, self.text.pieces, without, known)
+        self.context = ModelContext(parts, self.tokenizer, self.grammar)
         self._fillers: dict[DecoderName, Filler] = {}
 
     def generate(
@@ -107,6 +115,35 @@ class Kit:
         """
         return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
 
+    def score(
+        self, page: Page, answers: Sequence[Answer | Answers] | None = None, *, pmi: bool = False,
+        method: Literal["auto", "exact", "left-to-right", "bound"] = "auto", rounds: int = 64,
+        options: GenerateOptions | None = None, watch: Progress = lambda done, total: None,
+    ) -> list[Score]:  # fmt: skip
+        """How likely each answer is in the gaps of a page, or without answers the page itself; in nats.
+
+        An answer is words, a picture, or a mapping of these by the index of the gap; gaps that it leaves out stay open.
+        It equals the log-probability that decoding reports for the same ids: the model's own, whatever guides or cuts.
+
+        Args:
+            pmi: also log p of each answer on the page without its words and pictures.
+            method: of the diffusion decoder: a bound, or exactly for writing from left to right; see `ScoreHow`.
+            rounds: random masks of a bound.
+
+        Raises:
+            PageError: there is no gap for an answer, or a gap and no answer. PictureError: a picture cannot be read.
+            ConfigError: an answer does not fit its gap or the model's window, or an option does not go with the model.
+        """
+        options, how = options or DEFAULT, ScoreHow(method, rounds)
+        if answers is None:
+            if page.gaps:
+                raise PageError(
+                    "the page has gaps; give answers for them, or a page without.", code="bad_value"
+                )
+            return [score_page(self, page, options, how, watch)]
+        given = [each if isinstance(each, Mapping) else {0: each} for each in answers]
+        return PageScorer(self, page, given, options, how).score(pmi, watch) if given else []
+
     def sample(self, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
         """Results of many orders as they are finished; those that can be are made together.
 
@@ -123,11 +160,12 @@ class Kit:
 
     def _task(self, order: Order, ids: Ids) -> Generation:
         """The filling of a task's page."""
-        filler, options = self.filler(order.options), order.options
+        options = order.options
 
         def lay_out(ids: Ids, done: int) -> Canvas:
             number = (done,) if done else ()
-            return filler.task(order.task, ids, options, seed_of(order.seed, order.index, *number))
+            seed = seed_of(order.seed, order.index, *number)
+            return self._canvas(order.task, ids, options, seed, later=done > 0)
 
         def read(results: Sequence[DecoderResult]) -> Result:
             return self._read(order.task, ids, results, order.seed, order.index)
@@ -135,6 +173,13 @@ class Kit:
         if order.task == "document" and self.parts.defaults.pictures is not None:
             return Interleaving(self, order, ids)
         return TaskFilling(ids, lay_out, read)
+
+    def _canvas(
+        self, task: Task, ids: Ids, options: GenerateOptions, seed: int, later: bool = False
+    ) -> Canvas:
+        """The canvas of a task, or a later one of it, with what its words may say."""
+        canvas = self.filler(options).task(task, ids, options, seed)
+        return constrained(canvas, specs_of_canvas(canvas, options.constrain or (), later))
 
     def schedule(
         self,
@@ -152,7 +197,7 @@ class Kit:
         if isinstance(prompt, Page):
             return PageFiller(self, prompt, options).schedule()
         filler = self.filler(options)
-        return [filler.plan(filler.task(task, self._page_of(task, prompt), options, 0), options)]
+        return [filler.plan(self._canvas(task, self._page_of(task, prompt), options, 0), options)]
 
     def filler(self, options: GenerateOptions) -> Filler:
         """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
@@ -241,7 +286,8 @@ class Kit:
             elif span.kind == "document":
                 html = self.page([*(each for each in ids if isinstance(each, int)), *fill.ids])
             else:
-                text = "".join(map(_plain, self.tokenizer.decode(fill.ids))).strip()
+                text = "".join(map(_plain, self.tokenizer.decode(fill.ids)))
+                text = text if span.constraint else text.strip()
         kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
         logprob, ended = sum(each.logprob for each in fills), all(each.ended for each in fills)
         kind = "pair" if task == "pair" else kind

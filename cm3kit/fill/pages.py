@@ -36,11 +36,13 @@ def read_page(
     regions: Iterable[tuple[str, Box]] = (),
     root: Path | None = None,
     uncover: bool = False,
+    gaps: bool = True,
 ) -> Page:
     """The page of a file (`-` is standard input) with the gaps written in it and pointed at.
 
     Args:
         root: the folder of its site, see `Page`. uncover: see `Page.uncovered`.
+        gaps: whether there must be one.
 
     Raises:
         PageError: the file is missing, empty, unreadable or no page, or has no gap (`no_mask`).
@@ -53,7 +55,7 @@ def read_page(
         page = page.select(selector)
     for name, box in regions:
         page = page.region(name, box)
-    if not page.gaps:
+    if gaps and not page.gaps:
         raise PageError(
             f'{file} has no gap to fill; write <mask> where something is missing, or give --select "p.intro" '
             "or --image hero.png --box 0,0,32,32",

@@ -146,12 +146,12 @@ def _undone(
 
 
 def _fields(gap: PageGap) -> dict[str, Any]:
-    """A gap as `_gap` reads it; a size is named where one is wished for."""
-    return {name: value for name, value in asdict(gap).items() if name != "size" or value is not None}
+    """A gap as `_gap` reads it; size and constraint are named where there is one."""
+    optional = ("size", "constraint")
+    return {name: value for name, value in asdict(gap).items() if name not in optional or value is not None}
 
 
 def _gap(fields: Mapping[str, Any]) -> PageGap:
-    box = fields.get("box")
-    return PageGap(
-        **{**fields, "box": tuple(box) if box else None, "inside": tuple(fields.get("inside", ()))}
-    )
+    box, constraint = fields.get("box"), fields.get("constraint")
+    read = {"box": tuple(box) if box else None, "inside": tuple(fields.get("inside", ()))}
+    return PageGap(**{**fields, **read, "constraint": tuple(constraint) if constraint else None})

@@ -50,9 +50,10 @@ def _opens(site: Callable[[str], bytes], address: str) -> bool:
 
 def infill(body: InfillBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     """Fill the gaps of a page; every byte outside of them stays."""
-    options, seed = schemas.options(body.options), schemas.seed_of(body.seed)
+    seed = schemas.seed_of(body.seed)
     with Shelf(body.pictures) as base:
         page = schemas.page_of(body, base)
+        options = schemas.options(body.options, body.constrain(), page)
         filled = kit.infill(page, variants=body.variants, seed=seed, options=options, watch=watch)
         how = how_made(kit, options, "infill")
         made = [_variant(body, page, each, how) for each in filled]
@@ -81,7 +82,12 @@ def _variant(body: InfillBody, page: Page, filled: Filled, how: dict[str, Any]) 
 def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     """The HTML between `prompt` and `suffix`, in OpenAI's shape."""
     known(body.model, kit)
-    options = GenerateOptions(max_tokens=body.max_tokens, temperature=body.temperature, top_p=body.top_p)
+    options = GenerateOptions(
+        max_tokens=body.max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        constrain=body.constrain() or None,
+    )
     seed, suffix, used = schemas.seed_of(body.seed), body.suffix or "", [0, 0]
     choices: list[dict[str, Any]] = []
     warnings: list[str] = []

@@ -8,6 +8,7 @@ import binascii
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.requests import Request as Asked
 
 from cm3kit.decode_options import GenerateOptions, table
+from cm3kit.fill.constraints import GUIDED, guided, pinned
 from cm3kit.provenance.reproducing import options_of
 from cm3kit_tokenizers.errors import ConfigError, PageError
 from cm3kit_tokenizers.html.point import byte_offset, units_of
@@ -83,7 +85,22 @@ class PageBody(Strict):
     pictures: dict[str, str] = Field(default_factory=dict, max_length=200)
 
 
-class InfillBody(PageBody):
+class Guided(Request):
+    """What answers may say, by the names that vLLM has for it; see `fill.constraints.guided`."""
+
+    guided_choice: list[str] | None = None
+    guided_regex: str | None = None
+    guided_json: dict[str, Any] | bool | str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_grammar: None = None  # which is not done here
+
+    def constrain(self) -> tuple[str, ...]:
+        """The same as entries of `GenerateOptions.constrain`; ConfigError (`bad_value`) where they are malformed."""
+        return guided({name: getattr(self, name) for name in GUIDED})
+
+
+class InfillBody(PageBody, Guided):
     """A page with gaps, written in it (`<mask>`) or pointed at; see `Page.uncovered`."""
 
     select: list[str] = Field(default_factory=list, max_length=100)
@@ -103,7 +120,7 @@ class StreamOptions(Request):
     include_usage: bool = False
 
 
-class CompletionBody(Request):
+class CompletionBody(Guided):
     """OpenAI's `/v1/completions`.
 
     What changes an answer and is not done here is refused; what is not listed is left aside.
@@ -187,12 +204,20 @@ async def read(request: Asked, kind: type[Body]) -> Body:
         raise ConfigError(f"the body is not JSON: {error}", code="bad_value") from None
 
 
-def options(given: Mapping[str, Any]) -> GenerateOptions:
-    """Options by their names in `GenerateOptions`; ConfigError (`bad_value`) for what is none."""
+def options(
+    given: Mapping[str, Any], more: tuple[str, ...] = (), page: Page | None = None
+) -> GenerateOptions:
+    """Options by their names in `GenerateOptions`, with `more` constraints and those of the page.
+
+    Raises:
+        ConfigError: one is none (`bad_value`), or a constraint names a file of this machine (`no_file`).
+    """
     try:
-        return options_of(given)
+        read = options_of(given)
     except ValueError as error:
-        raise ConfigError(f"options: {error}", code="bad_value") from None
+        raise ConfigError(f"options: {error}", code="bad_value") from error
+    read = replace(read, constrain=(*(read.constrain or ()), *more) or None)
+    return pinned(read, None, page)
 
 
 def seed_of(given: int | None) -> int:

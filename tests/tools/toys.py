@@ -6,17 +6,48 @@ import atexit
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
+import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.kit import Kit
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit_tokenizers import Vocab
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
+BLOCKS = {"block_size": 8, "cache": "exact"}
+TRAINED: dict[str, dict[str, Any]] = {
+    "both": {},
+    "prefix": {"prompt_attention": "full"},
+    "blocks": {
+        "diffusion": {
+            "trained_block": 8, "trained_cache": "exact", "objective": {"name": "block-diffusion"},
+            "image": BLOCKS, "text": BLOCKS, "mixed": BLOCKS,
+        }
+    },
+    "causal-blocks": {
+        "diffusion": {
+            "trained_block": 8, "trained_cache": "causal", "layout": "behind", "shift": True,
+            "objective": {"name": "causal-blocks"},
+            **{each: {"block_size": 8, "cache": "causal"} for each in ("image", "text", "mixed")},
+        }
+    },
+}  # fmt: skip
+"""How the toy was trained: its diffusion decoder looks both ways, or writes block by block; or its prompts do."""
+
 WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
+
+
+@cache
+def toy_kit(kind: str = "both") -> Kit:
+    """The model loaded, as one of `TRAINED`."""
+    folder = TemporaryDirectory(prefix="cm3kit-toy-")
+    atexit.register(folder.cleanup)
+    return cm3kit.load(toy_model(Path(folder.name) / "parts", **TRAINED[kind]), device="cpu")
 
 
 @cache
@@ -27,8 +58,8 @@ def toy() -> Path:
     return toy_model(Path(folder.name) / "parts")
 
 
-def toy_model(folder: Path, seed: int = 0) -> Path:
-    """Publish the model as `folder/toy`; its pictures have 16 x 16 pixels and 16 codes."""
+def toy_model(folder: Path, seed: int = 0, **more: Any) -> Path:
+    """Publish the model as `folder/toy`, with `more` defaults; its pictures have 16 x 16 pixels and 16 codes."""
     text = TextTokenizer.train([WORDS] * 3, 300)
     (folder / "text").mkdir(parents=True)
     text.save(folder / "text")
@@ -44,6 +75,7 @@ def toy_model(folder: Path, seed: int = 0) -> Path:
     )
     save_backbone(build_backbone(tiny, len(Vocab(text.size, 32))), folder / "decoder", half=True)
     small = DecodeConfig(batch_size=3)
-    defaults = Defaults(window=256, decoders=("cm3", "diffusion"), image=small, text=small)
+    given = {"window": 256, "decoders": ("cm3", "diffusion"), "image": small, "text": small, **more}
+    defaults = Defaults.model_validate(given)
     parts = [folder / name for name in ("text", "image", "decoder")]
     return assemble(folder / "toy", *parts, defaults, "# Toy\n")

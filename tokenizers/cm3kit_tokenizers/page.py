@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -80,7 +81,8 @@ class Page:
         refuse_wide(data)
         codec = codec_of(data)
         refuse_shifting(codec)
-        page = cls(data, base or root, codec, tuple(written_gaps(text, parse_tree(text))), root)
+        gaps = tuple(_decoded(gap, codec) for gap in written_gaps(text, parse_tree(text)))
+        page = cls(data, base or root, codec, gaps, root)
         page.site()
         return page
 
@@ -291,3 +293,11 @@ class Page:
         if text.startswith("\n") and gap.kind == "content" and _OPEN_PRE.search(before):
             text = "\n" + text
         return encode(gap.before + text + gap.after, self.codec)
+
+
+def _decoded(gap: PageGap, codec: str) -> PageGap:
+    """The gap with its constraint as a reader reads it."""
+    if gap.constraint is None:
+        return gap
+    kind, value = (html.unescape(part.encode("latin-1").decode(codec, ERRORS)) for part in gap.constraint)
+    return replace(gap, constraint=(kind, value))

@@ -16,10 +16,13 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.guidance import combine, streams
 from cm3kit.decoders.causal.jobs import Job, make_jobs
+from cm3kit.decoders.causal.scoring import score_causal
 from cm3kit.decoders.causal.source import Source, result_of
-from cm3kit.decoders.fast_llama import Engine
+from cm3kit.decoders.diffusion.cached_forward import Passes
+from cm3kit.decoders.fast_llama import Engine, LeanEngine
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.hf_engine import make_engine
+from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.decoders.token_sampling import draw, penalize
 from cm3kit.types import Canvas, OnStep, Result, Step, ignore_step
@@ -48,6 +51,7 @@ class Autoregressive:
         self._most = int(backbone.config.max_position_embeddings)
         self._window = min(window or self._most, self._most)
         self._engines: dict[int, Engine] = {}
+        self._passes: Passes | None = None
 
     def fill(self, canvases: Sequence[Canvas], on_step: OnStep = ignore_step) -> list[Result]:
         """The result of each canvas.
@@ -84,6 +88,18 @@ class Autoregressive:
                     break
                 yield from source.drain()
         yield from source.drain()
+
+    def score(self, canvases: Sequence[Canvas]) -> list[Scored]:
+        """How likely the answers of canvases are: those that `fill` would report, had it written them.
+
+        Raises:
+            ConfigError: a canvas does not fit the window (`too_long`), or an answer its span (`bad_value`).
+        """
+        if self._passes is None:
+            engine = self._engine(1)
+            lean = engine if isinstance(engine, LeanEngine) else None
+            self._passes = Passes(self._backbone, len(self._grammar), False, lean)
+        return score_causal(self._passes, canvases, self._most)
 
     def _jobs(self, row: int, canvas: Canvas, window: int) -> Iterable[Job]:
         count = streams(self._config, len(canvas.guides))
@@ -209,7 +225,7 @@ class _Batch:
             return [None] * len(asking)
         for place, job in enumerate(asking):
             if job is not None:
-                self._show(place, self.grammar.allowed(job.state, job.left))
+                self._show(place, job.run.allowed(job.left))
         logits_KBV = self.logits_SV.view(self.count, len(asking), -1)
         scores_BV = combine(logits_KBV, self.mask_BV, self.config)
         if self.config.eoss_bias:
@@ -229,7 +245,7 @@ class _Batch:
 
     def _draw(self, scores_BV: Tensor, asking: Sequence[Job | None]) -> Tensor:
         config, device = self.config, scores_BV.device
-        ways = [config.image if job and job.state.image else config.text for job in asking]
+        ways = [config.image if job and job.run.image else config.text for job in asking]
         heat_B = torch.tensor([way.temperature for way in ways], dtype=torch.float64, device=device)
         top_k_B = torch.tensor([way.top_k for way in ways], device=device)
         top_p_B = torch.tensor([way.top_p for way in ways], dtype=torch.float64, device=device)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Generator
 
+from cm3kit.decoders.causal.runs import SpanRun, start_run
 from cm3kit.decoders.grammar.html import Grammar
-from cm3kit.decoders.grammar.html_state import State
 from cm3kit.types import Canvas, Cost, Fill, MaskSpan
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -38,7 +38,7 @@ class Job:
     grammar: Grammar
     ids: tuple[int, ...]
     uniforms: list[float]
-    state: State = field(init=False)
+    run: SpanRun = field(init=False)
     left: int = field(init=False)
     forced: deque[int] = field(default_factory=deque)
     written: list[int] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Job:
         """Stand before the first id of the next span; empty spans are filled on the way."""
         while self.spans[len(self.fills) :]:
             span = self.spans[len(self.fills)]
-            self.state, self.left = self.grammar.start(span, self.ids), span.max_tokens
+            self.run, self.left = start_run(self.grammar, span, self.ids), span.max_tokens
             if self.left:
                 return
             self._close(ended=span.exact)
@@ -69,21 +69,21 @@ class Job:
     def take(self, id: int, logprob: float) -> None:
         """Write a sampled id down, and go on to the next span where it ends this one."""
         self.logprobs.append(logprob)
-        if id == self.state.end or id in self.state.others:
+        if id == self.run.end or id in self.run.others:
             self._close(ended=True, end=id)
             return
         self.written.append(id)
-        self.state = self.grammar.advance(self.state, id)
+        self.run.take(id)
         self.left -= 1
-        if self.left == 0:
-            self._close(ended=self.state.exact)
+        if self.left == 0 and not self.run.awaits_end:
+            self._close(ended=self.run.exact)
 
     def _close(self, ended: bool, end: int | None = None) -> None:
-        told = end if self.state.others else None
+        told = end if self.run.others else None
         self.fills.append(Fill(tuple(self.written), tuple(self.logprobs), ended, told))
         self.written, self.logprobs = [], []
         if not self.done:
-            end, lead = self.state.end if end is None else end, self.spans[len(self.fills)].lead
+            end, lead = self.run.end if end is None else end, self.spans[len(self.fills)].lead
             self.forced.extend(lead if lead[:1] == (end,) else (end, *lead))
 
 
@@ -129,7 +129,9 @@ def _job(row: int, canvas: Canvas, grammar: Grammar, streams: int, window: int) 
     prefix = tuple(len(ids) if canvas.prompt_attention == "full" else 0 for ids in rows)
     budgets = [span.max_tokens for span in spans]
     further = sum(len(span.lead) for span in spans[1:])
+    # A constraint may ask for the end behind the last id that the budget allows.
     length = max(map(len, prompts)) + sum(budgets) + further + len(budgets) - 1
+    length += spans[-1].constraint is not None
     if length > window:
         raise ConfigError(
             f"The prompt and what is to be written take {length} ids, the model's window holds {window};"

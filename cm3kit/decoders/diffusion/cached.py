@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from cm3kit.decoders.diffusion.cached_forward import Passes
+from cm3kit.decoders.diffusion.cached_forward import Passes, copies
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.models.attention import block_mask
@@ -85,6 +85,35 @@ class ExactCache:
         """
         found, self.computed = self._passes.each(ask, self._part)
         return found
+
+    def together(self, ask: Ask) -> list[Tensor]:
+        """As `logits`, of rows that are alike before the block: what is kept of them is computed and kept once.
+
+        Raises:
+            ValueError: they are not alike.
+        """
+        start, stop = self._block(ask)
+        rows, first_1T = len(ask.lengths), ask.ids_BT[:1]
+        if bool((ask.ids_BT[:, :start] != first_1T[:, :start]).any()):
+            raise ValueError("The rows differ before the block; ask for them by `logits`.")
+        self._passes.check(max(ask.lengths))
+        origin, stored = start % self._clean_size, self._stored.pop(-1, None)
+        if stored is None or stored.origin != origin:
+            stored = _Stored(DynamicCache(), first_1T[:, :0], ask.lengths[:1], origin)
+        known = self._known(stored, first_1T, start)
+        stored.crop(known)
+        if known < start:
+            seen_11QK = self._sees((start,), start, start, slice(known, start))
+            clean_1Q = torch.zeros(1, start - known)
+            hidden_1QD = self._passes.run(first_1T[:, known:start], seen_11QK, known, stored.past, clean_1Q)
+            stored.take(first_1T, start, hidden_1QD)
+        self._stored[-1] = stored
+        mask_B1QK = self._sees(ask.lengths, start, stop, slice(start, stop))
+        past, times_BQ = copies(stored.past, rows), _times(ask, start, stop)[:, start:]
+        hidden_BQD = self._passes.run(ask.ids_BT[:, start:stop], mask_B1QK, start, past, times_BQ)
+        before_BD = None if stored.before_BD is None else stored.before_BD.expand(rows, -1)
+        self.computed = (stop - start,) * rows
+        return self._passes.read(hidden_BQD, start, before_BD, ask.slots)
 
     def _part(self, row: int, ask: Ask) -> Found:
         start, stop = self._block(ask)

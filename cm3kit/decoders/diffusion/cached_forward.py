@@ -104,7 +104,7 @@ class Passes:
         Raises:
             ConfigError: a row is longer than the model's window (`too_long`).
         """
-        self._check(max(ask.lengths, default=0))
+        self.check(max(ask.lengths, default=0))
         found = [torch.empty(0, self._vocab_size, device=self.device)] * len(ask.slots)
         counts = [0] * len(ask.slots)
         for row, part in _parts(ask, self.alone):
@@ -113,7 +113,8 @@ class Passes:
             counts[row : row + len(logits)] = [max(0, min(stop, each) - start) for each in part.lengths]
         return found, tuple(counts)
 
-    def _check(self, length: int) -> None:
+    def check(self, length: int) -> None:
+        """Refuse a row that is longer than the model's window; ConfigError (`too_long`)."""
         if length > self._window:
             raise ConfigError(
                 f"The page takes {length} ids, the model's window holds {self._window};"
@@ -132,3 +133,12 @@ def _parts(ask: Ask, alone: bool) -> list[tuple[int, Ask]]:
         for row, (length, slots, time) in enumerate(zip(ask.lengths, ask.slots, ask.times, strict=True))
         if len(slots)
     ]
+
+
+def copies(past: DynamicCache, rows: int) -> DynamicCache:
+    """Keys and values of one row for several."""
+    out = DynamicCache()
+    for index, layer in enumerate(past.layers):
+        shape = (rows, *layer.keys.shape[1:])
+        out.update(layer.keys.expand(shape), layer.values.expand(rows, *layer.values.shape[1:]), index)
+    return out

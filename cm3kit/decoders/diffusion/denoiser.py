@@ -52,6 +52,14 @@ class Metered(Protocol):
         """For each row the positions that the latest call, `logits` or `open_block`, took through the layers."""
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """A denoiser that computes once what rows have in common before the block that is asked about."""
+
+    def together(self, ask: Ask) -> list[Tensor]:
+        """As `Denoiser.logits`, of rows that are alike before the block."""
+
+
 class Constraint(Protocol):
     """What may stand at the masked positions of one canvas, given what stands there already.
 

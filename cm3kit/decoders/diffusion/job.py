@@ -263,6 +263,9 @@ class Job:
         if not span.exact and ended:
             stop = where.start + ids.index(self.eoss) + 1
             ids = ids[: stop - 1 - where.start]
+        elif not ended:
+            whole = getattr(self.constraint, "complete", None)
+            ended = whole is not None and whole(span, ids)
         return Fill(ids, tuple(self.logprobs[slot] for slot in range(where.start, stop)), ended)
 
 

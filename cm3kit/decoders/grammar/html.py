@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ from cm3kit.decoders.grammar.utf8 import TextAutomaton
 from cm3kit.types import MaskSpan, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import MARKUP, Vocab
+
+if TYPE_CHECKING:
+    from cm3kit.decoders.grammar.language import Language
+    from cm3kit.decoders.grammar.languages import Languages
 
 
 @dataclass(slots=True)
@@ -40,12 +44,14 @@ class Grammar:
         image_length: codes of a whole picture, H * W.
         text_bytes: bytes of each text token, so that text holds whole characters; optional.
         without: a byte that no text token that is written may hold.
+        languages: makes what `MaskSpan.constraint` stands for; without, no span may have one.
     """
 
     def __init__(
-        self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None, without: bytes = b""
-    ) -> None:
-        self.vocab, self.image_length = vocab, image_length
+        self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None, without: bytes = b"",
+        languages: Languages | None = None,
+    ) -> None:  # fmt: skip
+        self.vocab, self.image_length, self._languages = vocab, image_length, languages
         self._text = TextAutomaton(vocab.text_size, text_bytes)
         barred = {token for token, piece in enumerate(text_bytes or ()) if without and without in piece}
         self._words = [
@@ -84,6 +90,13 @@ class Grammar:
                 code="bad_value",
             )
         return state
+
+    def language(self, span: MaskSpan) -> Language:
+        """The answers that a span's constraint allows; ConfigError where it has none that can be used here."""
+        if self._languages is None or span.constraint is None:
+            raise ConfigError(f"the gap {span.gap} has no constraint that is known here.", code="bad_value")
+        end = self.vocab.eoss if span.end is None else span.end
+        return self._languages.of(span.constraint, end)
 
     def begin(self, kind: SpanKind, exact: bool, before: State) -> State:
         """State before the first id of a run of this kind.

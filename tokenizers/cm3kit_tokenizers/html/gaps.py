@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cm3kit_tokenizers.document import MOST_SIZE, GapKind
+from cm3kit_tokenizers.document import GapKind
 from cm3kit_tokenizers.errors import PageError
+from cm3kit_tokenizers.html.gap_attributes import WRITTEN, constraint_of, size_of, told
 from cm3kit_tokenizers.html.spans import (
     RAW_TEXT,
     Attribute,
@@ -34,7 +35,6 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
 """For elements that hold no text: the elements that a text is put into there; None where there are none."""
 
 _TAG = re.compile(r"<mask(?=[\s/>])", re.I)
-_WRITTEN = re.compile(r"""<mask(?:\s+size\s*=\s*("[^"<>]*"|'[^'<>]*'|[^\s"'<>/]*))?\s*/?>""", re.I)
 # The end tag of a gap, behind nothing or behind words that the gap stands for.
 _CLOSE = re.compile(r"[^<]*</mask\s*/?>", re.I)
 _END = re.compile(r"</mask(?=[\s/>])", re.I)
@@ -57,6 +57,7 @@ class PageGap:
         after: what is written after it.
         inside: names of the elements around it, outermost first.
         size: about how many tokens are wished for, or None.
+        constraint: kind and value of what may stand in it, or None.
     """
 
     index: int
@@ -71,6 +72,7 @@ class PageGap:
     after: str = ""
     inside: tuple[str, ...] = ()
     size: int | None = None
+    constraint: tuple[str, str] | None = None
 
 
 def refuse(text: str, offset: int, where: str) -> PageError:
@@ -111,7 +113,7 @@ def written_gaps(text: str, tree: Any) -> list[PageGap]:
             gaps += [(gap, found.start[0]) for gap in _in_title(text, found)]
     found_at = {gap.start for gap, _ in gaps} | foreign
     for match in _TAG.finditer(text):
-        if match.start() not in found_at and _WRITTEN.match(text, match.start()):
+        if match.start() not in found_at and WRITTEN.match(text, match.start()):
             raise refuse(text, match.start(), _why(match.start(), tags))
     ordered = in_order(text, [rooms.fitted(text, *each) for each in gaps])
     _no_stray_ends(text, tree, ordered, foreign)
@@ -206,8 +208,12 @@ def _of_element(text: str, found: Element) -> Iterator[PageGap]:
         if text[start - 1 : start] == "<":
             raise refuse(text, start, "directly follows '<'; write it as '&lt;'")
         stop, given = close.end() if close else end, found.attributes.get("size")
-        size = None if given is None else _size(text, start, text[slice(*(given.value or (0, 0)))])
-        yield PageGap(0, "content", start, stop, parent, None, 0, inside=around, size=size)
+        size = None if given is None else size_of(text, start, text[slice(*(given.value or (0, 0)))])
+        named = {name: text[slice(*(each.value or (0, 0)))] for name, each in found.attributes.items()}
+        constraint = constraint_of(text, start, named)
+        yield PageGap(
+            0, "content", start, stop, parent, None, 0, inside=around, size=size, constraint=constraint
+        )
         return
     for value in found.attributes.values():
         yield from _in_attribute(text, found, value)
@@ -222,7 +228,7 @@ def _in_attribute(text: str, found: Element, value: Attribute) -> Iterator[PageG
     kind: GapKind = "image" if (found.name, value.name) == ("img", "src") else "attribute"
     whole = text[start:end].strip()
     after = start
-    for match in _WRITTEN.finditer(text, start, end):
+    for match in WRITTEN.finditer(text, start, end):
         if match.start() < after:
             continue
         close = _CLOSE.match(text, match.end(), end)
@@ -230,35 +236,34 @@ def _in_attribute(text: str, found: Element, value: Attribute) -> Iterator[PageG
         written = text[match.start() : after]
         if kind == "image" and whole != written:
             raise refuse(text, match.start(), 'fills only part of src; write src="<mask>"')
-        if kind == "image" and match[1] is not None:
-            raise refuse(text, match.start(), 'has the size of its picture; write src="<mask>"')
-        size = _size(text, match.start(), match[1])
-        yield PageGap(0, kind, match.start(), after, found.name, value.name, 0, size=size)
+        size, constraint = told(text, match)
+        if kind == "image" and (size is not None or constraint is not None):
+            raise refuse(text, match.start(), 'has the size of its picture, and no words; write src="<mask>"')
+        yield PageGap(
+            0, kind, match.start(), after, found.name, value.name, 0, size=size, constraint=constraint
+        )
 
 
 def _in_title(text: str, found: Element) -> Iterator[PageGap]:
     start, end = _content(text, found)
-    for match in _WRITTEN.finditer(text, start, end):
+    for match in WRITTEN.finditer(text, start, end):
         if text[match.start() - 1] == "<" and match.start() > start:
             raise refuse(text, match.start(), "directly follows '<'; write it as '&lt;'")
         close = _CLOSE.match(text, match.end(), end)
         stop = close.end() if close else match.end()
-        around, size = (*ancestors(found.handle), "title"), _size(text, match.start(), match[1])
-        yield PageGap(0, "content", match.start(), stop, "title", None, 0, inside=around, size=size)
-
-
-def _size(text: str, offset: int, written: str | None) -> int | None:
-    """The size that a gap's tag names, None where it names none."""
-    if written is None:
-        return None
-    number = written.strip("\"'/ \t\n\f\r")
-    if number.isascii() and number.isdecimal() and 1 <= int(number[:9]) <= MOST_SIZE:
-        return int(number)
-    raise PageError(
-        f"Line {line_of(text, offset)}: a gap of the size {number[:20]!r}; give a number of tokens from 1 to"
-        f" {MOST_SIZE:,}.",
-        code="bad_value",
-    )
+        around, (size, constraint) = (*ancestors(found.handle), "title"), told(text, match)
+        yield PageGap(
+            0,
+            "content",
+            match.start(),
+            stop,
+            "title",
+            None,
+            0,
+            inside=around,
+            size=size,
+            constraint=constraint,
+        )
 
 
 def _why(offset: int, tags: list[tuple[Span, str]]) -> str:
