@@ -75,7 +75,7 @@ def kit() -> Kit:
 
 def test_there_is_a_short_sample_of_each_kind() -> None:
     found = sorted(SAMPLES.glob("*.py"))
-    assert len(found) == 15 and all(path.name.startswith("my_") for path in found)
+    assert len(found) == 16 and all(path.name.startswith("my_") for path in found)
     assert all(len(path.read_text().splitlines()) <= 40 for path in found)
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from cm3kit.batch.choice import Likelihood
 from cm3kit.fill.kit import load
 from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, reward
+from cm3kit_tokenizers.errors import ConfigError
 
 
 class AgreementSettings(RewardSettings):
@@ -32,8 +33,13 @@ class Agreement:
     Settings: ClassVar[type[RewardSettings]] = AgreementSettings
 
     def __init__(self, settings: Any, context: RewardContext) -> None:
-        self._others, self._context = settings.others, context
-        self._judge = Likelihood(load(context.model, context.device), "")
+        kit = load(context.model, context.device)
+        if "cm3" not in kit.parts.defaults.decoders:
+            raise ConfigError(
+                f"the reward 'agreement' needs the decoder 'cm3', which {kit.parts.name!r} was not trained for; use judged.",
+                code="bad_value",
+            )
+        self._others, self._judge = settings.others, Likelihood(kit, "")
         self._known: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[str]) -> list[float | None]:
