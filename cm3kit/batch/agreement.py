@@ -36,7 +36,8 @@ class Agreement:
         kit = load(context.model, context.device)
         if "cm3" not in kit.parts.defaults.decoders:
             raise ConfigError(
-                f"the reward 'agreement' needs the decoder 'cm3', which {kit.parts.name!r} was not trained for; use judged.",
+                f"the reward 'agreement' needs the decoder 'cm3', which {kit.parts.name!r} was not trained for;"
+                " use judged.",
                 code="bad_value",
             )
         self._others, self._judge = settings.others, Likelihood(kit, "")
