@@ -93,7 +93,12 @@ class GenerateOptions:
     ] = None
     top_p: Annotated[
         float | None,
-        Opt("Keep the likeliest tokens that hold this much probability.", metavar="P", least=0, most=1),
+        Opt(
+            "Keep the likeliest tokens that hold this much probability; 0 keeps one.",
+            metavar="P",
+            least=0,
+            most=1,
+        ),
     ] = None
     top_k: Annotated[
         int | None, Opt("Keep this many likeliest tokens; 0 is all.", metavar="N", least=0, most=2**31)

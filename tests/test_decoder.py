@@ -378,7 +378,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_settings_are_checked() -> None:
     for wrong in (
-        {"text": {"top_p": 0}},
+        {"text": {"top_p": -0.1}},
         {"text": {"temp": 1}},
         {"batch_size": 0},
         {"guidance": -1},

@@ -10,6 +10,7 @@ import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.train_all import INCOMPLETE, train_all
 
 app = typer.Typer(name="train", help="Train a tokenizer or a decoder.")
 
@@ -85,7 +86,6 @@ RewardCommand = Annotated[
         help="A program that reads answers as JSON lines, and rates them.",
     ),
 ]
-INCOMPLETE = 3  # the exit status that says: run it again to go on
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many steps.")]
 
 
@@ -118,6 +118,7 @@ def _add(kind: str, summary: str) -> None:
         return _train(kind, config or [], chosen, output, resume, max_steps, device, quiet)
 
 
+app.command("all")(train_all)
 for _kind, _summary in KINDS.items():
     _add(_kind, _summary)
 
@@ -254,5 +255,7 @@ def _train(
 
 
 def note(figures: Mapping[str, float]) -> str:
-    """Figures of a step on one line, such as `loss 1.25  lr 0.0003`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    """Figures of a step on one line, such as `loss 1.25  time left 24 min`."""
+    from cm3kit.training.speed import told
+
+    return "  ".join(" ".join(told(name, value)) for name, value in figures.items())

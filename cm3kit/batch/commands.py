@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cm3kit
 from cm3kit import images, json_lines
 from cm3kit.batch.companions import beside, companions
+from cm3kit.fill import remarks
 from cm3kit.fill.constraints import pinned
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
@@ -81,7 +82,7 @@ class Saved:
     """What a job made. `content` is the result itself where it was not written to files.
 
     `verification` is what a cache changed, where that was asked for; `warnings` are lines on what a page is written
-    without.
+    without, on words that the model has never seen, and on results that are all the same.
     """
 
     run_id: str
@@ -142,7 +143,11 @@ def generate(
         extra = [(planned.sheet, _sheet([result for result, _ in made], samples, how, job.where))]
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
     written = [(result.trace, record) for result, record in made]
-    return _save(planned, files, samples, record, extra, job.where, kit, written)
+    saved = _save(planned, files, samples, record, extra, job.where, kit, written)
+    plain = [remarks.content(result) for result, _ in made]
+    rows_of = [plain[at : at + job.n] for at in range(0, count, job.n)]
+    said = [*remarks.unknown(kit, [each.content for each in job.prompts]), *remarks.equal(rows_of)]
+    return replace(saved, warnings=tuple(said))
 
 
 def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
@@ -217,7 +222,7 @@ def infill(
         (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
     ]
     saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
-    return replace(saved, warnings=tuple(warnings))
+    return replace(saved, warnings=(*warnings, *remarks.equal([pages])))
 
 
 def _kept(path: Path, content: bytes, where: Where) -> bool:

@@ -12,7 +12,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
+from cm3kit.data.corpus import SHIPPED
 from cm3kit.data.dictionary import Entry, load_entries
+from cm3kit.data.prepared import PICTURES, is_prepared
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -69,13 +71,23 @@ def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
         names = tuple(entry.name for entry in entries)
     else:
         entries = []
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        inside = folder / PICTURES if is_prepared(folder) else folder
+        paths = sorted(path for path in inside.rglob("*") if path.suffix.lower() in SUFFIXES)
         weights = [0.0 if index % 20 == 10 else 1.0 for index in range(len(paths))]
         names = tuple(path.stem for path in paths)
     if not any(weights):
-        raise DataError(f"{folder} holds no pictures; build the corpus with: make data.", code="bad_data")
+        raise DataError(f"{folder} {_lacking(folder)}", code="bad_data")
     pixels_BCHW = torch.cat([tokenizer.pixels([_open(path)]) for path in paths])
     return PictureSet(pixels_BCHW, torch.tensor(weights), names, tuple(entries))
+
+
+def _lacking(folder: Path) -> str:
+    """Why a folder has no pictures, and what to do about it."""
+    if folder == SHIPPED:
+        return "is not there; name your own folder of pictures (--set data=FOLDER), or build that of emoji: make data."
+    if not folder.is_dir():
+        return "is no folder; name one of pictures: --set data=FOLDER."
+    return f"holds no pictures ({', '.join(sorted(SUFFIXES))}) to train on."
 
 
 def _listed(path: Path) -> list[dict[str, Any]]:

@@ -83,6 +83,14 @@ class TokenShards:
         ids: list[int] = self._tokens[shard][start:stop].tolist()
         return ids
 
+    def counts(self, held: bool = False) -> Numbers:
+        """How often each id of the id space is in the documents that are held out, or in the others."""
+        total = np.zeros(len(self.vocab), np.int64)
+        for tokens, offsets, first in zip(self._tokens, self._offsets, self._firsts[:-1], strict=True):
+            chosen = self.held[first : first + len(offsets) - 1] == held
+            total += np.bincount(tokens[np.repeat(chosen, np.diff(offsets))], minlength=len(total))
+        return total
+
     def fingerprint(self) -> str:
         """A hash of which documents there are, in which order and length, and of which are held out."""
         parts = (

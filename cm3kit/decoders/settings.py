@@ -12,12 +12,12 @@ from cm3kit.decode_options import Precision as Precision
 class Sampling(Settings):
     """How ids of one modality are drawn.
 
-    `temperature` 0 takes the best id. `top_k` 0 and `top_p` 1 cut nothing.
+    `temperature` 0 takes the best id, and so does `top_p` 0. `top_k` 0 and `top_p` 1 cut nothing.
     """
 
     temperature: float = Field(default=1.0, ge=0, le=100)
     top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, ge=0, le=1)
 
 
 class DecodeConfig(Settings):

@@ -234,7 +234,8 @@ class Kit:
     def info(self) -> dict[str, Any]:
         """Name, sizes, hashes and card."""
         parts = self.parts
-        card = parts.folder / "README.md"
+        path = parts.folder / "README.md"
+        card = path.read_text(encoding="utf-8") if path.is_file() else ""
         parameters = {
             "decoder": sum(each.numel() for each in self.backbone.parameters()),
             "image": sum(each.numel() for each in self.image.parameters()),
@@ -243,6 +244,7 @@ class Kit:
             parameters[DIFFUSION] = count_parameters(parts.folder / DIFFUSION)
         return {
             "name": parts.name,
+            "summary": _summary(card),
             "folder": str(parts.folder),
             "decoders": ", ".join(parts.defaults.decoders),
             "parameters": parameters,
@@ -255,7 +257,7 @@ class Kit:
             "device": str(self.device),
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "sha256": fingerprints(parts.folder),
-            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+            "card": card,
         }
 
     def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
@@ -311,6 +313,12 @@ class Kit:
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
+
+
+def _summary(card: str) -> str:
+    """The first paragraph of a card on one line."""
+    blocks = (block.strip() for block in card.split("\n\n"))
+    return next((" ".join(block.split()) for block in blocks if block and not block.startswith("#")), "")
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:

@@ -50,10 +50,12 @@ class Recipe:
     changed: bool | None = None
 
     def told(self) -> dict[str, Any]:
-        """All of it, for people and programs."""
+        """All of it, for people and programs: first what was asked for."""
+        names = ("prompt", "page", "seed", "index", "task", "model")
+        first = {key: self.made[key] for key in names if key in self.made}
         return {
-            "file": str(self.path), "found_in": self.where, "ai_mark": SOURCE_TYPE if self.marked else None,
-            "changed": self.changed, **self.made,
+            **first, "file": str(self.path), "found_in": self.where, "changed": self.changed,
+            "ai_mark": SOURCE_TYPE if self.marked else None, **self.made,
         }  # fmt: skip
 
 

@@ -210,7 +210,8 @@ def _after_step(progress: Progress, run: Path, figures: dict[str, float], took: 
     if step % settings.save_every == 0 and not progress.guard.bad:  # what follows may lead back here
         progress.best.settle(step)
         progress.save(run)
-    if step % settings.preview_every == 0 or step == settings.steps:
+    every = settings.preview_every
+    if every and (step % every == 0 or step == settings.steps):
         _preview(progress, run, warn)
 
 

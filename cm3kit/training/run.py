@@ -13,9 +13,11 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
+from cm3kit.fill.finding import FINAL, assemble_run
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
+from cm3kit.training.losses import filled
 from cm3kit.training.observe import Observer, Seen
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
@@ -23,7 +25,7 @@ from cm3kit.training.task import LoopSettings, Report, Task, Warn
 from cm3kit.training.trackers import trackers
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
-LOCK = ".lock"
+LOCK, NOTES = ".lock", "notes.txt"
 # An update of reinforcement learning is a small step, and the policy that is kept is the last one.
 RL_LOOP = {
     "steps": 200, "batch_size": 64, "learning_rate": 1e-5, "final": 0.1, "ema": 0.0, "clip": 0.2, "betas": [0.9, 0.99],
@@ -100,6 +102,7 @@ def _rl(recipe: Any, output: Path, **how: Any) -> Path:
 
     def keep_all() -> None:
         kept()
+        write_atomic(output / NOTES, "".join(f"{note}\n" for note in task.notes).encode(), force=True)
         # How the policy wrote before it learned anything, to be compared with what follows.
         if not before.parent.exists():
             task.preview_before(before)
@@ -121,8 +124,14 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     def keep_all() -> None:
         task.keep_text(output / "text")
         kept()
+        write_atomic(output / NOTES, "".join(f"{note}\n" for note in task.notes).encode(), force=True)
 
-    return _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    if rank() == 0 and (line := filled(output / "log.jsonl")) is not None:
+        how["warn"](line)
+    if rank() == 0 and (output / FINAL).is_dir():
+        assemble_run(output)  # so that the run can be used as it lies
+    return done
 
 
 def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
@@ -134,7 +143,13 @@ def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, An
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}
-    return train(task, settings, output, **{**how, **own})
+    done = train(task, settings, output, **{**how, **own})
+    if done == output and rank() == 0:  # the folder of the run, as there is no result yet
+        how["warn"](
+            f"stopped after step {how['max_steps']} of {settings.steps} as --max-steps says, and saved; the same"
+            " command without it goes on"
+        )
+    return done
 
 
 class _AtFirst:

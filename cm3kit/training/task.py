@@ -24,6 +24,7 @@ class LoopSettings(Settings):
     `workers` processes draw batches ahead of time; 0 draws each when it is its turn. The batches are the same.
     `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
     `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
+    Every `preview_every` steps, and at the last, a preview is drawn (0: never).
     Every `validate_every` steps (0: never) the averaged weights are tried on `validate_on` held-out documents.
     `trackers` hear of every line of the log.
     Three steps in a row that are not finite lead back to the last checkpoint at half the rate, `rollbacks` times.
@@ -56,7 +57,7 @@ class LoopSettings(Settings):
     save_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1)
     best: str | None = None
-    preview_every: int = Field(500, ge=1)
+    preview_every: int = Field(500, ge=0)
     log_every: int = Field(20, ge=1)
     validate_every: int = Field(500, ge=0)
     validate_on: int = Field(64, ge=1)

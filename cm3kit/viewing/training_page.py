@@ -12,9 +12,10 @@ from html import escape
 from pathlib import Path
 
 from cm3kit.publish import write_atomic
+from cm3kit.quantities import duration
 from cm3kit.training.observe import HELD, Seen
-from cm3kit.training.run import viewers
-from cm3kit.training.speed import Gauge
+from cm3kit.training.run import NOTES, viewers
+from cm3kit.training.speed import Gauge, told
 from cm3kit.training.task import Warn
 from cm3kit.viewing.curves import chart
 from cm3kit.viewing.document import document, resource
@@ -91,8 +92,9 @@ def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> 
             f'<header><h1>{escape(title)}</h1><p class="{state}">{state}</p></header>',
             f'<progress max="100" value="{done:.2f}">{done:.0f} %</progress>',
             _tiles(seen, speed),
-            f'<section class="charts">{"".join(_charts(read_log(run / "log.jsonl")))}</section>',
-            *_previews(run / "previews"),
+            f'<section class="charts">{"".join(charts(read_log(run / "log.jsonl")))}</section>',
+            *pictures(run / "previews"),
+            _notes(run / NOTES),
             _recipe(run / "config.yaml"),
         )
     )
@@ -118,15 +120,16 @@ def read_log(path: Path) -> Log:
 
 def _tiles(seen: Seen, speed: Mapping[str, float]) -> str:
     facts = {"step": f"{seen.step} of {seen.total}", "loss": f"{seen.figures.get('loss', math.nan):.4g}"}
-    facts |= {name: f"{value:.4g}" for name, value in speed.items()}
-    facts["trained for"] = f"{seen.seconds / 60:.1f} min"
+    facts |= dict(told(name, value) for name, value in speed.items())
+    facts["trained for"] = duration(seen.seconds)
     inner = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()
     )
     return f"<dl>{inner}</dl>"
 
 
-def _charts(log: Log) -> Iterator[str]:
+def charts(log: Log) -> Iterator[str]:
+    """A figure for each chart that the log has something for."""
     left = dict(log)
     for title, unit, names in CHARTS:
         curves = {name.removeprefix(HELD): left.pop(name) for name in names if name in left}
@@ -136,15 +139,15 @@ def _charts(log: Log) -> Iterator[str]:
         yield chart(name, {name: curve})
 
 
-def _previews(folder: Path) -> Iterator[str]:
+def pictures(folder: Path) -> Iterator[str]:
     """The first and the newest pictures, and such pages, as text, as nobody knows what is in them."""
-    pictures = sorted(folder.glob("*.png")) if folder.is_dir() else []
-    pictures = [*pictures[:1], *pictures[1:][1 - PICTURES :]]
+    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    newest = [*found[:1], *found[1:][1 - PICTURES :]]
     figures = "".join(
         f"<figure><figcaption>{escape(path.stem)}</figcaption>"
         f'<img alt="preview {escape(path.stem)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
-        for path in reversed(pictures)
+        for path in reversed(newest)
         if path.stat().st_size <= BYTES
     )
     if figures:
@@ -154,6 +157,12 @@ def _previews(folder: Path) -> Iterator[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
         short = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]{60,}", "data:…", text)[:20_000]
         yield f"<h2>A page, {escape(path.stem)}</h2><pre>{escape(short)}</pre>"
+
+
+def _notes(path: Path) -> str:
+    """What of the data is cut or left out."""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return f"<h2>Data</h2><pre>{escape(text)}</pre>" if text else ""
 
 
 def _recipe(path: Path) -> str:

@@ -19,13 +19,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cm3kit.data.prepared import DOCUMENTS as DOCUMENTS
+from cm3kit.data.prepared import part_folders as part_folders
+from cm3kit.data.prepared import read_part as read_part
 from cm3kit.extras import need
 from cm3kit.publish import write_atomic
 from cm3kit.web.picture import Stored
 from cm3kit.web.record import Dropped, Record
-from cm3kit_tokenizers.errors import DataError
 
-DOCUMENTS, REJECTS, AUDIT = "documents.parquet", "rejects.jsonl", "audit.json"
+REJECTS, AUDIT = "rejects.jsonl", "audit.json"
 _ROWS = 256
 
 
@@ -137,27 +139,6 @@ def row_of(record: Record) -> dict[str, Any]:
 
 def _sayable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
-
-
-def part_folders(folder: Path) -> list[Path]:
-    """The parts that are there, in order; DataError if there are none."""
-    found = sorted(each for each in (folder / "parts").glob("[0-9]*") if each.is_dir())
-    if not found:
-        raise DataError(
-            f"{folder} holds no prepared parts; make some with: cm3kit data prepare.", code="bad_data"
-        )
-    return found
-
-
-def read_part(part: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of one part, a few at a time; DataError if the file is damaged."""
-    parquet = need("pyarrow.parquet", "web", "Reading records")
-    try:
-        with parquet.ParquetFile(part / DOCUMENTS) as file:
-            for batch in file.iter_batches(batch_size=64, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{part / DOCUMENTS} cannot be read: {error}.", code="bad_data") from error
 
 
 def read_rejects(part: Path) -> Iterator[dict[str, str]]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cm3kit.data.prepared import read_pieces as read_pieces
 from cm3kit.web import tree as trees
 from cm3kit.web.language import language_of, readable
 from cm3kit.web.picture import Stored, store
@@ -20,7 +21,6 @@ from cm3kit_tokenizers.errors import PageError, PictureError, stops
 from cm3kit_tokenizers.html.encoding import ERRORS, codec_of, refuse_wide
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
-from cm3kit_tokenizers.html.scan import scan
 from cm3kit_tokenizers.html.spans import parse_tree
 
 ADDRESS = "cm3://sha256/"
@@ -79,12 +79,6 @@ class Dropped:
 def read_nodes(html: str) -> list[Node]:
     """Nodes of minimal HTML."""
     return minimal_nodes(parse_tree(html, False), (), keep_all)
-
-
-def read_pieces(html: str) -> list[Piece]:
-    """Pieces of a record's `html`, scanned where it is as records are written, else parsed."""
-    found = scan(html)
-    return minimal_pieces(parse_tree(html, False), (), keep_all) if found is None else found
 
 
 @dataclass(frozen=True, slots=True)

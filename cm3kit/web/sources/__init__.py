@@ -79,18 +79,23 @@ def load_sources() -> Registry[type[Source]]:
     return source
 
 
-def detect(place: str) -> str:
-    """The kind of source that a path looks like."""
-    path = Path(place)
-    if not path.exists():
-        raise DataError(f"{place} does not exist; for a hub data set say --from huggingface.", code="no_file")
-    if path.is_dir() and (path / "dataset_info.json").is_file():
-        return "huggingface"
-    kinds = {kind for each in _named(path) if (kind := _kind(each))}
+def detect(place: str, flag: str = "--from") -> str:
+    """The kind of source that a path looks like; DataError, which names the flag that chooses, if that is open."""
+    kinds = kinds_of(place, flag)
     if len(kinds) == 1:
         return kinds.pop()
     found = f"holds {', '.join(sorted(kinds))}" if kinds else "is of no known kind"
-    raise DataError(f"{place} {found}; choose one with --from.", code="bad_data")
+    raise DataError(f"{place} {found}; choose one with {flag}.", code="bad_data")
+
+
+def kinds_of(place: str, flag: str = "--from") -> set[str]:
+    """The kinds of source that the files of a path are of; DataError (`no_file`) if it is not there."""
+    path = Path(place)
+    if not path.exists():
+        raise DataError(f"{place} does not exist; for a hub data set say {flag} huggingface.", code="no_file")
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        return {"huggingface"}
+    return {kind for each in _named(path) if (kind := _kind(each))}
 
 
 def _named(path: Path) -> list[Path]:
