@@ -160,7 +160,7 @@ def _traced(
                 logp_N, _ = model(
                     ids_BT, ids_BT, ids_BT, ids_BT, ids_BT, ids_BT.float(), rows_N, rows_N, rows_N
                 )
-            estimating._backward(logp_N.sum())
+            logp_N.sum().backward()  # type: ignore[no-untyped-call]
             del logp_N
             optimizer.step()
         peak = live.peak
