@@ -302,7 +302,7 @@ BAD = b"""{"prompt": "red apple"}
 {"prompt": "x", "seed": 9223372036854775808}
 {"prompt": "x", "n": 0}
 {"prompt": "x", "task": "song"}
-{"prompt": "x", "precision": "fp32", "decoder": "diffusion"}
+{"prompt": "x", "parallel": true, "decoder": "diffusion"}
 {"prompt": "x", "sampler": "lada", "decoder": "diffusion"}
 {"prompt": ""}
 not json

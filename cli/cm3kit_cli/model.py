@@ -35,8 +35,10 @@ def info(
 ) -> Reply:
     """Describe a model: parts, sizes, hashes, quality."""
     import cm3kit
+    from cm3kit.fill.formats import formats
 
-    described = cm3kit.load(name, device="cpu").info()
+    kit = cm3kit.load(name, device="cpu")
+    described = {**kit.info(), "precision": formats(kit)}
     return Reply(described, tuple(_lines(described if verbose else without_hashes(described))))
 
 

@@ -37,7 +37,7 @@ class DecodeConfig(Settings):
             arXiv:1909.05858, sec. 4.1).
         batch_size: rows decoded together; fixed, so that neighbours never change a result.
         parallel: fill the blanks of a row independently, from copies of one cache.
-        precision: number format of the weights in matrix products.
+        precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
     """
 
     text: Sampling = Sampling()

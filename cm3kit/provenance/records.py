@@ -31,11 +31,13 @@ MODALITIES: Mapping[str, Modality] = {
 
 def how_made(kit: Kit, options: GenerateOptions, task: str) -> dict[str, Any]:
     """What has to be known to make the same result again."""
-    usual = asdict(GenerateOptions())
+    usual, record = asdict(GenerateOptions()), kit.record(MODALITIES.get(task), options)
+    chosen = {key: value for key, value in asdict(options).items() if value != usual[key]}
     return {
         "task": task,
-        **kit.record(MODALITIES.get(task), options),
-        "options": {key: value for key, value in asdict(options).items() if value != usual[key]},
+        **record,
+        # What auto is depends on the machine, so that the format itself is named.
+        "options": {**chosen, "precision": record["precision"]},
         **surroundings(kit),
         "digital_source_type": SOURCE_TYPE,
     }

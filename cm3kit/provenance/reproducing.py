@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 import cm3kit
 from cm3kit import images
 from cm3kit.decode_options import known, under_new_names
-from cm3kit.fill.folder import available, find
+from cm3kit.fill.folder import DIFFUSION, available, find
 from cm3kit.fill.options import GenerateOptions
 from cm3kit.provenance import outputs
 from cm3kit.provenance.recipes import Recipe, embedded, listed_files, read_recipe
@@ -141,7 +141,7 @@ def rebuild(kit: Kit, recipe: Recipe) -> bytes:
     made = recipe.made
     try:
         task, seed, index = str(made["task"]), int(made["seed"]), int(made["index"])
-        options = options_of(made.get("options") or {})
+        options = _as_then(kit, options_of(made.get("options") or {}))
     except KeyError as error:
         raise DataError(
             f"{recipe.path} does not tell its {error.args[0]}; it was written with --no-prompt-metadata, or by"
@@ -162,6 +162,14 @@ def rebuild(kit: Kit, recipe: Recipe) -> bytes:
         raise DataError(f"{recipe.path} does not tell its prompt", code="no_recipe")
     (result,) = kit.generate(prompt, task=task, seed=seed, options=options, first=index)  # type: ignore[arg-type]
     return encode(result, carried(recipe))
+
+
+def _as_then(kit: Kit, options: GenerateOptions) -> GenerateOptions:
+    """The number format of a recipe that names none, as of times when nothing was chosen but by the model."""
+    if options.precision is not None:
+        return options
+    then = "fp32" if options.decoder == DIFFUSION else kit.parts.defaults.text.precision
+    return replace(options, precision=then)
 
 
 def options_of(given: Mapping[str, Any]) -> GenerateOptions:

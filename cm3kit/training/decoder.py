@@ -16,17 +16,12 @@ from cm3kit.data.token_shards import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
 from cm3kit.fill.trained import Trained
-from cm3kit.models.attention import annealed, block_mask, flex_mask
-from cm3kit.models.backbone import (
-    Attention,
-    build_backbone,
-    forward,
-    load_backbone,
-    save_backbone,
-)
+from cm3kit.models.attention import annealed
+from cm3kit.models.backbone import build_backbone, load_backbone, save_backbone
+from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import init_mask_embedding
-from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora, without_lora
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.models.windows import clear_windows
@@ -35,13 +30,15 @@ from cm3kit.publish import publishing
 from cm3kit.registry import objective
 from cm3kit.rng import generator
 from cm3kit.training import losses
-from cm3kit.training.collate import Packed, pack
+from cm3kit.training.collate import Packed, Scored, pack
 from cm3kit.training.decoder_recipe import DecoderRecipe as DecoderRecipe
 from cm3kit.training.decoder_recipe import WarmStart as WarmStart
+from cm3kit.training.figures import Figure, sums_by_kind
 from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.preview import preview
 from cm3kit.training.prompts import prompts_of
-from cm3kit.training.shares import Mean
+from cm3kit.training.scorer import KINDS, Picked
+from cm3kit.training.scorer import Scorer as Scorer
 from cm3kit.training.speed import step_flops
 from cm3kit.training.validation import held_documents, spread, validate
 from cm3kit.types import Example
@@ -52,24 +49,6 @@ from cm3kit_tokenizers.vocab import Vocab
 
 AROUND = 6  # ids beside a picture's codes that a row has to hold: of the page, its sentinel, ends
 PROMPTS_FROM = 64  # held-out documents that the prompts of previews are taken from
-
-
-class Scorer(nn.Module):
-    """The backbone behind one call, so that compiling and distributed wrappers see all of it."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(
-        self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Attention, places_BT: Tensor,
-        times_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Nats (B, T) of each target; inside this call, so that compiling fuses softmax and loss."""
-        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, places_BT, times_BT).float()
-        target_BT = logits_BTV.gather(-1, targets_BT[..., None])[..., 0]
-        nats_BT: Tensor = logits_BTV.logsumexp(-1) - target_BT
-        return nats_BT
 
 
 def _hold_a_picture(window: int, copies: int, grid: tuple[int, int]) -> None:
@@ -115,7 +94,10 @@ class DecoderTask:
             shards = self.rows.shards
             self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))
         self.model = Scorer(self._backbone()).train()
-        self._flex = prepare(recipe.packing, self.model.backbone)
+        self._scored = Picked(
+            self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
+        )
+        self._packer = Packer(recipe.packing, self.model.backbone, recipe.loop.compile)
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
@@ -218,42 +200,50 @@ class DecoderTask:
 
     def loss(
         self, model: nn.Module, batch: Packed, step: int, rng: Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
+        batch = Packed(*(each.cpu() for each in batch))  # where it is as a rule
+        scored, kinds_N = self._scored(batch, device)
+        there = Scored(*(each.to(device, non_blocking=True) for each in scored))
         on = Packed(*(each.to(device, non_blocking=True) for each in batch))
-        nats_BT = self.nats(model, on, step, rng)
-        total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
-        return total, self._figures(nats_BT.detach(), on)
+        total, nats_N = self._ask(model, on, there, self._mask(batch, step, rng, on))
+        filled = float((batch.documents_BT > 0).float().mean())
+        sums = sums_by_kind(nats_N, kinds_N, KINDS)
+        return total / on.mass.clamp_min(1e-9), {"filled": filled, **sums}
 
     def nats(self, model: nn.Module, on: Packed, step: int, rng: Generator) -> Tensor:
-        """Nats (B, T) of each target as a model of this step is asked for them."""
-        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
-        nats_BT: Tensor = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
-        return nats_BT
+        """Nats (B, T) of each target as a model of this step is asked for them, without a gradient."""
+        count = on.ids_BT.numel()
+        positions_N = torch.arange(count, device=on.ids_BT.device)
+        everywhere = Scored(positions_N, on.targets_BT.flatten(), torch.ones_like(positions_N))
+        with torch.no_grad():
+            mask = self._mask(Packed(*(each.cpu() for each in on)), step, rng, on)
+            return self._ask(model, on, everywhere, mask)[1].view_as(on.ids_BT)
 
-    def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor | BlockMask:
-        recipe = self.recipe
-        flex = self._flex and flexes_on(on.ids_BT.device, recipe.packing)
-        masked = flex_mask if flex else block_mask
+    def _ask(
+        self, model: nn.Module, on: Packed, scored: Scored, mask: Tensor | BlockMask | Documents
+    ) -> tuple[Tensor, Tensor]:
+        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
+        found: tuple[Tensor, Tensor] = model(on.ids_BT, scored, mask, on.places_BT, *times)
+        return found
+
+    def _mask(
+        self, batch: Packed, step: int, rng: Generator, on: Packed | None = None
+    ) -> Tensor | BlockMask | Documents:
+        """Who looks where in a batch on the CPU, for a model where `on` is."""
+        recipe, on = self.recipe, batch if on is None else on
         if recipe.attention == "causal":
-            return masked(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+            here, there = (
+                (each.documents_BT, each.places_BT, torch.zeros_like(each.noisy_BT)) for each in (batch, on)
+            )
+            return self._packer.mask(here, there)
         unseen_BT = on.ids_BT == self.vocab.mask if recipe.isolated_masks else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
+        here, there = ((each.documents_BT, each.blocks_BT, each.noisy_BT) for each in (batch, on))
         if open_share < 1:
-            return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
-        return masked(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
-
-    def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
-        scored_BT = on.weights_BT > 0
-        image_BT = on.targets_BT >= self.vocab.image.start
-        figures: dict[str, float] = {"filled": float((on.documents_BT > 0).float().mean())}
-        for name, noisy in (("", False), ("hidden ", True)):
-            of_BT = scored_BT & (on.noisy_BT == noisy)
-            for kind, kind_BT in (("image", of_BT & image_BT), ("text", of_BT & ~image_BT)):
-                if bool(kind_BT.any()):
-                    figures[name + kind] = Mean(float(nats_BT[kind_BT].mean()), float(kind_BT.sum()))
-        return figures
+            return annealed(*there, open_share, rng, unseen_BT)
+        return self._packer.mask(here, there, unseen_BT)
 
     def work(self, rows: int) -> tuple[int, float]:
         """Ids of rows, and FLOPs of a step on them."""

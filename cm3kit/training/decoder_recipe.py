@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from cm3kit.config import Settings
 from cm3kit.data.views import ViewSettings
 from cm3kit.models.backbone import BackboneConfig
-from cm3kit.models.flex import Packing
 from cm3kit.models.lora import LoraSettings
+from cm3kit.models.packing import Packing
 from cm3kit.objectives.causal_mask import CausalMaskSettings
 from cm3kit.objectives.contract import ObjectiveSettings, read_settings
 from cm3kit.training.loop import LoopSettings
@@ -49,8 +49,10 @@ class DecoderRecipe(Settings):
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents in a row are kept apart by a dense mask, or by FlexAttention, which leaves out what
-            nobody sees; auto is flex on CUDA where the model can. Annealed masks, validation and previews are dense.
+        packing: how documents side by side in a row are kept apart: by a dense mask, by attention document by document,
+            which an objective allows whose documents look left only or at all of themselves, by xformers, likewise, or
+            by FlexAttention, which leaves out what nobody sees; auto takes what is fastest where it is
+            (`models.packing`). Annealed masks, drawn pair by pair, and those of validation and previews are dense.
         previews: prompts that previews draw; None takes words of held-out pages: what pictures are called, and titles.
     """
 
@@ -73,9 +75,17 @@ class DecoderRecipe(Settings):
     isolated_masks: bool = False
     attention: Literal["objective", "causal"] = "objective"
     anneal: float = Field(0.0, ge=0, le=1)
-    packing: Packing = "dense"
+    packing: Packing = "auto"
     previews: tuple[str, ...] | None = None
     loop: LoopSettings = LoopSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _attention_by_its_kernel(cls, given: Any) -> Any:
+        """`attention: xformers`, as transformers calls the choice of a kernel, is `packing: xformers`."""
+        if isinstance(given, dict) and given.get("attention") == "xformers":
+            return {**given, "attention": "objective", "packing": given.get("packing", "xformers")}
+        return given
 
     @model_validator(mode="after")
     def _starts_once(self) -> DecoderRecipe:

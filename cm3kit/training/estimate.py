@@ -26,12 +26,13 @@ from cm3kit.data.corpus import listing
 from cm3kit.data.token_shards import INDEX, TokenShards
 from cm3kit.models.backbone import Attention, build_backbone
 from cm3kit.models.empty import empty_backbone
-from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep
 from cm3kit.models.transplant import borrow_text
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.registry import objective
+from cm3kit.training.collate import all_scored
 from cm3kit.training.decoder import DecoderRecipe, Scorer
 from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.live import Live, peak_while, refilled, resident, torch_is_warm
@@ -208,7 +209,7 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
         backbone = _backbone(recipe, vocab_size)
-    flex = prepare(recipe.packing, backbone.train()) and flexes_on(device, recipe.packing)
+    lean = Packer(recipe.packing, backbone.train(), loop.compile).lean(device, recipe.window)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         model = Scorer(refilled(backbone)).train()
         sizes = Sizes.of(model)
@@ -218,10 +219,10 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
         optimizer = torch.optim.AdamW(learning, fused=True)
         average = {name: each.detach().float().clone() for name, each in _state(model).items()}
         ids_BT = torch.zeros(shape, dtype=torch.long)
-        mask: Attention = (
-            "causal"  # FlexAttention holds what attention without a mask does, and a few numbers
-        )
-        if not flex:
+        # What is no mask of all pairs holds what attention without a mask does, and a few numbers. Whether documents
+        # are runs depends on what is drawn, so that the largest is told.
+        mask: Attention = "causal"
+        if not lean:
             mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
         times = (torch.zeros(shape),) if recipe.timestep is not None else ()
         for _ in range(2):  # of which the first makes the moments
@@ -229,10 +230,9 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
             optimizer.zero_grad()
             for _ in range(min(2, loop.accumulate)):
                 with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                    nats_BT = model(ids_BT, ids_BT, mask, ids_BT, *times)
-                    loss = (nats_BT * torch.ones(shape)).sum() / torch.ones(())
+                    loss = model(ids_BT, all_scored(ids_BT), mask, ids_BT, *times)[0] / torch.ones(())
                 backward(loss)
-                del nats_BT, loss
+                del loss
             nn.utils.clip_grad_norm_(learning, loop.clip)
             optimizer.step()
             with torch.no_grad():

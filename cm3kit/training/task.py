@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from cm3kit.config import Settings
+from cm3kit.training.figures import Figure
 from cm3kit.training.precision import Precision
 
 
@@ -76,8 +77,8 @@ class Task(Protocol):
 
     def loss(
         self, model: nn.Module, batch: Any, step: int, rng: Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The scalar loss of a batch, and figures for the log."""
+    ) -> tuple[Tensor, Mapping[str, Figure]]:
+        """The scalar loss of a batch, and figures for the log, which may stay on the device (`training.figures`)."""
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Write a picture or page that shows how far training has come; `path` has no suffix yet."""

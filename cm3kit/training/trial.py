@@ -12,7 +12,7 @@ from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import build_backbone
 from cm3kit.objectives.contract import Objective
 from cm3kit.rng import generator
-from cm3kit.training.collate import pack
+from cm3kit.training.collate import all_scored, pack
 from cm3kit.training.decoder import DecoderRecipe, Scorer
 from cm3kit.training.speed import peak_flops, step_flops
 
@@ -64,7 +64,7 @@ def _timed(
 
     def one_pass() -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):
-            backward(model(ids_BT, ids_BT, mask_B1TT, ids_BT * 0, *times).mean())
+            backward(model(ids_BT, all_scored(ids_BT), mask_B1TT, ids_BT * 0, *times)[0] / ids_BT.numel())
 
     def update() -> None:
         nn.utils.clip_grad_norm_(learning, recipe.loop.clip)

@@ -160,7 +160,7 @@ def _traced(
                 logp_N, _ = model(
                     ids_BT, ids_BT, ids_BT, ids_BT, ids_BT, ids_BT.float(), rows_N, rows_N, rows_N
                 )
-            logp_N.sum().backward()  # type: ignore[no-untyped-call]
+            logp_N.sum().backward()
             del logp_N
             optimizer.step()
         peak = live.peak
