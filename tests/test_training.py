@@ -502,6 +502,7 @@ def test_misspelt_kinds_keys_and_recipes_are_explained(
 def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
     from cm3kit.config import dump, read_yaml, resolve
     from cm3kit.fill.folder import Defaults
+    from cm3kit.training.rl.recipe import RLRecipe
     from cm3kit.training.text import TextRecipe
 
     kinds: dict[str, type[Settings]] = {
@@ -511,6 +512,7 @@ def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
         "block": DecoderRecipe,
         "mdm": DecoderRecipe,
         "defaults": Defaults,
+        "rl": RLRecipe,
     }
     names = [path.stem for path in shipped_recipes()]
     assert {"emoji-cm3", "emoji-text", "emoji-vqgan"} <= set(names)

@@ -13,7 +13,7 @@ from cm3kit_cli.render import Reply
 Kind = Annotated[
     str | None,
     typer.Argument(
-        help="What would be trained: vqgan, cm3, mdm, block or hybrid; unless given, told by the recipe."
+        help="What would be trained: vqgan, cm3, mdm, block, hybrid or rl; unless given, told by the recipe."
     ),
 ]
 DeviceMemory = Annotated[

@@ -39,6 +39,7 @@ EXAMPLES = {
     "train cm3": "train cm3 --from emoji --set data=pages/ -o runs/cm3",
     "train mdm": "train mdm --from emoji --set data=pages/ -o runs/mdm",
     "train block": "train block --from emoji --set data=pages/ -o runs/block",
+    "train rl": "train rl --from emoji --prompts names.txt --reward-command ./judge.py -o runs/rl",
     "train hybrid": "train hybrid --from emoji --set data=pages/ -o runs/hybrid",
     "config show": "config show emoji-cm3 --set loop.steps=100",
     "data build": "data build emoji --packages packages/ -o data/emoji",

@@ -206,6 +206,10 @@ class Kit:
             self._fillers[name] = FILLERS[name](self.context)
         return self._fillers[name]
 
+    def forget_weights(self) -> None:
+        """Read the weights anew when something is written next: engines have copies of them."""
+        self._fillers.clear()
+
     def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
         """How a result says by which decoder and settings it was made; None stands for all modalities."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)

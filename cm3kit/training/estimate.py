@@ -311,7 +311,7 @@ def estimate(
     """What a training of merged recipes needs, and its steps.
 
     Args:
-        kind: vqgan, cm3, mdm, block or hybrid; None is told from the recipes.
+        kind: vqgan, cm3, mdm, block, hybrid or rl; None is told from the recipes.
         config: recipes, by file or by the name of one that ships, later ones winning.
         overrides: `a.b=c`.
         elsewhere: on a device that is not here: in bf16, and nothing is timed.
@@ -324,6 +324,12 @@ def estimate(
     recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], overrides)
     if isinstance(recipe, VqganRecipe):
         return estimate_vqgan(recipe), recipe.loop.steps
+    if kind == "rl":
+        from cm3kit.training.rl.estimate import estimate_rl
+        from cm3kit.training.rl.recipe import RLRecipe
+
+        assert isinstance(recipe, RLRecipe)
+        return estimate_rl(recipe), recipe.loop.steps
     if not isinstance(recipe, DecoderRecipe):
         raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")
     return estimate_decoder(recipe, not elsewhere, True if elsewhere else None), recipe.loop.steps

@@ -21,7 +21,7 @@ from cm3kit.training.guard import Verdict
 from cm3kit.training.parallel import gathered, is_spread, quiet, whole
 from cm3kit.training.progress import Progress
 from cm3kit.training.shares import cut
-from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, Warn
+from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, TaskWithRows, Warn
 from cm3kit_tokenizers.errors import DataError
 
 Found = list[tuple[float, Mapping[str, Figure]]]
@@ -126,10 +126,10 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
 
 def _gradients(progress: Progress, model: nn.Module, batch: Any, rng: Generator) -> tuple[Tensor, Found]:
     """Gradients of this process's share, micro-batch by micro-batch, with its loss and its figures."""
-    settings, step, who = progress.settings, progress.step, progress.accelerator
-    first = who.process_index * progress.accumulate
-    shares = cut(progress.task, batch, settings.batch_size, who.num_processes * progress.accumulate)
-    mine = shares[first : first + progress.accumulate]
+    step, who = progress.step, progress.accelerator
+    rows, count = _cutting(progress, batch)
+    first = who.process_index * count
+    mine = cut(progress.task, batch, rows, who.num_processes * count)[first : first + count]
     progress.prepared.zero_grad()
     seed = int(torch.randint(2**62, (), generator=rng))
     losses, found = list[Tensor](), Found()
@@ -165,6 +165,16 @@ def _together(progress: Progress, loss: Tensor, found: Found, asked: bool) -> tu
     total = loss.new_tensor(sum(each for each, _, _ in everyone))
     stop = loss.new_tensor(float(sum(each for _, _, each in everyone)))
     return total, stop, [each for _, theirs, _ in everyone for each in theirs]
+
+
+def _cutting(progress: Progress, batch: Any) -> tuple[int, int]:
+    """Rows that a batch is cut by, and micro-batches of each process."""
+    task, processes = progress.task, progress.accelerator.num_processes
+    if not isinstance(task, TaskWithRows):
+        return progress.settings.batch_size, progress.accumulate
+    rows, most = task.batch_rows(batch)
+    count = max(progress.accumulate, -(-rows // (most * processes)))
+    return max(rows, count * processes), count
 
 
 def names(progress: Progress, step: int, most: int = 4) -> str:

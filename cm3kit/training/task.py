@@ -124,6 +124,25 @@ class TaskInShares(Protocol):
 
 
 @runtime_checkable
+class TaskWithRows(Protocol):
+    """A task in shares whose batches have as many rows as they come to, and not those of the settings."""
+
+    def batch_rows(self, batch: Any) -> tuple[int, int]:
+        """Rows of a batch, and how many the memory holds at once; `share` is asked for slices of them, maybe empty."""
+
+
+@runtime_checkable
+class TaskWithState(Protocol):
+    """A task that has to know after a restart what it knew before, besides its weights; the same in every process."""
+
+    def extra_state(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """What goes into the next checkpoint: tensors, and what JSON can hold."""
+
+    def load_extra_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take it up again; nothing of it where the checkpoint has none."""
+
+
+@runtime_checkable
 class TaskWithNames(Protocol):
     """A task that can say what a batch is of."""
 

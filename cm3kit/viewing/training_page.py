@@ -28,6 +28,11 @@ Log = dict[str, list[tuple[float, float]]]
 # Title, unit, and the log's names of its curves; other curves get a chart each.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss", "", ("loss",)),
+    ("Reward", "", ("reward",)),
+    ("Reward, held out", "", (f"{HELD}reward",)),
+    ("Answers of a group", "share", ("distinct", "no spread", "no reward", "ended")),
+    ("Ratios that are clipped", "share", ("clip share",)),
+    ("Divergence from the reference", "nats a token", ("kl",)),
     ("By kind of id", "nats", ("text", "image", "hidden text", "hidden image")),
     ("Held out, all ids", "bits per token", (
         f"{HELD}bits_per_token", f"{HELD}fill_bits_per_token", f"{HELD}bound_bits_per_token")),
@@ -135,8 +140,9 @@ def charts(log: Log) -> Iterator[str]:
 
 
 def pictures(folder: Path) -> Iterator[str]:
-    """The newest pictures and the newest page; pages are untrusted and shown as text."""
-    newest = sorted(folder.glob("*.png"))[-PICTURES:] if folder.is_dir() else []
+    """The first picture and the newest ones, and such pages; pages are untrusted and shown as text."""
+    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    newest = [*found[:1], *found[1:][1 - PICTURES :]]
     figures = "".join(
         f"<figure><figcaption>{escape(path.stem)}</figcaption>"
         f'<img alt="preview {escape(path.stem)}" src="data:image/png;base64,'
@@ -147,10 +153,10 @@ def pictures(folder: Path) -> Iterator[str]:
     if figures:
         yield f'<h2>Pictures</h2><section class="pictures">{figures}</section>'
     pages = sorted(folder.glob("*.html")) if folder.is_dir() else []
-    if pages:
-        text = pages[-1].read_text(encoding="utf-8", errors="replace")
+    for path in dict.fromkeys((*pages[-1:], *pages[:1])):
+        text = path.read_text(encoding="utf-8", errors="replace")
         short = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]{60,}", "data:…", text)[:20_000]
-        yield f"<h2>A page</h2><pre>{escape(short)}</pre>"
+        yield f"<h2>A page, {escape(path.stem)}</h2><pre>{escape(short)}</pre>"
 
 
 def _notes(path: Path) -> str:
