@@ -58,7 +58,7 @@ def estimate(
 ) -> Reply:
     """Tell parameters, memory and time of a training, without training: on this machine's processor, or elsewhere.
 
-    Example: cm3kit estimate -c base-cm3 --device-memory 24GB --device-tflops 400
+    Example: cm3kit estimate -c base-cm3 --device-memory 24GB
     """
     if model is not None:
         return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])

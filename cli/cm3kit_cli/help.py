@@ -28,7 +28,6 @@ METAVARS = {
 }  # fmt: skip
 # One for every command whose own text has none.
 EXAMPLES = {
-    "estimate": "estimate -c emoji-cm3 --set window=1024",
     "detokenize": "detokenize codes/ -o pictures/",
     "doctor": "doctor",
     "sample status": "sample status outputs/night/",

@@ -58,7 +58,9 @@ def train_all(
 ) -> Reply | int:  # fmt: skip
     """Train a text tokenizer, an image tokenizer and a decoder on pages, and put them together.
 
-    The same command goes on where it was stopped. Example: cm3kit train all site/ -o my-model --budget 30min
+    The same command goes on where it was stopped.
+
+    Example: cm3kit train all site/ -o my-model --budget 30min
     """
     from cm3kit.pipeline import Request
     from cm3kit.quantities import read_duration
