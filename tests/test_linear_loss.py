@@ -88,6 +88,30 @@ def test_loss_and_gradients_are_those_of_whole_logits(kind: str, monkeypatch: py
             assert (ours - theirs).abs().max() <= 2e-6 * max(1.0, float(theirs.abs().max()))
 
 
+@pytest.mark.parametrize("kind", ["tied", "gemma2", "phi", "adapted"])
+def test_an_excluded_id_has_no_share(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_loss, "LOGITS", (FEWEST * V, FEWEST * V))
+    model = made(kind).train()
+
+    def without(model: Any, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+        logits_NV = head(model, hidden_ND).float()
+        banned_V = torch.arange(V) == V - 1
+        nats_N = torch.nn.functional.cross_entropy(
+            logits_NV.masked_fill(banned_V, -torch.inf), targets_N % (V - 1), reduction="none"
+        )
+        return (nats_N * weights_N).sum(), nats_N.detach()
+
+    def ours(model: Any, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor) -> tuple[Tensor, Tensor]:
+        return linear_nats(model, hidden_ND, targets_N % (V - 1), weights_N, V - 1)
+
+    for found, wanted in zip(answers(ours, model, 300), answers(without, model, 300), strict=True):
+        assert (found - wanted).abs().max() <= 2e-6 * max(1.0, float(wanted.abs().max()))
+    assert not any(
+        torch.equal(*pair)
+        for pair in zip(answers(ours, model, 300)[:2], answers(linear_nats, model, 300)[:2], strict=True)
+    )
+
+
 def test_in_bf16_they_are_as_near_as_its_steps_are() -> None:
     model = made("untied").train()
     with torch.autocast("cpu", torch.bfloat16):

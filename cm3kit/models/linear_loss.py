@@ -25,23 +25,29 @@ def chunk_size(vocab_size: int, device: torch.device) -> int:
 
 
 def linear_nats(
-    model: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor
+    model: PreTrainedModel,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    excluded: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighed cross-entropy of targets, in nats: the sum, and that of each (N,) without its weight or a gradient.
 
     Args:
         hidden_ND: last hidden states of the positions that are scored.
         weights_N: a position of weight 0 adds nothing to the sum, nor to gradients.
+        excluded: an id that is never a target and has no share of the softmax, as the mask in MDLM's
+            parameterisation (arXiv:2406.07524, sec. 3.2.3).
     """
     size = chunk_size(model.config.vocab_size, hidden_ND.device)
     weights_N = weights_N.float()
     outputs: Any = model.get_output_embeddings()
     if type(outputs) is not nn.Linear:  # such as one with adapters
-        return _in_chunks(model, hidden_ND, targets_N, weights_N, size)
+        return _in_chunks(model, hidden_ND, targets_N, weights_N, size, excluded)
     divisor, factor, cap = logit_terms(model)
     scale, learns = (factor or 1.0) / (divisor or 1.0), torch.is_grad_enabled()
     total, nats_N = _LinearNats.apply(
-        hidden_ND, outputs.weight, outputs.bias, targets_N, weights_N, (scale, cap, size, learns)
+        hidden_ND, outputs.weight, outputs.bias, targets_N, weights_N, (scale, cap, size, learns, excluded)
     )  # type: ignore[no-untyped-call]
     return total, nats_N
 
@@ -52,9 +58,9 @@ class _LinearNats(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, weights_N: Tensor,
-        how: tuple[float, float | None, int, bool],
+        how: tuple[float, float | None, int, bool, int | None],
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        scale, cap, size, learns = how
+        scale, cap, size, learns, excluded = how
         kind = hidden_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
         table_VD, flat_ND = weight_VD.to(dtype), hidden_ND.to(dtype)
@@ -67,11 +73,13 @@ class _LinearNats(torch.autograd.Function):
             logits_CV = linear_CV.float() * scale if scale != 1 else linear_CV.float()
             if cap is not None:
                 logits_CV = torch.tanh(logits_CV / cap) * cap
+            bent_CV = None if cap is None or not learns else 1 - (logits_CV / cap).square()
+            if excluded is not None:
+                logits_CV[:, excluded] = -torch.inf
             sums_C1 = logits_CV.logsumexp(-1, keepdim=True)
             nats.append((sums_C1 - logits_CV.gather(-1, chosen_C1))[:, 0])
             if d_table_VD is None:
                 continue
-            bent_CV = None if cap is None else 1 - (logits_CV / cap).square()
             d_CV = logits_CV.sub_(sums_C1).exp_()
             d_CV.scatter_add_(-1, chosen_C1, torch.full_like(sums_C1, -1.0))
             d_CV.mul_(weights_N[start : start + size, None] * scale)
@@ -108,12 +116,21 @@ class _LinearNats(torch.autograd.Function):
 
 
 def _in_chunks(
-    model: PreTrainedModel, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, size: int
+    model: PreTrainedModel,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    size: int,
+    excluded: int | None,
 ) -> tuple[Tensor, Tensor]:
     """The same of any head, whose logits are computed again on the way back."""
 
     def of_some(part_CD: Tensor, targets_C: Tensor) -> Tensor:
         logits_CV = head(model, part_CD).float()
+        if excluded is not None:
+            logits_CV = logits_CV.index_fill(
+                -1, torch.tensor([excluded], device=logits_CV.device), -torch.inf
+            )
         nats_C: Tensor = logits_CV.logsumexp(-1) - logits_CV.gather(-1, targets_C[:, None])[:, 0]
         return nats_C
 

@@ -93,7 +93,7 @@ class DecoderTask:
         else:
             shards = self.rows.shards
             self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))
-        self.model = Scorer(self._backbone()).train()
+        self.model = Scorer(self._backbone(), self.vocab.mask if self.objective.masks else None).train()
         self._scored = Picked(
             self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
         )

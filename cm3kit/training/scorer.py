@@ -18,11 +18,15 @@ KINDS = "image", "text", "hidden image", "hidden text"  # of what is scored, cle
 
 
 class Scorer(nn.Module):
-    """The backbone behind one call, so that compiling and distributed wrappers see all of it."""
+    """The backbone behind one call, so that compiling and distributed wrappers see all of it.
 
-    def __init__(self, backbone: PreTrainedModel) -> None:
+    Args:
+        excluded: the mask id of objectives that mask, which is never an answer and has no share of the softmax.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, excluded: int | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.excluded = backbone, excluded
 
     def forward(
         self,
@@ -38,7 +42,7 @@ class Scorer(nn.Module):
         """
         hidden_BTD = hidden_states(self.backbone, ids_BT, mask, position_ids_BT, times_BT)
         hidden_ND = hidden_BTD.flatten(0, 1)[scored.positions_N]
-        return linear_nats(self.backbone, hidden_ND, scored.targets_N, scored.weights_N)
+        return linear_nats(self.backbone, hidden_ND, scored.targets_N, scored.weights_N, self.excluded)
 
 
 @dataclass
