@@ -42,7 +42,7 @@ class FakeKit:
         return {"name": "fake", "sha256": {"decoder": "00"}, "card": "A model.\nOf nothing."}
 
     def record(self, modality: str | None, options: Any) -> dict[str, Any]:
-        return {"decoder": options.decoder or "cm3", "sampler": options.sampler or "cm3"}
+        return {"decoder": options.decoder or "cm3", "sampler": options.sampler or "cm3", "precision": "fp32"}
 
     def schedule(self, prompt: Any, *, task: str = "image", options: Any) -> list[list[list[int]]]:
         if self.failure:
@@ -332,11 +332,12 @@ def test_infill_to_standard_output_and_in_place(fake: FakeKit, tmp_path: Path, c
     assert sorted(contents(tmp_path)) == ["a.png", "page.html"]
 
 
-def test_model_info_and_list(fake: FakeKit, capsys: Capture) -> None:
+def test_model_info_and_list(fake: FakeKit, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm3kit.fill.formats.formats", lambda kit: {"cm3": {"precision": "fp32"}})
     assert run(["model", "info"]) == 0
-    assert capsys.readouterr().out == "name: fake\n\nA model.\nOf nothing.\n"
+    assert capsys.readouterr().out == "name: fake\nprecision:\n  cm3:\n    precision: fp32\n\nA model.\nOf nothing.\n"
     assert run(["model", "info", "--verbose"]) == 0
-    assert capsys.readouterr().out == "name: fake\nsha256:\n  decoder: 00\n\nA model.\nOf nothing.\n"
+    assert "sha256:\n  decoder: 00\n" in capsys.readouterr().out
     assert run(["model", "info", "fake", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["name"] == "fake"
 
@@ -390,7 +391,7 @@ MISUSES = [
     ("usage", "generate x --traj t.traj.safetensors"),
     ("usage", "generate x --show-schedule"),
     ("usage", "generate x --decoder cm3 --sampler llada"),
-    ("usage", "generate x --decoder diffusion --precision bf16"),
+    ("usage", "generate x --decoder diffusion --precision bf8"),
     ("usage", "generate x --decoder ar"),
     ("usage", "generate x --decoder diffusion --cache all"),
     ("usage", "generate x --remasker edit"),

@@ -94,7 +94,7 @@ def test_a_folder_without_pages_is_refused(tmp_path: Path, image: Grey) -> None:
     with pytest.raises(DataError, match="holds no pictures"):
         load_pictures(tmp_path, image)
     write(tmp_path, "a.html", "<p>a</p>")
-    with pytest.raises(DataError, match="no page of the split 'rest'"):
+    with pytest.raises(DataError, match="no pages of the split 'rest'"):
         load_documents(tmp_path, PAGES, image, tmp_path / "cache", "rest")
 
 

@@ -204,7 +204,7 @@ def test_a_page_filled_in_place_gets_nothing_beside_it(home: Path) -> None:
 @pytest.mark.parametrize("row", ['{"path": "../x.png"}', '{"path": "x.png"', "[]", '{"path": 3}'])
 def test_hostile_manifests_name_no_file(tmp_path: Path, row: str) -> None:
     (tmp_path / "manifest.jsonl").write_text(row + "\n")
-    with pytest.raises(DataError, match="names no file"):
+    with pytest.raises(DataError, match="lists no files"):
         listed_files(tmp_path)
 
 

@@ -70,7 +70,7 @@ def parts_of(kind: str) -> Parts:
 
 def options_for(kind: str) -> GenerateOptions:
     decoder: Any = "cm3" if kind == "left to right" else "diffusion"
-    return GenerateOptions(decoder=decoder, temperature=1.0, max_tokens=16)
+    return GenerateOptions(decoder=decoder, temperature=1.0, max_tokens=16, precision="fp32")
 
 
 class Recording:

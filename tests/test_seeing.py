@@ -196,7 +196,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     first.begin(0, 40)
     first.saw(seen(9))
     first.saw(seen(10))
-    first.saw(Seen(11, 40, {"loss": 1.0, "held psnr": 20.0}, 1.0, 1.0, 4))
+    first.saw(Seen(11, 40, {"loss": 1.0, "held psnr": 20.0}, 1.0, 1.0, 4, validated=True))
     first.end()
     state = first.state()  # type: ignore[attr-defined]
     (second,) = trackers(("wandb",), tmp_path, 10)

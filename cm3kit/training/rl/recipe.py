@@ -121,4 +121,6 @@ def options_of(chosen: Mapping[str, Any], name: str = "sampling") -> GenerateOpt
             near = get_close_matches(key, names, n=1)
             raise ValueError(f"{name}.{key} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
     own = {"overrides": tuple(chosen["overrides"])} if chosen.get("overrides") else {}
-    return GenerateOptions(**{**{key: each for key, each in chosen.items() if key != "overrides"}, **own})
+    # Rollouts are scored again by weights in fp32, and so they are drawn from them unless asked otherwise.
+    given = {"precision": "fp32", **chosen}
+    return GenerateOptions(**{**{key: each for key, each in given.items() if key != "overrides"}, **own})

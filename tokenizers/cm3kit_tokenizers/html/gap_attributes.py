@@ -47,7 +47,7 @@ def size_of(text: str, offset: int, written: str | None) -> int | None:
     if number.isascii() and number.isdecimal() and 1 <= int(number[:9]) <= MOST_SIZE:
         return int(number)
     raise PageError(
-        f"Line {line_of(text, offset)}: a gap of the size {number[:20]!r}; give a number of tokens from 1 to"
+        f"Line {line_of(text, offset)}: a gap has the size {number[:20]!r}; give a number of tokens from 1 to"
         f" {MOST_SIZE:,}.",
         code="bad_value",
     )
