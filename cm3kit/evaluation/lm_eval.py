@@ -74,7 +74,7 @@ class Cm3kitLM(LM):  # type: ignore[misc]
         super().__init__()
         self.kit = pretrained if isinstance(pretrained, Kit) else cm3kit.load(pretrained, device=device)
         parts, vocab = self.kit.parts, self.kit.vocab
-        size = int(batch_size) if str(batch_size or "").isdigit() else max_batch_size
+        size = int(batch_size) if batch_size is not None and str(batch_size).isdigit() else max_batch_size
         # A public model reads words as they are in the style that adds nothing to them.
         style: Literal["plain"] | None = "plain" if parts.public else None
         self.options = GenerateOptions(decoder=decoder, batch_size=size, prompt_style=style)
