@@ -20,7 +20,10 @@ app = typer.Typer(name="data", help="Build, prepare, pack and describe corpora."
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="emoji, entity-pages, summaries, or pictures (from a checkout).")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="emoji, entity-pages, summaries, or pictures (from a checkout)."),
+    ],
     packages: Annotated[
         Path,
         typer.Option(

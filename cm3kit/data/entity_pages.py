@@ -219,7 +219,8 @@ def read_foldoc(packages: Path) -> list[tuple[str, str]]:
     text = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
-        if line and not line.startswith((" ", "\t", "00-")):
+        # A reference that is broken at a line's end may go on at the margin.
+        if line and not line.startswith((" ", "\t", "00-")) and not set("{}") & set(line):
             found.append((line.strip(), []))
         elif found and line.strip():
             found[-1][1].append(line.strip())
