@@ -1,4 +1,4 @@
-"""Corpora that can be built from packages: the dictionary, pages of tasks, and those whose builder lies beside their checkpoint."""
+"""Corpora that can be built from packages, and those whose builder lies beside their checkpoint."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Pages full of links that name what they mean, and one row for each link: entity disambiguation (GENRE, CM3 sec. 4.4).
 
-Built from Debian packages: python3.*-doc, whose links have CM3's very form, `<a title="str.split">split()</a>`, and, where
-it is there, dict-foldoc, whose entries become pages too. Pages are split by the SHA-256 of their names.
+Built from Debian packages: python3.*-doc, whose links have CM3's very form, `<a title="str.split">split()</a>`, and,
+where it is there, dict-foldoc, whose entries become pages too. Pages are split by the SHA-256 of their names.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def _documents(packages: Path) -> list[tuple[str, Path]]:
     ]
     if not found:
         raise DataError(
-            f"{packages} holds no usr/share/doc/python3*/html; unpack the package python3.11-doc there (apt-get download,"
-            " dpkg -x).",
+            f"{packages} holds no usr/share/doc/python3*/html; unpack the package python3.11-doc there"
+            " (apt-get download, dpkg -x).",
             code="no_file",
         )
     return found
@@ -144,7 +145,7 @@ def plain_links(nodes: Sequence[Node]) -> list[Node]:
 
 def _title(attributes: Sequence[Node]) -> str:
     """The value of `title` among the nodes of an opening tag."""
-    for name, value in zip(attributes, attributes[1:], strict=False):
+    for name, value in pairwise(attributes):
         if name == Markup(' title="') and isinstance(value, Text):
             return value.content
     return ""
@@ -244,8 +245,8 @@ LICENSES = """# Where this corpus comes from
 
 - Pages and links: the documentation of Python (Debian's python3.*-doc), © 2001 Python Software Foundation; PSF License
   Agreement (PSF-2.0), examples also under 0BSD.
-- Entries below `pages/foldoc`, if there are any: the Free On-line Dictionary of Computing, http://foldoc.org/, Editor Denis
-  Howe; GNU Free Documentation License 1.1 or later.
+- Entries below `pages/foldoc`, if there are any: the Free On-line Dictionary of Computing, http://foldoc.org/, Editor
+  Denis Howe; GNU Free Documentation License 1.1 or later.
 
 Pages are changed: reduced to minimal HTML, links to their titles. One page in five is held out (`test`): a name whose
 SHA-256 begins with a byte below 51.

@@ -45,8 +45,8 @@ def build(
     paths = sorted(path for path in packages.rglob("*Translation-en*") if path.is_file())
     if not paths:
         raise DataError(
-            f"{packages} holds no file Translation-en; fetch some with apt-get -o Acquire::Languages=en update, and give the"
-            " folder of apt's lists.",
+            f"{packages} holds no file Translation-en; fetch some with apt-get -o Acquire::Languages=en update, and"
+            " give the folder of apt's lists.",
             code="no_file",
         )
     pairs: dict[tuple[str, str], str] = {}
@@ -94,7 +94,7 @@ def _by_command(path: Path) -> str:
         if shutil.which(program):
             made = subprocess.run([program, argument, str(path)], capture_output=True, check=True)
             return made.stdout.decode("utf-8", "replace")
-    raise DataError(f"{path} is packed by lz4; unpack it first (lz4 -d).", code="no_program")
+    raise DataError(f"{path} is packed by lz4; unpack it first (lz4 -d).", code="bad_data")
 
 
 def read_descriptions(text: str) -> Iterator[tuple[str, str, str]]:
@@ -130,8 +130,8 @@ def _unfit(synopsis: str, text: str) -> str:
 
 LICENSES = """# Where this corpus comes from
 
-Descriptions of Debian's packages, as apt fetches them (`Translation-en`), © their maintainers; each stands under the licence of
-its package's packaging, /usr/share/doc/PACKAGE/copyright.
+Descriptions of Debian's packages, as apt fetches them (`Translation-en`), © their maintainers; each stands under the
+licence of its package's packaging, /usr/share/doc/PACKAGE/copyright.
 
 One in five is held out (`test`): those whose first paragraph has a SHA-256 that begins with a byte below 51, so that
 packages of one source are on one side.

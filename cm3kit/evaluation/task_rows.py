@@ -80,14 +80,19 @@ def read_data(task: Task, folder: Path | None, limit: int | None) -> TaskData:
     spec, place = task.spec, folder or Path(task.spec.data)
     if not place.is_dir():
         raise DataError(
-            f"task {task.name}: no folder {place}; build the data (docs/evaluation.md), or name its folder with --data.",
+            f"task {task.name}: no folder {place}; build the data (docs/evaluation.md), or name its folder with"
+            " --data.",
             code="no_file",
         )
     found, skipped, sha256 = _pages(place, spec) if spec.source == "pages" else _rows(place, spec)
     rows = [row for row in found if not spec.split or row.fields.get("split") in spec.split]
     known = [row for row in found if row.fields.get("split") in spec.known]
     if not rows:
-        raise DataError(f"task {task.name}: {place} has no row of the split {spec.split}.", code="bad_data")
+        why = f" ({', '.join(skipped)})" if skipped else ""
+        raise DataError(
+            f"task {task.name}: {place} has no row to ask of the split {', '.join(spec.split) or 'all'}{why}.",
+            code="bad_data",
+        )
     chosen = [rows[number] for number in spread(len(rows), limit or len(rows))]
     return TaskData(task, place, chosen, known, dict(skipped), sha256)
 
@@ -142,7 +147,9 @@ def _pages(folder: Path, spec: TaskSpec) -> tuple[list[TaskRow], Counter[str], s
         except OSError as error:
             raise DataError(f"{each.path} cannot be read: {error.strerror}.", code="no_file") from error
         except Cm3kitError as error:
-            skipped[error.code] += each.split in spec.split
+            # Not every page has such an element.
+            reason = str(error) if error.code != "bad_selector" else f"nothing for {spec.select!r}"
+            skipped[reason] += each.split in spec.split
             continue
         if found is None:
             skipped["no words there"] += each.split in spec.split
