@@ -9,7 +9,7 @@ from typing import Any
 
 import public_folders
 import pytest
-from toys import toy_kit
+from toys import toy, toy_kit
 
 import cm3kit
 from cm3kit.fill.fillers import ScoreHow
@@ -126,6 +126,13 @@ def test_contexts_that_are_too_long_lose_their_beginning(caplog: pytest.LogCaptu
     assert found[0] == pytest.approx(right.logprob, abs=1e-4) and right.windows == 1
 
 
+def test_a_device_that_is_not_there_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert Cm3kitLM(str(toy()), device="cuda:0").device.type == "cpu" and "cuda:0" in caplog.text
+
+
 def test_until() -> None:
     assert until("one\n\ntwo.", [".", "\n\n"]) == "one" and until("one", ["x"]) == "one"
 
@@ -167,3 +174,27 @@ metric_list:
     best = max(range(3), key=lambda number: right[number].logprob)
     share = sum(row["answer"] == best for row in rows) / len(rows)
     assert found["results"]["cm3kit_tiny"]["acc,none"] == pytest.approx(share)
+
+
+def test_the_tasks_that_ship_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cm3kit.evaluation.lm_eval_tasks as ours
+
+    links = [
+        {"left": "a red ", "title": title, "candidates": ["apple", "pear"], "split": split}
+        for title, split in (("apple", "test"), ("pear", "test"), ("apple", "train"), ("book", "test"))
+    ]
+    texts = [{"text": "a red apple", "summary": "apple", "split": split} for split in ("test", "train")]
+    for name, rows in (("entity-pages", links), ("summaries", texts)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (tmp_path / "data" / name / "rows.jsonl").write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    manager = TaskManager(include_path=str(Path(ours.__path__[0])), include_defaults=False)
+    found = simple_evaluate(
+        model=Cm3kitLM(toy_kit(), max_gen_toks=8), tasks=["cm3kit_disambiguation", "cm3kit_summaries"],
+        task_manager=manager, bootstrap_iters=0,
+    )  # fmt: skip
+    assert found["results"]["cm3kit_disambiguation"]["acc,none"] == 0.5  # one of two, whichever it likes
+    assert found["n-samples"]["cm3kit_disambiguation"]["effective"] == 2
+    assert found["n-samples"]["cm3kit_summaries"]["effective"] == 1

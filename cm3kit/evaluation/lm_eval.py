@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -72,6 +73,11 @@ class Cm3kitLM(LM):  # type: ignore[misc]
         batch_size: int | str | None = None, max_batch_size: int | None = None, max_gen_toks: int = 256, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
+        self._told: set[str] = set()
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            # lm-eval's command names cuda:0 where nobody named a device.
+            self._tell(f"{device} is not there; the model runs on what is.")
+            device = "auto"
         self.kit = pretrained if isinstance(pretrained, Kit) else cm3kit.load(pretrained, device=device)
         parts, vocab = self.kit.parts, self.kit.vocab
         size = int(batch_size) if batch_size is not None and str(batch_size).isdigit() else max_batch_size
@@ -84,7 +90,6 @@ class Cm3kitLM(LM):  # type: ignore[misc]
         self._filler = FILLERS[self._name](ModelContext(parts, self.kit.tokenizer, grammar))
         self._how, self._most, self._seed = ScoreHow(method, rounds, spelt=True), max_gen_toks, seed
         self._device = self.kit.device
-        self._told: set[str] = set()
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation in nats, and whether each of its tokens is the likeliest; see `LM`.

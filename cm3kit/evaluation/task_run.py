@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,10 +71,12 @@ def run_task(
         for name, answer in answerers.items():
             systems[name] = [judge(row, answer(row)) for row in data.rows]
         failed = [row for row in data.rows if "error" in store.lines[row.number]]
+        methods = Counter(store.lines[row.number].get("method", "") for row in data.rows)
         results = {
             **_figures(data, systems),
             "failed": len(failed),
             "skipped": dict(data.skipped),
+            "methods": {name: count for name, count in sorted(methods.items()) if name},
             "job": job,
         }
         store.finish(results)
