@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-engines test-browser test-parity check format data pictures model bench gpu docs locks install install-dev clean
+.PHONY: help demo test test-all test-slow test-engines test-browser test-parity check format data pictures model bench gpu docs locks install install-dev clean
 
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,9 +29,12 @@ demo: $(VENV)/.stamp-base ## Draw four red apples and fill the gaps of a page (i
 	@printf '\nThe results:\n  pictures     %s\n  filled page  %s\n' "$(CURDIR)/$(DEMO)/apple" "$(CURDIR)/$(DEMO)/page"
 
 test: $(VENV)/.stamp-dev ## Run the tests (installs first)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
-test-all: test test-parity test-engines test-browser ## Run the tests, also those that need more than a few minutes or another venv
+test-all: test test-slow test-parity test-engines test-browser ## Run the tests, also those that need more than a few minutes or another venv
+
+test-slow: $(VENV)/.stamp-dev ## Run the tests that take more than ten seconds each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m slow $(PYTEST_ARGS)
 
 test-engines: $(ENGINES)/.stamp ## Run datatrove, Ray Data, TensorBoard and a launcher for real, in an environment of their own
 	OMP_NUM_THREADS=1 $(ENGINES)/bin/python -m pytest -q -n 0 tests/test_engines.py tests/test_web_drivers.py \

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -49,8 +52,8 @@ def ids(
     under which rounding may decide) at the first place that differs.
     """
     exact(where)
-    options = GenerateOptions(temperature=0.0, decoder=decoder, sampler=sampler)  # type: ignore[arg-type]
-    faster = GenerateOptions(temperature=0.0, decoder=decoder, precision=precision, sampler=sampler)  # type: ignore[arg-type]
+    options = GenerateOptions(temperature=0.0, decoder=decoder, precision="fp32", sampler=sampler)  # type: ignore[arg-type]
+    faster = replace(options, precision=precision or "fp32")  # type: ignore[arg-type]
     count = 2 if where.tiny else len(PROMPTS)
     pictures = [corpus(where) / f"{number}.png" for number in range(count)]
     prompts = list(PROMPTS[:count]) if task == "image" else pictures
@@ -125,6 +128,57 @@ def losses(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
             found[f"{objective}: bits of bf16"] = (value - told) / math.log(2)
     exactly = [abs(value) for name, value in found.items() if name.endswith((": dense", ": flex"))]
     found["largest"], found["as wanted"] = max(exactly), max(exactly) < CLOSE
+    return found
+
+
+def batches(where: Context, decoder: str, precision: str) -> dict[str, Any]:
+    """Samples of seeds that are others at batch 3 or 16 than alone: `--precision auto` is a format that has none."""
+    exact(where)
+    kit, count = kit_on(str(where.device)), 4 if where.tiny else 17
+    drawn: dict[int, list[Any]] = {}
+    for size in (1, 3, 16):
+        options = GenerateOptions(decoder=decoder, precision=precision, batch_size=size, temperature=1.0)  # type: ignore[arg-type]
+        if decoder == "diffusion":
+            options = replace(options, steps=8)
+        drawn[size] = [each.codes for each in kit.generate(PROMPTS[0], n=count, seed=1, options=options)]
+    others = {size: sum(a != b for a, b in zip(drawn[1], drawn[size], strict=True)) for size in (3, 16)}
+    return {"samples": count, **{f"others at batch {size}": each for size, each in others.items()}}
+
+
+def kernels(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
+    """Loss (nats) and gradients of each way to keep documents apart, in bf16, against a dense mask's.
+
+    xformers says in a line where it cannot run, and the mask that stood in for it is named.
+    """
+    exact(where)
+    found: dict[str, Any] = {}
+    for objective, packing in itertools.product(objectives, ("dense", "documents", "xformers", "flex")):
+        if packing == "flex" and not where.cuda:
+            continue
+        name = f"{objective}, {packing}"
+        recipe = recipe_of(where, objective, packing, 4, backbone_from=str(SHIPPED / "decoder"), window=512)
+        task = task_of(where, recipe)
+        task.model.to(where.device)
+        batch = task.batch(generator(3), 4)
+        with warnings.catch_warnings(record=True) as said, torch.autocast(where.device.type, torch.bfloat16):
+            warnings.simplefilter("always")
+            mask = task._mask(batch, 0, generator(4), on(where.device, batch))
+            loss = task.loss(task.model, batch, 0, generator(4))[0]
+        loss.backward()  # type: ignore[no-untyped-call]
+        length = torch.stack(
+            [each.grad.norm() for each in task.model.parameters() if each.grad is not None]
+        ).norm()
+        found[name] = {
+            "mask": getattr(mask, "kernel", type(mask).__name__),
+            "loss": loss.item(),
+            "gradient": length.item(),
+        }
+        if said:
+            found[name]["said"] = [str(each.message) for each in said]
+        plain = found[f"{objective}, dense"]
+        apart = max(abs(found[name][each] / plain[each] - 1) for each in ("loss", "gradient"))
+        found["largest"] = max(found.get("largest", 0.0), apart)
+    found["as wanted"] = found["largest"] < 2**-6  # bf16 has eight bits
     return found
 
 

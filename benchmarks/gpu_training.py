@@ -117,6 +117,17 @@ def on(device: torch.device, batch: Packed) -> Packed:
     return Packed(*(each.to(device) for each in batch))
 
 
+def pinned(where: Context, batch: Packed) -> Packed:
+    """A batch as `loop.workers` hands it over."""
+    return Packed(*(each.pin_memory() for each in batch)) if where.cuda else batch
+
+
+def mask_of(where: Context, task: DecoderTask, batch: Packed, there: Packed) -> Any:
+    """The mask of a batch in the number format of training, which kernels are chosen by."""
+    with torch.autocast(where.device.type, torch.bfloat16, enabled=where.cuda):
+        return task._mask(batch, 0, generator(0), there)
+
+
 def compiled_for(where: Context, model: nn.Module) -> nn.Module:
     """As the loop compiles it; on a CPU without a C++ compiler's work, but through the same tracing."""
     return torch.compile(model, backend="inductor" if where.cuda else "aot_eager")  # type: ignore[return-value]
@@ -154,15 +165,17 @@ def timed_steps(
 def step(
     where: Context, objective: str, packing: str, rows: int, compiled: bool = False, size: str | None = None
 ) -> dict[str, Any]:
-    """One setting of a training step, with ready batches on the device."""
+    """One setting of a training step, with ready batches in pinned memory."""
     with where.room(rows >= MANY or size == "1B"):
         where.fresh()
         recipe = recipe_of(where, objective, packing, rows, size, {"compile": compiled})
         task = task_of(where, recipe)
         drawn = [task.batch(generator(0, number), rows) for number in range(2)]
-        ready = [on(where.device, each) for each in drawn]
+        ready = [pinned(where, each) for each in drawn]
         found = timed_steps(where, task, recipe.loop, ready, 2 if where.tiny else 8)
-        found["ms of the mask"] = 1e3 * where.seconds(lambda: task._mask(ready[0], 0, generator(0)), 3)
+        there = on(where.device, drawn[0])
+        found["mask"] = type(mask_of(where, task, drawn[0], there)).__name__
+        found["ms of the mask"] = 1e3 * where.seconds(lambda: mask_of(where, task, drawn[0], there), 3)
     tokens, flops = task.work(rows)
     filled = float((drawn[0].documents_BT > 0).float().mean())
     seconds = found["ms a step"] / 1e3
@@ -231,12 +244,13 @@ def kernels(where: Context, objective: str, packing: str, rows: int) -> dict[str
 
     recipe = recipe_of(where, objective, packing, rows)
     task = task_of(where, recipe)
-    ready = on(where.device, task.batch(generator(0, 0), rows))
-    task.ready = itertools.repeat(ready)
+    ready = task.batch(generator(0, 0), rows)
+    task.ready = itertools.repeat(pinned(where, ready))
     progress = Progress(task, recipe.loop, accelerator("bf16", "auto" if where.cuda else "cpu"))
     for _ in range(3):
         one_step(progress, progress.wrapped, [], lambda line: None)
-    mask = where.seconds(lambda: task._mask(ready, 0, generator(0)), 5)
+    there = on(where.device, ready)
+    mask = where.seconds(lambda: mask_of(where, task, ready, there), 5)
     with where.alone():
         where.sync()
         start = time.perf_counter()
@@ -263,7 +277,7 @@ def estimate(where: Context, packing: str, rows: int) -> dict[str, Any]:
     told = estimate_decoder(recipe, timed=False)
     held = told.weights + told.gradients + told.moments + told.average
     task = task_of(where, recipe)
-    batch = [on(where.device, task.batch(generator(0, 0), rows))]
+    batch = [pinned(where, task.batch(generator(0, 0), rows))]
     where.fresh()
     taken = timed_steps(where, task, recipe.loop, batch, 1)["peak GB"]
     return {"estimated GB": (held + told.activations) / 1e9, "taken GB": taken, "of it held GB": held / 1e9}

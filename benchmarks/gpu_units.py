@@ -67,6 +67,7 @@ def _training(tiny: bool) -> list[Unit]:
             whole, drawing, _step("dense", rows=few, packing="dense", **blocks),
             _step("dense", rows=many, packing="dense", compiled=True, **blocks),
             _step("flex", rows=few, packing="flex", **blocks),
+            _step("documents", rows=few, packing="documents", **left),
         ]  # fmt: skip
     return [
         whole,
@@ -80,6 +81,10 @@ def _training(tiny: bool) -> list[Unit]:
         _step("dense", rows=few, packing="dense", **left),
         _step("flex", rows=few, packing="flex", **left),
         _step("flex", rows=few, packing="flex", compiled=True, **left),
+        _step("dense", rows=few, packing="dense", compiled=True, **left),
+        _step("documents", rows=few, packing="documents", compiled=True, **left),
+        _step("xformers", rows=few, packing="xformers", **left),
+        _step("documents", rows=few, packing="documents", **left),
         Unit("training", "kernels of a step", "gpu_training:kernels", {**blocks, "packing": "flex", "rows": few}, 60,
              cuda=True),
         _step("dense", rows=many, packing="dense", **blocks),
@@ -117,11 +122,29 @@ def _correctness(tiny: bool) -> list[Unit]:
         ids("diffusion, pictures", decoder="diffusion", task="image"),
         ids("diffusion, captions", decoder="diffusion", task="caption"),
         Unit("correctness", "losses", "gpu_answers:losses", {"objectives": objectives}, 90),
+        Unit(
+            "correctness",
+            "kernels for packed rows",
+            "gpu_answers:kernels",
+            {"objectives": ("cm3", "masked-diffusion")},
+            90,
+        ),
         ids("cm3, pictures, bf16", decoder="cm3", task="image", precision="bf16"),
         ids("diffusion, pictures, llada", decoder="diffusion", task="image", sampler="llada"),
+        *(
+            Unit(
+                "correctness",
+                f"batches of 1, 3, 16, {decoder}, {precision}",
+                "gpu_answers:batches",
+                {"decoder": decoder, "precision": precision},
+                60,
+            )
+            for decoder in ("cm3", "diffusion")
+            for precision in ("fp32", "bf16")
+        ),
         Unit("correctness", "codes of pictures", "gpu_answers:codes", {}, 60),
     ]
-    return found if not tiny else [found[at] for at in (0, 2, 4)]
+    return found if not tiny else [found[at] for at in (0, 2, 4, 5, 8)]
 
 
 def _decoding(tiny: bool) -> list[Unit]:
@@ -159,6 +182,7 @@ def _large(tiny: bool) -> list[Unit]:
     if tiny:
         return [step("wider", 2, "dense")]
     return [
-        step("125M", 32, "flex", compiled=True), step("125M", 32, "dense"), step("125M", 32, "flex"),
-        step("1B", 8, "flex", compiled=True), step("1B", 8, "flex"),
+        step("125M", 32, "documents", compiled=True), step("125M", 32, "dense", compiled=True),
+        step("125M", 32, "flex", compiled=True), step("125M", 32, "xformers"),
+        step("1B", 8, "documents", compiled=True), step("1B", 8, "dense", compiled=True),
     ]  # fmt: skip

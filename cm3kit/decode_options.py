@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from cm3kit.renamed import warn_renamed
 
 DecoderName = Literal["cm3", "diffusion"]
-Precision = Literal["fp32", "bf16", "fp16-packed", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16-packed", "int8"]
 CacheName = Literal["none", "exact", "causal", "prefix", "dual"]
 PromptStyle = Literal["minimal", "page", "plain", "chat"]
 """Minimal HTML as ids of its own (models that were trained here), HTML source, the words alone, or a conversation."""
@@ -93,7 +93,12 @@ class GenerateOptions:
     ] = None
     top_p: Annotated[
         float | None,
-        Opt("Keep the likeliest tokens that hold this much probability.", metavar="P", least=0, most=1),
+        Opt(
+            "Keep the likeliest tokens that hold this much probability; 0 keeps one.",
+            metavar="P",
+            least=0,
+            most=1,
+        ),
     ] = None
     top_k: Annotated[
         int | None, Opt("Keep this many likeliest tokens; 0 is all.", metavar="N", least=0, most=2**31)
@@ -116,7 +121,7 @@ class GenerateOptions:
     ] = None
     precision: Annotated[
         Precision | None,
-        Opt("Number format of the weights in matrix products; packed ones need a CPU.", decoder="cm3"),
+        Opt("Number format of matrix products; auto is by device and model, packed ones need a CPU."),
     ] = None
     decoder: Annotated[
         DecoderName | None, Opt("Which decoder writes; unless given, the first that the model has.")

@@ -123,6 +123,29 @@ def _extras(python: str) -> Iterator[Finding]:
             yield Finding(extra, "ok", f"{module} is there, for {what}")
 
 
+def _xformers(python: str) -> Iterator[Finding]:
+    """Its kernels are built for one version of PyTorch and of CUDA; on others it can be imported, and no more."""
+    if importlib.util.find_spec("xformers") is None:
+        yield Finding(
+            "xformers",
+            "note",
+            "xformers is not installed; it is for packing=xformers in training on CUDA",
+            install("xformers"),
+        )
+        return
+    code = (
+        "import torch; from cm3kit.models.documents import why_no_xformers;"
+        " print(why_no_xformers(torch.device('cuda' if torch.cuda.is_available() else 'cpu')) or '')"
+    )
+    done = _run(python, code)
+    reason = done.stdout.strip() if done.returncode == 0 else _last_line(done)
+    if reason:
+        advice = "attention is PyTorch's instead; python -m xformers.info tells what it was built for"
+        yield Finding("xformers", "note", f"xformers is there and cannot be used: {reason}", advice)
+    else:
+        yield Finding("xformers", "ok", "xformers runs, forward and backward, for packing=xformers")
+
+
 def _disk(python: str) -> Iterator[Finding]:
     free = shutil.disk_usage(".").free / 2**30
     few = free < 1
@@ -132,7 +155,7 @@ def _disk(python: str) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[str], Iterator[Finding]], ...] = (
-    _python, _versions, _torchvision, _network, _device, _extras, _disk,
+    _python, _versions, _torchvision, _network, _device, _extras, _xformers, _disk,
 )  # fmt: skip
 
 
@@ -145,6 +168,10 @@ def _failure(python: str, statement: str) -> str | None:
     done = _run(python, statement)
     if done.returncode == 0:
         return None
+    return _last_line(done)
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return (lines or [f"the interpreter ended with status {done.returncode}"])[-1][:200]
 

@@ -15,7 +15,7 @@ from cm3kit.json_lines import Record, dump_json
 from cm3kit_tokenizers.errors import ConfigError
 
 MAX_SHEET_SIDE = 16_384
-CAPTION_HEIGHT = 14
+CAPTION, NEAREST = 10, Image.Resampling.NEAREST  # pixels of a caption's letters
 MARGIN = 4
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 XMP = (
@@ -64,11 +64,12 @@ def parameters_line(metadata: Record) -> str:
 
 
 def grid(
-    pictures: Sequence[Image.Image], columns: int | None = None, captions: Sequence[str] = ()
+    pictures: Sequence[Image.Image], columns: int | None = None, captions: Sequence[str] = (), least: int = 0
 ) -> Image.Image:
     """A contact sheet: pictures in reading order on white, each with its caption below.
 
-    Tiles are as large as the largest picture, made smaller where a side would pass `MAX_SHEET_SIDE`.
+    Tiles are as large as the largest picture, made smaller where a side would pass `MAX_SHEET_SIDE`, and drawn larger
+    where they are not `least` pixels wide, with captions of that size.
 
     Raises:
         ConfigError: no picture, fewer than one column, or captions that do not match (`bad_value`).
@@ -78,9 +79,12 @@ def grid(
             f"no sheet has {len(pictures)} pictures, {columns} columns and {len(captions)} captions",
             code="bad_value",
         )
+    if (scale := math.ceil(least / max(each.width for each in pictures))) > 1:
+        pictures = [each.resize((each.width * scale, each.height * scale), NEAREST) for each in pictures]
+    size = max(CAPTION, least // 12)
     columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    below = CAPTION_HEIGHT if captions else 0
+    below = size + 4 if captions else 0
     width = min(max(p.width for p in pictures), (MAX_SHEET_SIDE - MARGIN) // columns - MARGIN)
     height = min(max(p.height for p in pictures), (MAX_SHEET_SIDE - MARGIN) // rows - MARGIN - below)
     step_x, step_y = width + MARGIN, height + below + MARGIN
@@ -92,12 +96,12 @@ def grid(
         tile.thumbnail((width, height))
         sheet.paste(tile, (x + (width - tile.width) // 2, y + (height - tile.height) // 2))
         if captions:
-            _caption(draw, captions[place], (x, y + height + 1), width)
+            _caption(draw, captions[place], (x, y + height + 1), width, size)
     return sheet
 
 
-def _caption(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], width: int) -> None:
-    font = ImageFont.load_default(10)
+def _caption(draw: ImageDraw.ImageDraw, text: str, corner: tuple[int, int], width: int, size: int) -> None:
+    font = ImageFont.load_default(size)
     line = " ".join(text.split())
     while line and draw.textlength(line, font) > width:
         line = line[:-2] + "…" if len(line) > 2 else ""

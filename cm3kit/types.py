@@ -200,7 +200,11 @@ def _one_by_one(canvas: Canvas, fills: Sequence[Fill]) -> tuple[Canvas, tuple[Co
     laid = replace(canvas, spans=tuple(spans), guides=())
     commits: list[Commit] = []
     for span, where, fill in zip(spans, laid.flatten(-1).ranges, fills, strict=True):
-        ids = fill.ids if len(fill.ids) == len(where) else (*fill.ids, span.end or 0)
+        ids = (
+            fill.ids
+            if len(fill.ids) == len(where)
+            else (*fill.ids, (span.end if fill.end is None else fill.end) or 0)
+        )
         for position, id, logprob in zip(where, ids, fill.logprobs, strict=True):
             commits.append(Commit(len(commits), (position,), (id,), (logprob,), (0.0,)))
     return laid, tuple(commits)

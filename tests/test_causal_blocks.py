@@ -205,7 +205,7 @@ def test_masked_positions_lie_behind_the_page() -> None:
     assert laid.guides[0].flatten(MASK).ids.count(MASK) == 7 + 5
     with pytest.raises(PageError, match="no gap"):
         lay_out("behind", VOCAB, [PIECE("<p>")], limits)
-    with pytest.raises(PageError, match="9 gaps, but the model knows 8"):
+    with pytest.raises(PageError, match="9 gaps, but the model has 8"):
         lay_out("behind", VOCAB, [Gap(0, "content")] * 9, limits)
 
 

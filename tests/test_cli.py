@@ -334,6 +334,8 @@ def test_infill_to_standard_output_and_in_place(fake: FakeKit, tmp_path: Path, c
 
 def test_model_info_and_list(fake: FakeKit, capsys: Capture) -> None:
     assert run(["model", "info"]) == 0
+    assert capsys.readouterr().out == "name: fake\n\nA model.\nOf nothing.\n"
+    assert run(["model", "info", "--verbose"]) == 0
     assert capsys.readouterr().out == "name: fake\nsha256:\n  decoder: 00\n\nA model.\nOf nothing.\n"
     assert run(["model", "info", "fake", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["name"] == "fake"
@@ -634,7 +636,7 @@ def test_help_imports_little_more_than_typer() -> None:
     alone = python("-c", f"import sys, typer; {count}")
     helped = python("-c", f"import sys; from cm3kit_cli.main import run; run(['--help']); {count}")
     assert helped.returncode == 0 and "Usage" in helped.stdout
-    assert int(helped.stderr) < int(alone.stderr) + 90
+    assert int(helped.stderr) < int(alone.stderr) + 92
 
 
 def test_a_closed_pipe_is_no_error() -> None:

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
+from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import cd_k, guide, streams
 from cm3kit.decoders.causal.jobs import span_seed
-from cm3kit.decoders.fast_llama import LeanEngine, supports
+from cm3kit.decoders.fast_llama import LeanEngine, Prompt, in_parts, supports
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.html_state import Mode, State
 from cm3kit.decoders.hf_engine import ModuleEngine, make_engine
@@ -162,6 +163,40 @@ def test_parallel_gaps_are_independent_runs() -> None:
     for number, (blank, fill) in enumerate(zip(row.spans, fills, strict=True)):
         (alone,) = fills_of(decoder, ((replace(row, spans=(blank,), seed=span_seed(row.seed, number)),)))
         assert alone[0] == fill
+
+
+def test_parallel_gaps_share_one_prefill_and_equal_what_follows_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    taken: list[int] = []
+    plain = LeanEngine.prefill_all
+
+    def counted(self: LeanEngine, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
+        taken.extend(len(each.ids) for each in prompts)
+        return plain(self, cache, prompts)
+
+    monkeypatch.setattr(LeanEngine, "prefill_all", counted)
+    row = page_row(5, gaps=4)
+    greedy = DecodeConfig(text=GREEDY, image=GREEDY, batch_size=4)
+    (fills,) = fills_of(Autoregressive(LLAMA, GRAMMAR, greedy.model_copy(update={"parallel": True})), (row,))
+    assert taken == [len(row.ids)]
+    for span, fill in zip(row.spans, fills, strict=True):
+        (alone,) = fills_of(Autoregressive(LLAMA, GRAMMAR, greedy), (replace(row, spans=(span,)),))
+        assert alone[0].ids == fill.ids and alone[0].logprob == pytest.approx(fill.logprob, abs=1e-3)
+
+
+def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() -> None:
+    for family, format in (("llama", "fp32"), ("llama", "bf16"), ("qwen3", "fp16-packed")):
+        engine = LeanEngine(backbone(family), len(VOCAB), format, 8)  # type: ignore[arg-type]
+        prompts = [Prompt(slot, random_ids(3 + 7 * slot, slot), 4 * (slot % 2)) for slot in range(6)]
+        caches = [engine.open(6, 64) for _ in range(2)]
+        together = engine.prefill_all(caches[0], prompts)
+        alone = torch.stack([engine.prefill(caches[1], each.slot, each.ids, each.prefix) for each in prompts])
+        assert torch.equal(together, alone)
+        for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
+            assert torch.equal(ours, theirs)
+    assert [[each.slot for each in part] for part in in_parts(prompts, 20)] == [[0, 1], [2], [3], [4], [5]]
+    assert [len(part) for part in in_parts(prompts, 0)] == [1] * 6
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "int8"])
@@ -378,7 +413,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_settings_are_checked() -> None:
     for wrong in (
-        {"text": {"top_p": 0}},
+        {"text": {"top_p": -0.1}},
         {"text": {"temp": 1}},
         {"batch_size": 0},
         {"guidance": -1},

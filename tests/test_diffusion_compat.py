@@ -412,7 +412,7 @@ def test_pipeline_stops_at_the_end_id() -> None:
         ({"block_length": 0}, {}, "bad_config"),
         ({"num_inference_steps": 0}, {}, "bad_config"),
         ({}, {"temperature": -1.0}, "bad_value"),
-        ({}, {"top_p": 0.0}, "bad_value"),
+        ({}, {"top_p": -0.1}, "bad_value"),
         ({}, {"sampling_method": "best"}, "bad_value"),
         ({}, {"mask_token_id": None}, "bad_value"),
     ],

@@ -445,11 +445,12 @@ def test_a_preset_replaces_the_axes_and_keeps_what_is_the_models() -> None:
     for name in presets:
         found = diffusion_settings(mine, "image", replace(IN_PLACE, sampler=name))
         expected = presets[name].config(
+            precision="auto",
             **{
                 key: value
                 for key, value in mine.image.model_dump().items()
                 if key in ("text", "image", "guidance", "batch_size") and key not in presets[name].settings
-            }
+            },
         )
         assert found == expected
     options = replace(IN_PLACE, sampler="cosine", steps=3, order="entropy", threshold=0.5, temperature=0.0)
@@ -504,7 +505,6 @@ REFUSED: list[tuple[GenerateOptions, str, str]] = [
     (warm(sampler="ancestral", eoser=True), "bad_config", "eoser"),
     (warm(length=4, max_tokens=9), "bad_value", "max_tokens"),
     (replace(IN_PLACE, temperature=-1.0), "bad_value", "temperature"),
-    (replace(IN_PLACE, precision="bf16"), "bad_value", "precision"),
     (replace(IN_PLACE, parallel=True), "bad_value", "parallel"),
     (GenerateOptions(steps=4), "bad_value", "steps"),
     (GenerateOptions(eoser=False), "bad_value", "eoser"),
@@ -561,7 +561,7 @@ def test_shift_reads_each_place_at_the_one_before(make: Make, kit: Kit) -> None:
     filler = shifted.filler(IN_PLACE)
     assert isinstance(filler, DiffusionFiller)
     logits_TV = filler._denoisers._weights()(ids, attention_mask=_full(5))[0][0]
-    assert torch.allclose(filler._denoisers.plain.logits(ask)[0][0], logits_TV[2], atol=1e-4)
+    assert torch.allclose(filler._denoisers.plain("fp32").logits(ask)[0][0], logits_TV[2], atol=1e-4)
 
 
 def test_weights_of_its_own_are_used_for_diffusion_alone(make: Make, kit: Kit) -> None:
@@ -614,7 +614,7 @@ def test_a_model_that_looks_at_the_time_is_given_it(make: Make, kit: Kit) -> Non
             layer.timestep.weight.normal_(generator=torch.Generator().manual_seed(0))
     ids = torch.tensor([[1, 60, 61, 3, 62]])
     asks = [Ask(ids, (5,), (torch.tensor([3]),), (time,)) for time in (0.9, 0.1)]
-    early, late = (filler._denoisers.plain.logits(ask)[0] for ask in asks)
+    early, late = (filler._denoisers.plain("fp32").logits(ask)[0] for ask in asks)
     assert not torch.allclose(early, late, atol=1e-3)
     with pytest.raises(ConfigError, match="looks at the time"):
         timed.generate("red apple", options=warm(cache="prefix", block_size=4))
@@ -726,8 +726,10 @@ def test_files_say_by_which_sampler_they_were_made(
     assert [(each["decoder"], each["sampler"]) for each in made] == [
         ("diffusion", "diffusion"), ("diffusion", "llada"), ("cm3", "cm3"),
     ]  # fmt: skip
-    assert made[0]["settings"]["steps"] == 4 and made[0]["options"] == {"decoder": "diffusion", "steps": 4}
-    assert DiffusionConfig.model_validate(made[1]["settings"]) == presets["llada"].config()
+    format = made[0]["precision"]
+    assert made[0]["options"] == {"decoder": "diffusion", "steps": 4, "precision": format}
+    assert made[0]["settings"]["steps"] == 4 and made[0]["settings"]["precision"] == format != "auto"
+    assert DiffusionConfig.model_validate(made[1]["settings"]) == presets["llada"].config(precision=format)
     assert "settings" not in made[2]
     (site / "page.html").write_bytes(b"<p>a <mask> b</p>")
     line = "infill page.html -o out/ --seed 1 --decoder diffusion --cache dual --block-size 8 --verify-cache"

@@ -51,6 +51,32 @@ def test_models_that_cannot_be_imported_are_a_problem(
     assert found.state == "problem" and "nms" in found.detail
 
 
+def test_xformers_that_cannot_run_is_told_in_a_line_and_is_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    (found,) = told("_xformers", monkeypatch, tmp_path)
+    assert found.state == "note" and "xformers" in found.advice
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    folder = tmp_path / "cm3kit" / "models"
+    folder.mkdir(parents=True)
+    for place in (folder.parent, folder):
+        module(place, "__init__", "")
+    for text, state, said in (
+        (
+            "def why_no_xformers(device): return 'it has no kernel on cpu'",
+            "note",
+            "used: it has no kernel on cpu",
+        ),
+        ("def why_no_xformers(device): return None", "ok", "xformers runs"),
+        (BROKEN, "note", "RuntimeError: operator"),
+    ):
+        module(folder, "documents", text)
+        (found,) = told("_xformers", monkeypatch, tmp_path)
+        assert found.state == state and said in found.detail and "\n" not in found.detail
+
+
 def test_old_and_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch": "2.9.1+cpu", "transformers": "5.3.0rc1", "pillow": "12.10.0"}
     monkeypatch.setattr(doctor, "_version", versions.get)

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from cm3kit.training.decoder import DecoderRecipe
-from cm3kit.training.estimate import estimate_decoder, trace_decoder
+from cm3kit.training.estimate import Estimate, estimate_decoder, trace_decoder
 from cm3kit.training.live import Live
+from cm3kit.training.other_device import fit
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
@@ -112,3 +113,35 @@ def test_the_command_tells_it(corpus: Path, capsys: pytest.CaptureFixture[str], 
     assert run(["estimate", "-c", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["data"]
     assert told["tokens_per_step"] == 3 * 64 and told["seconds"] > 0
+
+
+def test_a_device_that_is_not_here(corpus: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    asked = recipe(data=corpus, text=corpus, image=corpus / "image")
+    path.write_text(json.dumps(asked.model_dump(mode="json")))
+    command = ["estimate", "cm3", "-c", str(path), "--device-memory", "24GB", "--device-tflops", "400"]
+    assert run([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["data"]
+    there = told["device"]
+    held = told["weights"] + told["gradients"] + told["moments"] + told["average"]
+    assert there["needed"] == 700_000_000 + held + max(int(1.1 * told["activations"]), told["export"])
+    assert there["fits"] and told["seconds_per_step"] is None
+    assert there["seconds"] == pytest.approx(10 * told["flops_per_step"] / (400e12 * there["share"]))
+    assert run([*command[:-4], "--device-memory", "0.5GB"]) == 0
+    out = capsys.readouterr().out
+    assert "it does not fit" in out and "assumed" not in out
+    assert run([*command[:-4], "--device-memory", "much"]) == 1
+    assert "'much' is no size of memory" in capsys.readouterr().err
+
+
+def test_the_share_of_the_peak_that_is_assumed_is_what_was_measured_and_grows_with_the_model() -> None:
+    def share(parameters: int) -> float:
+        told = Estimate(parameters, parameters, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1e12, None, 1.0, 1.0)
+        found = fit(told, 1, None, 989.0).share
+        assert found is not None
+        return found
+
+    # 12.2 M weights on an H200: 608,799 ids of 6 P + 12 L D T FLOPs a second, in rows of 1,024 (docs/training.md).
+    measured = 608_799 * (6 * 12.2e6 + 12 * 7 * 320 * 1024) / 989e12
+    assert share(12_200_000) == pytest.approx(measured, rel=0.35)
+    assert share(12_200_000) < share(10**9) < 0.4

@@ -339,7 +339,7 @@ def changed(**changes: Tensor | None) -> Tensors:
     [
         (
             {"decoder/conv_in/weight": None, "decoder/conv_in/bias": None}, SETTINGS,
-            r"\(2 tensors\): missing decoder.conv_in.bias, decoder.conv_in.weight\. Likely cause: the file is cut",
+            r"\(2 tensors\): missing decoder.conv_in.bias, decoder.conv_in.weight\. Likely cause: the file is",
         ),
         (
             {"decoder/adaptive/0/gamma/weight": torch.zeros(2)}, SETTINGS,
@@ -374,7 +374,7 @@ def test_a_wrong_family_is_told_which_one_it_is() -> None:
         open_foreign(source(llamagen_names()), "taming")
     with pytest.raises(ConfigError, match="Did you mean 'llamagen'"):
         open_foreign(source(llamagen_names()), "lamagen")
-    with pytest.raises(ModelError, match="of no family that is known"):
+    with pytest.raises(ModelError, match="of none of the known families"):
         open_foreign(source({"a.weight": torch.zeros(1)}))
     assert [name for name in families if families[name]().detect(source(llamagen_names()))] == ["llamagen"]
     with pytest.raises(ConfigError, match="resolution"):

@@ -425,7 +425,7 @@ def test_a_report_follows_no_links(tmp_path: Path, capsys: pytest.CaptureFixture
     lines = [{"path": name, "seed": 1, "index": 0} for name in ("fine.txt", "a.txt", "sub/b.txt")]
     (run_folder / "manifest.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
     assert command(["show", "report", str(run_folder)]) == 0
-    assert "2 files are not there" in capsys.readouterr().err
+    assert "2 files are missing" in capsys.readouterr().err
     page = (run_folder / "report.html").read_text()
     assert "made" in page and "the secret" not in page
     (tmp_path / "facts.json").write_text('{"model": "the secret"}')

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from packed_toys import LOOP, V, four_pages, packed, task  # noqa: F401
 from torch import Tensor
 from torch.nn.attention import flex_attention as torchs
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -21,22 +21,17 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 from cm3kit.models import flex
 from cm3kit.models.attention import block_mask, flex_mask, mask_mod
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
-from cm3kit.models.flex import flexes_on, prepare, use_flex, why_not
+from cm3kit.models.flex import use_flex, why_no_kernel, why_not
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep
 from cm3kit.rng import generator
-from cm3kit.training.decoder import DecoderRecipe, DecoderTask
+from cm3kit.training.decoder import DecoderRecipe
 from cm3kit.training.estimate import trace_decoder
-from cm3kit.training.loop import LoopSettings, train
+from cm3kit.training.figures import Figures
+from cm3kit.training.loop import train
 from cm3kit_tokenizers.errors import ConfigError
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 torch.set_num_threads(1)
-V = 40
-COLOURS = "red", "green", "blue", "black"
-LOOP = LoopSettings(
-    steps=3, batch_size=2, precision="fp32", save_every=4, preview_every=100, log_every=1, validate_every=2, ema=0.9
-)  # fmt: skip
 plain = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 
@@ -49,47 +44,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return torchs.flex_attention(*given, **options)
 
     monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", straight)
-    for module in ("decoder", "estimate"):
-        monkeypatch.setattr(f"cm3kit.training.{module}.flexes_on", lambda device, packing: packing == "flex")
+    monkeypatch.setattr("cm3kit.models.packing.why_no_kernel", lambda device: None)
     with torch.compiler.set_stance("force_eager"):
         yield
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pages with pictures of one colour each, and tokenizers for them."""
-    folder = tmp_path_factory.mktemp("toy")
-    for colour in COLOURS:
-        Image.new("RGB", (16, 16), colour).save(folder / f"{colour}.png")
-        page = f'<title>{colour}</title><p>A {colour} square: <img alt="{colour}" src="{colour}.png"></p>'
-        (folder / f"{colour}.html").write_text(page)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        toy = dict(resolution=16, channels=(8, 8, 8), codes=32, code_dim=4, latent_channels=8, norm_groups=8)
-        ImageTokenizer(ImageTokenizerConfig(attention=False, **toy)).save(folder / "image")
-    pages = [
-        {"page": f"{each}.html", "split": "rest" if each == "red" else "train", "weight": 1}
-        for each in COLOURS
-    ]
-    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, pages)))
-    TextTokenizer.train(["a red green blue black square"] * 2, 280).save(folder)
-    return folder
-
-
-def task(corpus: Path, packing: str, **changes: Any) -> DecoderTask:
-    shape = BackboneConfig(hidden_size=64, layers=1, heads=4, kv_heads=2, intermediate_size=64, std=0.1)
-    settings = {"window": 150, "backbone": shape, "loop": LOOP, "previews": (), "packing": packing}
-    places = {"data": corpus, "text": corpus, "image": corpus / "image"}
-    return DecoderTask(DecoderRecipe.model_validate({**places, **settings, **changes}), corpus / "cache")
-
-
-def packed(length: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Documents of many lengths with blocks and noise of any kind, and padding at the end."""
-    draw = generator(seed)
-    documents = torch.randint(1, 5, (2, length), generator=draw).sort(-1).values
-    documents[:, length - 20 :] = 0
-    blocks = torch.randint(0, 6, (2, length), generator=draw)
-    return documents, blocks, torch.randint(0, 2, (2, length), generator=draw).bool()
 
 
 @pytest.mark.parametrize("length", [64, 256, 300])
@@ -190,11 +147,11 @@ def test_every_objective_has_the_loss_of_dense_masks(
             batch = made.batch(generator(5), 2)
             with monkeypatch.context() as patch:
                 if packing == "flex" and not (made.recipe.anneal and step == 0):
-                    patch.setattr("cm3kit.training.decoder.block_mask", never)
+                    patch.setattr("cm3kit.models.packing.block_mask", never)
                 loss, figures = made.loss(made.model, batch, step, generator(6))
             loss.backward()  # type: ignore[no-untyped-call]
             length = torch.stack([each.grad.norm() for each in made.model.parameters()])  # type: ignore[union-attr]
-            found.append((loss.detach(), length, torch.tensor(list(figures.values()))))
+            found.append((loss.detach(), length, torch.tensor(list(Figures({}, [(1.0, figures)]).values()))))
         for ours, theirs in zip(*found, strict=True):
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -235,19 +192,7 @@ def test_a_compiled_model_is_not_compiled_again_for_every_mask(monkeypatch: pyte
             )
 
 
-def test_masks_are_dense_on_a_cpu_unless_told_otherwise(corpus: Path) -> None:
-    made = task(corpus, "auto")
-    batch = made.batch(generator(5), 2)
-    assert isinstance(made._mask(batch, 0, generator(6)), Tensor)
-    assert made.model.backbone.config._attn_implementation == "sdpa"
-    made = task(corpus, "flex")
-    with pytest.raises(
-        ConfigError, match=r"packing = flex: FlexAttention has no backward pass on cpu; leave"
-    ):
-        made.loss(made.model, batch, 0, generator(6))
-
-
-def test_what_a_model_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, corpus: Path) -> None:
     shape = BackboneConfig(hidden_size=64, layers=1, heads=4, kv_heads=4, intermediate_size=16)
     own = "does not hand its attention such masks"
     with torch.random.fork_rng(devices=[]):
@@ -263,33 +208,30 @@ def test_what_a_model_cannot_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) 
     for said, model in models.items():
         before = model.config._attn_implementation
         with pytest.raises(ConfigError) as error:
-            prepare("flex", model)
-        assert error.value.args[0].startswith(f"packing = flex: {said}; leave it out, and masks are dense.")
+            Packer("flex", model, False)
+        assert error.value.args[0].startswith(f"packing = flex: {said}; leave it out, and")
         assert model.config._attn_implementation == before
     able, state = build_backbone(shape, V), torch.get_rng_state()
-    assert not prepare("dense", able) and not prepare("auto", able)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
-        assert not any(prepare("auto", model) for model in models.values())
-        assert prepare("auto", able)
+    Packer("dense", able, False)
+    assert able.config._attn_implementation == "sdpa" and why_not(able) is None
+    Packer("flex", able, False)
     assert able.config._attn_implementation == flex.NAME and why_not(able) is None
     assert torch.equal(state, torch.get_rng_state())
+    made = task(corpus, "flex")
+    with pytest.raises(
+        ConfigError, match=r"packing = flex: FlexAttention has no backward pass on cpu; leave"
+    ):
+        made.loss(made.model, made.batch(generator(5), 2), 0, generator(6))
 
 
-def test_where_there_is_no_kernel_masks_are_dense_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_is_no_kernel_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(flex, "find_spec", lambda name: name == "triton")
-    assert flexes_on(cuda, "auto") and flexes_on(cuda, "flex") and not flexes_on(cpu, "auto")
+    assert why_no_kernel(cuda) is None and why_no_kernel(cpu) == "FlexAttention has no backward pass on cpu"
     monkeypatch.setattr(flex, "find_spec", lambda name: None)
-    assert not flexes_on(cuda, "auto")
-    with pytest.raises(ConfigError, match="FlexAttention needs Triton, which is not installed; leave it out"):
-        flexes_on(cuda, "flex")
-    with pytest.raises(
-        ConfigError, match="packing = flex: FlexAttention has no backward pass on cpu; leave it out"
-    ):
-        flexes_on(cpu, "flex")
+    assert why_no_kernel(cuda) == "FlexAttention needs Triton, which is not installed"
     with torch.no_grad():
-        assert flexes_on(cpu, "flex") and not flexes_on(cpu, "auto")
+        assert why_no_kernel(cpu) is None
 
 
 def test_an_estimate_counts_no_mask_that_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +241,7 @@ def test_an_estimate_counts_no_mask_that_is_not_made(monkeypatch: pytest.MonkeyP
     asked = DecoderRecipe.model_validate({**recipe, "packing": "flex"})
     with pytest.raises(ConfigError, match="packing = flex"):
         trace_decoder(asked, 64, fast=False)
-    monkeypatch.setattr("cm3kit.training.estimate.flexes_on", lambda device, packing: True)
+    monkeypatch.setattr("cm3kit.models.packing.why_no_kernel", lambda device: None)
     saved = dense - trace_decoder(asked, 64, fast=False)[2]
     # A byte of a pair at least, and five where SDPA makes numbers of it.
     assert 4 * 512 * 512 <= saved <= 6 * 4 * 512 * 512

@@ -84,6 +84,7 @@ def test_settings_run_in_tiny_sizes(paths: Path) -> None:
     assert not [key for key, each in results.items() if "failed" in each]
     step = results["training/causal-blocks, dense, 3 rows, compiled"]["found"]
     assert step["graphs"] >= 1 and step["breaks"] == 0 and step["tokens/s"] > 0
+    assert results["training/cm3, documents, 2 rows"]["found"]["mask"] == "Documents"
     whole = results["training/whole loop, causal-blocks, auto"]["found"]
     assert len(whole["losses"]) == 4 and "final/model.safetensors" in whole["files"]
     assert "FAILED" not in ran.stdout and (out / "table.md").read_text() in ran.stdout

@@ -218,11 +218,11 @@ def test_a_page_names_sizes() -> None:
 @pytest.mark.parametrize("size", ["0", "10000", "-3", "many", "1.5", "", "'1 2'", "\u0663", "9" * 5000])
 def test_a_size_that_is_none_is_refused(size: str) -> None:
     for written in (f"<p>\n<mask size={size}>", f"<title>\n<mask size={size}></title>"):
-        with pytest.raises(PageError, match="Line 2: a gap of the size") as caught:
+        with pytest.raises(PageError, match="Line 2: a gap has the size") as caught:
             Page.parse(written.encode())
         assert caught.value.code == "bad_value"
     quoted = size.strip("'")
-    with pytest.raises(PageError, match="of the size"):
+    with pytest.raises(PageError, match="has the size"):
         Page.parse(f"<img alt=\"<mask size='{quoted}'>\">".encode())
 
 

@@ -68,8 +68,8 @@ FOUND = [
 LOST = [
     ("<img alt='<mask>' src=../img/banana.png>", "picture_outside", "--root"),
     ("<img alt='<mask>' src=link.png>", "picture_outside", "--root"),
-    ("<img alt='<mask>' src=https://e.org/a.png>", "picture_outside", "nothing is fetched"),
-    ("<img alt='<mask>' src=//e.org/a.png>", "picture_outside", "nothing is fetched"),
+    ("<img alt='<mask>' src=https://e.org/a.png>", "picture_outside", "nothing is downloaded"),
+    ("<img alt='<mask>' src=//e.org/a.png>", "picture_outside", "nothing is downloaded"),
     ("<img alt='<mask>' src=gone.png>", "no_file", "gone.png"),
     ("<img alt='<mask>' src='data:image/svg+xml,<svg/>'>", "bad_picture", "svg"),
     ("<img alt='<mask>' src=/a/b.png>", "no_file", "/a/b.png"),
@@ -355,14 +355,14 @@ def test_what_lies_in_another_match_is_left_out_and_named() -> None:
     page = Page.parse(b"<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul>").select("li")
     assert page.splice({gap.index: "X" for gap in page.gaps}) == b"<ul><li>X</li><li>X</li></ul>"
     (note,) = page.notes
-    assert "leaves out a match" in note and "<li>" in note
+    assert "skips a match" in note and "<li>" in note
     assert Sight(page).warnings == (note,)
 
 
 def test_one_match_that_cannot_be_filled_does_not_refuse_the_others() -> None:
     page = Page.parse(b"<p class=a>x</p><script class=a>y</script><svg class=a></svg>").select(".a")
     assert [gap.element for gap in page.gaps] == ["p"] and len(page.notes) == 2
-    assert all("leaves out a match" in note for note in page.notes)
+    assert all("skips a match" in note for note in page.notes)
 
 
 BOX = (4, 6, 10, 8)
@@ -540,7 +540,7 @@ def test_what_a_page_needs_beside_it_is_copied_or_named(
     assert run([*asked, f"{site}/o/"]) == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert (site / "o/css/more.css").is_file() and (site / "o/css/s.css").read_text() == "mine"
-    assert any("s.css exists and is kept" in line for line in warnings)
+    assert any("s.css exists and is not overwritten" in line for line in warnings)
     assert run([*asked, f"{site}/one/p.html"]) == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert any("7" in line or "4 more" in line for line in warnings) and not (site / "one/j.js").exists()

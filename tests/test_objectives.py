@@ -465,11 +465,11 @@ def test_damage_is_told() -> None:
     cases = {
         "the last span has no end": [eod, a, m0, eod, m0, b],
         "a span has no end": [a, m0, m1, m0, b, m1, b, end],
-        "place 1 has no span": [a, m0, m1, m0, b, end],
-        "place 0 has no span": [a, m0, b, eod],
-        "span 1 has no place": [a, m0, m0, b, end, m1, b, end],
-        "span 0 is given twice": [a, m0, m0, b, end, m0, b, end],
-        "stands after the end": [a, m0, m0, b, end, b],
+        "sentinel 1 has no span": [a, m0, m1, m0, b, end],
+        "sentinel 0 has no span": [a, m0, b, eod],
+        "span 1 has no sentinel": [a, m0, m0, b, end, m1, b, end],
+        "span 0 occurs twice": [a, m0, m0, b, end, m0, b, end],
+        "follows the end": [a, m0, m0, b, end, b],
     }
     for message, ids in cases.items():
         with pytest.raises(DataError, match=message):

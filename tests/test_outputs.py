@@ -168,7 +168,7 @@ def test_grid_captions_are_drawn_within_their_tile() -> None:
     sheet = images.grid(tiles, columns=2, captions=["a very long caption indeed, too long", ""])
     ink = [x for x in range(sheet.width) for y in range(sheet.height) if sheet.getpixel((x, y)) != (255,) * 3]
     assert ink and max(ink) < images.MARGIN + 40
-    assert sheet.height == 8 + images.CAPTION_HEIGHT + 2 * images.MARGIN
+    assert sheet.height == 8 + images.CAPTION + 4 + 2 * images.MARGIN
 
 
 def test_grid_stays_within_its_largest_side() -> None:

@@ -295,7 +295,7 @@ def test_every_match_is_a_gap_and_two_attributes_can_be_inserted() -> None:
     ("data", "code", "words"),
     [
         (b"", "empty_file", "empty"),
-        (b"<script>\nx='<mask>'</script>", "gap_place", "Line 2: a gap stands in a <script>"),
+        (b"<script>\nx='<mask>'</script>", "gap_place", "Line 2: a gap is in a <script>"),
         (b"<style><mask></style>", "gap_place", "<style>"),
         (b"<textarea><mask></textarea>", "gap_place", "<textarea>"),
         (b"<!-- <mask> -->", "gap_place", "comment"),

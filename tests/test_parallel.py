@@ -223,6 +223,39 @@ def test_spread_weights_learn_what_whole_ones_do_and_are_saved_whole(tmp_path: P
 
 
 @forks
+def test_spread_weights_go_round_in_the_format_of_the_products_and_are_kept_in_fp32(
+    tmp_path: Path, corpus: Path
+) -> None:
+    loop = LOOP.model_copy(update={"precision": "bf16"})
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(decoder(corpus), loop, one, device="cpu")
+
+    def work(rank: int) -> None:
+        task, met = decoder(corpus), set[tuple[str, torch.dtype]]()
+        watched = {
+            "layer": task.model.backbone.model.layers[0].mlp.down_proj,
+            "root": task.model.backbone.model.norm,
+        }
+        for name, each in watched.items():
+            each.register_forward_pre_hook(
+                lambda module, given, name=name: met.add((name, module.weight.dtype))
+            )
+        train(task, loop.model_copy(update={"shard": True}), two, device="cpu")
+        # Previews and the export are of a model of its own.
+        assert met == {("layer", torch.bfloat16), ("root", torch.bfloat16)}
+        assert all(each.dtype == torch.float32 for each in task.model.parameters())
+
+    in_processes(2, two, work)
+    found = newest(two, warn=pytest.fail)
+    assert found is not None
+    saved = load_file(found / "state.safetensors")
+    assert {each.dtype for name, each in saved.items() if name.startswith("model/")} == {torch.float32}
+    for mine, yours in zip(lines(two), lines(one), strict=True):
+        # bf16 has 8 bits; residuals are in it too where weights are spread.
+        assert mine["loss"] == pytest.approx(yours["loss"], rel=2**-7)
+
+
+@forks
 def test_a_run_goes_on_in_another_number_of_processes(tmp_path: Path, corpus: Path) -> None:
     shard = LOOP.model_copy(update={"shard": True})
     train(decoder(corpus), LOOP, tmp_path / "one", device="cpu")

@@ -34,6 +34,10 @@ from cm3kit.models.backbone import BackboneConfig, build_backbone, families, for
 from cm3kit.models.families import families as public_families
 from cm3kit.objectives.contract import registry as objectives
 from cm3kit.rng import generator
+from cm3kit.training.loop import train
+from cm3kit.training.rl import estimators, rewards
+from cm3kit.training.rl.recipe import RLRecipe
+from cm3kit.training.rl.task import RLTask
 from cm3kit.web.sources import SourceOptions, load_sources
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError
@@ -45,7 +49,7 @@ from cm3kit_tokenizers.vq.quantizers import quantizers
 SAMPLES = Path(__file__).parents[1] / "samples" / "plugins"
 REGISTRIES = (
     axes.schedule, axes.order, axes.accept, axes.modifier, layout, objectives, quantizers, image_families, judge,
-    families, public_families, load_sources(), constraint,
+    families, public_families, load_sources(), estimators.known(), rewards.known(), constraint,
 )  # fmt: skip
 
 
@@ -71,7 +75,7 @@ def kit() -> Kit:
 
 def test_there_is_a_short_sample_of_each_kind() -> None:
     found = sorted(SAMPLES.glob("*.py"))
-    assert len(found) == 13 and all(path.name.startswith("my_") for path in found)
+    assert len(found) == 16 and all(path.name.startswith("my_") for path in found)
     assert all(len(path.read_text().splitlines()) <= 40 for path in found)
 
 
@@ -100,6 +104,26 @@ def test_parts_of_the_diffusion_decoder_are_used(kit: Kit, options: dict[str, An
         assert abs(first - (where.start + where.stop - 1) / 2) < 1
     for choice in options.get("modifiers", ()):
         assert {"regret": "edit", "second-thoughts": "remask"}[choice["name"]] in kinds
+
+
+def test_an_estimator_and_a_reward_are_used_by_a_training(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red apple\nthe big book")
+    loop = {
+        "steps": 1,
+        "batch_size": 8,
+        "precision": "fp32",
+        "validate_every": 0,
+        "preview_every": 9,
+        "ema": 0.0,
+    }
+    recipe = RLRecipe.model_validate(
+        {"model": str(toy()), "prompts": tmp_path / "prompts.txt", "held_share": 0, "task": "text", "group": 4,
+         "sampling": {"decoder": "diffusion", "temperature": 1.0, "length": 8}, "loop": loop,
+         "estimator": {"name": "elbo", "draws": 3}, "rewards": [{"name": "long-words", "letters": 2}]}
+    )  # fmt: skip
+    task, found = RLTask(recipe), list[dict[str, float]]()
+    train(task, recipe.loop, tmp_path / "run", device="cpu", report=lambda step, of, each: found.append(each))
+    assert 0 < found[0]["reward"] < 1 and found[0]["ratio"] == pytest.approx(1) and found[0]["grad_norm"] > 0
 
 
 def test_a_layout_is_used_by_a_model_that_names_it(kit: Kit) -> None:

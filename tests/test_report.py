@@ -200,7 +200,7 @@ def test_marks_stand_only_where_an_element_may() -> None:
 def test_a_folder_without_a_run_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "report", str(tmp_path)]) == 1
     (tmp_path / "manifest.jsonl").write_text('{"path": "gone.png"}\n{"error": "x"}\n{torn')
-    with pytest.raises(DataError, match="no file that is there"):
+    with pytest.raises(DataError, match="no existing file"):
         report.build(tmp_path)
     assert "[no_file]" in capsys.readouterr().err
 

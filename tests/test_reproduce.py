@@ -163,9 +163,10 @@ def test_a_file_is_written_again(home: Path, capsys: Capture) -> None:
 def test_info_prints_the_recipe(outputs: Path, capsys: Capture) -> None:
     assert run(["info", str(outputs / "out/d.png")]) == 0
     out = capsys.readouterr().out
-    assert (
-        "prompt: pear\n" in out and "seed: 5\n" in out and "settings steps: 3\n" in out and SOURCE_TYPE in out
-    )
+    assert out.startswith("prompt: pear\nseed: 5\n") and "settings steps: 3\n" in out and SOURCE_TYPE in out
+    assert "sha256" not in out
+    assert run(["info", str(outputs / "out/d.png"), "-v"]) == 0
+    assert "sha256 decoder/model.safetensors: " in capsys.readouterr().out
     assert run(["info", str(outputs / "out/filled/000001.html"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["data"]
     assert (told["task"], told["index"], told["found_in"], told["changed"]) == (

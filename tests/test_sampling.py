@@ -302,7 +302,7 @@ BAD = b"""{"prompt": "red apple"}
 {"prompt": "x", "seed": 9223372036854775808}
 {"prompt": "x", "n": 0}
 {"prompt": "x", "task": "song"}
-{"prompt": "x", "precision": "fp32", "decoder": "diffusion"}
+{"prompt": "x", "parallel": true, "decoder": "diffusion"}
 {"prompt": "x", "sampler": "lada", "decoder": "diffusion"}
 {"prompt": ""}
 not json
@@ -406,7 +406,7 @@ def test_two_runs_in_one_folder_do_not_meet(folder: Path, tmp_path: Path) -> Non
     try:
         assert told.wait(20)
         for shard in ((0, 1), (1, 2), (3, 4), (0, 3)):
-            with pytest.raises(OutputError, match="at work on shard 1/2") as caught, claim(tmp_path, shard):
+            with pytest.raises(OutputError, match="running shard 1/2") as caught, claim(tmp_path, shard):
                 pass
             assert caught.value.code == "in_use"
         for shard in ((0, 2), (2, 4)):
@@ -649,7 +649,7 @@ def test_scores_that_do_not_fit_are_refused(kit: Kit, folder: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="names no folder"):
         Selector(kit, "clip:nowhere")
     (tmp_path / "clip").mkdir()
-    with pytest.raises(ModelError, match="no usable CLIP"):
+    with pytest.raises(ModelError, match="not a usable CLIP"):
         Selector(kit, f"clip:{tmp_path / 'clip'}")
 
 

@@ -44,7 +44,7 @@ def test_a_folder_without_icons_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no icons\.json"):
         IconSet(tmp_path)
     (tmp_path / "icons.json").write_text("[]")
-    with pytest.raises(DataError, match="no icon set"):
+    with pytest.raises(DataError, match="not an icon set"):
         IconSet(tmp_path)
 
 

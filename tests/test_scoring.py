@@ -22,7 +22,7 @@ from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.types import Canvas, Result
 from cm3kit_tokenizers import Cm3kitError, ConfigError, Gap, Page, PageError, PictureError
 
-CM3, DIFFUSION = GenerateOptions(decoder="cm3"), GenerateOptions(decoder="diffusion")
+CM3, DIFFUSION = GenerateOptions(decoder="cm3"), GenerateOptions(decoder="diffusion", precision="fp32")
 SHORT = replace(CM3, max_tokens=8)
 LEFT = replace(
     DIFFUSION,

@@ -52,13 +52,13 @@ def test_speed_is_what_steps_took(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.now() == {}
     watch.begin(0, 40)
     watch.saw(seen(1, took=60.0))  # compiles
-    assert watch.now()["minutes left"] == pytest.approx(39)
+    assert watch.now()["seconds left"] == pytest.approx(39 * 60)
     for step in range(2, 11):
         watch.saw(seen(step, took=0.5 + (step - 6) / 100, filled=0.9))
     now = watch.now()
     assert now["tokens/s"] == pytest.approx(0.9 * 400 / 0.5)
     assert now["MFU %"] == pytest.approx(100 * 4e6 / 0.5 / 1e8)
-    assert now["minutes left"] == pytest.approx(30 * 0.5 / 60)
+    assert now["seconds left"] == pytest.approx(30 * 0.5)
     assert 0.05 < now["peak GB"] < 50
     told: list[dict[str, float]] = []
     watch.telling(lambda step, total, figures: told.append(figures))(10, 40, {"loss": 1.0})

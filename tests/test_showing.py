@@ -141,7 +141,7 @@ def test_the_player_is_one_safe_page(tokenizer: ImageTokenizer) -> None:
     assert "&lt;/script&gt;" in page and re.findall(r"@[A-Z]+@", page) == ["@DATA@"] * 2
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
     assert "seed 5" in page and "nested" not in page and "1 remasked" in page
-    assert '<th scope="col">global@2</th>' in page and "8 of 8 slots" in page
+    assert '<th scope="col">global@2</th>' in page and "8 of 8 positions" in page
 
 
 def test_the_players_data_rebuild_every_frame(tokenizer: ImageTokenizer) -> None:
@@ -279,7 +279,7 @@ def test_another_image_tokenizer_is_named(place: Path, capsys: Capture, tokenize
     drawn_by, warning = playback.open_image_tokenizer(
         Record(record.trajectory, VOCAB, record.pieces, (2, 2), "tiny", {playback.WEIGHTS: "00"}), None
     )
-    assert drawn_by.grid == (2, 2) and "not the one" in warning
+    assert drawn_by.grid == (2, 2) and "differs from" in warning
     with pytest.raises(ModelError, match="2x2 codes out of 16"):
         playback.open_image_tokenizer(Record(record.trajectory, Vocab(256, 99), {}, (2, 2), "tiny"), None)
 

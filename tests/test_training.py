@@ -502,6 +502,7 @@ def test_misspelt_kinds_keys_and_recipes_are_explained(
 def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
     from cm3kit.config import dump, read_yaml, resolve
     from cm3kit.fill.folder import Defaults
+    from cm3kit.training.rl.recipe import RLRecipe
     from cm3kit.training.text import TextRecipe
 
     kinds: dict[str, type[Settings]] = {
@@ -511,6 +512,7 @@ def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
         "block": DecoderRecipe,
         "mdm": DecoderRecipe,
         "defaults": Defaults,
+        "rl": RLRecipe,
     }
     names = [path.stem for path in shipped_recipes()]
     assert {"emoji-cm3", "emoji-text", "emoji-vqgan"} <= set(names)
@@ -588,13 +590,13 @@ def test_every_objective_learns_from_the_same_loop(
 
 
 def test_annealed_attention_begins_causal_and_ends_full(corpus: Path) -> None:
-    task = toy_decoder(corpus, objective="masked-diffusion", anneal=1.0)
+    task = toy_decoder(corpus, objective="masked-diffusion", anneal=1.0, packing="dense")
     batch = task.batch(generator(0), 2)
     length = batch.ids_BT.shape[1]
     left_TT = torch.ones(length, length, dtype=torch.bool).tril()
     start, end = (task._mask(batch, step, generator(0)) for step in (0, task.recipe.loop.steps))
     assert not (start & ~left_TT).any() and (end & ~left_TT).any()
-    causal = toy_decoder(corpus, objective="masked-diffusion", attention="causal")
+    causal = toy_decoder(corpus, objective="masked-diffusion", attention="causal", packing="dense")
     assert torch.equal(causal._mask(batch, 0, generator(0)), start)
 
 

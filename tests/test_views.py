@@ -154,10 +154,10 @@ def test_a_bundle_of_other_tokenizers_or_with_a_part_missing_is_refused(
     with pytest.raises(ConfigError, match="another image tokenizer"):
         load_bundle(folder, PAGES, other)
     (folder / "codes-000.safetensors").unlink()
-    with pytest.raises(DataError, match="no whole bundle"):
+    with pytest.raises(DataError, match="not a complete bundle"):
         load_bundle(folder, PAGES, image)
     (folder / INDEX).write_text("{")
-    with pytest.raises(DataError, match="no whole bundle"):
+    with pytest.raises(DataError, match="not a complete bundle"):
         load_bundle(folder, PAGES, image)
 
 

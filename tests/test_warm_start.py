@@ -157,7 +157,7 @@ def test_a_cutter_that_keeps_its_matches_alone_cuts_the_same_words(shelf: Path) 
         assert [rows[each] for each in text.encode(words)] == theirs.encode(words).ids
         assert text.decode(text.encode(words)) == words
     saved["pre_tokenizer"]["pretokenizers"][0]["invert"] = False  # this one loses words
-    with pytest.raises(ModelError, match="no byte-level BPE"):
+    with pytest.raises(ModelError, match="not a byte-level BPE"):
         borrow(json.dumps(saved), "it")
 
 
@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_said_in_one_line(shelf: Path, tmp_path: Path) -> N
         with pytest.raises(ModelError) as caught:
             wrong()
         told.append(str(caught.value))
-    assert "no tokenizer" in told[0] and "no byte-level BPE" in told[1] and "sees 128" in told[2]
+    assert "no tokenizer" in told[0] and "not a byte-level BPE" in told[1] and "sees 128" in told[2]
     assert all("\n" not in line for line in told)
 
 

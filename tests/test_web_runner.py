@@ -115,12 +115,12 @@ def test_a_second_run_makes_nothing_again_and_others_are_refused(site: Path, tmp
     prepare(str(site), out, options=SourceOptions(pages=20), warn=said.append)
     assert said == ["1 of 2 parts are done already"] and (out / "audit.json").is_file()
     assert {name: contents(out)[name] for name in before} == before
-    with pytest.raises(ConfigError, match="begun with another settings"):
+    with pytest.raises(ConfigError, match="started with another settings"):
         prepare(
             str(site), out, options=SourceOptions(pages=20), settings=resolve(WebSettings, [], ["seconds=3"])
         )
     write(site / "99.html", "<p>new")
-    with pytest.raises(ConfigError, match="begun with another pieces"):
+    with pytest.raises(ConfigError, match="started with another pieces"):
         prepare(str(site), out, options=SourceOptions(pages=20))
 
 
@@ -149,7 +149,7 @@ def test_a_page_that_hangs_or_kills_its_process_is_given_up_and_named(
         workers=1,
         warn=said.append,
     )
-    assert said == ["05.html is given up: too_slow", "07.html is given up: crashed"]
+    assert said == ["05.html is dropped: too_slow", "07.html is dropped: crashed"]
     assert found["pages"]["too_slow"] == found["pages"]["crashed"] == 1 and found["pages"]["in"] == 40
     assert set(told(tmp_path / "out").values()) == {1} and report.validate(tmp_path / "out") == []
 
@@ -211,7 +211,7 @@ def test_damage_is_found(site: Path, tmp_path: Path) -> None:
     picture = next((out / "pictures").rglob("*.webp"))
     picture.write_bytes(picture.read_bytes()[:-1] + b"x")
     assert report.validate(out) and all(
-        "its bytes are not those of its name" in each for each in report.validate(out)
+        "its content does not match its name" in each for each in report.validate(out)
     )
     picture.unlink()
     assert any("No such file" in each for each in report.validate(out))

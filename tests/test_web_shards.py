@@ -145,6 +145,27 @@ def test_long_documents_are_cut_between_pictures_and_characters(
     assert not (tmp_path / "t").exists()
 
 
+def test_pieces_with_pictures_come_several_times_unless_they_are_held_out(
+    prepared: Path, image: ImageTokenizer, tmp_path: Path
+) -> None:
+    settings = PackSettings(longest=20, held_out=0.6, least=1)
+    once = pack_records(prepared, TEXT, image, tmp_path / "once", settings)
+    more = pack_records(
+        prepared, TEXT, image, tmp_path / "more", settings.model_copy(update={"picture_copies": 3})
+    )
+
+    def counted(folder: Path) -> Counter[tuple[bool, bool]]:
+        shards = TokenShards(folder)
+        drawn = [any(id in shards.vocab.image for id in shards[number]) for number in range(len(shards))]
+        return Counter(zip(drawn, shards.held.tolist(), strict=True))
+
+    before, after = counted(tmp_path / "once"), counted(tmp_path / "more")
+    assert before[True, False] and before[True, True] and once["picture_copies"] == 0
+    assert after == {kind: 3 * count if kind == (True, False) else count for kind, count in before.items()}
+    assert more["picture_copies"] == 2 * before[True, False]
+    assert (more["pages"], more["sliced"]) == (once["pages"], once["sliced"])
+
+
 def test_another_tokenizer_and_damage_are_refused(
     packed: Path, image: ImageTokenizer, tmp_path: Path
 ) -> None:
@@ -170,7 +191,7 @@ def test_another_tokenizer_and_damage_are_refused(
         shutil.copytree(packed, tmp_path / "bad")
         path = tmp_path / "bad" / name
         path.write_bytes(change(path.read_bytes()))
-        with pytest.raises(DataError, match="no whole token shards"):
+        with pytest.raises(DataError, match="no valid token shards"):
             TokenShards(tmp_path / "bad")
         shutil.rmtree(tmp_path / "bad")
 

@@ -237,7 +237,7 @@ def test_the_kind_is_seen_by_the_names_of_files(tmp_path: Path) -> None:
     write(tmp_path / "warc/b.parquet", b"x")
     with pytest.raises(DataError, match="holds parquet, warc; choose one with --from"):
         detect(str(tmp_path / "warc"))
-    with pytest.raises(DataError, match="of no known kind"):
+    with pytest.raises(DataError, match="of an unknown kind"):
         detect(str(write(tmp_path / "x/y.bin", b"")))
     with pytest.raises(DataError, match="does not exist"):
         detect(str(tmp_path / "nothing"))

@@ -13,7 +13,19 @@ from cm3kit_cli.render import Reply
 Kind = Annotated[
     str | None,
     typer.Argument(
-        help="What would be trained: vqgan, cm3, mdm, block or hybrid; unless given, told by the recipe."
+        help="What would be trained: vqgan, cm3, mdm, block, hybrid or rl; unless given, told by the recipe."
+    ),
+]
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--device-memory", metavar="SIZE", help="Memory of a GPU that it would run on, such as 24GB."
+    ),
+]
+DeviceTflops = Annotated[
+    float | None,
+    typer.Option(
+        "--device-tflops", min=0.1, metavar="N", help="Its peak in dense bf16 products, as its maker states."
     ),
 ]
 WORDS = {
@@ -39,16 +51,29 @@ def estimate(
     model: Used = None,
     config: options.Config = None,
     overrides: options.Overrides = None,
+    device_memory: DeviceMemory = None,
+    device_tflops: DeviceTflops = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Tell parameters, memory and time of a training on this machine's processor, without training."""
+    """Tell parameters, memory and time of a training, without training: on this machine's processor, or elsewhere.
+
+    Example: cm3kit estimate -c base-cm3 --device-memory 24GB
+    """
     if model is not None:
         return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])
+    from cm3kit.quantities import read_memory
     from cm3kit.training.estimate import estimate as foresee
+    from cm3kit.training.other_device import fit
 
-    told = foresee(kind, config or [], overrides or []).as_dict()
-    return Reply(told, tuple(_lines(told)))
+    size = None if device_memory is None else read_memory(device_memory)
+    elsewhere = size is not None or device_tflops is not None
+    found, steps = foresee(kind, config or [], overrides or [], elsewhere)
+    told = found.as_dict()
+    if not elsewhere:
+        return Reply(told, tuple(_lines(told)))
+    there = fit(found, steps, size, device_tflops)
+    return Reply({**told, "device": there.as_dict()}, (*_lines(told)[:1], *there.lines(size, device_tflops)))
 
 
 def _of_use(model: str, others: Sequence[object]) -> Reply:
@@ -69,6 +94,8 @@ def _of_use(model: str, others: Sequence[object]) -> Reply:
 
 
 def _lines(told: Mapping[str, Any]) -> list[str]:
+    from cm3kit.quantities import duration
+
     step = told["seconds_per_step"]
     lines = [f"parameters         {told['parameters']:,} ({told['trained']:,} learn)"]
     lines += [f"{word:18} {told[name] / 1e6:,.0f} MB" for name, word in WORDS.items()]
@@ -76,5 +103,5 @@ def _lines(told: Mapping[str, Any]) -> list[str]:
     lines.append(f"time of a step     {told['seconds_at_best']:.3g} s at best")
     if step is not None:
         lines[-1] += f", {step:.3g} s by trying it out"
-    lines.append(f"time in all        {told['seconds'] / 60:,.1f} min")
+    lines.append(f"time in all        {duration(told['seconds'])}")
     return lines

@@ -33,7 +33,7 @@ def recon(
         ),
     ] = None,
     batch_size: Batch = None,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     search: Search = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,

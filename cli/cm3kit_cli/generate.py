@@ -70,7 +70,7 @@ def generate(
     if not quiet and not as_json:
         words = enumerate(saved.samples if task == "pair" else ())
         told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
-        for line in (*told_words, *notes(saved)):
+        for line in (*told_words, *saved.warnings, *notes(saved)):
             typer.echo(line, err=True)
         previews(saved.paths)
     return _reply(saved, chosen)
@@ -97,4 +97,4 @@ def _reply(saved: Saved, seed: int) -> Reply:
     data |= told(saved)
     more = [each for each in (saved.sheet, saved.overview) if each]
     shown = [*saved.paths, *more, *saved.trajectories]
-    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id)
+    return Reply(data, tuple(map(str, shown)), saved.content, saved.run_id, saved.warnings)

@@ -28,7 +28,6 @@ METAVARS = {
 }  # fmt: skip
 # One for every command whose own text has none.
 EXAMPLES = {
-    "estimate": "estimate -c emoji-cm3 --set window=1024",
     "detokenize": "detokenize codes/ -o pictures/",
     "doctor": "doctor",
     "sample status": "sample status outputs/night/",
@@ -39,6 +38,7 @@ EXAMPLES = {
     "train cm3": "train cm3 --from emoji --set data=pages/ -o runs/cm3",
     "train mdm": "train mdm --from emoji --set data=pages/ -o runs/mdm",
     "train block": "train block --from emoji --set data=pages/ -o runs/block",
+    "train rl": "train rl --from emoji --prompts names.txt --reward-command ./judge.py -o runs/rl",
     "train hybrid": "train hybrid --from emoji --set data=pages/ -o runs/hybrid",
     "config show": "config show emoji-cm3 --set loop.steps=100",
     "data build": "data build emoji --packages packages/ -o data/emoji",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,18 +10,19 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply
+from cm3kit_cli.render import Reply, one_line, without_hashes
 
 app = typer.Typer(name="model", help="List and describe models.")
 
 
 @app.command("list")
 def list_models(as_json: options.Json = False, verbose: options.Verbose = False) -> Reply:
-    """Name the models that are at hand."""
-    from cm3kit.fill import kit
+    """Name the models that ship, and models and runs below the current folder."""
+    from cm3kit.fill import finding
 
-    names = tuple(kit.available())
-    return Reply({"models": names}, names)
+    names, found = tuple(finding.available()), finding.local(Path())
+    data = {"models": names, "local": [dataclasses.asdict(each) for each in found]}
+    return Reply(data, (*names, *(one_line(each.line) for each in found)))
 
 
 @app.command()
@@ -33,9 +35,11 @@ def info(
 ) -> Reply:
     """Describe a model: parts, sizes, hashes, quality."""
     import cm3kit
+    from cm3kit.fill.formats import formats
 
-    described = cm3kit.load(name, device="cpu").info()
-    return Reply(described, tuple(_lines(described)))
+    kit = cm3kit.load(name, device="cpu")
+    described = {**kit.info(), "precision": formats(kit)}
+    return Reply(described, tuple(_lines(described if verbose else without_hashes(described))))
 
 
 @app.command()

@@ -123,7 +123,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Show where an unexpected failure came from."),
+    typer.Option("--verbose", "-v", help="Also hashes, and where an unexpected failure came from."),
 ]
 Config = Annotated[
     list[Path] | None,

@@ -114,6 +114,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in shown)
 
 
+def without_hashes(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What people want to read of a description; the hashes of its files are shown by --verbose."""
+    return {key: value for key, value in told.items() if key != "sha256"}
+
+
 def previews(paths: Sequence[Path]) -> None:
     """Pictures in half blocks on standard error, where both streams are a terminal that shows colours."""
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "dumb")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, one_line, progress, without_hashes
 
 
 def info(
@@ -24,7 +24,7 @@ def info(
     from cm3kit.provenance.recipes import read_recipe
 
     told = read_recipe(file).told()
-    return Reply(told, tuple(_lines(told)))
+    return Reply(told, tuple(_lines(told if verbose else without_hashes(told))))
 
 
 def reproduce(
@@ -80,11 +80,10 @@ def reproduce(
 
 
 def _lines(told: Mapping[str, Any]) -> Iterator[str]:
-    """A line each; hashes of files by their start, and long values cut."""
+    """A line each, long values cut."""
     for key, value in told.items():
         if isinstance(value, Mapping):
             for name, each in value.items():
-                shown = str(each)[:16] if key == "sha256" else str(each)
-                yield one_line(f"{key} {name}: {shown[:500]}")
+                yield one_line(f"{key} {name}: {str(each)[:500]}")
         elif value is not None:
             yield one_line(f"{key}: {value}"[:2000])

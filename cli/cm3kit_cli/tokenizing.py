@@ -23,7 +23,8 @@ Batch = Annotated[
     typer.Option("--batch-size", min=1, max=1024, help="Pictures at once; unless given, by their size."),
 ]
 Precision = Annotated[
-    Literal["fp32", "bf16"], typer.Option("--precision", help="Of the network; codes are chosen in fp32.")
+    Literal["auto", "fp32", "bf16"],
+    typer.Option("--precision", help="Of the network; auto is fp32, as others change some codes."),
 ]
 Search = Annotated[
     int,
@@ -48,7 +49,7 @@ def image(
     ] = None,
     batch_size: Batch = None,
     shard_size: Annotated[int, typer.Option("--shard-size", min=1, help="Pictures in a file.")] = 512,
-    precision: Precision = "fp32",
+    precision: Precision = "auto",
     search: Search = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,

@@ -10,6 +10,7 @@ import typer
 
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.train_all import INCOMPLETE, train_all
 
 app = typer.Typer(name="train", help="Train a tokenizer or a decoder.")
 
@@ -59,7 +60,32 @@ NumProcesses = Annotated[
         help="Train with so many processes of this machine, a GPU or a share of the CPU each; the batch stays.",
     ),
 ]  # fmt: skip
-INCOMPLETE = 3  # the exit status that says: run it again to go on
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", metavar="FILE", help="Prompts, a line or a row each, or a folder of pages with gaps."
+    ),
+]
+Estimator = Annotated[
+    str | None,
+    typer.Option(
+        "--estimator", metavar="NAME", help="Of the likelihood: one-pass, coupled, trajectory or causal."
+    ),
+]
+Rewards = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward", metavar="NAME[=WEIGHT]", help="What an answer is worth, such as edit; repeatable."
+    ),
+]
+RewardCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--reward-command",
+        metavar="COMMAND",
+        help="A program that reads answers as JSON lines, and rates them.",
+    ),
+]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many steps.")]
 
 
@@ -87,19 +113,67 @@ def _add(kind: str, summary: str) -> None:
             *(overrides or []),
         ]
         if num_processes > 1:
-            flags = [
-                *(["--json"] if as_json else []),
-                *(["-q"] if quiet else []),
-                *(["-v"] if verbose else []),
-            ]
-            flags += ["--max-steps", str(max_steps)] if max_steps is not None else []
-            flags += ["--resume" if resume else "--no-resume", "--device", device]
+            flags = _flags(as_json, quiet, verbose, max_steps, resume, device)
             return _launch(kind, config or [], chosen, output, flags, num_processes)
         return _train(kind, config or [], chosen, output, resume, max_steps, device, quiet)
 
 
+app.command("all")(train_all)
 for _kind, _summary in KINDS.items():
     _add(_kind, _summary)
+
+
+@app.command("rl", help="Train a model's decoder on by what its answers are worth (reinforcement learning).")
+def rl(
+    config: options.Config = None,
+    overrides: options.Overrides = None,
+    output: RunFolder = None,
+    start: From = None,
+    prompts: Prompts = None,
+    estimator: Estimator = None,
+    reward: Rewards = None,
+    reward_command: RewardCommand = None,
+    resume: Resume = True,
+    max_steps: MaxSteps = None,
+    num_processes: NumProcesses = 1,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply | int:
+    """Train a decoder by its rewards."""
+    named = {"model": start, "prompts": prompts, "estimator.name": estimator}
+    chosen = [f"{name}={value}" for name, value in named.items() if value is not None]
+    chosen += [*_rewarded(reward or [], reward_command), *(overrides or [])]
+    if num_processes > 1:
+        flags = _flags(as_json, quiet, verbose, max_steps, resume, device)
+        return _launch("rl", config or [], chosen, output, flags, num_processes)
+    return _train("rl", config or [], chosen, output, resume, max_steps, device, quiet)
+
+
+def _rewarded(names: Sequence[str], command: str | None) -> list[str]:
+    """Overrides that say what answers are worth; none where nothing is said."""
+    import json
+
+    found: list[dict[str, object]] = []
+    for each in names:
+        name, sign, weight = each.partition("=")
+        try:
+            found.append({"name": name, "weight": float(weight)} if sign else {"name": name})
+        except ValueError:
+            raise typer.BadParameter(f"--reward {each!r} is not NAME or NAME=WEIGHT.") from None
+    if command is not None:
+        found.append({"name": "command", "command": command})
+    return [f"rewards={json.dumps(found)}"] if found else []
+
+
+def _flags(
+    as_json: bool, quiet: bool, verbose: bool, max_steps: int | None, resume: bool, device: str
+) -> list[str]:
+    """The flags of a command, for one that is started in several processes."""
+    flags = [*(["--json"] if as_json else []), *(["-q"] if quiet else []), *(["-v"] if verbose else [])]
+    flags += ["--max-steps", str(max_steps)] if max_steps is not None else []
+    return [*flags, "--resume" if resume else "--no-resume", "--device", device]
 
 
 def _from(kind: str, start: str | None) -> list[str]:
@@ -181,5 +255,7 @@ def _train(
 
 
 def note(figures: Mapping[str, float]) -> str:
-    """Figures of a step on one line, such as `loss 1.25  lr 0.0003`."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    """Figures of a step on one line, such as `loss 1.25  time left 24 min`."""
+    from cm3kit.training.speed import told
+
+    return "  ".join(" ".join(told(name, value)) for name, value in figures.items())

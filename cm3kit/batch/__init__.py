@@ -1,1 +1,1 @@
-"""Sampling of many rows into a folder: on from where it was stopped, each row once."""
+"""Resumable sampling of many rows into a folder, each row once."""

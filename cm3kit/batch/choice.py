@@ -1,4 +1,4 @@
-"""Which of several candidates is kept: by the model's own likelihood, by ends, or by a CLIP model of the user's."""
+"""Choice among candidates: by the model's likelihood, by ends, or by a CLIP model of the user."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from cm3kit_tokenizers.pictures import load_picture
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How good a candidate is: larger is better; `parts` say what it is made of."""
+    """Score of a candidate, larger is better, with its components in `parts`."""
 
     value: float
     parts: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def check(score: str, order: Order) -> None:
-        """ConfigError (`bad_value`) if the score is not for this kind of results."""
+        """ConfigError (`bad_value`) if the score does not apply to the task of the order."""
         kind = "infill" if order.page is not None else order.task
         name = score.partition(":")[0]
         seen = ("image", "caption", "pair", *(("infill",) if name == "likelihood" else ()))
         if name != "ends" and kind not in seen:
             raise ConfigError(
-                f"the score {score!r} compares a picture with words, and the task is {kind!r}; use ends.",
+                f"the score {score!r} compares a picture with text, but the task is {kind!r}; use ends.",
                 code="bad_value",
             )
 
@@ -46,11 +46,11 @@ class Judge(Protocol):
     """Scores one candidate."""
 
     def __call__(self, order: Order, made: Result | Filled) -> Choice:
-        """How good it is."""
+        """The candidate's score."""
 
 
 judge: Registry[Callable[[Kit, str], Judge]] = Registry("score")
-"""Makes a judge of a model, and of what stands behind the name and a colon."""
+"""Creates a judge from a model and the text after the colon of the score's name."""
 
 
 class Selector:
@@ -62,25 +62,25 @@ class Selector:
 
     @staticmethod
     def check(name: str) -> tuple[str, str, str]:
-        """Name, colon and what is behind it; ConfigError (`unknown_name`) if there is no such score."""
+        """Name, colon and the rest; ConfigError (`unknown_name`) if there is no such score."""
         parts = name.partition(":")
         judge[parts[0]]
         return parts
 
     def score(self, order: Order, made: Result | Filled) -> Choice:
-        """How good a candidate is."""
+        """Score of a candidate."""
         return self._judge(order, made)
 
 
 @judge("ends")
 class Ends:
-    """The share of texts that ended by themselves; among equals, the log-probability."""
+    """The share of texts that ended by themselves; ties are broken by the log-probability."""
 
     def __init__(self, kit: Kit, what: str) -> None:
         pass
 
     def __call__(self, order: Order, made: Result | Filled) -> Choice:
-        """A share of 1 beats any smaller one; log-probabilities are squeezed into what is between."""
+        """The share, plus the log-probability mapped into less than the distance between two shares."""
         gaps = made.gaps if isinstance(made, Filled) else [made]
         ended = sum(each.ended for each in gaps) / max(1, len(gaps))
         logprob = sum(each.logprob for each in gaps)
@@ -89,18 +89,18 @@ class Ends:
 
 @judge("likelihood")
 class Likelihood:
-    """What `Kit.score` says: log p(picture | words) + log p(words | picture) of a picture and its words, both by the
+    """As `Kit.score`: log p(picture | words) + log p(words | picture) of a picture and its words, both by the
     causal decoder; of all else log p of what was written, by the decoder that wrote it.
 
-    The first reads the picture behind its words, as it is drawn; the second the words as CM3's masked caption
-    (arXiv:2201.07520, sec. 4.2.3), with their end. None sees guidance, temperature or cuts.
+    The first scores the picture after its words, in the order of generation; the second scores the words and their end
+    as CM3's masked caption (arXiv:2201.07520, sec. 4.2.3). All are without guidance, temperature and truncation.
     """
 
     def __init__(self, kit: Kit, what: str) -> None:
         self._kit = kit
 
     def __call__(self, order: Order, made: Result | Filled) -> Choice:
-        """The sum of both, or of all answers."""
+        """The sum of both log-probabilities, or of those of all answers."""
         if isinstance(made, Filled):
             return self._filled(order, made)
         assert isinstance(made, Result)
@@ -151,7 +151,7 @@ class Likelihood:
 
 @judge("clip")
 class Clip:
-    """Cosine between picture and words by a CLIP model (arXiv:2103.00020) in a folder of the user's."""
+    """Cosine between picture and text by a CLIP model (arXiv:2103.00020) from a local folder."""
 
     def __init__(self, kit: Kit, what: str) -> None:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
@@ -166,7 +166,7 @@ class Clip:
             self._pictures = CLIPImageProcessor.from_pretrained(what, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())[:160]
-            raise ModelError(f"{what} is no usable CLIP model: {line}.", code="bad_checkpoint") from error
+            raise ModelError(f"{what} is not a usable CLIP model: {line}.", code="bad_checkpoint") from error
         self._model = self._model.eval().to(kit.device)
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ def _words(order: Order, made: Result) -> str:
 
 
 def _picture(order: Order, made: Result) -> Image.Image:
-    """The picture that was made, or that the caption is of."""
+    """The generated picture, or the one that is captioned."""
     if made.image is not None:
         return made.image
     given = order.prompt

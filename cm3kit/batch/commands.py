@@ -1,4 +1,4 @@
-"""The jobs behind `generate` and `infill`: name the outputs, run the model, write everything or nothing."""
+"""The jobs of `generate` and `infill`: plan the outputs, run the model, write all files or none."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cm3kit
 from cm3kit import images, json_lines
 from cm3kit.batch.companions import beside, companions
+from cm3kit.fill import remarks
 from cm3kit.fill.constraints import pinned
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
@@ -38,8 +39,8 @@ MAX_RESULTS = 100_000
 class Where:
     """What to write and where.
 
-    `output` is as in `outputs.plan`, `traj` a file for how the results were written; `report` adds a page that
-    shows them all, to a folder.
+    `output` is as in `outputs.plan`, `traj` a file for the trajectories; `report` adds a page with all results to a
+    folder.
     """
 
     output: str | None = None
@@ -64,7 +65,7 @@ class GenerateJob:
 
 @dataclass(frozen=True, slots=True)
 class InfillJob:
-    """A page with gaps, filled `variants` times; `in_place` writes over it, and nothing beside it."""
+    """A page with gaps, filled `variants` times; `in_place` overwrites it and writes no other file."""
 
     page: Page
     name: str
@@ -78,10 +79,10 @@ class InfillJob:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a job made. `content` is the result itself where it was not written to files.
+    """Results of a job. `content` is the result itself if it was not written to a file.
 
-    `verification` is what a cache changed, where that was asked for; `warnings` are lines on what a page is written
-    without.
+    `verification` compares cached with uncached results, if requested; `warnings` are on files that were not copied,
+    on words that are not in the training data, and on results that are all equal.
     """
 
     run_id: str
@@ -111,11 +112,11 @@ def generate(
     count = len(job.prompts) * job.n
     if not 1 <= count <= MAX_RESULTS:
         raise ConfigError(
-            f"{count} results were asked for; 1 to {MAX_RESULTS} are possible", code="bad_value"
+            f"{count} results were requested; 1 to {MAX_RESULTS} are possible", code="bad_value"
         )
     rows = [(prompt, job.seed if prompt.seed is None else prompt.seed) for prompt in job.prompts]
     seeds = [seed for _, seed in rows for _ in range(job.n)]
-    # Words are what a pipe wants to read; pictures and pages are files.
+    # Text goes to standard output; pictures and pages are files.
     output = outputs.STDOUT if job.where.output is None and SUFFIXES[job.task] == ".txt" else job.where.output
     sheet = job.where.sheet and SUFFIXES[job.task] == ".png" and count > 1
     planned = outputs.plan(outputs.run_id("generate"), output, SUFFIXES[job.task], seeds, sheet=sheet)
@@ -142,15 +143,17 @@ def generate(
         extra = [(planned.sheet, _sheet([result for result, _ in made], samples, how, job.where))]
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
     written = [(result.trace, record) for result, record in made]
-    return _save(planned, files, samples, record, extra, job.where, kit, written)
+    saved = _save(planned, files, samples, record, extra, job.where, kit, written)
+    plain = [remarks.content(result) for result, _ in made]
+    rows_of = [plain[at : at + job.n] for at in range(0, count, job.n)]
+    said = [*remarks.unknown(kit, [each.content for each in job.prompts]), *remarks.equal(rows_of)]
+    return replace(saved, warnings=tuple(said))
 
 
 def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
-    """The plan with its report, checked; ConfigError (`bad_value`) where there is no folder for one."""
+    """The checked plan with its report; ConfigError (`bad_value`) if there is no folder for the report."""
     if where.report and planned.folder is None:
-        raise ConfigError(
-            "--report shows the folder of a run; give a folder to -o, or leave it out", code="bad_value"
-        )
+        raise ConfigError("--report needs a folder; give a folder to -o, or omit -o", code="bad_value")
     if where.report and planned.folder is not None:
         planned = replace(planned, overview=planned.folder / "report.html")
     outputs.check_free(planned, where.force)
@@ -160,7 +163,7 @@ def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
 def _results(
     kit: Kit, job: GenerateJob, rows: Sequence[tuple[Prompt, int]], watch: Progress
 ) -> Iterator[tuple[int, Result]]:
-    """Each result with the number of its prompt; `watch` hears of the share of the whole job."""
+    """Each result with the index of its prompt; `watch` is called with the progress of the whole job."""
     for row, (prompt, seed) in enumerate(rows):
 
         def share(done: int, total: int, row: int = row) -> None:
@@ -207,7 +210,9 @@ def infill(
         needed = companions(job.page, planned.folder)
         extra += [each for each in needed.files if job.where.force or not each[0].exists()]
         warnings += [
-            f"{path} exists and is kept" for path, content in needed.files if _kept(path, content, job.where)
+            f"{path} exists and is not overwritten"
+            for path, content in needed.files
+            if _kept(path, content, job.where)
         ]
         warnings += needed.left
     elif planned.paths:
@@ -217,16 +222,16 @@ def infill(
         (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
     ]
     saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
-    return replace(saved, warnings=tuple(warnings))
+    return replace(saved, warnings=(*warnings, *remarks.equal([pages])))
 
 
 def _kept(path: Path, content: bytes, where: Where) -> bool:
-    """Whether another file stands where a companion would go."""
+    """Whether a different file exists at the path of a companion."""
     return not where.force and path.is_file() and path.read_bytes() != content
 
 
 def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> list[list[list[int]]]:
-    """How many slots each pass of each block will write, canvas by canvas, without writing any.
+    """Number of positions that each pass of each block will write, per canvas, without running the model.
 
     Raises:
         ModelError, ConfigError, PageError, PictureError: see `cm3kit.load` and `Kit.schedule`.
@@ -239,7 +244,7 @@ def schedule(model: str | None, device: str, job: GenerateJob | InfillJob) -> li
 
 
 def write_all(files: Sequence[tuple[Path, bytes]], force: bool) -> None:
-    """Write files, each whole; if one fails, those that are new go again, and so do new folders.
+    """Write files atomically; if one fails, new files and new folders are removed again.
 
     Raises:
         OutputError: see `publish.write_atomic`.
@@ -265,7 +270,7 @@ def write_all(files: Sequence[tuple[Path, bytes]], force: bool) -> None:
 
 
 def _missing_folders(paths: Iterable[Path]) -> list[Path]:
-    """Folders that do not exist yet, outer ones first."""
+    """Folders that do not exist, outer ones first."""
     missing = {parent for path in paths for parent in path.parents if not parent.exists()}
     return sorted(missing, key=lambda folder: len(folder.parts))
 
@@ -281,7 +286,7 @@ def _save(
     written: Sequence[tuple[Trace | None, Mapping[str, Any]]],
     text: str = "",
 ) -> Saved:
-    """Write everything; `written` says of each result how it was made."""
+    """Write all files; `written` has the trajectories of each result."""
     told = traces.files(where.traj, written, kit, where.prompt_metadata)
     checked = verification(trace for trace, _ in written)
     if planned.to_stdout:
@@ -323,7 +328,7 @@ def _sidecars(
     samples: Sequence[Mapping[str, Any]],
     record: Mapping[str, Any],
 ) -> list[tuple[Path, bytes]]:
-    """The recipes of results that cannot carry them: words, and pages every byte of which is somebody's."""
+    """Recipe files for results that cannot embed them: text, and filled pages, which must not change otherwise."""
     if planned.bare:
         return []
     return [

@@ -1,4 +1,4 @@
-"""What a page needs beside it to show as it does: copied into another folder, or named."""
+"""Files that a page needs beside it: copied into another folder, or reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm3kit_tokenizers.html.spans import parse_tree
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.site import Site
 
-# Kinds of files that a page shows; whatever else it names beside it is named, and not copied.
+# Types of files that are copied; other files that a page refers to are reported.
 SUFFIXES = frozenset(
     ".css .js .mjs .woff .woff2 .ttf .otf .eot .png .jpg .jpeg .jfif .webp .gif .avif .bmp .svg .ico .apng .mp4 .webm"
     " .ogv .mp3 .ogg .oga .wav .m4a .vtt .wasm .webmanifest".split()
@@ -36,16 +36,16 @@ _FAR = re.compile(r"//|(?!file:)[a-z][a-z0-9+.-]*:", re.I)
 
 @dataclass(frozen=True, slots=True)
 class Companions:
-    """Files of the page's folder: where each goes and what is in it; `left` are lines on those that are not copied."""
+    """Files of the page's folder: target path and content; `left` has one line per file that is not copied."""
 
     files: tuple[tuple[Path, bytes], ...] = ()
     left: tuple[str, ...] = ()
 
 
 def companions(page: Page, folder: Path) -> Companions:
-    """The files that a page names, and that the style sheets among them name, as files of another folder.
+    """The files that a page and its style sheets refer to, with their paths in another folder.
 
-    Addresses on other machines stay what they are. What is not there is nobody's loss: it was not there before.
+    Addresses on other hosts are not changed. Missing files are ignored.
     """
     if page.base is None or folder.resolve() == page.base.resolve():
         return Companions()
@@ -81,14 +81,14 @@ def companions(page: Page, folder: Path) -> Companions:
 
 
 def beside(page: Page, target: Path) -> tuple[str, ...]:
-    """A line on the files that a page names in its folder, where it alone is written into another one."""
+    """A warning on the files that a page refers to, for a page that is written into another folder without them."""
     needed = companions(page, target.parent)
     names = [str(path.relative_to(target.parent)) for path, _ in needed.files]
     if not names:
         return needed.left
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    told = f"{target} is written without what it names beside it ({', '.join(names[:3])}{more})"
-    return (f"{told}; copy that, or give -o a folder.", *needed.left)
+    told = f"{target} is written without the files that it refers to ({', '.join(names[:3])}{more})"
+    return (f"{told}; copy them, or give a folder to -o.", *needed.left)
 
 
 def _told(left: dict[str, str]) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def _told(left: dict[str, str]) -> tuple[str, ...]:
 
 
 def _place(site: Site, base: Path, place: PurePosixPath, address: str) -> tuple[PurePosixPath | None, str]:
-    """Where a file goes, below the new folder; or why it does not."""
+    """The path of a file below the new folder, or the reason why it is not copied."""
     if not address or address.startswith("#") or _FAR.match(address):
         return None, ""
     relative = address if address.startswith("/") or str(place) == "." else str(place / address)
@@ -109,16 +109,16 @@ def _place(site: Site, base: Path, place: PurePosixPath, address: str) -> tuple[
             try:
                 where = PurePosixPath(path.relative_to(base.absolute()).as_posix())
             except ValueError:
-                return None, "it lies outside of the page's folder"
+                return None, "it is outside of the page's folder"
             if PurePosixPath(re.split("[?@#]", where.name)[0]).suffix.lower() not in SUFFIXES:
-                return None, "files of this kind are not copied"
+                return None, "files of this type are not copied"
             return where, ""
         return None, ""
-    return None, "it lies outside of the page's folder, or is named by its place on this machine"
+    return None, "it is outside of the page's folder, or its path is absolute"
 
 
 def _named(tree: Any) -> Iterator[str]:
-    """Addresses of what a page shows or runs, joined to its base."""
+    """Addresses of the files that a page shows or runs, resolved against its base."""
     base = base_of(tree)
     for each in tree.iter_elements():
         name = str(each.tag)
@@ -135,7 +135,7 @@ def _named(tree: Any) -> Iterator[str]:
 
 
 def _styled(css: str) -> Iterator[str]:
-    """Addresses that a style sheet names."""
+    """Addresses in a style sheet."""
     for found in _URL.finditer(css[: 4 << 20]):
         address = next((group for group in found.groups() if group is not None), "")
         if address.strip():

@@ -21,18 +21,18 @@ PER_SHARD = 1000
 Outputs = Iterator[tuple[Key, Line, bytes]]
 
 exporter: Registry[Callable[[Outputs, Path, int], None]] = Registry("form of export")
-"""Writes outputs into a new folder; the number is how many go into one file."""
+"""Writes outputs into a new folder; the number is the outputs per file."""
 
 
 def export(folder: Path, output: Path, form: str, per_shard: int = PER_SHARD) -> dict[str, Any]:
-    """Write all outputs that are done, in order, each checked against its hash; all or nothing.
+    """Write all finished outputs in order, each checked against its hash; all or nothing.
 
     Args:
         output: a new folder.
         form: `folder`, `webdataset` or `parquet`.
 
     Raises:
-        DataError: a file is missing or damaged, or there is no output. OutputError: `output` exists.
+        DataError: a file is missing or damaged, or no output is finished. OutputError: `output` exists.
     """
     write, counted = exporter[form], 0
     job = read_job(folder)
@@ -42,7 +42,7 @@ def export(folder: Path, output: Path, form: str, per_shard: int = PER_SHARD) ->
         for key, line, content in contents(folder):
             if content is None:
                 raise DataError(
-                    f"{folder / line['path']} is missing or damaged; remove it and run the same sample run.",
+                    f"{folder / line['path']} is missing or damaged; remove it and repeat the same sample run.",
                     code="bad_data",
                 )
             counted += 1
@@ -51,14 +51,14 @@ def export(folder: Path, output: Path, form: str, per_shard: int = PER_SHARD) ->
     with publishing(output) as target:
         write(outputs(), target, per_shard)
         if not counted:
-            raise DataError(f"{folder} holds no output yet; run sample run first.", code="empty_file")
+            raise DataError(f"{folder} holds no outputs; start cm3kit sample run first.", code="empty_file")
         (target / JOB).write_text(f"{dump_json(job, indent=1)}\n", encoding="utf-8")
     return {"folder": output, "form": form, "outputs": counted, "missing": job["outputs"] - counted}
 
 
 @exporter("folder")
 def as_folder(outputs: Outputs, target: Path, per_shard: int) -> None:
-    """Files named by row, output and id, and a manifest that names them."""
+    """Files named by row, output and id, and a manifest of them."""
     lines = []
     for key, line, content in outputs:
         name = f"{_name(key)}{_safe(str(line['id']))}{_suffix(line)}"
@@ -69,7 +69,7 @@ def as_folder(outputs: Outputs, target: Path, per_shard: int) -> None:
 
 @exporter("webdataset")
 def as_webdataset(outputs: Outputs, target: Path, per_shard: int) -> None:
-    """`shard-000000.tar`, …: for each output its file and its line as `.json` under one key; no time, no owner."""
+    """`shard-000000.tar`, …: per output its file and manifest line (`.json`) under one key, without time and owner."""
     archive, count = None, 0
     try:
         for key, line, content in outputs:
@@ -92,7 +92,7 @@ def as_webdataset(outputs: Outputs, target: Path, per_shard: int) -> None:
 
 @exporter("parquet")
 def as_parquet(outputs: Outputs, target: Path, per_shard: int) -> None:
-    """`part-000000.parquet`, …: the file in `content`, what is usual in columns, and the whole line in `line`."""
+    """`part-000000.parquet`, …: the file in `content`, common fields in columns, the whole line in `line`."""
     parquet = need("pyarrow.parquet", "web", "Writing Parquet")
     import pyarrow
 
@@ -129,6 +129,6 @@ def _suffix(line: Line) -> str:
 
 
 def _safe(id: str) -> str:
-    """The id as part of a file name; nothing where it is only a number."""
+    """The id as part of a file name; empty if it is only a number."""
     words = re.sub(r"[^\w.-]+", "-", id).strip("-.")[:60]
     return "" if id.isdecimal() or not words else f"-{words}"

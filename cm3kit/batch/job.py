@@ -1,4 +1,4 @@
-"""What a sampling run is: its rows, its settings, and the outputs that are to be made."""
+"""A sampling run: its rows, its settings, and its outputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cm3kit_tokenizers.errors import ConfigError
 
 @dataclass(frozen=True)
 class SampleJob:
-    """What is to be sampled, and into which folder.
+    """Rows to sample, and the output folder.
 
     Attributes:
         prompts: a file of rows; see `rows.Asked`.
-        task: of rows that name none, as `n`, the number of their outputs.
-        seed: of the run; each row's own follows from it and the row's id. None takes the folder's, or draws one.
-        best_of: candidates for each output, of which `score` chooses one.
-        prompt_metadata: whether files and manifest tell prompt and settings.
+        task: default task of rows; `n` is the default number of outputs per row.
+        seed: of the run; the seeds of rows are derived from it and their ids. None uses the folder's, or draws one.
+        best_of: candidates per output, of which `score` chooses one.
+        prompt_metadata: whether files and manifest contain prompt and settings.
     """
 
     prompts: Path
@@ -43,13 +43,13 @@ class SampleJob:
 
 @dataclass(frozen=True)
 class How:
-    """How to run a job, which changes none of its outputs.
+    """Execution settings of a job; none changes its outputs.
 
     Attributes:
         shard: (i, n): only the rows i, i + n, i + 2n, …
-        resume: go on with a folder that was begun; otherwise it must be new.
-        retry_errors: try rows again that failed.
-        time_limit: seconds after which no row is begun.
+        resume: continue an existing folder; otherwise it must be new.
+        retry_errors: retry failed rows.
+        time_limit: seconds after which no row is started.
     """
 
     shard: Shard = (0, 1)
@@ -59,10 +59,11 @@ class How:
 
 
 def prepare(job: SampleJob, how: How) -> tuple[SampleJob, Rows]:
-    """Read the rows, and write the job down or hold it to what is written; the job with its seed."""
+    """Read the rows, and save the job or compare it with the saved one; returns the job with its seed."""
     if not how.resume and (job.output / JOB).exists():
         raise ConfigError(
-            f"{job.output} was begun before, and --no-resume is given; choose another -o.", code="bad_config"
+            f"{job.output} exists from an earlier run, and --no-resume is given; choose another -o.",
+            code="bad_config",
         )
     if job.best_of > 1:
         Selector.check(job.score)
@@ -72,7 +73,7 @@ def prepare(job: SampleJob, how: How) -> tuple[SampleJob, Rows]:
         try:
             begin(job.output, _told(drawn, rows))
             return drawn, rows
-        except ConfigError:  # another shard was quicker: its seed is the folder's
+        except ConfigError:  # another shard saved the job first: use its seed
             pass
     if job.seed is None:
         job = replace(job, seed=read_job(job.output)["seed"])
@@ -81,7 +82,7 @@ def prepare(job: SampleJob, how: How) -> tuple[SampleJob, Rows]:
 
 
 def _told(job: SampleJob, rows: Rows) -> dict[str, Any]:
-    """What outputs depend on; batch size, shards and devices are not among it."""
+    """All settings that outputs depend on; not batch size, shards and devices."""
     usual = asdict(GenerateOptions())
     kept = {key: value for key, value in asdict(plain(job.options)).items() if value != usual[key]}
     folder = find(job.model)
@@ -95,23 +96,23 @@ def _told(job: SampleJob, rows: Rows) -> dict[str, Any]:
 
 
 def plain(options: GenerateOptions) -> GenerateOptions:
-    """The options without the batch size, which changes no output."""
+    """The options without the batch size, which does not change outputs."""
     return replace(options, batch_size=None)
 
 
 def count(row: Row, job: SampleJob) -> int:
-    """Outputs of a row; one that is wrong has its error for one."""
+    """Number of outputs of a row; an invalid row counts as one, its error."""
     return 1 if row.error else row.asked.n or job.n
 
 
 def keys(job: SampleJob, rows: Rows, shard: Shard) -> list[Key]:
-    """Outputs that a shard is to make."""
+    """Outputs of a shard."""
     mine = [row for row in rows.rows if row.number % shard[1] == shard[0]]
     return [(row.number, index) for row in mine for index in range(count(row, job))]
 
 
 def tally(job: SampleJob, rows: Rows, shard: Shard) -> dict[str, Any]:
-    """What `run` returns."""
+    """The counts that `run` returns."""
     wanted, lines = keys(job, rows, shard), read_lines(job.output)
     statuses = [lines[key]["status"] for key in wanted if key in lines]
     done = statuses.count("ok")
@@ -122,5 +123,5 @@ def tally(job: SampleJob, rows: Rows, shard: Shard) -> dict[str, Any]:
 
 
 def seed_of(run_seed: int, id: str) -> int:
-    """The seed of a row without one: 53 bits, which JSON readers of any language keep."""
+    """The seed of a row without one: 53 bits, which JSON readers of any language keep exactly."""
     return int.from_bytes(hashlib.sha256(f"{run_seed}:{id}".encode()).digest()) >> 203

@@ -1,4 +1,4 @@
-"""What is in the folder of a sampling run: counted, checked, merged."""
+"""Count, check and merge the folder of a sampling run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP = 64
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Counts of a folder: `outputs` that are wanted, and how many are `done`, `failed` and `missing`."""
+    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed` and `missing`."""
     job, statuses = read_job(folder), [line["status"] for line in read_lines(folder).values()]
     done = statuses.count("ok")
     return {
@@ -29,10 +29,10 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def status(folder: Path, verify: bool = False) -> dict[str, Any]:
-    """`summary`, the failures by code, the shards at work, and with `verify` the files that are not as they were.
+    """`summary`, the failures by code, the running shards, and with `verify` the files that have changed.
 
     Raises:
-        DataError: it is no folder of a sampling run.
+        DataError: the folder is not that of a sampling run.
     """
     found = summary(folder)
     codes: dict[str, int] = {}
@@ -46,7 +46,7 @@ def status(folder: Path, verify: bool = False) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> Iterator[tuple[Key, Line, bytes | None]]:
-    """Every output that is done, in order, with its file; None where that is missing or not what it was."""
+    """Every finished output in order, with its file; None if that is missing or has changed."""
     for key, line in sorted(read_lines(folder).items()):
         if line["status"] == "ok":
             yield key, line, _content(folder, line)
@@ -54,7 +54,7 @@ def contents(folder: Path) -> Iterator[tuple[Key, Line, bytes | None]]:
 
 def _content(folder: Path, line: Mapping[str, Any]) -> bytes | None:
     path = folder / str(line["path"])
-    # A manifest is a file that anyone may have written: it does not point out of its folder.
+    # A manifest is untrusted: its paths must not leave its folder.
     if not path.resolve().is_relative_to(folder.resolve()):
         return None
     try:
@@ -65,11 +65,11 @@ def _content(folder: Path, line: Mapping[str, Any]) -> bytes | None:
 
 
 def merge(folder: Path, others: tuple[Path, ...] = (), warn: Warn = lambda line: None) -> dict[str, Any]:
-    """Put the manifests of all shards into one, sorted, and with them what other folders of the same job hold.
+    """Merge the manifests of all shards into one, sorted, together with the outputs of other folders of the same job.
 
     Raises:
-        OutputError: a process is at work in one of the folders (`in_use`).
-        ConfigError: another folder is of another job. DataError: a file of another folder is damaged.
+        OutputError: a process is using one of the folders (`in_use`).
+        ConfigError: one of `others` belongs to another job. DataError: a file of `others` is damaged.
     """
     for other in others:
         begin(folder, read_job(other))
@@ -98,7 +98,7 @@ def merge(folder: Path, others: tuple[Path, ...] = (), warn: Warn = lambda line:
 
 
 def _fetch(other: Path, folder: Path) -> None:
-    """Copy files that are not there yet."""
+    """Copy missing files."""
     group: list[tuple[Path, bytes]] = []
     known = read_lines(folder)
     for key, line, content in contents(other):
@@ -118,6 +118,6 @@ def _fetch(other: Path, folder: Path) -> None:
 
 
 def check_new(path: Path, force: bool) -> None:
-    """OutputError (`exists`) if something is there already and `force` is off."""
+    """OutputError (`exists`) if the path exists and `force` is off."""
     if os.path.lexists(path) and not force:
         raise OutputError(f"{path} exists already; choose another name or add --force.", code="exists")

@@ -1,6 +1,6 @@
-"""Several processes on one folder: started here, or by `accelerate launch` and `torchrun`; each is a shard.
+"""Several processes on one folder, one shard each: started here, or by `accelerate launch` and `torchrun`.
 
-When the run itself is killed, its processes end at their next group of outputs.
+When the parent is killed, its processes end after their current group of outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def part(shard: Shard, index: int, count: int) -> Shard:
 
 
 def launched(shard: Shard, device: str, environment: Mapping[str, str]) -> tuple[Shard, str]:
-    """The shard and the device of this process, if a launcher started it as one of several (RANK, WORLD_SIZE)."""
+    """Shard and device of this process, taken from RANK and WORLD_SIZE if a launcher started it."""
     try:
         world, rank = int(environment.get("WORLD_SIZE", 1)), int(environment.get("RANK", 0))
         local = int(environment.get("LOCAL_RANK", rank))
@@ -49,9 +49,9 @@ def run_processes(
     job: SampleJob, how: How, count: int, watch: Watch = lambda done, total, note: None,
     warn: Warn = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """As `run.run`, in `count` processes, each with its share of the processors; then their manifests are merged.
+    """As `run.run`, in `count` processes, each with its share of the cores; then their manifests are merged.
 
-    A process that dies leaves its rows to the next run.
+    Rows of a process that dies are sampled by the next run.
     """
     job, rows = prepare(job, how)
     context = multiprocessing.get_context("spawn")
@@ -75,7 +75,7 @@ def run_processes(
     for worker in workers:
         if worker.error is not None:
             raise Cm3kitError(worker.error[1], code=worker.error[0])
-    if how.shard == (0, 1):  # other shards may still be at work
+    if how.shard == (0, 1):  # otherwise other shards may still be running
         return merge(job.output, warn=warn)
     return tally(job, rows, how.shard)
 
@@ -100,7 +100,7 @@ def _listen(workers: list[_Worker], watch: Watch, warn: Warn) -> None:
             except (EOFError, OSError):
                 worker.over = True
                 worker.process.join()
-                warn(f"a process ended with {worker.process.exitcode}; run the same command for its rows")
+                warn(f"a process ended with {worker.process.exitcode}; repeat the command for its rows")
                 continue
             if kind == "at":
                 worker.done, worker.total, worker.note = value

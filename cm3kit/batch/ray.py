@@ -23,14 +23,14 @@ from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 class Sample:
     """Adds to rows with `prompt` (and `id`, `seed`) the columns `content`, `suffix`, `logprob` and `error`.
 
-    Outputs are those of `sample run` with the same run seed, but for what they say of themselves. With
-    `ray.data`'s `CheckpointConfig(id_column="id", …)` a job goes on where it was stopped.
+    Outputs equal those of `sample run` with the same run seed, except for embedded metadata. With `ray.data`'s
+    `CheckpointConfig(id_column="id", …)` a job can be resumed.
 
     Args:
-        model: name or folder, as each machine finds it.
-        task: what to make; pages are not for this.
-        seed: of the run; a row's own follows from it and the row's id.
-        options: as of `Kit.generate`.
+        model: name or folder, resolved on each machine.
+        task: any task but `infill`.
+        seed: of the run; seeds of rows are derived from it and their ids.
+        options: as for `Kit.generate`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Sample:
         options: Mapping[str, Any] | None = None, device: str = "auto",
     ) -> None:  # fmt: skip
         if task == "infill":
-            raise ConfigError("Ray Data rows are prompts; fill pages by sample run.", code="bad_value")
+            raise ConfigError("Ray Data rows are prompts; fill pages with sample run.", code="bad_value")
         self._kit, self._task, self._seed = cm3kit.load(model, device), task, seed
         self._options = GenerateOptions(**{"batch_size": BATCH_SIZE, **(options or {})})
 

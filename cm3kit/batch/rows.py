@@ -1,4 +1,4 @@
-"""Rows to sample, from .txt, .jsonl, .csv and .parquet files. A row that is wrong is kept with its error."""
+"""Rows to sample, from .txt, .jsonl, .csv and .parquet files. An invalid row is kept with its error."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _OPTIONS = TypeAdapter(GenerateOptions)
 
 
 class Asked(Settings):
-    """What a row may say; all settings of `GenerateOptions` may stand beside it.
+    """Fields of a row, in addition to all settings of `GenerateOptions`.
 
     Attributes:
-        prompt: words; for a caption, the path of a picture.
-        page: path of a page with gaps, and `html` the page itself; `select` CSS selectors of more gaps.
-        root: folder of the page's site, whose pictures may be opened; unless given, the page's own.
-        uncover: take away what would hide a drawn picture, see `Page.uncovered`.
-        guided_choice: what every answer may say, by the names that vLLM has for it; as `constrain`.
-        task: what to make; a page is filled.
-        seed: the row's own; unless given it follows from the run's seed and the row's id.
-        id: the row's name; unless given its number.
+        prompt: text; for a caption, the path of a picture.
+        page: path of a page with gaps, and `html` the page itself; `select` CSS selectors of further gaps.
+        root: folder of the page's site, whose pictures may be opened; by default the page's own.
+        uncover: remove attributes that would hide a generated picture, see `Page.uncovered`.
+        guided_choice: the allowed content of every gap, by vLLM's names; as `constrain`.
+        task: the task; a page is always filled.
+        seed: the row's own; by default derived from the run's seed and the row's id.
+        id: the row's name; by default its number.
         n: outputs of this row.
-        meta: anything; it is carried into the manifest.
+        meta: any JSON value; it is copied into the manifest.
     """
 
     prompt: str = ""
@@ -69,9 +69,9 @@ COLUMNS = (*Asked.model_fields, *OPTIONS)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a file: its number from 0, its name, where it stands, and what it asks or why it cannot.
+    """A row of a file: number from 0, name, location in the file, and its fields or its error.
 
-    `options` are those that the row gives itself.
+    `options` are the row's own.
     """
 
     number: int
@@ -84,7 +84,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a file, its folder (paths in rows start there) and the SHA-256 of its bytes."""
+    """The rows of a file, its folder (paths in rows are relative to it) and the SHA-256 of its bytes."""
 
     rows: tuple[Row, ...]
     folder: Path
@@ -92,25 +92,25 @@ class Rows:
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a file, in order; blank lines of .txt and .jsonl are none.
+    """The rows of a file, in order; blank lines of .txt and .jsonl are skipped.
 
     Raises:
         DataError: the file is missing, unreadable or empty, or its header has an unknown column.
-        ConfigError: the suffix is none of those known (`bad_value`).
+        ConfigError: the suffix is unknown (`bad_value`).
     """
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ConfigError(f"{path} is no prompt file; use one of {', '.join(READERS)}.", code="bad_value")
+        raise ConfigError(f"{path} is not a prompt file; use one of {', '.join(READERS)}.", code="bad_value")
     data = _bytes(path)
     read = data if path.suffix.lower() == ".parquet" else as_utf8(data, path)
     found = tuple(_unique(_row(number, *each) for number, each in enumerate(reader(read, path))))
     if not found:
-        raise DataError(f"{path} holds no row; write a prompt a line.", code="empty_file")
+        raise DataError(f"{path} holds no rows; write one prompt per line.", code="empty_file")
     return Rows(found, path.resolve().parent, hashlib.sha256(data).hexdigest())
 
 
 def options_of(row: Row, base: GenerateOptions) -> GenerateOptions:
-    """The options of a run with those of a row over them."""
+    """The options of a run, overridden by those of a row."""
     return replace(base, **(row.options or {}))
 
 
@@ -136,11 +136,11 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
     except (RecursionError, ValueError, TypeError) as error:
         if not isinstance(error, UnicodeEncodeError):
             wrong = DataError(
-                f"{where} cannot be kept: {type(error).__name__}; mend the row.", code="bad_data"
+                f"{where} cannot be saved as JSON: {type(error).__name__}; fix the row.", code="bad_data"
             )
             return Row(number, str(number), where, error=wrong)
-        # half a surrogate pair, which JSON can spell and no file can hold
-        wrong = DataError(f"{where} holds a character that is none; mend the row.", code="bad_data")
+        # a lone surrogate, which JSON can escape and UTF-8 cannot encode
+        wrong = DataError(f"{where} holds a lone surrogate; fix the row.", code="bad_data")
         return Row(number, str(number), where, error=wrong)
     given = under_new_names(given)
     name = str(number) if given.get("id") in (None, "") else str(given["id"])
@@ -161,7 +161,7 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "row"
         line = " ".join(f"{where}: {place}: {problem['msg']}".split())
-        return Row(number, name, where, error=DataError(f"{line}; mend the row.", code="bad_data"))
+        return Row(number, name, where, error=DataError(f"{line}; fix the row.", code="bad_data"))
     except DataError as error:
         return Row(number, name, where, error=error)
     except ConfigError as error:
@@ -170,12 +170,12 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
 
 
 def _unique(rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows of a name that was given before are wrong: their outputs could not be told apart."""
+    """Rows with a duplicate id become errors: their outputs could not be distinguished."""
     found = list(rows)
     wanted = {row.id: row.number for row in reversed(found) if row.error is None}
     for row in found:
         if row.error is None and wanted[row.id] != row.number:
-            text = f"{row.where}: the id {row.id!r} was given before; give each row its own."
+            text = f"{row.where}: the id {row.id!r} occurs twice; give each row its own."
             yield replace(row, error=DataError(text, code="bad_data"))
         else:
             yield row
@@ -183,7 +183,7 @@ def _unique(rows: Iterator[Row]) -> Iterator[Row]:
 
 def _unknown(name: str, where: str) -> str:
     near = get_close_matches(name, COLUMNS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else 'put what is only to be carried along into "meta".'
+    hint = f"did you mean {near[0]!r}?" if near else 'put data for the manifest into "meta".'
     return f"{where}: {name!r} is unknown; {hint}"
 
 
@@ -204,7 +204,7 @@ def _from_jsonl(data: bytes, path: Path) -> Iterator[Raw]:
         if isinstance(row, dict):
             yield where, row
         else:
-            yield where, DataError(f"{where} is not a JSON object; mend the line.", code="bad_data")
+            yield where, DataError(f"{where} is not a JSON object; fix the line.", code="bad_data")
 
 
 def _lines(data: bytes) -> Iterator[tuple[str, str | Cm3kitError]]:
@@ -232,11 +232,11 @@ def _from_csv(data: bytes, path: Path) -> Iterator[Raw]:
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text; convert it.", code="unreadable_file") from None
     except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error}; mend the file.", code="bad_data") from None
+        raise DataError(f"{path} is not CSV: {error}; fix the file.", code="bad_data") from None
 
 
 def _cell(key: str, value: str) -> Any:
-    """A cell of CSV: JSON where it is a list or an object, or one selector."""
+    """A CSV cell: JSON if it is a list or an object, or one selector."""
     if key not in ("prompt", "html", "id") and value[:1] in ("[", "{"):
         try:
             return json.loads(value)

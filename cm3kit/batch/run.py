@@ -1,4 +1,4 @@
-"""Sample the rows of a file into a folder, and go on where a run before was stopped."""
+"""Sample the rows of a file into a folder, resuming an earlier run."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ Chosen = tuple[Order, Result | Filled | Exception, Mapping[str, Any]]
 Watch = Callable[[int, int, str], None]
 Warn = Callable[[str], None]
 
-# Rows decoded together, unless the user says otherwise; results do not depend on it.
+# Default batch size; results do not depend on it.
 BATCH_SIZE = 16
-# Outputs are put on the disk in groups: as many, or after so many seconds.
+# Outputs are flushed to disk in groups: after this many, or after this many seconds.
 GROUP, SECONDS = 16, 1.0
 
 
@@ -45,14 +45,14 @@ def run(
     job: SampleJob, how: How | None = None, watch: Watch = lambda done, total, note: None,
     warn: Warn = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Sample what is not there yet.
+    """Sample the missing outputs.
 
     Returns:
-        Of the shard: how many outputs are `done`, `failed` and `missing`; the run's `seed`, and the folder.
+        For the shard: how many outputs are `done`, `failed` and `missing`; the run's `seed`, and the folder.
 
     Raises:
-        ConfigError: the folder was begun for something else, or an option is wrong.
-        DataError: the file of rows cannot be used. OutputError: the folder cannot be written, or is in use.
+        ConfigError: the folder belongs to another job, or an option is invalid.
+        DataError: the file of rows is invalid. OutputError: the folder cannot be written, or is in use.
         ModelError: see `cm3kit.load`.
     """
     how = how or How()
@@ -62,7 +62,7 @@ def run(
 
 
 class _Run:
-    """One process at work on one shard."""
+    """One process that samples one shard."""
 
     def __init__(self, job: SampleJob, rows: Rows, how: How, watch: Watch, warn: Warn) -> None:
         self._job, self._rows, self._how, self._watch = job, rows, how, watch
@@ -78,7 +78,7 @@ class _Run:
         self._signals = Signals()
 
     def _there(self, warn: Warn) -> dict[Key, str]:
-        """Status of outputs that need not be made again."""
+        """Status of outputs that are not sampled again."""
         mine = set(keys(self._job, self._rows, self._how.shard))
         found, lost = {}, 0
         for key, line in read_lines(self._job.output).items():
@@ -89,13 +89,13 @@ class _Run:
                 continue
             found[key] = str(line["status"])
         if found:
-            warn(f"{len(found)} of {self._total} outputs are there already")
+            warn(f"{len(found)} of {self._total} outputs are done already")
         if lost:
-            warn(f"{lost} files of the manifest are missing and will be made again")
+            warn(f"{lost} files of the manifest are missing and will be sampled again")
         return found
 
     def work(self) -> dict[str, Any]:
-        """Make what is missing."""
+        """Sample the missing outputs."""
         if len(self._lines) < self._total:
             kit = cm3kit.load(self._job.model, device=self._job.device)
             selector = Selector(kit, self._job.score) if self._job.best_of > 1 else None
@@ -125,7 +125,7 @@ class _Run:
                 self._commit(False)
                 self._signals.check()
         finally:
-            # What is finished is kept, whatever stops the rest.
+            # Finished outputs are saved even if an error ends the run.
             self._commit(True)
 
     def _finish(
@@ -136,7 +136,7 @@ class _Run:
         candidates: Sequence[tuple[Order, Result | Filled | Exception]],
         selector: Selector | None,
     ) -> None:
-        """Choose an output and take it down; whatever goes wrong with that is the row's."""
+        """Choose among candidates and save the output; errors are recorded for the row."""
         try:
             self._add(kit, row, key, choose(candidates, selector))
         except BaseException as error:
@@ -145,7 +145,7 @@ class _Run:
             self._fail(row, [key[1]], as_exception(error))
 
     def _orders(self) -> Iterator[Order]:
-        """What is left to make; a row that is wrong is written down on the way."""
+        """Orders for the missing outputs; invalid rows are recorded as errors."""
         limit = self._how.time_limit
         for row in self._mine:
             self._signals.check()
@@ -166,7 +166,7 @@ class _Run:
                     yield replace(start, index=number, key=((row.number, index), row))
 
     def _order(self, row: Row) -> Order:
-        """A row's order, but for the number; whatever is wrong with it is raised."""
+        """The order of a row without its number; raises the row's error."""
         if row.error:
             raise row.error
         asked, seed = row.asked, row.asked.seed
@@ -257,7 +257,7 @@ class _Run:
         return f"{rate:.2f} outputs/s, {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
 
     def _record(self, kit: Kit, order: Order) -> Mapping[str, Any]:
-        """How an output says that it was made; the batch size changes nothing, and is left out."""
+        """The record of an output, without the batch size, which does not change outputs."""
         options = plain(order.options)
         name = f"{order.task} {options!r}"
         if name not in self._records:
@@ -265,7 +265,7 @@ class _Run:
         return self._records[name]
 
     def _log(self, kit: Kit) -> None:
-        """Write down who works here."""
+        """Save versions, device and time of this process."""
         name = outputs.run_id("sample")
         shard = f"{self._how.shard[0]}/{self._how.shard[1]}"
         said = {
@@ -283,7 +283,7 @@ class _Run:
 def choose(
     candidates: Sequence[tuple[Order, Result | Filled | Exception]], selector: Selector | None
 ) -> Chosen:
-    """The candidate to keep, and why; an error only where there is nothing else."""
+    """The candidate to keep and its score; an error only if all candidates failed."""
     ordered = sorted(candidates, key=lambda each: each[0].index)
     usable = [each for each in ordered if not isinstance(each[1], Exception)]
     if selector is None or not usable:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag that every row looks at: an exception alone can get lost in a destructor."""
+"""Ctrl-C and SIGTERM as a flag that is checked per row, as an exception can be lost in a destructor."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Self
 
 
 class Signals:
-    """While it is entered, a signal is noted before it interrupts as it did; what is noted interrupts again."""
+    """Context manager that records a signal before the previous handler runs; `check` raises it again."""
 
     def __init__(self) -> None:
         self._come: list[int] = []
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Note signals, where that is possible: in the main thread."""
+        """Install the handlers, if in the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if callable(handler := signal.getsignal(number)):
@@ -25,13 +25,13 @@ class Signals:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave signals to whoever had them."""
+        """Restore the previous handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers.clear()
 
     def check(self) -> None:
-        """KeyboardInterrupt if a signal has come, whatever became of the exception that it raised."""
+        """Raise KeyboardInterrupt if a signal was received."""
         if self._come:
             raise KeyboardInterrupt
 

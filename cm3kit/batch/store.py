@@ -1,12 +1,12 @@
-"""The folder of a sampling run: files that appear whole, and a manifest to which a line is added when they are there.
+"""The folder of a sampling run: atomically written files, and a manifest with one line per finished output.
 
-    job.json                        what the folder is for
+    job.json                        the job of the folder
     files/000/000042-0.png          output 0 of row 42
-    manifest.jsonl                  a line an output; an output is done when its line is there
-    manifest-00001-of-00004.jsonl   the same of a shard, until `merge`
-    runs/<run id>.json              one a process: versions, device, when
+    manifest.jsonl                  one line per output; an output is done when its line is there
+    manifest-00001-of-00004.jsonl   the lines of one shard, until `merge`
+    runs/<run id>.json              one per process: versions, device, times
 
-Lines say nothing of time and process, so that a run that was killed ends with the lines of one that was not.
+Lines hold no time and process id, so that an interrupted run ends with the same lines as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
 
 Shard = tuple[int, int]
 Key = tuple[int, int]
-"""Number of a row, and which of its outputs."""
+"""Number of a row, and index of its output."""
 Line = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An output: the line of the manifest without what depends on the file, and the file; None for an error."""
+    """An output: its manifest line without the fields of the file, and the file; None for an error."""
 
     line: Line
     suffix: str = ""
@@ -50,7 +50,7 @@ class Made:
 
 
 def manifest_name(shard: Shard) -> str:
-    """The manifest of a shard; the only one is called `manifest.jsonl`."""
+    """File name of the manifest of a shard; `manifest.jsonl` if there is only one."""
     return MANIFEST if shard[1] == 1 else f"manifest-{shard[0]:05d}-of-{shard[1]:05d}.jsonl"
 
 
@@ -60,15 +60,15 @@ def manifests(folder: Path) -> list[Path]:
 
 
 def file_name(key: Key, suffix: str) -> str:
-    """Where an output goes, from the folder."""
+    """Path of an output relative to the folder."""
     return f"{FILES}/{key[0] // 1000:03d}/{key[0]:06d}-{key[1]}{suffix}"
 
 
 def read_lines(folder: Path) -> dict[Key, Line]:
-    """What is done, by row and output; a torn line is none, and of two that say the same the later one counts.
+    """Finished outputs by row and output; torn lines are ignored, and of two lines for one output the later counts.
 
     Raises:
-        DataError: a line names another file than its output's own (`bad_data`).
+        DataError: a line names a file other than its own (`bad_data`).
     """
     found: dict[Key, Line] = {}
     for path in manifests(folder):
@@ -78,17 +78,17 @@ def read_lines(folder: Path) -> dict[Key, Line]:
                     line = json.loads(raw) if raw.endswith(b"\n") else {}
                     key = (int(line["row"]), int(line["index"]))
                     _check(line, key, path)
-                    # A failure that another shard has mended since is none.
+                    # A failure that another shard has retried successfully is ignored.
                     if line["status"] == "ok" or found.get(key, line)["status"] != "ok":
                         found[key] = line
     return found
 
 
 def _check(line: Line, key: Key, manifest: Path) -> None:
-    """Hold a line to what `Store.commit` writes: a manifest is a file that anyone may have written.
+    """Check that a line could be from `Store.commit`, as manifests are untrusted.
 
     Raises:
-        DataError: it names another file than its own. KeyError, TypeError: it says too little.
+        DataError: it names a file other than its own. KeyError, TypeError: fields are missing or of a wrong type.
     """
     if min(key) < 0 or line["status"] not in ("ok", "error"):
         raise KeyError("status")
@@ -100,42 +100,42 @@ def _check(line: Line, key: Key, manifest: Path) -> None:
     suffix = Path(line["path"]).suffix
     if suffix not in SUFFIXES or line["path"] != file_name(key, suffix):
         raise DataError(
-            f"{manifest}: row {key[0]} names {line['path'][:80]!r} as its file, which is not its own; remove the line.",
+            f"{manifest}: row {key[0]} names the file {line['path'][:80]!r}, which is not its own; remove the line.",
             code="bad_data",
         )
 
 
 def read_job(folder: Path) -> dict[str, Any]:
-    """What a folder is for; DataError if it is no folder of a sampling run."""
+    """The job of a folder; DataError if it is not the folder of a sampling run."""
     try:
         found: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not all(
             isinstance(found.get(name), int) for name in ("seed", "outputs")
         ):
-            raise ValueError("it does not name seed and outputs")
+            raise ValueError("seed and outputs are missing")
         if isinstance(found.get("options"), dict):
             found["options"] = under_new_names(found["options"])
         return found
     except FileNotFoundError:
         raise DataError(
-            f"{folder} holds no {JOB}; it is not a folder of sample run.", code="no_file"
+            f"{folder} holds no {JOB}; it is not the folder of a sampling run.", code="no_file"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / JOB} cannot be read: {error}.", code="bad_data") from None
 
 
 def begin(folder: Path, said: Mapping[str, Any]) -> None:
-    """Write down what the folder is for, or hold the run to what is.
+    """Save the job of a folder, or compare the run with the saved job.
 
     Raises:
-        ConfigError: it was begun for something else (`bad_config`).
+        ConfigError: the folder belongs to another job (`bad_config`).
         OutputError: it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be made: {error.strerror}; change -o.", code="cannot_write"
+            f"{folder} cannot be created: {error.strerror}; change -o.", code="cannot_write"
         ) from None
     text = dump_json(said, indent=1)
     try:
@@ -147,7 +147,7 @@ def begin(folder: Path, said: Mapping[str, Any]) -> None:
     for name in now:
         if begun.get(name) != now[name]:
             raise ConfigError(
-                f"{folder} was begun with another {name} ({_short(begun.get(name))}, and now {_short(now[name])});"
+                f"{folder} was started with another {name} ({_short(begun.get(name))}, now {_short(now[name])});"
                 " choose another -o.",
                 code="bad_config",
             )
@@ -164,7 +164,7 @@ def overlap(first: Shard, second: Shard) -> bool:
 
 
 def held(folder: Path) -> list[Shard]:
-    """Shards that processes are working on."""
+    """Shards that are locked by a process."""
     found = []
     for path in sorted(folder.glob(".lock-*-of-*")):
         if (match := _LOCK.fullmatch(path.name)) and not _free(path):
@@ -185,17 +185,17 @@ def _free(path: Path) -> bool:
 
 @contextmanager
 def claim(folder: Path, shard: Shard) -> Iterator[None]:
-    """Hold a shard of a folder; whoever dies lets go of it.
+    """Lock a shard of a folder; the lock ends with the process.
 
     Raises:
-        OutputError: another process works on some of its rows (`in_use`).
+        OutputError: another process has some of its rows (`in_use`).
     """
     with (folder / ".lock").open("ab") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         taken = [each for each in held(folder) if overlap(each, shard)]
         if taken:
             raise OutputError(
-                f"{folder}: a process is at work on shard {taken[0][0]}/{taken[0][1]}, which has rows in common"
+                f"{folder}: a process is running shard {taken[0][0]}/{taken[0][1]}, which has rows in common"
                 f" with {shard[0]}/{shard[1]}; wait for it, or join as another shard of {taken[0][1]}.",
                 code="in_use",
             )
@@ -210,7 +210,7 @@ def claim(folder: Path, shard: Shard) -> Iterator[None]:
 
 
 class Store:
-    """Takes outputs of one shard down. Use it while the shard is claimed."""
+    """Saves outputs of one shard. Use it only while the shard is locked."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
         self.folder, self._path = folder, folder / manifest_name(shard)
@@ -220,7 +220,7 @@ class Store:
         self._mend()
 
     def _mend(self) -> None:
-        """Cut off a line that was being written when the process died."""
+        """Truncate a line that was left incomplete by a crash."""
         size = os.fstat(self._file).st_size
         end, block = size, 1 << 16
         while end > 0:
@@ -235,7 +235,7 @@ class Store:
             os.fsync(self._file)
 
     def commit(self, made: Sequence[Made]) -> None:
-        """Put files on the disk, and then their lines."""
+        """Flush files to disk, then their lines."""
         files, lines = [], []
         for each in made:
             line = dict(each.line)
@@ -257,10 +257,10 @@ class Store:
             os.fsync(self._file)
         except OSError as error:
             raise OutputError(
-                f"{self._path} cannot be written: {error.strerror}; free some space, and run the same command.",
+                f"{self._path} cannot be written: {error.strerror}; free some space, and repeat the command.",
                 code="no_space" if error.errno in (28, 122) else "cannot_write",
             ) from error
 
     def close(self) -> None:
-        """Let go of the manifest."""
+        """Close the manifest."""
         os.close(self._file)

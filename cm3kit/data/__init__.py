@@ -1,4 +1,4 @@
-"""Corpora that cm3kit can build."""
+"""Corpora: builders, documents, encodings and token shards."""
 
 from cm3kit.data.dictionary import build_emoji
 

@@ -1,4 +1,4 @@
-"""Corpora that can be built from packages, and those whose builder lies beside their checkpoint."""
+"""Corpora built from packages, and those with a builder beside their checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Builder(Protocol):
     def __call__(
         self, packages: Path, output: Path, report: Callable[[int, int], None], workers: int
     ) -> dict[str, Any]:
-        """`packages` holds what was unpacked; `output` is a folder that does not exist."""
+        """`packages` is the folder of unpacked packages; `output` is a folder that does not exist."""
 
 
 corpus: Registry[Builder] = Registry("corpus")
@@ -51,10 +51,10 @@ def _summaries(
 
 
 def builder(name: str) -> Builder:
-    """The builder of a corpus, read from `checkpoints/NAME/build.py` if that is where it is.
+    """The builder of a corpus, loaded from `checkpoints/NAME/build.py` if it is there.
 
     Raises:
-        ConfigError: there is none of that name (`bad_value`).
+        ConfigError: the name is unknown (`bad_value`).
     """
     known = sorted({*corpus, *(path.parent.name for path in CHECKPOINTS.glob("*/build.py"))})
     path = CHECKPOINTS / name / "build.py"
@@ -62,7 +62,7 @@ def builder(name: str) -> Builder:
         load_file(path)
     if name not in corpus:
         raise ConfigError(
-            f"no corpus {name!r}: there are {', '.join(known)}; builders beside a checkpoint come with a checkout of"
+            f"unknown corpus {name!r}; known: {', '.join(known)}. Builders beside a checkpoint come with a checkout of"
             " the repository, not with the installed package.",
             code="bad_value",
         )

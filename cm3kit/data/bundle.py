@@ -1,6 +1,6 @@
-"""Documents and the codes of their pictures in one small folder, for a machine that has no pages.
+"""Documents and the codes of their pictures in one small folder, for training without the pages.
 
-A bundle holds ids of two bytes, in which a picture is one number, and the codes of every encoding of each picture.
+A bundle holds ids of two bytes, in which a picture is one number, and the codes of all encodings of each picture.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 INDEX = "bundle.json"
-PICTURE = 0xFFFF  # stands for a picture where ids do; which one is told apart
-PART = 15_000_000  # bytes of a file of codes
+PICTURE = 0xFFFF  # placeholder of a picture among ids; its number is stored separately
+PART = 15_000_000  # bytes per file of codes
 HELD = 256
 
 
@@ -35,7 +35,7 @@ def bundle(
     folder: Path, text: TextTokenizer, image: ImageTokenizer, output: Path, views: int, cache: Path,
     watch: Watch = lambda done, total: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Encode a corpus and write its bundle, with up to 256 of its pages that are held out; returns its figures.
+    """Encode a corpus and write its bundle, with up to 256 held-out pages; returns its figures.
 
     Raises:
         OutputError: `output` exists. Others as `save_bundle` and `load_documents`.
@@ -61,7 +61,7 @@ def save_bundle(
     image: ImageTokenizer,
     folder: Path,
 ) -> None:
-    """Write a bundle of documents with their encodings, and some held-out documents as plain ids.
+    """Write a bundle of documents with their encodings, and held-out documents as plain ids.
 
     Raises:
         ConfigError: ids need more than two bytes, or the documents have no encodings of their own (`bad_value`).
@@ -69,7 +69,7 @@ def save_bundle(
     """
     found = documents.encodings
     if found is None or len(tokenizer.vocab) >= PICTURE:
-        raise ConfigError("a bundle is of documents with views, in fewer than 65,535 ids.", code="bad_value")
+        raise ConfigError("a bundle needs documents with views, and fewer than 65,535 ids.", code="bad_value")
     flat = [part for each in documents.ids for part in each]
     held_flat = [id for each in held for id in each]
     tensors = {
@@ -99,11 +99,11 @@ def save_bundle(
 def load_bundle(
     folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer
 ) -> tuple[Documents, list[list[int]]]:
-    """The documents of a bundle, and those that are held out.
+    """Load the documents of a bundle, and its held-out documents.
 
     Raises:
         ConfigError: it was made by other tokenizers (`bad_config`).
-        DataError: it is not whole (`bad_data`).
+        DataError: it is incomplete or damaged (`bad_data`).
     """
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def load_bundle(
             load_file(folder / f"codes-{number:03}.safetensors")["codes"] for number in range(index["codes"])
         ]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder} is no whole bundle: {error}.", code="bad_data") from error
+        raise DataError(f"{folder} is not a complete bundle: {error}.", code="bad_data") from error
     for name, mine in (("text", tokenizer.text.sha256), ("image", image.sha256)):
         if index[f"{name}_sha256"] != mine:
             raise ConfigError(
@@ -129,7 +129,7 @@ def load_bundle(
 def open_documents(
     folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer, cache: Path, views: ViewSettings
 ) -> tuple[Documents, list[list[int]]]:
-    """The documents of a bundle or of a folder of pages, and those that are held out where they are at hand."""
+    """The documents of a bundle or of a folder of pages, and the held-out documents of a bundle."""
     if (folder / INDEX).is_file():
         return load_bundle(folder, tokenizer, image)
     return load_documents(folder, tokenizer, image, cache, views=views), []
@@ -137,14 +137,14 @@ def open_documents(
 
 @dataclass(frozen=True)
 class Flat(Sequence[list[int]]):
-    """Documents in one tensor, made lists where they are asked for: processes that share them copy nothing."""
+    """Documents in one tensor, converted to lists on access, so that processes share them without copies."""
 
     ids_N: Tensor
     ends_B: Tensor
 
     @classmethod
     def of(cls, ids_N: Tensor, sizes_B: Tensor, pictures: Tensor) -> Flat:
-        """From ids in which `PICTURE` stands for the next of `pictures`, and the sizes of documents."""
+        """From ids in which each `PICTURE` is replaced by the next of `pictures`, and the sizes of documents."""
         wide_N = ids_N.to(torch.int32)
         wide_N[wide_N == PICTURE] = -1 - pictures
         return cls(wide_N, sizes_B.long().cumsum(0))

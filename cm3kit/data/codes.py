@@ -1,8 +1,8 @@
-"""Shards of codes: what an image tokenizer made of a folder of pictures, kept so that it is made once.
+"""Shards of codes: the cached output of an image tokenizer for a folder of pictures.
 
-A folder of codes belongs to one tokenizer, and says so in its name and in every file. A shard is one safetensors
-file, written whole or not at all: `codes` (pictures, codes a picture) in uint16 or uint32, and in its header the
-name and SHA-256 of each picture. Where a picture is in several shards, the last one counts.
+A folder of codes belongs to one tokenizer, recorded in its name and in every file. A shard is one safetensors file,
+written atomically: `codes` (pictures, codes per picture) in uint16 or uint32, and in its header the name and SHA-256
+of each picture. If a picture is in several shards, the last one counts.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Shard:
         names: the pictures' paths in their folder, with `/`.
         hashes: SHA-256 of each picture's file.
         tokenizer: hash of the tokenizer (`ImageTokenizer.sha256`).
-        precision: number format that it computed in, on which codes depend a little.
+        precision: number format of the computation, on which codes depend slightly.
         grid: rows and columns.
-        size: how many codes there are.
+        size: number of codes of the tokenizer.
     """
 
     codes_BN: Array
@@ -72,7 +72,7 @@ def read_shards(source: Path) -> list[Shard]:
     """The shards of a folder (or of a folder of such folders with one inside), or one shard, oldest first.
 
     Raises:
-        DataError: there are none, one is damaged, or a name leads out of the folder (`bad_data`).
+        DataError: there are none, one is damaged, or a name leaves the folder (`bad_data`).
     """
     paths = [source] if source.is_file() else _paths(source)
     if not paths and source.is_dir():
@@ -84,7 +84,7 @@ def read_shards(source: Path) -> list[Shard]:
             )
         paths = _paths(inner[0]) if inner else []
     if not paths:
-        raise DataError(f"{source} holds no codes; make some with: cm3kit tokenize image.", code="bad_data")
+        raise DataError(f"{source} holds no codes; create them with: cm3kit tokenize image.", code="bad_data")
     return [_read(path) for path in paths]
 
 
@@ -112,12 +112,12 @@ def _read(path: Path) -> Shard:
         rows, columns = (int(each) for each in json.loads(header["grid"]))
         size = int(header["size"])
         if codes_BN.shape != (len(pictures), rows * columns) or codes_BN.dtype != dtype_of(size):
-            raise ValueError("its codes have another shape")
+            raise ValueError("the type or shape of its codes is wrong")
         if codes_BN.size and int(codes_BN.max()) >= size:
             raise ValueError(f"it holds a code that is not below {size}")
         outside = [name for name, _ in pictures if not _inside(name)]
         if outside:
-            raise ValueError(f"the name {outside[0][:60]!r} leads out of its folder")
+            raise ValueError(f"the name {outside[0][:60]!r} leaves its folder")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         line = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is not a shard of codes: {line}.", code="bad_data") from error

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor
 
 from cm3kit.data.encodings import Encodings, Watch, encode
+from cm3kit.data.prepared import is_prepared
 from cm3kit.data.views import ViewSettings
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
@@ -27,11 +28,12 @@ from cm3kit_tokenizers.site import Site
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 PLAIN = ViewSettings()
+SHIPPED = Path("data/emoji")  # where the corpus of the model that ships is built
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A page of a corpus: where it is, whether it is trained on, how often it is drawn."""
+    """A page of a corpus: its path, split and sampling weight."""
 
     path: Path
     split: str
@@ -39,15 +41,26 @@ class Listed:
 
 
 def listing(folder: Path) -> list[Listed]:
-    """Pages of `manifest.jsonl`, or every .html file below the folder with one in 20 held out as `rest`."""
+    """Pages of `manifest.jsonl`, or all .html files below the folder, of which one in 20 is held out as `rest`."""
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
         lines = manifest.read_text(encoding="utf-8").splitlines()
         return [_listed(folder, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     paths = sorted(folder.rglob("*.html"))
     if not paths:
-        raise DataError(f"{folder} holds no .html pages; build the corpus with: make data.", code="bad_data")
+        raise DataError(f"{folder} {_lacking(folder)}", code="bad_data")
     return [Listed(path, "rest" if index % 20 == 10 else "train", 1.0) for index, path in enumerate(paths)]
+
+
+def _lacking(folder: Path) -> str:
+    """Why a folder has no pages, and what to do about it."""
+    if is_prepared(folder):
+        return "is prepared and not packed: make shards of it with cm3kit data pack, and name these."
+    if folder == SHIPPED:
+        return "is not there; name your own folder of pages (--set data=FOLDER), or build the one of emoji: make data."
+    if not folder.is_dir():
+        return "is no folder; name one of pages: --set data=FOLDER."
+    return "holds no .html pages; cm3kit data prepare reads pages of other kinds (docs/data.md)."
 
 
 def _listed(folder: Path, number: int, line: str) -> Listed:
@@ -61,37 +74,43 @@ def _listed(folder: Path, number: int, line: str) -> Listed:
         ) from error
 
 
-def read_nodes(path: Path, root: Path | None = None) -> list[Node]:
-    """Minimal HTML of a page; pictures that the folder of its site does not hold are dropped.
+def read_nodes(
+    path: Path, root: Path | None = None, lost: Callable[[str], object] = lambda address: None
+) -> list[Node]:
+    """Minimal HTML of a page; pictures outside of its site's folder are dropped.
 
     Args:
-        root: the folder of the site; unless given, the page's own.
+        root: the folder of the site; by default the page's own.
+        lost: called with the address of each dropped picture.
 
     Raises:
-        DataError: the page is missing, empty or no page.
+        DataError: the page is missing, empty or invalid.
     """
     try:
-        return Page.parse(path.read_bytes()).nodes(usable=partial(_opens, Site(path.parent, root)))
+        return Page.parse(path.read_bytes()).nodes(usable=partial(_opens, Site(path.parent, root), lost))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
     except PageError as error:
         raise DataError(f"{path}: {error.args[0]}", code="bad_data") from error
 
 
-def _opens(site: Callable[[str], bytes], address: str) -> bool:
+def _opens(site: Callable[[str], bytes], lost: Callable[[str], object], address: str) -> bool:
     try:
         site(address)
     except PictureError:
+        lost(address)
         return False
     return True
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents as ids, without end-of-document ids, how often each is drawn, and where its page is in the corpus.
+    """Documents as ids without end-of-document ids, their sampling weights, and the paths of their pages.
 
-    With `encodings`, whose codes are ids too, picture k stands in a document as the one number −1−k, and each time that
-    the document is drawn one of its encodings is put there.
+    `lost` is the number of dropped pictures.
+
+    With `encodings`, whose codes are ids too, picture k is the single number −1−k in a document, and each time the
+    document is drawn it is replaced by one of its encodings.
     """
 
     ids: Sequence[list[int]]
@@ -100,14 +119,15 @@ class Documents:
     encodings: Encodings | None = None
     views: ViewSettings = PLAIN
     known_as: str = ""
+    lost: int = 0
 
     def pick(self, rng: Generator, count: int) -> list[int]:
-        """The numbers of `count` documents, drawn by weight."""
+        """Indices of `count` documents, drawn by weight."""
         picked: list[int] = torch.multinomial(self.weights_B, count, replacement=True, generator=rng).tolist()
         return picked
 
     def draw(self, rng: Generator, count: int) -> Iterator[list[int]]:
-        """`count` documents by weight."""
+        """`count` documents, drawn by weight."""
         for index in self.pick(rng, count):
             yield self._seen(self.ids[index], rng)
 
@@ -119,13 +139,18 @@ class Documents:
         return [id for part in parts for id in (next(codes) if part < 0 else (part,))]
 
     @cached_property
-    def mean_length(self) -> float:
-        """Ids of a document, on average over all that there are."""
+    def lengths(self) -> list[int]:
+        """Ids of each document."""
         longer = self.encodings.codes_NL.shape[1] - 1 if self.encodings else 0
-        return sum(len(each) + longer * sum(id < 0 for id in each) for each in self.ids) / len(self.ids)
+        return [len(each) + longer * sum(id < 0 for id in each) for each in self.ids]
+
+    @property
+    def mean_length(self) -> float:
+        """Mean number of ids of a document."""
+        return sum(self.lengths) / len(self.lengths)
 
     def fingerprint(self) -> str:
-        """A hash of names, lengths and weights; codes of pictures are not in it, as they may differ by the machine."""
+        """A hash of names, lengths and weights; not of picture codes, which may depend on the machine."""
         known = [self.names, [len(each) for each in self.ids], self.weights_B.tolist()]
         return self.known_as or hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
@@ -135,52 +160,69 @@ def load_documents(
     only: Collection[Path] | None = None, views: ViewSettings = PLAIN,
     watch: Watch = lambda done, total: None,
 ) -> Documents:  # fmt: skip
-    """Encode every page of a split, pictures as `views` say; parsed pages are kept in the folder `cache`.
+    """Encode all pages of a split, pictures according to `views`; parsed pages are stored in the folder `cache`.
 
     Args:
-        only: the pages that are wanted, of those of the split.
-        watch: called with (pictures encoded, pictures in all).
+        only: restrict to these pages of the split.
+        watch: called with (pictures encoded, pictures in total).
     """
     pages = [each for each in listing(folder) if each.split == split and (only is None or each.path in only)]
     if not pages:
-        raise DataError(f"{folder} has no page of the split {split!r}.", code="bad_data")
-    parsed, pictures = parse_pages(pages, folder, tokenizer, cache)
+        raise DataError(f"{folder} has no pages of the split {split!r}.", code="bad_data")
+    parsed, pictures, lost = parse(pages, folder, tokenizer, cache)
     names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
     weights_B = torch.tensor([each.weight for each in pages])
     found = encode(pictures, folder, image, views, cache, watch=watch)
     if views.count > 1:
         ids = torch.tensor([tokenizer.image_ids(row) for row in found.codes_NL.tolist()])
-        return Documents(parsed, weights_B, names, replace(found, codes_NL=ids), views)
+        return Documents(parsed, weights_B, names, replace(found, codes_NL=ids), views, lost=lost)
     codes = [tokenizer.image_ids(row) for row in found.codes_NL.tolist()]
     documents = tuple(
         [id for part in row for id in (codes[-1 - part] if part < 0 else (part,))] for row in parsed
     )
-    return Documents(documents, weights_B, names)
+    return Documents(documents, weights_B, names, lost=lost)
 
 
 def parse_pages(
     pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
 ) -> tuple[list[list[int]], list[str]]:
-    """Ids of pages with picture k as −1−k, and the pictures' addresses from the folder of the corpus."""
+    """Ids of pages with picture k as −1−k, and the pictures' paths relative to the corpus folder."""
+    rows, pictures, _ = parse(pages, folder, tokenizer, cache)
+    return rows, pictures
+
+
+def parse(
+    pages: list[Listed], folder: Path, tokenizer: PageTokenizer, cache: Path
+) -> tuple[list[list[int]], list[str], int]:
+    """As `parse_pages`, with the number of dropped pictures."""
     stamp = [_stamp(each.path) for each in pages]
     known = json.dumps(
-        ["sites", stamp, tokenizer.vocab.to_dict(), [piece.hex() for piece in tokenizer.text.pieces]]
+        [
+            "sites and losses",
+            stamp,
+            tokenizer.vocab.to_dict(),
+            [piece.hex() for piece in tokenizer.text.pieces],
+        ]
     )
     path = cache / f"pages-{hashlib.sha256(known.encode()).hexdigest()[:16]}.safetensors"
     if not path.is_file():
         numbers: dict[str, int] = {}
-        rows = [_parse(each.path, folder, tokenizer, numbers) for each in pages]
+        lost: list[str] = []
+        rows = [_parse(each.path, folder, tokenizer, numbers, lost) for each in pages]
         tensors = {
             "ids": torch.tensor([id for row in rows for id in row], dtype=torch.int32),
             "sizes": torch.tensor([len(row) for row in rows], dtype=torch.int32),
         }
         cache.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, save(tensors, {"pictures": json.dumps(list(numbers))}), force=True)
+        write_atomic(
+            path, save(tensors, {"pictures": json.dumps(list(numbers)), "lost": str(len(lost))}), force=True
+        )
     with safe_open(path, "pt") as opened:
         ids, sizes = opened.get_tensor("ids").tolist(), opened.get_tensor("sizes").tolist()
-        pictures: list[str] = json.loads(opened.metadata()["pictures"])
+        told = opened.metadata()
+    pictures: list[str] = json.loads(told["pictures"])
     ends = list(itertools.accumulate(sizes))
-    return [ids[end - size : end] for end, size in zip(ends, sizes, strict=True)], pictures
+    return [ids[end - size : end] for end, size in zip(ends, sizes, strict=True)], pictures, int(told["lost"])
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
@@ -191,18 +233,22 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_size, found.st_mtime_ns
 
 
-def _parse(path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str, int]) -> list[int]:
+def _parse(
+    path: Path, folder: Path, tokenizer: PageTokenizer, numbers: dict[str, int], lost: list[str]
+) -> list[int]:
     site = Site(path.parent, folder)
 
     def number(picture: Picture) -> Codes:
         name = _name(site, picture.src.strip())
         return [-1 - numbers.setdefault(name, len(numbers)) - tokenizer.vocab.image.start], None
 
-    return [id for id in tokenizer.encode(read_nodes(path, folder), number) if isinstance(id, int)]
+    return [
+        id for id in tokenizer.encode(read_nodes(path, folder, lost.append), number) if isinstance(id, int)
+    ]
 
 
 def _name(site: Site, src: str) -> str:
-    """The address of a picture from the folder of the corpus."""
+    """Path of a picture relative to the corpus folder."""
     if src[:5].lower() == "data:":
         return src
     found = next((steps for steps in site.paths(src) if site.root.joinpath(*steps).is_file()), [src])

@@ -56,7 +56,7 @@ def build_emoji(
         packages: the folder that the packages were unpacked into (it holds `usr/share`).
         output: a folder that does not exist; it gets `pictures/`, the pages, `entries.jsonl`,
             `manifest.jsonl` (page, slug, split, weight) and `LICENSES.md`.
-        report: called with (entries done, entries in all).
+        report: called with (entries done, entries in total).
     """
     share = packages / "usr/share"
     if output.exists():
@@ -86,7 +86,7 @@ def build_emoji(
 
 
 def read_entries(share: Path) -> list[Entry]:
-    """Every name that the font draws as one glyph, with what the other packages know of it."""
+    """All names for which the font has one glyph, with their data from the other packages."""
     font = BitmapFont(share / FONT)
     names = [each for each in read_names(share / NAMES) if font.glyph(each.codepoints)]
     keywords, wordnet = read_keywords(share / CLDR), WordNet(share / WORDNET)
@@ -118,7 +118,7 @@ def read_entries(share: Path) -> list[Entry]:
                 (sense.kind_of or "") if sense else "",
                 _neighbours(kin.get(each.subgroup, []), slugs[each.name]),
                 split[each.name],
-                # Variants are many, and so alike that they are told apart only if seen almost as often as others.
+                # The many variants look so alike that they are only learnt if seen almost as often as others.
                 sizes[each.base] ** -0.1,
             )
         )
@@ -169,7 +169,7 @@ def _slugs(names: list[Name]) -> dict[str, str]:
 
 
 def _neighbours(kin: list[str], slug: str, count: int = 3) -> tuple[str, ...]:
-    """The next entries of the same subgroup, round the end."""
+    """The next entries of the same subgroup, cyclically."""
     start = kin.index(slug) + 1 if slug in kin else sum(map(ord, slug)) % max(1, len(kin))
     turned = kin[start:] + kin[:start]
     return tuple(each for each in turned if each != slug)[:count]
@@ -179,7 +179,7 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-LICENSES = """# Where this corpus comes from
+LICENSES = """# Sources of this corpus
 
 - Pictures: Noto Color Emoji, © Google Inc.; font under the SIL Open Font License 1.1, artwork under Apache-2.0.
 - Names, groups and keywords: Unicode emoji-test.txt and CLDR annotations, © Unicode, Inc.; Unicode License v3.

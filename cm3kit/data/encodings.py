@@ -1,4 +1,4 @@
-"""Codes of a corpus' pictures, each picture in one or several encodings, and the file that keeps them."""
+"""Codes of a corpus' pictures, with one or several encodings per picture, and their cache file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Encodings:
-    """`codes_NL` of all encodings; picture p has the `counts_P[p]` from `starts_P[p]` on, the plain one first."""
+    """`codes_NL` of all encodings; picture p has `counts_P[p]` rows from `starts_P[p]` on, the plain one first."""
 
     codes_NL: Tensor
     starts_P: Tensor
@@ -39,14 +39,14 @@ class Encodings:
         return cls(torch.cat(list(codes)), counts_P.cumsum(0) - counts_P, counts_P)
 
     def draw(self, pictures: Sequence[int], settings: ViewSettings, rng: Generator) -> list[list[int]]:
-        """Codes of some pictures, each in an encoding that is drawn."""
+        """Codes of some pictures, each in a randomly drawn encoding."""
         counts = self.counts_P[list(pictures)].tolist()
         starts = self.starts_P[list(pictures)].tolist()
         picked = chosen(counts, settings, rng)
         return [self.codes_NL[start + which].tolist() for start, which in zip(starts, picked, strict=True)]
 
     def plain(self, picture: int) -> list[int]:
-        """Codes of a picture as it is."""
+        """Codes of a picture without augmentation."""
         return list(self.codes_NL[self.starts_P[picture]].tolist())
 
 
@@ -54,7 +54,7 @@ def encode(
     names: Sequence[str], folder: Path, image: ImageTokenizer, settings: ViewSettings, cache: Path | None = None,
     batch: int = 64, watch: Watch = lambda done, total: None,
 ) -> Encodings:  # fmt: skip
-    """Encode pictures of a corpus; several encodings of each are kept in the folder `cache`."""
+    """Encode pictures of a corpus; several encodings of each are stored in the folder `cache`."""
     path = (
         cache / f"codes-{_key(names, folder, image, settings)}.safetensors"
         if cache and settings.count > 1
@@ -89,11 +89,11 @@ def _encode_batch(
 def encode_pixels(
     white_BCHW: Tensor, opacity_B1HW: Tensor | None, image: ImageTokenizer, settings: ViewSettings, first: int
 ) -> list[Tensor]:
-    """Codes (views, L) of each of some pictures; the views depend on `first`, the number of the first picture.
+    """Codes (views, L) of each picture; the views depend on `first`, the index of the first picture.
 
     Args:
         white_BCHW: RGB over white, uint8, of the tokenizer's size.
-        opacity_B1HW: their opacity, uint8; None encodes them once, as what is opaque everywhere is.
+        opacity_B1HW: their opacity, uint8; None encodes them once, as opaque pictures.
     """
     device = image.codebook_KD.device
     white_BCHW = white_BCHW.to(device)
@@ -109,7 +109,7 @@ def encode_pixels(
 
 
 def _opacity(data: bytes) -> Image.Image:
-    """How opaque a picture is, as a grey picture."""
+    """The alpha channel of a picture as a grey picture."""
     with Image.open(io.BytesIO(data)) as opened:
         return opened.convert("RGBA").getchannel("A").convert("RGB")
 

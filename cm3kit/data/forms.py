@@ -1,4 +1,4 @@
-"""The varied forms that one dictionary entry takes as a page."""
+"""The page templates (forms) of a dictionary entry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Word(Protocol):
-    """What a form needs of a dictionary entry."""
+    """Fields of a dictionary entry that forms use."""
 
     @property
     def slug(self) -> str: ...  # noqa: D102
@@ -121,7 +121,7 @@ FORMS: dict[str, Form] = {
     "entry": entry, "plate": plate, "caption": caption, "figure": figure,
     "article": article, "table": table, "shelf": shelf,
 }  # fmt: skip
-# How often training meets each form; the bare picture is the short road from words to codes.
+# Sampling weight of each form; the bare picture is the shortest context from text to codes.
 SHARES = {
     "entry": 0.12,
     "plate": 0.6,

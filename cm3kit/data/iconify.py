@@ -23,7 +23,7 @@ VARIATION = 0xFE0F
 
 
 def plain(points: Points) -> Points:
-    """Code points without variation selectors, which sets write or leave out as they like."""
+    """Code points without variation selectors, which sets use inconsistently."""
     return tuple(point for point in points if point != VARIATION)
 
 
@@ -33,10 +33,10 @@ def slug(name: str) -> str:
 
 
 class IconSet:
-    """The drawings of one artist.
+    """The drawings of one icon set.
 
     Raises:
-        DataError: the folder holds no icon set (`no_file`), or a broken one (`bad_data`).
+        DataError: the folder holds no icon set (`no_file`), or a malformed one (`bad_data`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,11 +55,11 @@ class IconSet:
                 plain(tuple(int(code, 16) for code in key.split("-"))): name for key, name in by_hex.items()
             }
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is no icon set: {error}.", code="bad_data") from error
+            raise DataError(f"{path} is not an icon set: {error}.", code="bad_data") from error
         self._squashed = {name.replace("-", ""): name for name in (*self._aliases, *self._icons)}
 
     def find(self, points: Points, *names: str) -> str | None:
-        """The icon of a character sequence, or else of the first of some names that there is."""
+        """The icon of a character sequence, else that of the first existing name."""
         for found in (self._chars.get(plain(points)), *map(slug, names)):
             if found and (found in self._icons or found in self._aliases):
                 return found
@@ -67,7 +67,7 @@ class IconSet:
         return next(filter(None, squashed), None)
 
     def svg(self, icon: str) -> str:
-        """The drawing of an icon of `find`."""
+        """The SVG of an icon from `find`."""
         changes: dict[str, Any] = {}
         while icon not in self._icons:
             changes = {**self._aliases[icon], **changes}
@@ -86,7 +86,7 @@ BOX = {"left": 0, "top": 0, "width": 16, "height": 16}
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """An SVG in the middle of a transparent square, RGBA.
+    """Render an SVG centred on a transparent square, RGBA.
 
     Raises:
         DataError: resvg-py is missing (`missing_extra`), or the SVG cannot be drawn (`bad_picture`).
@@ -107,7 +107,7 @@ def render(svg: str, size: int) -> Image.Image:
 
 
 def squared(picture: Image.Image, size: int) -> Image.Image:
-    """A picture scaled into the middle of a transparent square, RGBA."""
+    """A picture scaled and centred on a transparent square, RGBA."""
     rgba = picture.convert("RGBA")
     scale = size / max(rgba.size)
     small = rgba.resize(

@@ -18,7 +18,7 @@ Split = Literal["train", "tone", "rest"]
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 _TONE = re.compile(r"\b(medium-light|medium-dark|light|medium|dark) skin tone\b")
 _LINE = re.compile(r"^(?P<codes>[0-9A-F ]+?)\s*; (?P<status>[a-z-]+)\s*# \S+ E[0-9.]+ (?P<name>.+)$")
-# Shapes whose colour, and clocks whose hands, must be composed from others.
+# Held out: coloured shapes and clock times that a model must compose from others.
 COMPOSED = frozenset(
     {
         "green circle",
@@ -79,7 +79,7 @@ def read_names(path: Path) -> list[Name]:
 
 
 def splits(names: Iterable[Name]) -> dict[str, Split]:
-    """Which names are trained on, and which are held out as a skin tone or otherwise.
+    """Split of each name: training, or held out as a skin tone or otherwise.
 
     With h = SHA-256 of the UTF-8 name: of a base that comes in five single tones, the tone number
     h(base)[1] mod 5 is held out if h(base)[0] < 51; of all other names, those with h(name)[0] < 13;
@@ -97,7 +97,7 @@ def _split(each: Name, in_five_tones: bool) -> Split:
     if in_five_tones and len(each.tones) == 1:
         first, second = hashlib.sha256(each.base.encode()).digest()[:2]
         return "tone" if first < 51 and TONES.index(each.tones[0]) == second % 5 else "train"
-    typed = {each.name, each.name.replace("'", "’")}  # held out however its apostrophe is typed
+    typed = {each.name, each.name.replace("'", "’")}  # held out in both spellings of the apostrophe
     held = each.name in COMPOSED or any(hashlib.sha256(name.encode()).digest()[0] < 13 for name in typed)
     return "rest" if held else "train"
 

@@ -1,4 +1,4 @@
-"""Pictures out of a colour bitmap font: character sequence → ligature glyph → PNG strike (CBDT/CBLC)."""
+"""Pictures from a colour bitmap font: character sequence → ligature glyph → PNG strike (CBDT/CBLC)."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ class BitmapFont:
         self._ligatures = _ligatures(font)
 
     def glyph(self, codepoints: Sequence[int]) -> str | None:
-        """Name of the one glyph that a character sequence resolves to, or None."""
+        """Name of the single glyph of a character sequence, or None."""
         mapped = [(code, self._cmap.get(code)) for code in codepoints]
         names = [name for code, name in mapped if name is not None or code != VARIATION]
         if None in names:
             return None
         shaped = self._shape([str(name) for name in names])
-        if len(shaped) != 1:  # the variation selector has a glyph in some fonts; sequences vary in using it
+        if len(shaped) != 1:  # the variation selector has a glyph in some fonts, and is optional in sequences
             bare = [str(name) for code, name in mapped if code != VARIATION]
             shaped = self._shape(bare)
         return shaped[0] if len(shaped) == 1 and shaped[0] in self._strikes else None
 
     def _shape(self, names: list[str]) -> list[str]:
-        """Replace the longest ligature at each place, left to right, until nothing changes."""
+        """Replace the longest ligature at each position, left to right, until nothing changes."""
         out: list[str] = []
         while names:
             best = next(

@@ -12,7 +12,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 
+from cm3kit.data.corpus import SHIPPED
 from cm3kit.data.dictionary import Entry, load_entries
+from cm3kit.data.prepared import PICTURES, is_prepared
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -30,11 +32,11 @@ class PictureSet:
     entries: tuple[Entry, ...] = ()
 
     def draw(self, rng: Generator, size: int) -> Tensor:
-        """`size` pictures, by weight."""
+        """`size` pictures, drawn by weight."""
         return self.pixels_BCHW[self.pick(rng, size)]
 
     def pick(self, rng: Generator, size: int) -> Tensor:
-        """The numbers of `size` pictures, drawn by weight."""
+        """Indices of `size` pictures, drawn by weight."""
         return torch.multinomial(self.weights_B, size, replacement=True, generator=rng)
 
     def fingerprint(self) -> str:
@@ -43,7 +45,7 @@ class PictureSet:
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
     def held_out(self, count: int | None) -> Tensor:
-        """The first `count` held-out pictures (all for None), or the first of all if none is held out."""
+        """The first `count` held-out pictures (all for None), or the first pictures if none is held out."""
         held = (self.weights_B == 0).nonzero()[:, 0]
         if not len(held):
             return self.pixels_BCHW[: count or len(self.pixels_BCHW)]
@@ -52,9 +54,9 @@ class PictureSet:
 
 
 def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
-    """Pictures of a corpus with its splits and weights, or of any folder with one in 20 held out.
+    """Pictures of a corpus with its splits and weights, or of any folder, of which one in 20 is held out.
 
-    A corpus says of its pictures in `pictures.jsonl` (file, split, weight), or has `entries.jsonl` of the dictionary.
+    A corpus lists its pictures in `pictures.jsonl` (file, split, weight), or has `entries.jsonl` of the dictionary.
     """
     if (folder / LISTED).is_file():
         entries = []
@@ -69,13 +71,23 @@ def load_pictures(folder: Path, tokenizer: ImageTokenizer) -> PictureSet:
         names = tuple(entry.name for entry in entries)
     else:
         entries = []
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        inside = folder / PICTURES if is_prepared(folder) else folder
+        paths = sorted(path for path in inside.rglob("*") if path.suffix.lower() in SUFFIXES)
         weights = [0.0 if index % 20 == 10 else 1.0 for index in range(len(paths))]
         names = tuple(path.stem for path in paths)
     if not any(weights):
-        raise DataError(f"{folder} holds no pictures; build the corpus with: make data.", code="bad_data")
+        raise DataError(f"{folder} {_lacking(folder)}", code="bad_data")
     pixels_BCHW = torch.cat([tokenizer.pixels([_open(path)]) for path in paths])
     return PictureSet(pixels_BCHW, torch.tensor(weights), names, tuple(entries))
+
+
+def _lacking(folder: Path) -> str:
+    """Why a folder has no pictures, and what to do about it."""
+    if folder == SHIPPED:
+        return "is not there; name your own folder of pictures (--set data=FOLDER), or build that of emoji: make data."
+    if not folder.is_dir():
+        return "is no folder; name one of pictures: --set data=FOLDER."
+    return f"holds no pictures ({', '.join(sorted(SUFFIXES))}) to train on."
 
 
 def _listed(path: Path) -> list[dict[str, Any]]:

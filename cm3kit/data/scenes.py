@@ -1,4 +1,4 @@
-"""Scenes put together from drawings with transparency: pairs, counts, colours and grounds, with captions."""
+"""Scenes composed of drawings with transparency: pairs, counts, colours and backgrounds, with captions."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ GROUNDS = {
     "blue": (160, 200, 245), "purple": (205, 175, 240), "pink": (250, 195, 220), "grey": (200, 200, 205),
     "black": (30, 30, 34), "brown": (190, 160, 130),
 }  # fmt: skip
-GROUNDED = 0.25  # share of scenes that have a coloured ground besides
+GROUNDED = 0.25  # share of other scenes with a coloured background
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 
 
 @dataclass(frozen=True, slots=True)
 class Sprite:
-    """A drawing that scenes are made of."""
+    """A drawing for scenes."""
 
     name: str
     artist: str
@@ -37,7 +37,7 @@ class Sprite:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A scene in a file: its caption, and what is where as (name, left, top, right, bottom) of the picture's pixels."""
+    """A scene in a file: its caption, and its objects as (name, left, top, right, bottom) in pixels."""
 
     file: str
     slug: str
@@ -48,7 +48,7 @@ class Scene:
 
 
 def is_held_out(first: str, second: str) -> bool:
-    """Whether no scene of two names is trained on."""
+    """Whether scenes of two names are held out of training."""
     low, high = sorted((first, second))
     return hashlib.sha256(f"{low}+{high}".encode()).digest()[0] < 16
 
@@ -57,7 +57,7 @@ def make(
     folder: Path, sprites: Sequence[Sprite], count: int, size: int,
     report: Callable[[int, int], None] = lambda done, total: None, workers: int = 1,
 ) -> list[Scene]:  # fmt: skip
-    """Draw scenes into `folder`/pictures/scene by so many processes; scene i depends on i and the sprites alone."""
+    """Draw scenes into `folder`/pictures/scene in several processes; scene i depends only on i and the sprites."""
     made: list[Scene] = []
     with ProcessPoolExecutor(
         workers, initializer=_Stock.take_up, initargs=(folder, list(sprites), size)
@@ -69,7 +69,7 @@ def make(
 
 
 class _Stock:
-    """What a process draws scenes from."""
+    """The sprites of a process."""
 
     folder: Path
     size: int
@@ -79,7 +79,7 @@ class _Stock:
 
     @classmethod
     def take_up(cls, folder: Path, sprites: list[Sprite], size: int) -> None:
-        """Sort the sprites, once in a process."""
+        """Sort the sprites, once per process."""
         cls.folder, cls.size = folder, size
         cls.by_name, cls.by_artist = defaultdict(list), defaultdict(list)
         for each in sprites:
@@ -129,12 +129,12 @@ def _paste(
 
 
 def a(name: str) -> str:
-    """A name behind its article."""
+    """A name with its indefinite article."""
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def several(name: str) -> str:
-    """The plural of a name, by the rules for nouns that have one."""
+    """The plural of a name, by the rules of regular nouns."""
     if name.endswith(("s", "x", "z", "ch", "sh")):
         return f"{name}es"
     return f"{name[:-1]}ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else f"{name}s"
@@ -216,7 +216,7 @@ def _coloured(folder: Path, first: Sprite, second: Sprite, size: int, rng: rando
 
 
 def recoloured(sprite: Image.Image, colour: str) -> Image.Image:
-    """The sprite in another colour: hues that are close to its commonest turn, greys and all else stay."""
+    """Recolour a sprite: hues close to its most common one are rotated; greys and other hues stay."""
     hue, saturation, value = sprite.convert("RGB").convert("HSV").split()
     h, s, v = (np.asarray(each).astype(np.int64) for each in (hue, saturation, value))
     opaque = np.asarray(sprite.getchannel("A")) > 128

@@ -1,7 +1,7 @@
-"""Token shards, read where they lie: documents by number, and rows of them in an order that can be taken up anywhere.
+"""Memory-mapped token shards: documents by index, and rows of them in an order that can be resumed anywhere.
 
-The order of an epoch is a permutation that arithmetic gives, so no worker has to tell another where it is: row r of
-epoch e is the same for any number of workers, processes and machines.
+The order of an epoch is a computed permutation, so workers need no communication: row r of epoch e is the same for
+any number of workers, processes and machines.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Numbers = NDArray[np.int64]
 
 
 class TokenShards:
-    """Documents of packed shards, by number.
+    """Documents of packed shards, by index.
 
     Raises:
         DataError: the folder holds no shards, or damaged ones.
-        ModelError: `text_sha256` or `image_sha256` is not that of the tokenizer that made them.
+        ModelError: `text_sha256` or `image_sha256` differs from that of the tokenizer that made them.
     """
 
     def __init__(self, folder: Path, text_sha256: str | None = None, image_sha256: str | None = None) -> None:
@@ -43,7 +43,7 @@ class TokenShards:
             self._dtype = np.dtype(self.index["dtype"]).newbyteorder("<")
             opened = [self._open(each) for each in self.index["shards"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder} holds no whole token shards: {error}.", code="bad_data") from error
+            raise DataError(f"{folder} holds no valid token shards: {error}.", code="bad_data") from error
         for kind, mine in (("text", text_sha256), ("image", image_sha256)):
             if mine is not None and mine != self.index[f"{kind}_sha256"]:
                 raise ModelError(
@@ -67,7 +67,7 @@ class TokenShards:
         size = path.stat().st_size
         whole = len(offsets) == len(held) + 1 == shard["documents"] + 1 and bool((np.diff(offsets) > 0).all())
         if not whole or offsets[0] != 0 or offsets[-1] * self._dtype.itemsize != size:
-            raise ValueError(f"{path.name} is not as long as its offsets say")
+            raise ValueError(f"the length of {path.name} does not match its offsets")
         return np.memmap(path, self._dtype, "r"), offsets, held
 
     def __len__(self) -> int:
@@ -83,8 +83,16 @@ class TokenShards:
         ids: list[int] = self._tokens[shard][start:stop].tolist()
         return ids
 
+    def counts(self, held: bool = False) -> Numbers:
+        """How often each id of the id space is in the documents that are held out, or in the others."""
+        total = np.zeros(len(self.vocab), np.int64)
+        for tokens, offsets, first in zip(self._tokens, self._offsets, self._firsts[:-1], strict=True):
+            chosen = self.held[first : first + len(offsets) - 1] == held
+            total += np.bincount(tokens[np.repeat(chosen, np.diff(offsets))], minlength=len(total))
+        return total
+
     def fingerprint(self) -> str:
-        """A hash of which documents there are, in which order and length, and of which are held out."""
+        """A hash of the documents' keys, order, lengths and held-out flags."""
         parts = (
             self.lengths.astype("<i8").tobytes(),
             self.held.tobytes(),
@@ -93,7 +101,7 @@ class TokenShards:
         return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
     def key(self, number: int) -> tuple[str, int]:
-        """Which page a document is, and which piece of it."""
+        """Key of the document's page, and number of the piece."""
         shard = int(np.searchsorted(self._firsts, number, side="right")) - 1
         with (self.folder / f"{self.index['shards'][shard]['name']}.keys").open(encoding="utf-8") as file:
             line = next(each for place, each in enumerate(file) if place == number - int(self._firsts[shard]))
@@ -102,10 +110,10 @@ class TokenShards:
 
 
 def shuffled(places: Numbers, size: int, *seeds: int) -> Numbers:
-    """Where the places of 0 … size − 1 go in a permutation of them; the seeds pick the permutation.
+    """Images of `places` under a permutation of 0 … size − 1 that is determined by the seeds.
 
-    A Feistel network on as many bits as `size` needs, walked until the place is below `size` (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", 2002): no table, and the same on every machine.
+    A Feistel network on as many bits as `size` needs, applied until the value is below `size` (cycle walking: Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002): no table, and the same on every machine.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = np.uint64(2**half - 1)
@@ -125,7 +133,7 @@ def shuffled(places: Numbers, size: int, *seeds: int) -> Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The next row to be taken."""
+    """Position of the next row."""
 
     epoch: int = 0
     row: int = 0
@@ -137,10 +145,10 @@ class Rows:
     Args:
         shards: the documents.
         window: length of a row in ids.
-        seed: of the order; epochs have orders of their own.
-        reserve: ids that are kept free for each document, for what an objective adds to it.
-        copies: how many times its length a document takes.
-        held: take the documents that are held out, instead of the others.
+        seed: of the order; each epoch has its own order.
+        reserve: ids per document that are left for what an objective adds.
+        copies: number of times that an objective repeats a document in a row.
+        held: use the held-out documents instead of the others.
     """
 
     def __init__(
@@ -156,13 +164,13 @@ class Rows:
         self.shards, self.window, self.seed = shards, window, seed
         self.numbers: Numbers = np.flatnonzero(shards.held == held)
         if not len(self.numbers):
-            raise DataError(f"{shards.folder} has no document to train on.", code="bad_data")
+            raise DataError(f"{shards.folder} has no documents to train on.", code="bad_data")
         self.costs: Numbers = np.minimum(window, copies * shards.lengths[self.numbers] + reserve)
         self._plan = lru_cache(maxsize=2)(self._planned)
         self._counts: dict[int, int] = {}
 
     def _planned(self, epoch: int) -> tuple[Numbers, Numbers]:
-        """The order of an epoch, and the place in it where each row starts, and the end."""
+        """The order of an epoch, and the start of each row in it, with the end."""
         size = len(self.numbers)
         order = shuffled(np.arange(size), size, self.seed, epoch)
         ends = np.cumsum(self.costs[order])
@@ -173,28 +181,28 @@ class Rows:
         return order, np.asarray(bounds)
 
     def count(self, epoch: int) -> int:
-        """Rows of an epoch."""
+        """Number of rows of an epoch."""
         if epoch not in self._counts:
             self._counts[epoch] = len(self._plan(epoch)[1]) - 1
         return self._counts[epoch]
 
     def row(self, cursor: Cursor) -> list[tuple[int, int]]:
-        """(document, ids that it may take) of a row, in order."""
+        """(document, its limit of ids) of a row, in order."""
         order, bounds = self._plan(cursor.epoch)
         places = order[bounds[cursor.row] : bounds[cursor.row + 1]]
         return list(zip(self.numbers[places].tolist(), self.costs[places].tolist(), strict=True))
 
     def after(self, cursor: Cursor, rows: int) -> Cursor:
-        """The cursor that many rows on."""
+        """The cursor `rows` rows later."""
         epoch, row = cursor.epoch, cursor.row + rows
         while row >= (count := self.count(epoch)):
             epoch, row = epoch + 1, row - count
         return Cursor(epoch, row)
 
     def take(self, cursor: Cursor, worker: int = 0, workers: int = 1) -> Iterator[tuple[Cursor, list[int]]]:
-        """Rows without end, as documents' numbers: those of one of several workers that share them in turn.
+        """Infinite iterator over the rows, as document indices, of one of several workers that take turns.
 
-        Once all workers are through with the rows before a cursor, any number of workers can go on from it.
+        Once all rows before a cursor are done, any number of workers can resume from it.
         """
         at = self.after(cursor, worker)
         while True:

@@ -1,6 +1,6 @@
-"""Several encodings of one picture: moved, turned, scaled, on other grounds and in other light, as cached codes.
+"""Several encodings (views) of one picture: shifted, rotated, scaled, on other backgrounds, with other colours.
 
-A decoder that sees a picture always as the same codes learns the codes by heart, and names no other drawing of it.
+A decoder that is trained on a single sequence of codes per picture memorises it, and does not recognise other drawings.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from cm3kit.config import Settings
 
 
 class ViewSettings(Settings):
-    """How pictures are seen.
+    """Settings of the augmentation of pictures.
 
     Attributes:
-        count: encodings of each picture that has transparent parts, the first of the picture as it is; others, whose
-            edges would show, have that one alone.
-        plain: chance of that one where a page is drawn.
-        shift: most of a picture's width or height that it moves.
-        turn: most degrees that it turns.
-        scale: least and most that it is scaled by.
-        light: most that brightness, contrast and saturation change, as factors 1 − light … 1 + light.
-        grounds: chance of a coloured ground instead of white.
+        count: encodings per picture with transparent parts, the first without augmentation; opaque pictures, whose
+            edges would be visible, have only that one.
+        plain: probability of that one when a page is drawn.
+        shift: largest shift as a share of width and height.
+        turn: largest rotation in degrees.
+        scale: range of the scaling factor.
+        light: range of brightness, contrast and saturation, as factors 1 − light … 1 + light.
+        grounds: probability of a coloured background instead of white.
     """
 
     count: int = Field(1, ge=1)
@@ -40,7 +40,7 @@ class ViewSettings(Settings):
 
 
 def view(white_BCHW: Tensor, alpha_B1HW: Tensor, settings: ViewSettings, rng: Generator) -> Tensor:
-    """Pictures as they are seen once, drawn from `rng`.
+    """Draw one view of each picture with `rng`.
 
     Args:
         white_BCHW: RGB over white, uint8.
@@ -59,7 +59,7 @@ def view(white_BCHW: Tensor, alpha_B1HW: Tensor, settings: ViewSettings, rng: Ge
     shrink_B, shift_B2 = 1 / uniform(*settings.scale), uniform(-2 * settings.shift, 2 * settings.shift, 2)
     cos_B, sin_B = angle_B.cos() * shrink_B, angle_B.sin() * shrink_B
     turn_B23 = torch.stack([cos_B, -sin_B, shift_B2[:, 0], sin_B, cos_B, shift_B2[:, 1]], 1).view(count, 2, 3)
-    # Colours are weighed by their opacity, so that what is behind transparent parts does not bleed in.
+    # Premultiplied alpha, so that colours of transparent pixels do not bleed in.
     opacity_B1HW = alpha_B1HW.float() / 255
     weighed_BCHW = torch.cat([(white_BCHW.float() / 255 - (1 - opacity_B1HW)).clamp_min(0), opacity_B1HW], 1)
     grid_BHW2 = affine_grid(turn_B23, list(weighed_BCHW.shape), align_corners=False)
@@ -76,7 +76,7 @@ def view(white_BCHW: Tensor, alpha_B1HW: Tensor, settings: ViewSettings, rng: Ge
 def _lit(
     weighed_BCHW: Tensor, alpha_B1HW: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
 ) -> Tensor:
-    """Colours, weighed by opacity, in another light; factors are (B, 1, 1, 1)."""
+    """Change brightness, contrast and saturation of premultiplied colours; factors are (B, 1, 1, 1)."""
     grey_B1HW, middle_B1HW = weighed_BCHW.mean(1, keepdim=True), 0.5 * alpha_B1HW
     x_BCHW = grey_B1HW + (weighed_BCHW - grey_B1HW) * saturation
     x_BCHW = (middle_B1HW + (x_BCHW - middle_B1HW) * contrast) * brightness
@@ -84,7 +84,7 @@ def _lit(
 
 
 def chosen(counts: Sequence[int], settings: ViewSettings, rng: Generator) -> list[int]:
-    """Which encoding of each of some pictures to use, of so many that there are: the plain one, or any other."""
+    """Draw the index of an encoding for each picture, given their numbers: the plain one, or any other."""
     draws = torch.rand(2 * len(counts), generator=rng, dtype=torch.float64).tolist()
     return [
         0 if count == 1 or plain < settings.plain else 1 + int(which * (count - 1))

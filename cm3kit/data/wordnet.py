@@ -12,7 +12,7 @@ from cm3kit_tokenizers.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Sense:
-    """One meaning: its definition without examples, its words, and what it is a kind of."""
+    """One meaning: its definition without examples, its words, and its hypernym."""
 
     definition: str
     words: tuple[str, ...]
@@ -20,7 +20,7 @@ class Sense:
 
 
 class WordNet:
-    """Noun senses by lemma, read by byte offset as the format intends (wndb(5WN))."""
+    """Noun senses by lemma, read by byte offset (wndb(5WN))."""
 
     def __init__(self, folder: Path) -> None:
         index, data = folder / "index.noun", folder / "data.noun"
@@ -36,7 +36,7 @@ class WordNet:
                 self._offsets[fields[0].replace("_", " ")] = [int(each) for each in fields[-int(fields[2]) :]]
 
     def senses(self, lemma: str) -> list[Sense]:
-        """Meanings of a noun, most frequent first, its singular's before its own."""
+        """Meanings of a noun, most frequent first; those of its singular come first."""
         lemma = lemma.lower()
         forms = dict.fromkeys(
             (re.sub("ies$", "y", lemma), re.sub("s$", "", lemma), re.sub("es$", "", lemma), lemma)
@@ -44,7 +44,7 @@ class WordNet:
         return [self._sense(offset) for form in forms for offset in self._offsets.get(form, ())]
 
     def best(self, name: str, keywords: Iterable[str]) -> Sense | None:
-        """The meaning of a name's head noun that shares most words with its keywords."""
+        """The meaning of a name's head noun that shares the most words with its keywords."""
         words = head_words(name)
         hints = {word for keyword in keywords for word in keyword.lower().split()} - set(words)
         for start in range(len(words)):

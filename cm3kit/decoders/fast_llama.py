@@ -6,7 +6,7 @@ rotary embedding is one complex product (RoFormer, arXiv:2104.09864, eq. 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,10 +22,20 @@ from cm3kit.models.attention import row_mask
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
+TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 # Takes a layer's index and its projected heads, gives the attended values.
 Attend = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Ids for a slot of a cache, of which the first `prefix` look at one another."""
+
+    slot: int
+    ids: Sequence[int]
+    prefix: int = 0
 
 
 class Engine(Protocol):
@@ -40,6 +50,9 @@ class Engine(Protocol):
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
+
+    def prefill_all(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
+        """Put prompts into their slots; logits (N, V) after the last id of each, as `prefill` gives them."""
 
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it."""
@@ -86,7 +99,7 @@ class LeanEngine:
 
     def __init__(self, model: PreTrainedModel, vocab_size: int, precision: Precision, rows: int) -> None:
         config, body = model.config, model.model
-        self.window = int(config.max_position_embeddings)
+        self.window, self.precision = int(config.max_position_embeddings), precision
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = body.embed_tokens.weight.device
@@ -126,16 +139,31 @@ class LeanEngine:
         """A cache for so many rows of so many positions."""
         return Cache(len(self.layers), slots, self.kv_heads, capacity, self.head_dim, self.device)
 
-    @torch.no_grad()
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
-        seen_TT = prefix_mask(len(ids), prefix, self.device)
+        return self._prefill(cache, [Prompt(slot, ids, prefix)])[0]
 
-        def attend(index: int, heads_THD: Tensor) -> Tensor:
-            cache.put(index, slot, heads_THD[:, self.heads :].transpose(0, 1))
-            return self._attend_causally(heads_THD, seen_TT)
+    def prefill_all(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
+        """Put prompts into their slots; logits (N, V) after the last id of each, as `prefill` gives them."""
+        # Only where products are steady is a prompt the same whichever prompts are beside it.
+        most = TOGETHER if self.device.type == "cpu" and self.precision != "int8" else 0
+        return torch.cat([self._prefill(cache, part) for part in in_parts(prompts, most)])
 
-        return self._logits(self._run(ids, attend)[-1:])[0]
+    @torch.no_grad()
+    def _prefill(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
+        lengths = [len(each.ids) for each in prompts]
+        masks = [prefix_mask(len(each.ids), each.prefix, self.device) for each in prompts]
+
+        def attend(index: int, heads_MHD: Tensor) -> Tensor:
+            found = []
+            for each, heads_THD, seen_TT in zip(prompts, torch.split(heads_MHD, lengths), masks, strict=True):
+                cache.put(index, each.slot, heads_THD[:, self.heads :].transpose(0, 1))
+                found.append(self._attend_causally(heads_THD, seen_TT))
+            return torch.cat(found)
+
+        x_MD = self.embed_VD[torch.tensor([id for each in prompts for id in each.ids], device=self.device)]
+        hidden_MD = self._layers(x_MD, torch.cat([self._cis[:length] for length in lengths]), attend)
+        return self._logits(hidden_MD[torch.tensor(lengths, device=self.device).cumsum(0) - 1])
 
     @torch.no_grad()
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
@@ -234,6 +262,18 @@ class LeanEngine:
     def _norm(self, x: Tensor, mean: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self._eps, norm, norm, value=mean).rsqrt_()
+
+
+def in_parts(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
+    """Neighbouring prompts, of as many ids together as may be, or one by one."""
+    part: list[Prompt] = []
+    for each in prompts:
+        if part and sum(len(other.ids) for other in part) + len(each.ids) > most:
+            yield part
+            part = []
+        part.append(each)
+    if part:
+        yield part
 
 
 def prefix_mask(length: int, prefix: int, device: torch.device) -> Tensor | None:

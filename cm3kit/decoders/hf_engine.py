@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache as TransformersCache
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.fast_llama import Engine, LeanEngine, supports
+from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt, supports
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.backbone import mask_for
 from cm3kit.models.timestep import is_timed, time_inputs
@@ -98,6 +98,10 @@ class ModuleEngine:
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
         return self._causal(_Adapter(cache, slot), ids, prefix)[-1]
+
+    def prefill_all(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
+        """Put prompts into their slots; logits (N, V) after the last id of each, as `prefill` gives them."""
+        return torch.stack([self.prefill(cache, each.slot, each.ids, each.prefix) for each in prompts])
 
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Logits (T, V) after each id, without a cache. The first `prefix` ids look at one another."""

@@ -1,8 +1,8 @@
 """Matrix products with weights packed once, by number format.
 
 Reading the weights is what a decoding step waits for, so fewer bytes a weight are more tokens a second.
-Every kernel takes and gives fp32, and gives a row the same bits whatever the other rows hold. Those of fp32 on
-a CPU do so however many other rows there are, too.
+Every kernel takes and gives fp32, and gives a row the same bits whatever the other rows hold. On a CPU all but those of
+int8 do so however many other rows there are, too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cm3kit.decoders.settings import Precision
 from cm3kit_tokenizers.errors import ConfigError
 
 Product = Callable[[Tensor], Tensor]
+Packer = Callable[[Tensor, int], Product]
 
 # 7 bits: the u8 x s8 dot product of processors without VNNI overflows on 8 (FBGEMM's reduce_range).
 _STEPS, _ZERO = 63, 64
@@ -36,6 +37,7 @@ def pack(weight_NK: Tensor, precision: Precision, rows: int) -> Product:
     Raises:
         ConfigError: this machine has no kernel for the precision.
     """
+    assert precision != "auto", "a format has been chosen before (decoders.precision)"
     return _PACKERS[precision](weight_NK.detach(), rows)
 
 
@@ -43,10 +45,7 @@ def _pack_fp32(weight_NK: Tensor, rows: int) -> Product:
     weight_NK = weight_NK.float().contiguous()
     if not _has_mkldnn(weight_NK):
         return lambda x_MK: linear(x_MK, weight_NK)
-    # A weight that is packed for one row is summed in another order than for several.
-    if _steady(*weight_NK.shape, max(rows, 2)):
-        return _packed(weight_NK, max(rows, 2))
-    return in_tiles(_packed(weight_NK, TILE))
+    return _as_steady(_packed, weight_NK, rows)
 
 
 def _packed(weight_NK: Tensor, rows: int) -> Product:
@@ -54,15 +53,23 @@ def _packed(weight_NK: Tensor, rows: int) -> Product:
     return lambda x_MK: torch.ops.mkldnn._linear_pointwise(x_MK, packed, None, "none", [], "")
 
 
+def _as_steady(packer: Packer, weight_NK: Tensor, rows: int) -> Product:
+    """The product of a packer for so many rows, in tiles where it would not be the same for other numbers of them."""
+    # A weight that is packed for one row is summed in another order than for several.
+    if _steady(packer, *weight_NK.shape, max(rows, 2)):
+        return packer(weight_NK, max(rows, 2))
+    return in_tiles(packer(weight_NK, TILE))
+
+
 @lru_cache(maxsize=256)
-def _steady(n: int, k: int, rows: int) -> bool:
+def _steady(packer: Packer, n: int, k: int, rows: int) -> bool:
     """Whether this machine's kernel sums a row in the same order however many rows there are.
 
     No library promises it, so it is tried on random numbers, thousands of sums for each count of rows.
     """
     rng = torch.Generator().manual_seed(0)
     weight_NK, x_MK = torch.randn(n, k, generator=rng), torch.randn(3 * TILE, k, generator=rng)
-    plain, tiled = _packed(weight_NK, rows), in_tiles(_packed(weight_NK, TILE))
+    plain, tiled = packer(weight_NK, rows), in_tiles(packer(weight_NK, TILE))
     wanted_MN = tiled(x_MK)
     return all(torch.equal(plain(x_MK[:m]), wanted_MN[:m]) for m in (1, 2, 3, 5, TILE, len(x_MK)))
 
@@ -83,18 +90,23 @@ def _pack_bf16(weight_NK: Tensor, rows: int) -> Product:
     if not _has_mkldnn(weight_NK):
         return lambda x_MK: linear(x_MK.bfloat16(), weight_NK).float()
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK, rows)
+        return _as_steady(_packed_bf16, weight_NK, rows)
     except RuntimeError:  # a processor without products of bf16: round as they do, at the speed of fp32
         rounded = _pack_fp32(weight_NK, rows)
         return lambda x_MK: rounded(x_MK.bfloat16().float()).bfloat16().float()
-    return lambda x_MK: torch.ops.mkldnn._linear_pointwise(
-        x_MK.bfloat16(), packed, None, "none", [], ""
-    ).float()
+
+
+def _packed_bf16(weight_NK: Tensor, rows: int) -> Product:
+    product = _packed(weight_NK.bfloat16(), rows)
+    return lambda x_MK: product(x_MK.bfloat16()).float()
 
 
 def _pack_fp16(weight_NK: Tensor, rows: int) -> Product:
     _require_fbgemm(weight_NK, "fp16-packed")
-    weight_NK = weight_NK.float().contiguous()
+    return _as_steady(_packed_fp16, weight_NK.float().contiguous(), rows)
+
+
+def _packed_fp16(weight_NK: Tensor, rows: int) -> Product:
     if not hasattr(torch, "fbgemm_linear_fp16_weight_fp32_activation"):
         with _fbgemm():
             slower = torch.ops.quantized.linear_prepack_fp16(weight_NK, None)
@@ -132,9 +144,13 @@ def _has_mkldnn(weight: Tensor) -> bool:
     return weight.device.type == "cpu" and bool(torch._C._has_mkldnn)
 
 
+def has_fbgemm() -> bool:
+    """Whether this PyTorch has the packed products of x86 processors."""
+    return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(torch, "quantize_per_channel")
+
+
 def _require_fbgemm(weight: Tensor, precision: str) -> None:
-    here = "fbgemm" in torch.backends.quantized.supported_engines and hasattr(torch, "quantize_per_channel")
-    if weight.device.type != "cpu" or not here:
+    if weight.device.type != "cpu" or not has_fbgemm():
         raise ConfigError(
             f"precision {precision!r} needs an x86 processor; choose fp32 or bf16.", code="bad_value"
         )
@@ -158,7 +174,7 @@ def _fbgemm() -> Iterator[None]:
         torch.backends.quantized.engine = before
 
 
-_PACKERS: dict[Precision, Callable[[Tensor, int], Product]] = {
+_PACKERS: dict[Precision, Packer] = {
     "fp32": _pack_fp32,
     "bf16": _pack_bf16,
     "fp16-packed": _pack_fp16,

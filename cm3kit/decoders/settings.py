@@ -12,12 +12,12 @@ from cm3kit.decode_options import Precision as Precision
 class Sampling(Settings):
     """How ids of one modality are drawn.
 
-    `temperature` 0 takes the best id. `top_k` 0 and `top_p` 1 cut nothing.
+    `temperature` 0 takes the best id, and so does `top_p` 0. `top_k` 0 and `top_p` 1 cut nothing.
     """
 
     temperature: float = Field(default=1.0, ge=0, le=100)
     top_k: int = Field(default=0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, ge=0, le=1)
 
 
 class DecodeConfig(Settings):
@@ -37,7 +37,7 @@ class DecodeConfig(Settings):
             arXiv:1909.05858, sec. 4.1).
         batch_size: rows decoded together; fixed, so that neighbours never change a result.
         parallel: fill the blanks of a row independently, from copies of one cache.
-        precision: number format of the weights in matrix products.
+        precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
     """
 
     text: Sampling = Sampling()

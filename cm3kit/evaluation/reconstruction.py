@@ -21,7 +21,7 @@ from cm3kit_tokenizers.vq.search import encode
 
 def reconstruction(
     folder: Path, model: str | Path | None, *, batch: int | None = None, limit: int | None = None, device: str = "auto",
-    precision: str = "fp32", search: int = 0, inception: Path | None = None,
+    precision: str = "auto", search: int = 0, inception: Path | None = None,
     watch: Callable[[int, int], None] = lambda done, total: None, warn: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Figures over the pictures below a folder, at the tokenizer's size.

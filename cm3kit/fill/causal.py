@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import streams
+from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
-from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.decoders.settings import DecodeConfig, Precision
 from cm3kit.fill.continuing import continued, ends_of
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, gaps_of, layout
@@ -43,7 +45,12 @@ class CausalFiller:
 
     def settings(self, modality: Modality, options: GenerateOptions) -> DecodeConfig:
         """The decoder's settings; ConfigError (`bad_value`) for options out of range."""
-        return cm3_settings(self._context.parts.defaults, modality, options)
+        config = cm3_settings(self._context.parts.defaults, modality, options)
+        return config if config.precision != "auto" else config.model_copy(update={"precision": self._auto})
+
+    @cached_property
+    def _auto(self) -> Precision:
+        return auto_precision(self._context.parts.backbone, many=False)
 
     def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
         """The canvas of a task's page; ConfigError (`too_long`) if it does not fit the model's window."""
@@ -143,7 +150,7 @@ class CausalFiller:
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
         """How files say that they were made."""
-        return {"sampler": "cm3"}
+        return {"sampler": "cm3", "precision": self.settings(modality or "text", options).precision}
 
     def _decoder(self, config: DecodeConfig) -> Autoregressive:
         if config not in self._decoders:

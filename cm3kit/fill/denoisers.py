@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel
 
-from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
+from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser, refuse_format
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.diffusion.spelling import SpellingDenoiser
 from cm3kit.decoders.fast_llama import LeanEngine, supports
+from cm3kit.decoders.precision import auto_precision
+from cm3kit.decoders.settings import Precision
 from cm3kit.fill.folder import Parts, diffusion_backbone
 from cm3kit.fill.styles import PromptStyle, spelling
 from cm3kit.models.timestep import is_timed
@@ -22,8 +24,8 @@ class Denoisers:
     def __init__(self, parts: Parts) -> None:
         self._parts, self._defaults = parts, parts.defaults.diffusion
         self._backbone: PreTrainedModel | None = None
-        self._plain: BackboneDenoiser | None = None
-        self._engine: LeanEngine | None = None
+        self._plain: dict[Precision, BackboneDenoiser] = {}
+        self._engines: dict[Precision, LeanEngine] = {}
 
     def make(self, config: DiffusionConfig, verify: bool = False, style: PromptStyle = "minimal") -> Denoiser:
         """The denoiser that these settings ask for; all without a cache are one and the same.
@@ -44,9 +46,9 @@ class Denoisers:
                     " spells them out; use the cache 'none'.",
                     code="bad_value",
                 )
-            return SpellingDenoiser(self.plain, spelt.spell)
+            return SpellingDenoiser(self.plain(config.precision), spelt.spell)
         if config.cache == "none":
-            return self.plain
+            return self.plain(config.precision)
         vocab, shift = self._parts.vocab, self._defaults.shift
         backbone = self._weights()
         if self._defaults.isolated_masks and config.cache not in EXACT:
@@ -65,32 +67,44 @@ class Denoisers:
             assert config.block_size is not None
             return ExactCache(
                 backbone, vocab.mask, len(vocab), config.block_size, shift=shift, verify=verify,
-                causal=config.cache == "causal", engine=self._lean,
+                causal=config.cache == "causal", engine=self._lean(config.precision),
             )  # fmt: skip
         dual = config.cache == "dual"
         return ApproximateCache(
-            backbone, vocab.mask, len(vocab), dual=dual, shift=shift, verify=verify, engine=self._lean
+            backbone,
+            vocab.mask,
+            len(vocab),
+            dual=dual,
+            shift=shift,
+            verify=verify,
+            engine=self._lean(config.precision),
         )
 
-    @property
-    def _lean(self) -> LeanEngine | None:
+    def auto(self) -> Precision:
+        """The number format that `auto` is."""
+        # The lean engine holds weights of its own, for which there is no room beside those of a public model.
+        return "fp32" if self._parts.public else auto_precision(self._weights(), many=True)
+
+    def _lean(self, precision: Precision) -> LeanEngine | None:
         """The weights as they are read fastest, read once; None where only the module computes them."""
         backbone = self._weights()
-        # The lean engine holds weights of its own, for which there is no room beside those of a public model.
-        if self._engine is None and supports(backbone) and not self._parts.public:
-            self._engine = LeanEngine(backbone, len(self._parts.vocab), "fp32", rows=16)
-        return self._engine
+        if not supports(backbone) or self._parts.public:
+            refuse_format(precision, backbone)
+            return None
+        if precision not in self._engines:
+            self._engines[precision] = LeanEngine(backbone, len(self._parts.vocab), precision, rows=16)
+        return self._engines[precision]
 
-    @property
-    def plain(self) -> BackboneDenoiser:
+    def plain(self, precision: Precision) -> BackboneDenoiser:
         """The denoiser without a cache."""
-        if self._plain is None:
+        if precision not in self._plain:
             backbone, vocab = self._weights(), self._parts.vocab
             shift, unseen = self._defaults.shift, self._defaults.isolated_masks
-            self._plain = BackboneDenoiser(
-                backbone, vocab.mask, len(vocab), shift=shift, unseen=unseen, lean=not self._parts.public
-            )
-        return self._plain
+            self._plain[precision] = BackboneDenoiser(
+                backbone, vocab.mask, len(vocab), shift=shift, unseen=unseen, lean=not self._parts.public,
+                precision=precision,
+            )  # fmt: skip
+        return self._plain[precision]
 
     def _check(self, config: DiffusionConfig) -> None:
         trained = self._defaults.trained_block

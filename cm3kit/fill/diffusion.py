@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from cm3kit.decoders.diffusion.denoiser import Denoiser
@@ -13,6 +14,7 @@ from cm3kit.decoders.diffusion.scoring import score_bound, score_left_to_right
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
 from cm3kit.decoders.grammar.trellis import CanvasConstraint
 from cm3kit.decoders.scoring import Scored
+from cm3kit.decoders.settings import Precision
 from cm3kit.fill.denoisers import Denoisers
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, layout, without_given
@@ -44,7 +46,12 @@ class DiffusionFiller:
 
     def settings(self, modality: Modality, options: GenerateOptions) -> DiffusionConfig:
         """The decoder's settings; ConfigError (`bad_value`, `unknown_name`) for options that cannot be used."""
-        return diffusion_settings(self._context.parts.defaults.diffusion, modality, options)
+        config = diffusion_settings(self._context.parts.defaults.diffusion, modality, options)
+        return config if config.precision != "auto" else config.model_copy(update={"precision": self._auto})
+
+    @cached_property
+    def _auto(self) -> Precision:
+        return self._denoisers.auto()
 
     def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
         """The canvas of a task's page.
@@ -172,7 +179,8 @@ class DiffusionFiller:
         kinds: tuple[Modality, ...] = (modality,) if modality else ("image", "text", "mixed")
         settings = {each: self.settings(each, options).model_dump(mode="json") for each in kinds}
         sampler = options.sampler or "diffusion"
-        return {"sampler": sampler, "settings": settings[modality] if modality else settings}
+        told = settings[modality] if modality else settings
+        return {"sampler": sampler, "precision": settings[kinds[0]]["precision"], "settings": told}
 
     def _style(self, options: GenerateOptions) -> PromptStyle:
         """How pages are put to the model; ConfigError (`bad_value`) for a style that it has not."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,11 @@ from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import CacheName, DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, DecoderName
-from cm3kit.fill.openers import find_foreign, named, try_out
+from cm3kit.fill.finding import INDEX as INDEX
+from cm3kit.fill.finding import available as available
+from cm3kit.fill.finding import find as find
+from cm3kit.fill.finding import name_of
+from cm3kit.fill.openers import find_foreign, try_out
 from cm3kit.fill.styles import ChatTemplate, PictureMarks, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
@@ -42,10 +44,8 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-INDEX = "model_index.json"
 PARTS = {"text": "TextTokenizer", "image": "VQModel", "decoder": "CausalLM"}
 DIFFUSION = "diffusion"
-ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
 
 
 class DiffusionDefaults(Settings):
@@ -143,37 +143,6 @@ class Parts:
         return self.defaults.prompt_style != "minimal"
 
 
-def shelves() -> tuple[Path, ...]:
-    """Folders whose sub-folders are models known by name."""
-    package = Path(__file__).resolve().parents[1]
-    return tuple(path for path in (package / "checkpoints", package.parent / "checkpoints") if path.is_dir())
-
-
-def available() -> list[str]:
-    """Names of the models that ship."""
-    return sorted({path.parent.name for shelf in shelves() for path in shelf.glob(f"*/{INDEX}")})
-
-
-def find(name: str | Path | None) -> Path:
-    """The folder of a model by name or path; unless given, `CM3KIT_MODEL` or the default.
-
-    Raises:
-        ModelError: there is none (`unknown_model`), with the nearest name.
-    """
-    given = str(name or os.environ.get(ENVIRONMENT) or DEFAULT)
-    wanted, quantize = split_format(given)
-    for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
-        if (folder / INDEX).is_file():
-            return folder if quantize is None else Path(f"{folder}:{quantize}")
-    if foreign := find_foreign(wanted):
-        return foreign[1] if quantize is None else Path(f"{foreign[1]}:{quantize}")
-    near = get_close_matches(wanted, available(), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(available()) or 'none'}."
-    raise ModelError(
-        f"no model {wanted!r}: neither a known name nor a folder with {INDEX}; {hint}", code="unknown_model"
-    )
-
-
 def load_parts(folder: Path) -> Parts:
     """Open every part of a model folder, or a folder of a public family as it was downloaded.
 
@@ -214,7 +183,7 @@ def load_parts(folder: Path) -> Parts:
     dtype: Any = "auto" if public else torch.float32
     backbone = load_backbone(folder / "decoder", len(vocab), dtype=dtype, quantize=quantize)
     try_out(backbone, folder, defaults)
-    name = named(folder) if quantize is None else f"{named(folder)}:{quantize}"
+    name = name_of(folder) if quantize is None else f"{name_of(folder)}:{quantize}"
     return Parts(name, folder, text, image, vocab, backbone, defaults)
 
 
@@ -290,13 +259,14 @@ def _diffusion_as_trained(chosen: DiffusionDefaults, use: Use) -> DiffusionDefau
 
 def assemble(
     target: Path, text: Path, image: Path, decoder: Path, defaults: Defaults, card: str,
-    diffusion: Path | None = None,
+    diffusion: Path | None = None, copy: Callable[[str, str], object] = shutil.copy2,
 ) -> Path:  # fmt: skip
     """Publish a model folder from trained parts.
 
     Args:
         defaults: what they do not set is as the decoders were trained, where these say so.
         diffusion: folder of a decoder that writes in place; unless given, `decoder` does what it was trained for.
+        copy: how each file of a part comes there.
 
     Raises:
         OutputError: the folder exists, or the disk is full.
@@ -314,7 +284,8 @@ def assemble(
             load_backbone(sources[name], len(vocab))
     with publishing(target) as folder:
         for name, source in sources.items():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("manifest.json"))
+            unwanted = shutil.ignore_patterns("manifest.json")
+            shutil.copytree(source, folder / name, ignore=unwanted, copy_function=copy)
         write_json(folder / "vocab.json", vocab.to_dict())
         unused = set() if DIFFUSION in defaults.decoders else {DIFFUSION}
         optional = ("hints", "layout", "prompt_attention", "objective", "prompt_style", "chat", "pictures")
@@ -340,7 +311,8 @@ def fingerprints(folder: Path) -> dict[str, str]:
     if (file := gguf_file(str(folder))) is not None:
         return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
     found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
-    files = sorted(path for path in found if path.name != "manifest.json")
+    parts = (path for path in found if not str(path.relative_to(folder)).startswith("."))
+    files = sorted(path for path in parts if path.name != "manifest.json")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

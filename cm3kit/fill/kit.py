@@ -206,6 +206,10 @@ class Kit:
             self._fillers[name] = FILLERS[name](self.context)
         return self._fillers[name]
 
+    def forget_weights(self) -> None:
+        """Read the weights anew when something is written next: engines have copies of them."""
+        self._fillers.clear()
+
     def record(self, modality: Modality | None, options: GenerateOptions) -> dict[str, Any]:
         """How a result says by which decoder and settings it was made; None stands for all modalities."""
         name = chosen_decoder(self.parts.defaults, options, self.parts.name)
@@ -230,7 +234,8 @@ class Kit:
     def info(self) -> dict[str, Any]:
         """Name, sizes, hashes and card."""
         parts = self.parts
-        card = parts.folder / "README.md"
+        path = parts.folder / "README.md"
+        card = path.read_text(encoding="utf-8") if path.is_file() else ""
         parameters = {
             "decoder": sum(each.numel() for each in self.backbone.parameters()),
             "image": sum(each.numel() for each in self.image.parameters()),
@@ -239,6 +244,7 @@ class Kit:
             parameters[DIFFUSION] = count_parameters(parts.folder / DIFFUSION)
         return {
             "name": parts.name,
+            "summary": _summary(card),
             "folder": str(parts.folder),
             "decoders": ", ".join(parts.defaults.decoders),
             "parameters": parameters,
@@ -251,7 +257,7 @@ class Kit:
             "device": str(self.device),
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "sha256": fingerprints(parts.folder),
-            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+            "card": card,
         }
 
     def _page_of(self, task: Task, prompt: str | bytes | Path) -> Ids:
@@ -307,6 +313,12 @@ class Kit:
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
+
+
+def _summary(card: str) -> str:
+    """The first paragraph of a card on one line."""
+    blocks = (block.strip() for block in card.split("\n\n"))
+    return next((" ".join(block.split()) for block in blocks if block and not block.startswith("#")), "")
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:

@@ -14,7 +14,7 @@ from cm3kit.decode_options import DecoderName, own, table
 from cm3kit.decode_options import GenerateOptions as GenerateOptions
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
-from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.decoders.settings import DecodeConfig, Precision
 from cm3kit.fill.folder import Defaults, DiffusionDefaults
 from cm3kit.fill.styles import PromptStyle
 from cm3kit_tokenizers.errors import ConfigError
@@ -94,8 +94,7 @@ def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOption
     """The model's defaults for a modality under the user's options; ConfigError (`bad_value`) out of range."""
     base: DecodeConfig = defaults.image if modality == "image" else defaults.text
     updates = {**_drawing(base, options), "parallel": options.parallel}
-    if options.precision is not None:
-        updates["precision"] = options.precision
+    updates["precision"] = _precision(base, options)
     if options.guidance == 1:
         updates["guidance_image"] = 1.0
     return _valid(DecodeConfig, {**base.model_dump(), **updates})
@@ -122,6 +121,7 @@ def diffusion_settings(
     if options.eoser is not None:
         found["eoser"] = _eoser(found) if options.eoser else None
     found |= _drawing(_valid(DiffusionConfig, found), options)
+    found["precision"] = _precision(base, options)
     config = _valid(DiffusionConfig, found)
     if options.overrides:
         # What is None is left out, so that `eoser.hard=0.5` finds no `eoser` rather than one that is no group.
@@ -143,6 +143,11 @@ def _drawing(base: DecodeConfig | DiffusionConfig, options: GenerateOptions) -> 
         if getattr(options, name) is not None:
             updates[name] = getattr(options, name)
     return updates
+
+
+def _precision(base: DecodeConfig | DiffusionConfig, options: GenerateOptions) -> Precision:
+    """The user's format, or the model's, of which fp32 is what folders say unless told otherwise: that is auto."""
+    return options.precision or ("auto" if base.precision == "fp32" else base.precision)
 
 
 def _threshold(options: GenerateOptions) -> dict[str, Any]:

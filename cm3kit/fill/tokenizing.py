@@ -25,10 +25,12 @@ from cm3kit_tokenizers.vq.search import encode
 
 Watch = Callable[[int, int], None]
 Warn = Callable[[str], None]
+# Codes of pictures must be the same ones whoever encodes them, so that a format is fast only where it is asked for.
+AUTO = "fp32"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def find_tokenizer(name: str | Path | None, device: str = "auto", precision: str = "fp32") -> ImageTokenizer:
+def find_tokenizer(name: str | Path | None, device: str = "auto", precision: str = "auto") -> ImageTokenizer:
     """The image tokenizer of a model, or of a folder that is one, ready to compute.
 
     Raises:
@@ -37,6 +39,7 @@ def find_tokenizer(name: str | Path | None, device: str = "auto", precision: str
     """
     folder = Path(name) if name is not None and (Path(name) / FILE).is_file() else find(name) / "image"
     tokenizer = ImageTokenizer.load(folder).to(resolve_device(device))
+    precision = AUTO if precision == "auto" else precision
     return tokenizer if precision == "fp32" else tokenizer.lower(PRECISIONS[precision])
 
 
@@ -80,7 +83,7 @@ def read(folder: Path, name: str, tokenizer: ImageTokenizer, known: str = "") ->
 
 def tokenize(
     folder: Path, model: str | Path | None, output: Path, *, batch: int | None = None, shard: int = 512,
-    device: str = "auto", precision: str = "fp32", search: int = 0, watch: Watch = lambda done, total: None,
+    device: str = "auto", precision: str = "auto", search: int = 0, watch: Watch = lambda done, total: None,
     warn: Warn = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Codes of every picture below a folder, in shards below `output`; those that are there already are kept.
@@ -101,6 +104,7 @@ def tokenize(
     """
     if shard < 1 or (batch is not None and batch < 1) or search < 0:
         raise ConfigError("batch and shard are at least 1, and search at least 0.", code="bad_value")
+    precision = AUTO if precision == "auto" else precision
     tokenizer, names = find_tokenizer(model, device, precision), listed(folder)
     batch = batch or usual_batch(tokenizer)
     whole = tokenizer if precision == "fp32" else find_tokenizer(model, "cpu")

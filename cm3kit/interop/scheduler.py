@@ -185,9 +185,11 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         open_BL: Tensor = torch.eq(sample, mask)
         editable_BL = _editable(open_BL, prompt_mask, edit_above)
         dice = self._dice(generator, len(sample))
-        heat = 0.0 if sampling_method == "greedy" else temperature
-        way, tempered = (heat, top_k or 0, top_p or 1.0), self.config.confidence == "tempered"
-        found = draw_candidates(model_output, open_BL | editable_BL, mask, way, dice, tempered)
+        heat, nucleus = 0.0 if sampling_method == "greedy" else temperature, 1.0 if top_p is None else top_p
+        tempered = self.config.confidence == "tempered"
+        found = draw_candidates(
+            model_output, open_BL | editable_BL, mask, (heat, top_k or 0, nucleus), dice, tempered
+        )
         tokens_BL, probs_BL = found.spread(sample)
         limit = self.config.threshold if threshold is None else threshold
         least = self.config.minimal_topk if minimal_topk is None else minimal_topk
@@ -313,8 +315,8 @@ def _known(mask: int | None, temperature: float, top_p: float | None, method: st
         raise ConfigError("There is no mask id; give mask_token_id.", code="bad_value")
     if temperature < 0:
         raise ConfigError(f"temperature is {temperature}; give 0 or more.", code="bad_value")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"top_p is {top_p}; give a number above 0, up to 1.", code="bad_value")
+    if top_p is not None and not 0 <= top_p <= 1:
+        raise ConfigError(f"top_p is {top_p}; give a number from 0 to 1.", code="bad_value")
     if method not in ("auto", "greedy", "multinomial"):
         raise ConfigError(
             f"sampling_method is {method!r}; give auto, greedy or multinomial.", code="bad_value"

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging
 
 from cm3kit.config import Settings
+from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.gguf import gguf_file, read_gguf
@@ -37,7 +38,7 @@ from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, s
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, ModelError, in_a_line
 
-Attention = Literal["causal", "full"] | Tensor | BlockMask
+Attention = Literal["causal", "full"] | Tensor | BlockMask | Documents
 
 Family = tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]
 """Makes a configuration from Llama's keywords, and a causal language model of transformers from that."""
@@ -257,7 +258,7 @@ def hidden_states(
 
     Args:
         attention: "causal", "full", or a boolean mask (B or 1, 1, T, T), True where a position may look, which a
-            model that `models.flex.use_flex` has seen takes as a `BlockMask` too.
+            model that `models.flex.use_flex` has seen takes as a `BlockMask` or as `Documents` too.
         times: diffusion times in [0, 1], (B,) or (B, T), of a model that is conditioned on them.
 
     Raises:
@@ -266,7 +267,10 @@ def hidden_states(
     options: dict[str, Any] = {**time_inputs(model, times, ids_BT.shape)}
     if position_ids_BT is None:
         position_ids_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
-    if not isinstance(attention, str):
+    if isinstance(attention, Documents):
+        # A mask of four dimensions is what keeps transformers from making one.
+        options |= {"documents": attention, "attention_mask": ids_BT.new_ones(1, 1, 1, 1, dtype=torch.bool)}
+    elif not isinstance(attention, str):
         options["attention_mask"] = mask_for(model, attention)
     elif attention == "full" and _takes_is_causal(model):
         options["is_causal"] = False
@@ -302,15 +306,21 @@ def head(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
     Families that scale their logits (Granite, Cohere, Falcon-H1) or cap them (Gemma 2) say so in their configuration.
     """
-    config = model.config
     logits: Tensor = model.get_output_embeddings()(hidden)
-    if divisor := getattr(config, "logits_scaling", None):
+    divisor, factor, cap = logit_terms(model)
+    if divisor:
         logits = logits / divisor
-    if factor := getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None):
+    if factor:
         logits = logits * factor
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / cap) * cap
-    return logits
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def logit_terms(model: PreTrainedModel) -> tuple[float | None, float | None, float | None]:
+    """What a family divides its logits by, multiplies them by, and caps them at, as far as it does."""
+    config = model.config
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return getattr(config, "logits_scaling", None) or None, factor or None, cap or None
 
 
 def forward(

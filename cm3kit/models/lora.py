@@ -30,7 +30,8 @@ class LoraSettings(Settings):
 def add_lora(model: PreTrainedModel, settings: LoraSettings, new_ids: Sequence[int], seed: int = 0) -> Any:
     """Freeze a model but for adapters, the embeddings of `new_ids` and the head, in place.
 
-    A head that is the same table as the embeddings learns the rows of `new_ids` alone.
+    A head that is the same table as the embeddings learns the rows of `new_ids` alone; where there are none, adapters
+    learn alone.
 
     Returns:
         PEFT's `PeftModel` around the model, for `without_lora`.
@@ -52,8 +53,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings, new_ids: Sequence[i
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets) or "all-linear",
-        trainable_token_indices={names[id(embedding)].rsplit(".", 1)[-1]: list(new_ids)},
-        modules_to_save=None if tied else [names[id(head)].rsplit(".", 1)[-1]],
+        trainable_token_indices={names[id(embedding)].rsplit(".", 1)[-1]: list(new_ids)} if new_ids else None,
+        modules_to_save=None if tied or not new_ids else [names[id(head)].rsplit(".", 1)[-1]],
         fan_in_fan_out=any(type(each).__name__ == "Conv1D" for each in model.modules()),
         task_type="CAUSAL_LM",
     )

@@ -1,4 +1,4 @@
-"""How clean documents become examples; importing this registers every objective of this folder."""
+"""Training objectives, from clean documents to examples; importing this registers all of them."""
 
 from importlib import import_module
 from pkgutil import iter_modules

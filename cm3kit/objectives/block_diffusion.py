@@ -1,8 +1,8 @@
 """Block diffusion: left to right over blocks, diffusion inside a block (BD3-LM, arXiv:2503.09573).
 
-A row holds the noised page and then the clean one. A noised block sees itself and the clean blocks before it,
-a clean block sees itself and the clean blocks before it (sec. 3.3; ACDiT, arXiv:2412.07720, has the halves
-swapped). A block as long as the page is masked diffusion, blocks of one id are a causal model of hidden ids.
+A row holds the noised page and then the clean one. A noised block attends to itself and the clean blocks before it,
+a clean block to itself and the clean blocks before it (sec. 3.3; ACDiT, arXiv:2412.07720, has the halves
+swapped). A block as long as the page is masked diffusion, blocks of one id are a causal model of masked ids.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from cm3kit_tokenizers.vocab import Vocab
 
 
 def check_blocks(size: int, low: float, high: float) -> None:
-    """Raise ConfigError (`bad_config`) unless blocks hold an id and their times, from [low, high), are in [0, 1]."""
+    """Raise ConfigError (`bad_config`) unless size ≥ 1 and 0 ≤ low < high ≤ 1."""
     if size < 1 or not 0 <= low < high <= 1:
         raise ConfigError(
-            f"block_size = {size}, times in [{low}, {high}): a block holds at least one id,"
-            " and times are in order in [0, 1].",
+            f"block_size = {size}, times in [{low}, {high}): a block has at least one id,"
+            " and 0 <= low < high <= 1.",
             code="bad_config",
         )
 
 
 class BlockSettings(DiffusionSettings):
-    """Those of masked diffusion, and `block_size`, `low` and `high` of `BlockDiffusion`."""
+    """Settings of masked diffusion, and `block_size`, `low` and `high` of `BlockDiffusion`."""
 
     block_size: int = Field(16, ge=1)
     low: float = Field(1e-3, ge=0, lt=1)
@@ -44,7 +44,7 @@ class BlockSettings(DiffusionSettings):
 
 
 class BlockDiffusionSettings(ObjectiveSettings):
-    """What is masked, in which blocks, and how it weighs."""
+    """Settings of masking, blocks and loss weights."""
 
     name: str = "block-diffusion"
     diffusion: BlockSettings = BlockSettings()
@@ -53,15 +53,15 @@ class BlockDiffusionSettings(ObjectiveSettings):
 @objective("block-diffusion")
 @dataclass(frozen=True)
 class BlockDiffusion:
-    """Masked diffusion in blocks of `block_size` ids, each at a time of its own in [low, high).
+    """Masked diffusion in blocks of `block_size` ids, each with its own time in [low, high).
 
     Args:
-        inner: what is hidden and how it weighs; by default every id of the page. What `cond_dropout` and
-            `modality_dropout` hide, the clean copy hides too.
+        inner: masking and loss weights; by default every id of the page can be masked. Ids that `cond_dropout` and
+            `modality_dropout` mask are masked in the clean copy too.
 
     Raises:
-        ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` has a shift
-            (the place before a block's first one sees nothing of the block) or is `ordered`.
+        ConfigError: `block_size` is under 1, not 0 ≤ `low` < `high` ≤ 1, or `inner` has a shift (the position before
+            a block does not attend to the block) or is `ordered`.
     """
 
     Settings: ClassVar[type[ObjectiveSettings]] = BlockDiffusionSettings
@@ -79,12 +79,12 @@ class BlockDiffusion:
         check_blocks(self.block_size, self.low, self.high)
         if self.inner is not None and self.inner.ordered:
             raise ConfigError(
-                "ordered > 0, but block diffusion hides each block at a time of its own; leave it out.",
+                "ordered > 0, but block diffusion masks each block at its own time; omit it.",
                 code="bad_config",
             )
         if self.inner is not None and self.inner.shift:
             raise ConfigError(
-                "shift = true, but block diffusion reads each id off its own place; leave it out.",
+                "shift = true, but block diffusion predicts each id at its own position; omit it.",
                 code="bad_config",
             )
         object.__setattr__(self, "_inner", self.inner or MaskedDiffusion(self.vocab, hides="all"))
@@ -96,7 +96,7 @@ class BlockDiffusion:
         return cls(parts.vocab, how.block_size, how.low, how.high, inner)
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """In place, block by block."""
+        """Infill in place, block by block."""
         asked = {"name": "block-diffusion", "diffusion": {"block_size": self.block_size}}
         return (
             Use(
@@ -106,7 +106,7 @@ class BlockDiffusion:
         )  # fmt: skip
 
     def validation(self) -> Mapping[str, Objective]:
-        """The evidence bound."""
+        """The evidence lower bound."""
         inner = None if self.inner is None else self.inner.exact()
         return {"bound_": BlockDiffusion(self.vocab, self.block_size, inner=inner)}
 
@@ -117,10 +117,10 @@ class BlockDiffusion:
     def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Example]:
         """The noised and the clean copy of one document, or of a slice, in at most `budget` ids together.
 
-        With `inner.complementary_masks` a second example hides in every block what the first one shows.
+        With `inner.complementary_masks` a second example masks the complement in every block.
 
         Raises:
-            ConfigError: half of `budget` is under 3, or a picture that is all there is does not fit into it.
+            ConfigError: half of `budget` is under 3, or the only picture of a document does not fit into it.
         """
         inner, noise = self._inner, self._inner._noise
         layout = inner.lay_out(ids, rng, budget // 2)
@@ -146,7 +146,7 @@ class BlockDiffusion:
         spread_T: list[float],
         level_T: list[float],
     ) -> Example:
-        """Hide these places where they may be asked for: each has its block's noise level and weight."""
+        """Mask these positions, if they may have a loss; each has its block's noise level and weight."""
         inner, (clean_T, asked_T), size = self._inner, shown, len(layout.ids)
         noised_T, weights_T, scored_T = list(clean_T), [0.0] * size, inner.scored(layout)
         now_T = [ask and hide for ask, hide in zip(asked_T, hidden_T, strict=True)]

@@ -1,13 +1,13 @@
-"""Causal masking and block diffusion in one pass: what cm3 moves behind the page is also written block by block.
+"""Causal masking and block diffusion in one pass: spans that cm3 moves behind the page are also filled in blocks.
 
-A row holds the open slots of the gaps, noised in blocks, and then the page as cm3 lays it out, clean and causal:
+A row holds the positions of the gaps, noised in blocks, and then the page in the layout of cm3, clean and causal:
 
     B0 B1 … | <eod> D0 <mask:0> D1 <eod> <mask:0> B0 B1 … <eoss>
 
-A noised block sees itself and everything clean before it, so that its first slot is scored by the causal model, and
-the others by the places before them (token shift). One set of weights learns both: the causal decoder is kept, or
-made, while the other learns to write several slots at once (Fast-dLLM v2, arXiv:2509.26328, sec. 3, whose clean
-copy looks both ways inside a block; SDAR, arXiv:2510.06303). In use finished blocks are stored as a causal model's.
+A noised block attends to itself and all clean ids before it; its first position is scored in the clean copy, the others
+at the positions before them (token shift). One set of weights learns both the causal decoder and one that writes
+several positions at once (Fast-dLLM v2, arXiv:2509.26328, sec. 3, whose clean copy is bidirectional inside a block;
+SDAR, arXiv:2510.06303). At inference finished blocks are cached as in a causal model.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from cm3kit.types import Example, Span
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
-# A page that is sliced leaves room for so many gaps, each of which adds its sentinel twice and an end.
+# A sliced page leaves room for this many gaps, each of which adds two sentinels and an end.
 GAPS = 6
 
 
 class CausalBlockSettings(BlockSettings):
-    """Those of block diffusion, and `causal_weight` of `CausalBlocks`."""
+    """Settings of block diffusion, and `causal_weight` of `CausalBlocks`."""
 
     causal_weight: float = Field(1.0, ge=0)
 
 
 class CausalBlocksSettings(ObjectiveSettings):
-    """What is masked, in which blocks, and how it weighs."""
+    """Settings of masking, blocks and loss weights."""
 
     name: str = "causal-blocks"
     diffusion: CausalBlockSettings = CausalBlockSettings()
@@ -54,17 +54,17 @@ class CausalBlocksSettings(ObjectiveSettings):
 @objective("causal-blocks")
 @dataclass(frozen=True)
 class CausalBlocks:
-    """Gaps moved behind the page as `CausalMask` does, written from left to right and in blocks.
+    """Gaps moved behind the page as in `CausalMask`, predicted both from left to right and in blocks.
 
     Args:
-        block_size: slots of a block; each gap begins one of its own.
+        block_size: positions per block; each gap starts a new block.
         low: times of blocks are drawn from [low, high).
-        inner: what is hidden and how it weighs.
-        causal_weight: of the ids of the clean copy, which the causal model is asked for, times that of their modality.
+        inner: masking and loss weights.
+        causal_weight: loss weight of the ids of the clean copy, times that of their modality.
 
     Raises:
-        ConfigError: `block_size` is under 1, `low` and `high` are not in order in [0, 1], or `inner` hides whole
-            pages or is `ordered`.
+        ConfigError: `block_size` is under 1, not 0 ≤ `low` < `high` ≤ 1, or `inner` masks whole pages or is
+            `ordered`.
     """
 
     Settings: ClassVar[type[ObjectiveSettings]] = CausalBlocksSettings
@@ -84,7 +84,7 @@ class CausalBlocks:
         check_blocks(self.block_size, self.low, self.high)
         if inner.hides == "all" or inner.ordered:
             raise ConfigError(
-                "causal-blocks hides gaps, each block at a time of its own; leave out hides = all and ordered.",
+                "causal-blocks masks gaps, each block at its own time; omit hides = all and ordered.",
                 code="bad_config",
             )
         object.__setattr__(self, "_inner", replace(inner, shift=True))
@@ -96,7 +96,7 @@ class CausalBlocks:
         return cls(parts.vocab, how.block_size, how.low, how.high, inner, how.causal_weight)
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """Behind the page: block by block, or from left to right."""
+        """Infill behind the page: block by block, or from left to right."""
         asked = {"name": "causal-blocks", "diffusion": {"block_size": self.block_size, "shift": True}}
         return (
             Use(
@@ -107,7 +107,7 @@ class CausalBlocks:
         )  # fmt: skip
 
     def validation(self) -> Mapping[str, Objective]:
-        """The page as it stands, and the evidence bound."""
+        """The unmasked page, and the evidence lower bound."""
         inner = None if self.inner is None else self.inner.exact()
         blocks = CausalBlocks(self.vocab, self.block_size, inner=inner, causal_weight=0.0)
         return {"": NextToken(self.vocab, self._inner.continues), "bound_": blocks}
@@ -117,12 +117,12 @@ class CausalBlocks:
         return [each for ids in documents for each in self.make_example(ids, rng, budget)]
 
     def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> list[Example]:
-        """One document, or a slice, in at most `budget` ids: the blocks of its gaps, and the row of cm3.
+        """One document, or a slice, in at most `budget` ids: the blocks of its gaps, and the layout of cm3.
 
-        With `inner.complementary_masks` a second example hides in every block what the first one shows.
+        With `inner.complementary_masks` a second example masks the complement in every block.
 
         Raises:
-            ConfigError: half of `budget` is too little for a slice, or for a picture that is all there is.
+            ConfigError: half of `budget` is too short for a slice, or for the only picture of a document.
         """
         inner, noise = self._inner, self._inner._noise
         layout = self.lay_out(ids, rng, budget // 2)
@@ -144,7 +144,7 @@ class CausalBlocks:
         return out
 
     def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
-        """The row of cm3 in at most `budget` ids; `hidden` are the slots of its gaps."""
+        """The layout of cm3 in at most `budget` ids; `hidden` are the positions of its gaps."""
         inner, vocab = self._inner, self.vocab
         part: Span | None = Span(0, len(ids))
         if len(ids) > budget - 5:
@@ -181,7 +181,7 @@ class CausalBlocks:
         spread: dict[int, float],
         level: dict[int, float],
     ) -> Example:
-        """Hide these slots where they may be asked for; the first one of a block is scored in the clean copy."""
+        """Mask these positions, if they may have a loss; the first of a block is scored in the clean copy."""
         inner, (clean_T, asked_T), scored_T = self._inner, shown, self._inner.scored(layout)
         places = [place for block in blocks for place in range(block.start, block.stop)]
         first_of = {place: block.start for block in blocks for place in range(block.start, block.stop)}
@@ -214,7 +214,7 @@ class CausalBlocks:
         )  # fmt: skip
 
     def _causal(self, layout: Layout, clean_T: Sequence[int]) -> list[float]:
-        """Weights of the clean copy: none for sentinels, what is hidden for good, and ends behind the first."""
+        """Weights of the clean copy: 0 for sentinels, permanently masked ids, and ends after the first."""
         sentinels, eoss = self.vocab.sentinel_range, self.vocab.eoss
         out = [0.0]
         for (before, id), seen in zip(pairwise(layout.ids), clean_T[1:], strict=True):
@@ -224,7 +224,7 @@ class CausalBlocks:
 
 
 def _behind(page: Sequence[int], bodies: Sequence[Sequence[int]], vocab: Vocab) -> Layout:
-    """A page and what its gaps hold, each behind its sentinel, and before `<eoss>` unless its slots end so."""
+    """A page and the contents of its gaps, each after its sentinel, and before `<eoss>` unless it ends with one."""
     out, hidden, answers = list(page), [False] * len(page), []
     for number, body in enumerate(bodies):
         start = len(out) + 1

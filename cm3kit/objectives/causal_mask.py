@@ -4,10 +4,10 @@ A document D0 S0 D1 S1 D2 is laid out as
 
     <eod> D0 <mask:0> D1 <mask:1> D2 <eod> <mask:0> S0 <eoss> <mask:1> S1 <eoss>
 
-The closing `<eod>` stands at the end of the page, not of the row: a page to fill thus shows where it
-ends before the first gap is written, and one that is written from its start ends in the same way. As
-every span keeps its `<eoss>`, a prompt needs no extra sentinel to make fills end (arXiv:2204.05999,
-sec. 2.2 does). Where the preset ends spans by `<eod>` alone, that id follows the last span instead.
+The closing `<eod>` is at the end of the page, not of the row, so the model has the end of a page before it fills
+the first gap, and a page that is generated from its start ends in the same way. As every span keeps its `<eoss>`,
+a prompt needs no extra sentinel to end fills (unlike arXiv:2204.05999, sec. 2.2). If the preset ends spans only
+with `<eod>`, that id follows the last span instead.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from cm3kit_tokenizers.vocab import Vocab
 def halves(
     ids: Sequence[int], spans: Sequence[Span], vocab: Vocab, base: int = 0, end: int | None = Vocab.eoss
 ) -> tuple[list[int], list[int]]:
-    """The document with sentinels for spans, and the spans, each behind its sentinel and before `end`.
+    """The document with sentinels for spans, and the spans, each after its sentinel and before `end`.
 
     >>> vocab = Vocab(9, 0)
     >>> halves([50, 51, 52], [Span(1, 2)], vocab) == ([50, 8, 52], [8, 51, vocab.eoss])
@@ -55,10 +55,10 @@ def halves(
 
 
 class CausalMaskSettings(ObjectiveSettings):
-    """Which spans are masked.
+    """Settings of the span masking.
 
-    `preset` names the causal masking, and `p_ar` replaces its share of documents without a span; `hints` tell the
-    sizes of its spans.
+    `preset` names the causal masking, `p_ar` replaces its share of documents without a span; `hints` are size hints of
+    its spans.
     """
 
     name: str = "cm3"
@@ -70,16 +70,16 @@ class CausalMaskSettings(ObjectiveSettings):
 @objective("cm3")
 @dataclass(frozen=True)
 class CausalMask:
-    """Causal masking: hide spans of a page, write them behind it.
+    """Causal masking: replace spans of a page by sentinels and append them.
 
     Args:
-        preset: what is hidden: a name of `PRESETS`, or a `Preset`.
+        preset: the law of the spans: a name of `PRESETS`, or a `Preset`.
         continues: for each text id, whether it starts inside a UTF-8 character; no span starts or
             stops before such an id.
         image_length: codes of a whole picture; by default those of `grid`.
         grid: (rows, columns) of a picture's codes, needed for boxes.
-        hints: tell the sizes of spans behind their sentinels; nothing unless given.
-        preset_name: the name of the preset, which models keep.
+        hints: write size hints after sentinels; off by default.
+        preset_name: the name of the preset, which is saved with models.
 
     Raises:
         ConfigError: a name is unknown, or `grid` and `image_length` differ.
@@ -118,7 +118,7 @@ class CausalMask:
 
     @classmethod
     def build(cls, settings: Any, parts: TokenizerParts) -> Self:
-        """The objective of settings that have those of `CausalMaskSettings`."""
+        """The objective from settings with the fields of `CausalMaskSettings`."""
         preset = PRESETS[settings.preset]
         if settings.p_ar is not None:
             preset = replace(preset, p_ar=settings.p_ar)
@@ -128,13 +128,13 @@ class CausalMask:
         )
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """From left to right, behind the page."""
+        """Infill behind the page, from left to right."""
         name, hints = self.preset_name, self.hints is not None
         asked = {"name": "cm3", "preset": name}
         return (Use(window=window, hints=hints, preset=name, objective=asked),)
 
     def validation(self) -> Mapping[str, Objective]:
-        """The page as it stands, and then what is masked."""
+        """The unmasked page, and the masked spans."""
         return {"": NextToken(self.vocab, self.continues), "fill_": MaskedSpans(self, self.vocab)}
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
@@ -142,13 +142,13 @@ class CausalMask:
         return [self.make_example(ids, rng, budget) for ids in documents]
 
     def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> Example:
-        """Hide spans of one document, given without `<eod>`, in at most `budget` ids.
+        """Mask spans of one document (ids without `<eod>`), in at most `budget` ids.
 
         A document that is too long is sliced between pictures and characters; a slice has `<eod>` only
-        where it reaches an end of the document. `spans` are places in the whole document.
+        where it reaches an end of the document. `spans` are positions in the whole document.
 
         Raises:
-            ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
+            ConfigError: `budget` is under 3, or the only picture of a document does not fit into it.
         """
         chosen = self.chosen
         keep, many, first, order, where = _draw(5, rng)
@@ -158,7 +158,7 @@ class CausalMask:
             if keep < chosen.p_ar or len(ids) < 2
             else count_law[chosen.count](many, chosen.least, chosen.most)
         )
-        # Every span needs an id to hide.
+        # Every span masks at least one id.
         n = min(n, self.vocab.sentinels, (budget - 2) // (growth + 1))
         part = self._slice(ids, budget - 2 - growth * n, where) or self._slice(ids, budget - 2, where)
         if part is None:
@@ -197,7 +197,7 @@ class CausalMask:
         return Example(out, weights, placed)
 
     def _spans(self, ids: Sequence[int], n: int, room: int, rng: Generator) -> tuple[Span, ...]:
-        """Draw what each of n spans is, then where; at most `room` spans, in order."""
+        """Draw the policy of each of n spans, then its position; at most `room` spans, in order."""
         chosen = self.chosen
         if len(chosen.policies) == 1 and chosen.policies[0][0] == "free":
             return self._free(ids, n, rng)
@@ -239,9 +239,9 @@ class CausalMask:
         return tuple(_clamp(span, segments(runs(ids, self.vocab.image), len(ids))) for span in spans)
 
     def unmask(self, ids: Sequence[int], warn: Callable[[str], None] = lambda line: None) -> list[int]:
-        """Put moved spans back, and drop `<eod>` and hints: the inverse of `example`.
+        """Put moved spans back, and drop `<eod>` and hints: the inverse of `make_example`.
 
-        `warn` is told of records that are out of order.
+        `warn` is called if records are out of order.
 
         Raises:
             DataError: a record has no end, a sentinel has no record, a record has no sentinel or two.
@@ -261,16 +261,16 @@ class CausalMask:
         fills = dict(records)
         for number in numbers:
             if number not in seen:
-                raise _damaged(f"span {number - sentinels.start} has no place on the page")
+                raise _damaged(f"span {number - sentinels.start} has no sentinel on the page")
             if numbers.count(number) > 1:
-                raise _damaged(f"span {number - sentinels.start} is given twice")
+                raise _damaged(f"span {number - sentinels.start} occurs twice")
         if numbers != sorted(numbers):
             warn("spans are out of order")
         out: list[int] = []
         page = document[:place]
         for id in self.hints.without(page) if self.hints else page:
             if id in sentinels and id not in fills:
-                raise _damaged(f"place {id - sentinels.start} has no span")
+                raise _damaged(f"sentinel {id - sentinels.start} has no span")
             out += fills[id] if id in sentinels else [] if id == vocab.eod else [id]
         return out
 
@@ -285,7 +285,7 @@ class CausalMask:
                 ended = False
             elif ended or id in sentinels:
                 raise _damaged(
-                    "a span has no end" if id in sentinels else f"id {id} stands after the end of a span"
+                    "a span has no end" if id in sentinels else f"id {id} follows the end of a span"
                 )
             elif id == (self.vocab.eoss if per_span else self.vocab.eod):
                 ended = True

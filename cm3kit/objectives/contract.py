@@ -1,4 +1,4 @@
-"""What an objective is: its settings, its examples, how its models are used, and what validation scores.
+"""The protocol of objectives: settings, examples, uses of the trained models, and validation.
 
 An objective is one file that registers itself: `@objective("name")` on a class with the members of `Objective`.
 """
@@ -25,17 +25,17 @@ class Use(Settings):
     """One way to use a trained model.
 
     Attributes:
-        decoder: the decoder that writes: cm3 (from left to right) or diffusion.
-        layout: where its answers go (`fill.layouts`).
-        attention: whether known ids look left only, or at one another.
-        window: longest sequence, without the copy that some objectives show of each page; None where nobody knows.
-        shift: whether the model scores each position at the one before it, in a diffusion decoder.
-        isolated_masks: whether masked positions are seen by themselves alone, as in training.
-        block_size: positions of a block, for a model that was trained block by block.
-        cache: the cache that its training makes exact.
-        hints: whether it was told about how long answers are.
-        preset: the causal masking of its training, which says what ends an answer.
-        objective: name and settings of the objective that scores it in validation.
+        decoder: cm3 (from left to right) or diffusion.
+        layout: where fills are written (`fill.layouts`).
+        attention: causal or bidirectional attention among known ids.
+        window: longest sequence, without the copy of each page that some objectives add; None if unknown.
+        shift: whether a diffusion decoder predicts each position at the one before it.
+        isolated_masks: whether a masked position is attended to by itself only, as in training.
+        block_size: positions per block, for a model trained on blocks.
+        cache: the cache that is exact for the training's attention.
+        hints: whether training had size hints.
+        preset: the causal masking of training, which determines the end of a fill.
+        objective: name and settings of the objective for validation.
     """
 
     decoder: str = "cm3"
@@ -59,7 +59,7 @@ class ObjectiveSettings(Settings):
 
 @dataclass(frozen=True)
 class TokenizerParts:
-    """What objectives know of the tokenizers; `grid` is (rows, columns) of a picture's codes."""
+    """Properties of the tokenizers that objectives use; `grid` is (rows, columns) of a picture's codes."""
 
     vocab: Vocab
     text: TextTokenizer
@@ -72,7 +72,7 @@ class TokenizerParts:
 
 
 class Objective(Protocol):
-    """How clean documents become examples, and what the models are good for that learn from them.
+    """Converts clean documents to examples, and defines how trained models are used.
 
     Attributes:
         Settings: a subclass of `ObjectiveSettings`.
@@ -82,34 +82,34 @@ class Objective(Protocol):
 
     @classmethod
     def build(cls, settings: Any, parts: TokenizerParts) -> Self:
-        """The objective by its settings; ConfigError where they contradict one another or name what is not there."""
+        """The objective from its settings; ConfigError if they are contradictory or contain unknown names."""
 
     @property
     def copies(self) -> int:
-        """How often a row holds each page."""
+        """How many copies of each page a row holds."""
 
     @property
     def masks(self) -> bool:
-        """Whether examples hold the mask id, whose embedding then has to be there."""
+        """Whether examples contain the mask id, for which the model needs an embedding."""
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
         """Examples of documents (ids, without `<eod>`), each in at most `budget` ids; at least one for each."""
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """How models are used that were trained in rows of `window` ids; the first use is the default."""
+        """Uses of models trained with rows of `window` ids; the first is the default."""
 
     def validation(self) -> Mapping[str, Objective]:
-        """What to score on held-out pages, by the prefix of its figures; without one, bits of the whole page."""
+        """Objectives for held-out pages, by the prefix of their metrics; without prefix, bits of the whole page."""
 
 
 registry: Registry[type[Objective]] = objective
 
 
 def read_settings(given: Any) -> Any:
-    """The settings of the objective that a mapping names (by default cm3), for a field of a recipe.
+    """Settings of the objective named in a mapping (default: cm3), for a field of a recipe.
 
-    A setting that only other objectives have is left out, with a warning if it is not their default: recipes of before
-    had one list of settings for all objectives.
+    A setting that only other objectives have is dropped, with a warning unless it is their default: older recipes had
+    one list of settings for all objectives.
     """
     if not isinstance(given, Mapping):
         return given
@@ -132,7 +132,7 @@ def _own(kind: type[ObjectiveSettings], given: Mapping[str, Any], name: str) -> 
                 near = get_close_matches(path, mine, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 warnings.warn(
-                    f"objective.{path} is no setting of {name!r}, and is left out{hint}",
+                    f"objective.{path} is not a setting of {name!r}, and is ignored{hint}",
                     UserWarning,
                     stacklevel=2,
                 )

@@ -1,7 +1,7 @@
-"""Which gaps a page gets in training of a decoder that writes in place, and how a gap is laid out.
+"""Gaps of a page for training a decoder that fills in place, and their layout.
 
-A text gap of unknown length is laid out as more slots than its answer takes: the answer, then `<eoss>` in every
-slot that is left. So a model learns where answers end, and a page in training looks as it does in use.
+A text gap of unknown length has more positions than its answer: the answer, then `<eoss>` in all others. The model
+thus learns where answers end, and pages have the same form in training and inference.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from cm3kit.objectives.units import Units, policy, units
 from cm3kit.types import Span
 from cm3kit_tokenizers.vocab import Vocab
 
-# Slots that a gap of unknown length gets, in training and in use.
+# Numbers of positions of a gap of unknown length, in training and inference.
 LENGTHS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 class GapLaw(Settings):
-    """How gaps are drawn.
+    """Distribution of gaps.
 
     Attributes:
         all: share of pages on which every picture, value and text is a gap.
-        picture: chance of a picture to be a gap on other pages, `box` of those to be a box of it only.
-        words: chance of a value or an element's content to be one, `part` of those to be a part of a text only.
-        exact: share of text gaps that have exactly their answer's length.
-        spare: most sizes of `LENGTHS` that a gap may have above the least that its answer fits in.
+        picture: on other pages, probability that a picture is a gap; `box`: that only a box of it is.
+        words: probability that a value or an element's content is a gap; `part`: that only a part of its text is.
+        exact: share of text gaps with exactly the length of their answer.
+        spare: largest number of steps of `LENGTHS` above the smallest size that fits the answer.
     """
 
     all: float = Field(0.1, ge=0, le=1)
@@ -45,7 +45,7 @@ class GapLaw(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A page with its gaps laid out: `hidden` are the slots of gaps, `answers` the runs of one gap each."""
+    """A page with its gaps laid out: `hidden` marks the positions of gaps, `answers` has one span per gap."""
 
     ids: list[int]
     hidden: list[bool]
@@ -60,10 +60,10 @@ def draw_gaps(
     continues: Sequence[bool] | None,
     rng: Generator,
 ) -> list[Span]:
-    """Disjoint spans to hide, in order; at least one if the page has a picture or a text."""
+    """Disjoint spans to mask, in order; at least one if the page has a picture or a text."""
     found = units(ids, vocab, continues)
     written = [*found.values, *(each for each in found.elements if not _meets(each, found.images))]
-    # Pictures of which a part was cut off are context.
+    # Truncated pictures are only context.
     whole = [each for each in found.images if grid is None or each.stop - each.start == grid[0] * grid[1]]
     whole = whole or list(found.images)
     draws = iter(torch.rand(4 * (len(whole) + len(written)) + 4, generator=rng, dtype=torch.float64).tolist())
@@ -87,7 +87,7 @@ def draw_gaps(
 def lay_out(
     ids: Sequence[int], gaps: Sequence[Span], law: GapLaw, vocab: Vocab, room: int, rng: Generator
 ) -> Layout:
-    """Put `<eoss>` behind the answers of text gaps, as far as `room` more ids allow."""
+    """Append `<eoss>` to the answers of text gaps, with at most `room` additional ids."""
     draws = iter(torch.rand(2 * len(gaps) + 1, generator=rng, dtype=torch.float64).tolist())
     out: list[int] = []
     hidden: list[bool] = []
@@ -110,16 +110,16 @@ def lay_out(
 
 
 def _spare(size: int, most: int, u: float, room: int) -> int:
-    """How many `<eoss>` go behind an answer of `size` ids: 0 if not even one has room."""
+    """Number of `<eoss>` after an answer of `size` ids; 0 if there is no room for one."""
     sizes = [each for each in LENGTHS if size < each <= size + room]
-    # An answer as long as its gap would have no end, so the least gap holds one id more.
+    # The smallest gap has one id more than its answer, which otherwise would have no end.
     return sizes[int(u * min(len(sizes), most + 1))] - size if sizes else min(1, room)
 
 
 def _part(
     name: str, unit: Span | None, found: Units, grid: tuple[int, int] | None, rng: Generator
 ) -> list[Span]:
-    """A part of a unit by a masking policy; the whole of it where it cannot be parted."""
+    """A part of a unit by a masking policy; the whole unit if it cannot be divided."""
     if unit is None:
         return []
     draws = iter(torch.rand(4, generator=rng, dtype=torch.float64).tolist())
@@ -137,7 +137,7 @@ def _meets(span: Span, others: Sequence[Span]) -> bool:
 
 
 def _disjoint(spans: Sequence[Span]) -> list[Span]:
-    """Spans in order, without those that meet one before them; of nested ones the inner go."""
+    """Spans in order without overlaps; of nested spans the outer one is kept."""
     out: list[Span] = []
     for span in sorted(spans, key=lambda each: (each.start, -each.stop)):
         if span.start < span.stop and (not out or out[-1].stop <= span.start):

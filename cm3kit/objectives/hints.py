@@ -1,9 +1,9 @@
-"""Size hints: about how long a hidden span is, written behind its sentinel (arXiv:2107.06955, sec. 2.3).
+"""Size hints: the approximate length of a masked span after its sentinel (arXiv:2107.06955, sec. 2.3).
 
     <eod> D0 <mask:0> 1 2 <reserved:0> D1 <eod> <mask:0> S0 <eoss>
 
-HTLM writes the number alone. Here every digit is an id, and one more id ends them, so that a number of the page
-that follows a gap is never taken for its hint, and a page comes back from its example as it was.
+HTLM writes only the number. Here every digit is an id, and one more id ends the hint, so that a number in the page
+after a gap is not mistaken for a hint, and the page can be recovered from its example.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 
 WIDTH = len(str(MOST_SIZE)) + 1
-"""Most ids of a hint."""
+"""Largest number of ids of a hint."""
 
 
 class HintLaw(Settings):
-    """How hints are drawn; `HTLM` has that of the paper.
+    """Distribution of hints; `HTLM` is that of the paper.
 
     Attributes:
-        share: of hidden spans that are told with their size; 0 writes no hints.
-        noise: standard deviation of what is told, as a share of the size.
+        share: of masked spans with a hint; 0 writes no hints.
+        noise: standard deviation of the hint, as a share of the size.
     """
 
     share: float = Field(0.0, ge=0, le=1)
@@ -43,7 +43,7 @@ HTLM = HintLaw(share=0.8, noise=0.1)
 
 @dataclass(frozen=True)
 class SizeHints:
-    """Writes hints and takes them away; `digits` are the ids of 0 … 9."""
+    """Writes and removes hints; `digits` are the ids of 0 … 9."""
 
     vocab: Vocab
     digits: tuple[int, ...]
@@ -51,16 +51,16 @@ class SizeHints:
 
     @classmethod
     def of(cls, vocab: Vocab, text: TextTokenizer, law: HintLaw = HTLM) -> SizeHints:
-        """Hints by the digits of a text tokenizer, which are among its 256 bytes."""
+        """Hints with the digits of a text tokenizer, which has all 256 bytes."""
         digits = tuple(text.encode(str(digit), vocab.text.start)[0] for digit in range(10))
         return cls(vocab, digits, law)
 
     def ids(self, size: int) -> list[int]:
-        """A size as a hint; one above `MOST_SIZE` is told as that."""
+        """A size as a hint, clipped to `MOST_SIZE`."""
         return [*(self.digits[int(digit)] for digit in str(min(size, MOST_SIZE))), self.vocab.hint]
 
     def behind(self, gap: Gap) -> list[int]:
-        """What follows the sentinel of a gap: nothing, unless its size is wished for; a picture has its own."""
+        """The ids after the sentinel of a gap: a hint if the gap has a requested size and is not a picture's."""
         return [] if gap.size is None or gap.kind == "image" else self.ids(gap.size)
 
     def draw(self, sizes: Sequence[int], rng: Generator) -> list[int | None]:
@@ -73,11 +73,11 @@ class SizeHints:
         ]
 
     def put_in(self, example: Example, hidden: Sequence[Sequence[int]], base: int, rng: Generator) -> Example:
-        """The example with hints behind sentinels of the page, weight 0 each: no decoder ever writes one.
+        """The example with hints after sentinels of the page, with weight 0, as decoders never write hints.
 
         Args:
-            example: as causal masking lays it out.
-            hidden: the ids of each span, the first of which is behind sentinel `base`.
+            example: in the layout of causal masking.
+            hidden: the ids of each span; the first span has sentinel `base`.
         """
         image = self.vocab.image
         sizes = [0 if all(id in image for id in span) else len(span) for span in hidden]
@@ -90,7 +90,7 @@ class SizeHints:
         ids: list[int] = []
         weights: list[float] = []
         for id, weight in zip(example.ids, example.weights, strict=True):
-            # Behind the page, where the sentinel comes again, there is no hint.
+            # The second occurrence of a sentinel, after the page, has no hint.
             hint = hints.pop(id, [])
             ids += [id, *hint]
             weights += [weight, *[0.0] * len(hint)]

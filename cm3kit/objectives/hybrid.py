@@ -1,6 +1,6 @@
-"""One model for two objectives: each page is asked in one of two ways (GPT-BERT, arXiv:2410.24159, sec. 3).
+"""One model for two objectives: each page gets an example of one of them (GPT-BERT, arXiv:2410.24159, sec. 3).
 
-With the second objective's `shift` on, both read an id off the place before it, so that one head serves both.
+With the second objective's `shift` on, both predict an id at the position before it, so that they share one head.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 
 class HybridSettings(CausalMaskSettings):
-    """Those of causal masking and of masked diffusion, and the `share` of pages that are causally masked."""
+    """Settings of causal masking and masked diffusion, and the `share` of causally masked pages."""
 
     name: str = "hybrid"
     diffusion: DiffusionSettings = DiffusionSettings()
@@ -34,7 +34,7 @@ class HybridSettings(CausalMaskSettings):
 class Hybrid:
     """`first` for a share of the pages, `second` for the others.
 
-    The share is kept in every batch as nearly as whole pages allow, and exactly in the long run.
+    Every batch has this share up to rounding to whole pages; it is exact in expectation.
 
     Raises:
         ConfigError: `share` is outside [0, 1].
@@ -48,7 +48,7 @@ class Hybrid:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
-            raise ConfigError(f"share = {self.share}: it lies between 0 and 1.", code="bad_config")
+            raise ConfigError(f"share = {self.share}: give a value from 0 to 1.", code="bad_config")
 
     @classmethod
     def build(cls, settings: Any, parts: TokenizerParts) -> Self:
@@ -62,21 +62,21 @@ class Hybrid:
 
     @property
     def masks(self) -> bool:
-        """Whether either has masks."""
+        """Whether one of them uses masks."""
         return self.first.masks or self.second.masks
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """Those of both."""
+        """Uses of both."""
         return (*self.first.uses(window), *self.second.uses(window))
 
     def validation(self) -> Mapping[str, Objective]:
-        """What both score."""
+        """Validation of both."""
         return {**self.first.validation(), **self.second.validation()}
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
         """Examples of both kinds, in random order."""
         count = len(documents)
-        # Rounding by a coin keeps the share exact in the mean.
+        # Random rounding keeps the share exact in expectation.
         odd = float(torch.rand((), generator=rng, dtype=torch.float64))
         firsts = min(count, int(self.share * count + odd))
         order = torch.randperm(count, generator=rng).tolist()

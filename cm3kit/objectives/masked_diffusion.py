@@ -1,7 +1,7 @@
-"""Masked diffusion: hide ids of a page at a drawn noise level, and score all of them at once.
+"""Masked diffusion: mask ids of a page at a random noise level, and predict all of them at once.
 
 MDLM (arXiv:2406.07524), LLaDA (arXiv:2502.09992), UniDisc (arXiv:2503.20853) and MeDiM (arXiv:2510.06131) on
-pages. The negative evidence bound weighs hidden ids by −α'(t) / (1 − α(t)).
+pages. The negative evidence lower bound weights masked ids by −α'(t) / (1 − α(t)).
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DiffusionSettings(Settings):
 
 
 class MaskedDiffusionSettings(ObjectiveSettings):
-    """What is masked, and how it weighs."""
+    """Settings of masking and loss weights."""
 
     name: str = "masked-diffusion"
     diffusion: DiffusionSettings = DiffusionSettings()
@@ -70,25 +70,25 @@ class MaskedDiffusion:
 
     Args:
         schedule: of the noise; see `noise.schedule`.
-        weighting: of hidden ids: by the evidence bound, or all alike (MaskGIT, arXiv:2202.04200, eq. 1).
+        weighting: of masked ids: by the evidence lower bound, or uniform (MaskGIT, arXiv:2202.04200, eq. 1).
         snr_cap: γ of the softly capped weight, or None.
-        norm: divisor of the loss: ids that could be hidden (uniform: that are), sequences with each divided by its own
+        norm: divisor of the loss: ids that can be masked (uniform: masked ids), sequences with each divided by its own
             ids, or sequences.
-        hides: the gaps that `law` draws, the rest being given and never noised; or every id of the page.
-        text_weight: factor on ids that are no image codes, and `image_weight` on those that are.
-        cond_dropout: chance that all given text and pictures of a page are hidden without a loss, for guidance.
-        modality_dropout: chance that one modality of a page's gaps is hidden whole and has no loss.
-        complementary_masks: give each page twice, hiding every id in exactly one of the two.
-        ends: how many `<eoss>` of a gap have a loss; None is all.
-        ordered: share of pages that are hidden from the right, so that what is shown of their gaps is what a decoder
-            has written that goes from left to right, in blocks or id by id: what a causal model knows is of use there,
-            and it forgets it otherwise. Of these pages the first `ahead` hidden ids have a loss, the k-th by 1 / k.
-        shift: read an id off the place before it (Dream, DiffuCoder), as causal models do.
+        hides: mask only gaps drawn by `law`, with the rest given and never noised; or every id of the page.
+        text_weight: factor on ids that are not image codes, and `image_weight` on image codes.
+        cond_dropout: probability that all given text and pictures of a page are masked without a loss, for guidance.
+        modality_dropout: probability that one modality of a page's gaps is masked completely and has no loss.
+        complementary_masks: two examples per page, each id masked in exactly one of them.
+        ends: number of `<eoss>` of a gap that have a loss; None is all.
+        ordered: share of pages that are masked from the right, as in the states of a decoder that fills from left to
+            right, in blocks or id by id; a model that starts from a causal one keeps that ability, which it forgets
+            otherwise. On these pages the first `ahead` masked ids have a loss, the k-th weighted by 1 / k.
+        shift: predict an id at the position before it (Dream, DiffuCoder), as causal models do.
         continues: for each text id, whether it starts inside a UTF-8 character.
         grid: (rows, columns) of a picture's codes.
 
     Raises:
-        ConfigError: the schedule is unknown, or both `complementary_masks` and `ordered` are asked for.
+        ConfigError: the schedule is unknown, or both `complementary_masks` and `ordered` are set.
     """
 
     Settings: ClassVar[type[ObjectiveSettings]] = MaskedDiffusionSettings
@@ -118,24 +118,24 @@ class MaskedDiffusion:
         object.__setattr__(self, "_noise", schedule[self.schedule])
         if self.complementary_masks and self.ordered:
             raise ConfigError(
-                "complementary_masks and ordered: the complement of a page that is hidden from the right is none;"
-                " leave one out.",
+                "complementary_masks and ordered: a page that is masked from the right has no complement;"
+                " omit one of them.",
                 code="bad_config",
             )
 
     @classmethod
     def build(cls, settings: Any, parts: TokenizerParts) -> Self:
-        """The objective of settings whose `diffusion` has those of `DiffusionSettings`."""
+        """The objective from settings whose `diffusion` has the fields of `DiffusionSettings`."""
         chosen = {name: getattr(settings.diffusion, name) for name in DiffusionSettings.model_fields}
         return cls(parts.vocab, continues=parts.continues, grid=parts.grid, **chosen)
 
     @property
     def copies(self) -> int:
-        """Two where a page is masked in two complementary ways."""
+        """Two with complementary masks."""
         return 2 if self.complementary_masks else 1
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """In place, every id looking everywhere."""
+        """Infill in place, with bidirectional attention."""
         asked = {"name": "masked-diffusion", "diffusion": {"shift": self.shift}}
         return (
             Use(
@@ -145,18 +145,18 @@ class MaskedDiffusion:
         )  # fmt: skip
 
     def validation(self) -> Mapping[str, Objective]:
-        """The evidence bound."""
+        """The evidence lower bound."""
         return {"bound_": self.exact()}
 
     def exact(self) -> MaskedDiffusion:
-        """The same questions without what training weighs or leaves out."""
+        """The same masking without training's loss weights and dropouts."""
         return replace(
             self, weighting="elbo", snr_cap=None, norm="token", text_weight=1.0, image_weight=1.0,
             cond_dropout=0.0, modality_dropout=0.0, complementary_masks=False, ends=None, ordered=0.0,
         )  # fmt: skip
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
-        """Hide ids of each document at times that are spread evenly over the documents."""
+        """Mask ids of each document, at times spread evenly over the documents."""
         drawn = times(len(documents), rng)
         return [
             each
@@ -165,10 +165,10 @@ class MaskedDiffusion:
         ]
 
     def make_example(self, ids: Sequence[int], t: float, rng: Generator, budget: int) -> list[Example]:
-        """One document at time t, and with `complementary_masks` its complement, which hides what the first one shows.
+        """One document at time t, and with `complementary_masks` a second example with the complementary mask.
 
         Raises:
-            ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
+            ConfigError: `budget` is under 3, or the only picture of a document does not fit into it.
         """
         layout = self.lay_out(ids, rng, budget)
         if self.ordered and float(torch.rand((), generator=rng, dtype=torch.float64)) < self.ordered:
@@ -184,7 +184,7 @@ class MaskedDiffusion:
         return out
 
     def _from_the_right(self, layout: Layout, t: float, rng: Generator) -> Example:
-        """The document with the last share t of its gaps' ids hidden, of which those that come first are scored."""
+        """The document with the last share t of its gaps' ids masked; the first of these have a loss."""
         whole, unseen = self._whole(layout, rng)
         inputs, asked = self.shown(layout, whole, unseen)
         slots = [place for place, ask in enumerate(asked) if ask]
@@ -193,7 +193,7 @@ class MaskedDiffusion:
         for place in hidden:
             inputs[place] = self.vocab.mask
         near = hidden[: self.ahead]
-        # The first one is the next to be written, and 1, 1/2, 1/3 … are scaled to a mean of 1.
+        # The first is the next to be written; the weights 1, 1/2, 1/3 … are scaled to a mean of 1.
         scale = len(near) / max(1.0, sum(1 / number for number in range(1, len(near) + 1)))
         for number, place in enumerate(near, 1):
             share = scale / number / (len(near) if self.norm == "sequence" else 1)
@@ -201,7 +201,7 @@ class MaskedDiffusion:
         return self._example(layout, inputs, weights, t, float(len(near)) if self.norm == "token" else 1.0)
 
     def lay_out(self, ids: Sequence[int], rng: Generator, budget: int) -> Layout:
-        """The document between `<eod>`, with its gaps; or a slice that has `<eod>` only at a true end."""
+        """The document between two `<eod>`, with its gaps; or a slice with `<eod>` only at an end of the document."""
         part: Span | None = Span(0, len(ids))
         if len(ids) > budget - 2:
             where = float(torch.rand((), generator=rng, dtype=torch.float64))
@@ -224,7 +224,7 @@ class MaskedDiffusion:
         )
 
     def _whole(self, layout: Layout, rng: Generator) -> tuple[Callable[[int], bool], bool]:
-        """Which ids of gaps are hidden for good, and whether the given ones are."""
+        """Predicate of permanently masked ids of gaps, and whether given ids are masked."""
         draws = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
         start = self.vocab.image.start
         if draws[0] < self.modality_dropout:
@@ -241,7 +241,7 @@ class MaskedDiffusion:
         whole: Callable[[int], bool],
         unseen: bool,
     ) -> Example:
-        """Hide these places, of which each weighs `level`; `noise` is the share that is hidden on average."""
+        """Mask these positions with weight `level` each; `noise` is the expected share of masked ones."""
         inputs, asked = self.shown(layout, whole, unseen)
         weights, scored = [0.0] * len(layout.ids), self.scored(layout)
         now = [ask and hide for ask, hide in zip(asked, hidden, strict=True)]
@@ -258,7 +258,7 @@ class MaskedDiffusion:
     def shown(
         self, layout: Layout, whole: Callable[[int], bool], unseen: bool
     ) -> tuple[list[int], list[bool]]:
-        """The page before it is noised, with the mask where an id is hidden for good, and what may be asked for."""
+        """The page before noise, with permanently masked ids, and the positions that may have a loss."""
         ids, asked = list(layout.ids), list(layout.hidden)
         for place, (id, gap) in enumerate(zip(layout.ids, layout.hidden, strict=True)):
             if whole(id) if gap else unseen and id >= self.vocab.text.start:
@@ -266,7 +266,7 @@ class MaskedDiffusion:
         return ids, asked
 
     def scored(self, layout: Layout) -> list[bool]:
-        """Which places of gaps have a loss where they are hidden: all but the `<eoss>` after the first `ends`."""
+        """Positions of gaps that have a loss when masked: all but the `<eoss>` after the first `ends`."""
         out, run = [], 0
         for id, gap in zip(layout.ids, layout.hidden, strict=True):
             run = run + 1 if gap and id == self.vocab.eoss else 0

@@ -1,4 +1,4 @@
-"""Causal masking whose examples weigh only what was masked and where that ends, as validation scores it."""
+"""Causal masking with loss weights only on masked spans and their ends, for validation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cm3kit_tokenizers.vocab import Vocab
 
 @dataclass(frozen=True)
 class MaskedSpans:
-    """The examples of `inner` with other weights."""
+    """The examples of `inner` with other loss weights."""
 
     Settings: ClassVar[type[ObjectiveSettings]] = ObjectiveSettings
     copies: ClassVar[int] = 1
@@ -26,15 +26,15 @@ class MaskedSpans:
 
     @classmethod
     def build(cls, settings: Any, parts: TokenizerParts) -> Self:
-        """It is made by causal masking alone."""
+        """Not available: only causal masking creates it."""
         raise NotImplementedError
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
-        """Weight 1 for ids of masked spans and for what ends them, 0 for all others."""
+        """Weight 1 for ids of masked spans and their ends, 0 for all others."""
         return [self._only_spans(each) for each in self.inner.make_examples(documents, rng, budget)]
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """Those of causal masking."""
+        """Uses of causal masking."""
         return self.inner.uses(window)
 
     def validation(self) -> Mapping[str, Objective]:

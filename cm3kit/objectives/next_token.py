@@ -1,4 +1,4 @@
-"""Plain left-to-right language modelling: the page as it stands."""
+"""Left-to-right language modelling of unmasked pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cm3kit_tokenizers.vocab import Vocab
 
 
 class NextTokenSettings(ObjectiveSettings):
-    """There are none."""
+    """No settings."""
 
     name: str = "next-token"
 
@@ -25,7 +25,7 @@ class NextTokenSettings(ObjectiveSettings):
 @objective("next-token")
 @dataclass(frozen=True)
 class NextToken:
-    """Hides nothing.
+    """Predicts every id of the unmasked page.
 
     Args:
         continues: for each text id, whether it starts inside a UTF-8 character; no slice starts or
@@ -45,11 +45,11 @@ class NextToken:
         return cls(parts.vocab, parts.continues)
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """From left to right, to continue what is given."""
+        """Continuation from left to right."""
         return (Use(layout="continue", window=window, objective={"name": "next-token"}),)
 
     def validation(self) -> Mapping[str, Objective]:
-        """The page as it stands."""
+        """The unmasked page."""
         return {"": self}
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
@@ -57,10 +57,10 @@ class NextToken:
         return [self.make_example(ids, rng, budget) for ids in documents]
 
     def make_example(self, ids: Sequence[int], rng: Generator, budget: int) -> Example:
-        """`<eod> ids <eod>`, or a slice that cuts no picture and has `<eod>` only at a true end.
+        """`<eod> ids <eod>`, or a slice without cut pictures, with `<eod>` only at an end of the document.
 
         Raises:
-            ConfigError: `budget` is under 3, or a picture that is all there is does not fit into it.
+            ConfigError: `budget` is under 3, or the only picture of a document does not fit into it.
         """
         part: Span | None = Span(0, len(ids))
         if len(ids) > budget - 2:

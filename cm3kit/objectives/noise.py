@@ -1,6 +1,6 @@
-"""Noise schedules of absorbing-state diffusion: how many ids survive at time t, and what a hidden one weighs.
+"""Noise schedules of absorbing-state diffusion: the share of unmasked ids at time t, and the weight of masked ones.
 
-With survival α(t), α(0) = 1, α(1) = 0, the bound on −log p weighs the cross-entropy of hidden ids by
+With survival α(t), α(0) = 1, α(1) = 0, the bound on −log p weights the cross-entropy of masked ids by
 −α'(t) / (1 − α(t)) (MDLM, arXiv:2406.07524, eq. 10). Its value does not depend on the schedule; its variance does.
 """
 
@@ -26,7 +26,7 @@ class Noise:
     slope: Callable[[float], float]
 
     def weight(self, t: float, snr_cap: float | None = None) -> float:
-        """Weight of a hidden id; with `snr_cap` γ the softly capped dσ / (e^σ − 1 + 1/γ) of UniDisc (arXiv:2503.20853).
+        """Weight of a masked id; with `snr_cap` γ the softly capped dσ / (e^σ − 1 + 1/γ) of UniDisc (arXiv:2503.20853).
 
         With σ = −log α both are −α'(t) / α(t) over e^σ − 1, to which the cap adds 1/γ.
         """
@@ -34,10 +34,10 @@ class Noise:
         return self.slope(t) / (1 - alpha + (alpha / snr_cap if snr_cap else 0.0))
 
     def rest_weight(self, t: float, snr_cap: float | None = None) -> float:
-        """Weight of an id that survives at t and is asked for in the other copy of a pair.
+        """Weight of an id that is unmasked at t and predicted in the complementary copy.
 
-        That copy hides the share α(t). It is `weight` with α(t) in the place of 1 − α(t) but the slope still at t,
-        since t is what is drawn: so the mean over t is the bound again, under any schedule.
+        That copy masks the share α(t). The weight is `weight` with α(t) instead of 1 − α(t) but with the slope at t,
+        since t is drawn: the mean over t is again the bound, for any schedule.
         """
         alpha = max(self.alpha(t), EPSILON)
         return self.slope(t) / (alpha + ((1 - alpha) / snr_cap if snr_cap else 0.0))

@@ -1,4 +1,4 @@
-"""Prefix language modelling: the start of a page looks at all of itself, the rest is read left to right.
+"""Prefix language modelling: bidirectional attention in a prefix of the page, causal attention after it.
 
 The non-causal decoder of arXiv:2204.05832, sec. 3.1 (T5's prefix LM, arXiv:1910.10683, sec. 3.2.4). No id is masked:
 the prefix is one block of attention, and every id after it a block of its own.
@@ -23,7 +23,7 @@ from cm3kit_tokenizers.vocab import Vocab
 
 
 class PrefixLMSettings(ObjectiveSettings):
-    """The prefix takes a share of the page that is drawn from [`least`, `most`)."""
+    """The prefix is a share of the page drawn from [`least`, `most`)."""
 
     name: str = "prefix-lm"
     least: float = Field(0.0, ge=0, le=1)
@@ -33,11 +33,11 @@ class PrefixLMSettings(ObjectiveSettings):
 @objective("prefix-lm")
 @dataclass(frozen=True)
 class PrefixLM:
-    """Predicts the ids after a prefix that looks both ways.
+    """Predicts the ids after a bidirectional prefix.
 
     Args:
         continues: for each text id, whether it starts inside a UTF-8 character; no slice starts or stops before one.
-        least: smallest share of the page that the prefix takes, and `most` the largest.
+        least: smallest share of the prefix in the page, and `most` the largest.
 
     Raises:
         ConfigError: `least` is above `most`.
@@ -62,7 +62,7 @@ class PrefixLM:
         return cls(parts.vocab, parts.continues, settings.least, settings.most)
 
     def make_examples(self, documents: Sequence[Sequence[int]], rng: Generator, budget: int) -> list[Example]:
-        """`<eod> ids <eod>` of each document, or a slice of it, with one prefix each."""
+        """`<eod> ids <eod>` of each document, or a slice, with one prefix each."""
         plain = NextToken(self.vocab, self.continues)
         return [self._with_prefix(plain.make_example(ids, rng, budget), rng) for ids in documents]
 
@@ -71,17 +71,17 @@ class PrefixLM:
         share = self.least + (self.most - self.least) * float(
             torch.rand((), generator=rng, dtype=torch.float64)
         )
-        # At least one id is given, and at least one is asked for.
+        # At least one id is in the prefix, and at least one is predicted.
         prefix = min(max(1, int(share * size)), max(1, size - 1))
         weights = [0.0] * prefix + [1.0] * (size - prefix)
         blocks = [0] * prefix + list(range(1, size - prefix + 1))
         return Example(example.ids, weights, blocks=blocks, noisy=[False] * size)
 
     def uses(self, window: int) -> tuple[Use, ...]:
-        """From left to right, to continue what is given, which looks at all of itself."""
+        """Continuation from left to right, with bidirectional attention in the prompt."""
         asked = {"name": "prefix-lm", "least": self.least, "most": self.most}
         return (Use(layout="continue", attention="full", window=window, objective=asked),)
 
     def validation(self) -> Mapping[str, Objective]:
-        """What follows prefixes."""
+        """The ids after prefixes."""
         return {"prefix_": self}

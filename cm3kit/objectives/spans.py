@@ -1,7 +1,7 @@
-"""Where spans fall: laws of their number and place, and presets that name them (arXiv:2201.07520, sec. 2).
+"""Distributions of masked spans: laws of their number and position, and presets (arXiv:2201.07520, sec. 2).
 
-A law of number is a function of one uniform number; a law of place draws at most n disjoint spans, none
-empty, of 0..size, where size counts the places a cut may fall on.
+A law of number is a function of one uniform number; a law of position draws at most n disjoint, non-empty spans
+of 0..size, where size is the number of possible cuts.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def _poisson_below(count: int) -> float:
 
 @count_law("clamped_poisson")
 def clamped_poisson(u: float, least: int, most: int) -> int:
-    """Poisson(1), values outside least..most moved to the nearer end."""
+    """Poisson(1), clipped to least..most."""
     return min(max(_poisson(u), least), most)
 
 
 @count_law("truncated_poisson")
 def truncated_poisson(u: float, least: int, most: int) -> int:
-    """Poisson(1), given that it lies in least..most."""
+    """Poisson(1), conditional on least..most."""
     low, high = _poisson_below(least), _poisson_below(most + 1)
     return min(max(_poisson(low + u * (high - low)), least), most)
 
@@ -66,7 +66,7 @@ def _uniform(count: int, rng: Generator) -> list[float]:
 def _whole_set(
     n: int, size: int, rng: Generator, pair: Callable[[float, float, int], Span]
 ) -> tuple[Span, ...] | None:
-    """Draw n spans at once until none is empty and none meet, up to 64 times; then try with one fewer."""
+    """Draw n spans until none are empty and none overlap, up to 64 times; then retry with one fewer."""
     for count in range(n, 0, -1):
         tries = TRIES
         while tries:
@@ -96,19 +96,19 @@ def _length_then_start(u: float, v: float, size: int) -> Span:
 
 @span_law("ordered_uniform")
 def ordered_uniform(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
-    """Both ends uniform on 0..size; the set is drawn again if any is empty or two meet (CM3, sec. 2)."""
+    """Both ends uniform on 0..size; the set is redrawn if a span is empty or two overlap (CM3, sec. 2)."""
     return _whole_set(n, size, rng, _two_ends)
 
 
 @span_law("uniform_length")
 def uniform_length(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
-    """Length uniform on 1..size, then the start; the set is drawn again if two meet (InCoder, sec. 2.1)."""
+    """Length uniform on 1..size, then the start; the set is redrawn if two overlap (InCoder, sec. 2.1)."""
     return _whole_set(n, size, rng, _length_then_start)
 
 
 @span_law("distinct_cuts")
 def distinct_cuts(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
-    """2n distinct cuts out of 0..size, paired in order; fewer if size is small."""
+    """2n distinct cuts of 0..size, paired in order; fewer if size is small."""
     n = min(n, (size + 1) // 2)
     if n < 1:
         return None
@@ -119,9 +119,9 @@ def distinct_cuts(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
 
 @span_law("greedy")
 def greedy(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
-    """n² candidates floor(u·size) to floor(v·size + ½), kept in turn while they meet none kept (metaseq).
+    """n² candidates floor(u·size) to floor(v·size + ½), accepted in order unless they overlap (metaseq).
 
-    Empty candidates are passed over, where metaseq lets them overwrite an id. May return fewer than n.
+    Empty candidates are skipped; in metaseq they overwrite an id. May return fewer than n.
     """
     draws = _uniform(2 * n * n, rng)
     kept: list[Span] = []
@@ -136,20 +136,20 @@ def greedy(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What is hidden, how often, and what it costs.
+    """Distribution of masked spans, and their loss weights.
 
     Args:
         count: name of the law of the number of spans, with its `least` and `most`.
-        law: name of the law of their place, for the policy `free`.
-        p_ar: share of documents that are left as they are.
+        law: name of the law of their position, for the policy `free`.
+        p_ar: share of documents without masked spans.
         end: id that ends a span: `<eoss>` after each, or `<eod>` after the last only.
-        sentinel_weight: loss weight of a target that is a sentinel.
-        p_spm: of the documents with one free span, the share that hides the prefix with it, so that the
-            suffix is read first (arXiv:2207.14255, app. D, variant 2).
-        max_base: the first sentinel is drawn from 0..max_base, so that high ones get trained too.
+        sentinel_weight: loss weight of targets that are sentinels.
+        p_spm: of the documents with one free span, the share in which the prefix is masked too, so that the
+            suffix comes first (arXiv:2207.14255, app. D, variant 2).
+        max_base: the first sentinel is drawn from 0..max_base, so that high ones are trained too.
         split_images: whether free spans may cut through a picture.
-        clamp: whether free spans are cut to the picture, or stretch between pictures, they cover most of.
-        policies: what a span is, and how often, among those that the document has (see `units`).
+        clamp: whether free spans are clipped to the picture, or the segment between pictures, they overlap most.
+        policies: weights of the kinds of spans that the document can have (see `units`).
     """
 
     count: str = "truncated_poisson"
@@ -167,26 +167,26 @@ class Preset:
 
 
 PRESETS: Registry[Preset] = Registry("preset")
-"""All mask one document at a time, before packing, and never cut a span or its end off; metaseq and CM3Leon
-mask packed blocks and do. None splits a picture unless `split_images` or a policy asks for it."""
+"""All presets mask one document at a time, before packing, and never truncate a span or its end; metaseq and CM3Leon
+mask packed blocks and may. Pictures are only split by `split_images` or a policy."""
 
-# arXiv:2201.07520, sec. 2: no end of span is shown but the end of the document.
+# arXiv:2201.07520, sec. 2: spans have no end id but the end of the document.
 PRESETS("cm3-paper")(
     Preset(count="clamped_poisson", least=1, most=16, law="ordered_uniform", end="eod")
 )  # fmt: skip
-# facebookresearch/metaseq, cm3_dataset.py: 37 % stay unmasked; sentinels are ordinary targets.
+# facebookresearch/metaseq, cm3_dataset.py: 37 % are unmasked; sentinels are ordinary targets.
 PRESETS("metaseq")(
     Preset(count="clamped_poisson", least=0, most=511, law="greedy", sentinel_weight=1.0)
 )  # fmt: skip
-# arXiv:2309.02591, sec. 2.2: no span reaches across a break. Its "first id is never hidden" holds here
-# of itself, for that id is `<eod>`. `full_segment` is its full-document rotation, off by default there.
+# arXiv:2309.02591, sec. 2.2: no span crosses a break. Its rule that the first id is never masked always holds
+# here, as that id is `<eod>`. `full_segment` is its full-document rotation, off by default there.
 PRESETS("cm3leon")(
     Preset(count="clamped_poisson", least=0, most=511, law="greedy", sentinel_weight=1.0, clamp=True)
 )  # fmt: skip
-# arXiv:2204.05999, sec. 2.1. Its extra sentinel at the end of a prompt is not needed: there `<eoss>` was
-# often cut off in training, here it never is.
+# arXiv:2204.05999, sec. 2.1. Its extra sentinel at the end of a prompt is not needed: its training often truncated
+# `<eoss>`, this one never does.
 PRESETS("incoder")(Preset(count="truncated_poisson", least=1, most=256, law="uniform_length"))
-# arXiv:2207.14255: one span, half the documents, half of those suffix first. Cuts fall between ids.
+# arXiv:2207.14255: one span in half of the documents, half of those suffix first. Cuts are between ids.
 PRESETS("fim")(Preset(count="one", law="ordered_uniform", p_ar=0.5, sentinel_weight=1.0, p_spm=0.5))
 PRESETS("recommended")(
     Preset(

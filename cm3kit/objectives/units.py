@@ -1,4 +1,4 @@
-"""What a document is made of, read off the ranges of its ids: places to cut, pictures, values, elements."""
+"""Units of a document, found by its id ranges: possible cuts, pictures, values, elements."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cm3kit_tokenizers.vocab import ATTRIBUTES, PLAIN, VOID, Vocab
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Spans of a document's ids, each not empty and in order of their end.
+    """Non-empty spans of a document's ids, in order of their end.
 
-    `values` are attribute values without the picture ones, `elements` the contents of elements,
-    `texts` maximal runs of text ids, `segments` the pictures and the stretches between them.
-    `cuts` are the places between ids where text may be cut.
+    `values` are attribute values without pictures, `elements` the contents of elements,
+    `texts` maximal runs of text ids, `segments` the pictures and the segments between them.
+    `cuts` are the positions between ids where text may be cut.
     """
 
     images: tuple[Span, ...]
@@ -58,7 +58,7 @@ def _pieces(vocab: Vocab) -> _Pieces:
 def cuts(
     ids: Sequence[int], vocab: Vocab, continues: Sequence[bool] | None = None, split_images: bool = False
 ) -> list[int]:
-    """Places 0..len(ids) where a document may be cut, in order: not inside a picture, nor inside a character.
+    """Positions 0..len(ids) where a document may be cut, in order: not inside pictures or characters.
 
     Args:
         continues: for each text id, whether it starts inside a UTF-8 character.
@@ -89,7 +89,7 @@ def runs(ids: Sequence[int], inside: range) -> tuple[Span, ...]:
 
 
 def units(ids: Sequence[int], vocab: Vocab, continues: Sequence[bool] | None = None) -> Units:
-    """Find every unit of a document, which may be a slice of one."""
+    """Find all units of a document or a slice of one."""
     images = runs(ids, vocab.image)
     values, elements = _markup(ids, vocab)
     return Units(
@@ -103,13 +103,13 @@ def units(ids: Sequence[int], vocab: Vocab, continues: Sequence[bool] | None = N
 
 
 def segments(images: Sequence[Span], size: int) -> tuple[Span, ...]:
-    """Pictures, and the stretches between them."""
+    """Pictures, and the segments between them."""
     ends = sorted({0, size, *(end for image in images for end in (image.start, image.stop))})
     return tuple(Span(start, stop) for start, stop in pairwise(ends))
 
 
 def _markup(ids: Sequence[int], vocab: Vocab) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
-    """Attribute values that hold no picture, and contents of elements; tags without a partner are ignored."""
+    """Attribute values without a picture, and contents of elements; unmatched tags are ignored."""
     pieces, text, image = _pieces(vocab), vocab.text.start, vocab.image.start
     values: list[Span] = []
     elements: list[Span] = []
@@ -147,7 +147,7 @@ def _close(name: str, place: int, opened: list[tuple[str, int]], elements: list[
 
 
 def window(places: Sequence[int], size: int, u: float) -> Span | None:
-    """A slice of at most `size` ids between two of `places`, its start drawn by `u`, or None."""
+    """A slice of at most `size` ids between two of `places`, with its start determined by `u`, or None."""
     start = bisect_left(places, int(u * max(1, places[-1] - size + 1)))
     for first in (*range(start, len(places)), *range(start)):
         last = bisect_right(places, places[first] + size) - 1
@@ -164,18 +164,17 @@ def gaps_in(ids: Sequence[int | Gap], most: int | None = None) -> tuple[Gap, ...
     """
     gaps = tuple(each for each in ids if isinstance(each, Gap))
     if not gaps:
-        raise PageError(
-            "the page has no gap; write <mask> where something is to be filled in.", code="no_mask"
-        )
+        raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
     if most is not None and len(gaps) > most:
         raise PageError(
-            f"{len(gaps)} gaps, but the model knows {most}; leave out {len(gaps) - most}.", code="bad_value"
+            f"{len(gaps)} gaps, but the model has {most} sentinels; remove {len(gaps) - most}.",
+            code="bad_value",
         )
     return gaps
 
 
 def too_small(budget: int) -> ConfigError:
-    """The error for a budget that a document, or the pictures it is made of, cannot be cut down to."""
+    """The error for a budget that is too short for a slice of a document."""
     return ConfigError(
         f"a window of {budget} ids is too short for the documents; make it longer.", code="too_long"
     )  # fmt: skip
@@ -187,7 +186,7 @@ Shape = Callable[[Span, Units, "tuple[int, int] | None", int, Iterator[float]], 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A kind of thing to hide: the units it can be, and the part of the drawn one that is hidden."""
+    """A kind of masked span: the candidate units, and the part of the drawn unit that is masked."""
 
     pool: Callable[[Units, tuple[int, int] | None], Sequence[Span]]
     shape: Shape
@@ -205,7 +204,7 @@ def _whole(
 def _run(
     unit: Span, found: Units, grid: tuple[int, int] | None, room: int, draws: Iterator[float]
 ) -> list[Span]:
-    """A run of codes of a picture, not all of it."""
+    """A run of codes of a picture, but not all of them."""
     size = unit.stop - unit.start
     length = 1 + int(next(draws) * (size - 1))
     start = unit.start + int(next(draws) * (size - length + 1))
@@ -215,7 +214,7 @@ def _run(
 def _words(
     unit: Span, found: Units, grid: tuple[int, int] | None, room: int, draws: Iterator[float]
 ) -> list[Span]:
-    """A part of a run of text, between two distinct places where it may be cut."""
+    """A part of a run of text, between two distinct cuts."""
     low, high = bisect_left(found.cuts, unit.start), bisect_right(found.cuts, unit.stop) - 1
     if low >= high:
         return []
@@ -228,7 +227,7 @@ def _words(
 def _box(
     unit: Span, found: Units, grid: tuple[int, int] | None, room: int, draws: Iterator[float]
 ) -> list[Span]:
-    """A box of the grid of codes: one run a row, or a single run if it is as wide as the picture."""
+    """A box of the grid of codes: one run per row, or a single run if it is as wide as the picture."""
     if grid is None:
         return []
     rows, columns = grid

@@ -1,1 +1,1 @@
-"""What files say of how they were made, and how they are made again."""
+"""Provenance of output files, and their reproduction."""

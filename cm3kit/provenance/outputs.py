@@ -1,4 +1,4 @@
-"""What a run writes: names of files, and pages with the AI mark, as pure functions."""
+"""File names of a run's outputs, and the AI mark of pages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ STDOUT = "-"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the results of a run go.
+    """Output paths of a run.
 
-    `paths` has one entry for each result and is empty where they go to standard output. `folder` is
-    None where single files were asked for; records are written into a folder only. `bare` results get no
-    recipe beside them.
+    `paths` has one entry per result and is empty for standard output. `folder` is None for single files;
+    records are written into a folder only. `bare` results get no recipe file.
     """
 
     run_id: str
@@ -37,7 +36,7 @@ class Plan:
 
     @property
     def to_stdout(self) -> bool:
-        """Whether the results are printed and not written."""
+        """Whether the results go to standard output."""
         return not self.paths
 
     @property
@@ -67,21 +66,21 @@ def plan(
     exists as one, or has no suffix) or a file name, numbered where there are several results.
 
     Raises:
-        ConfigError: several pictures or pages were sent to standard output, or a picture's name does
+        ConfigError: several pictures or pages for standard output, or a picture's name does
             not end in `.png` (`bad_value`).
-        OutputError: a path cannot be a path (`cannot_write`).
+        OutputError: a path is malformed (`cannot_write`).
     """
     if output == STDOUT:
         if suffix != ".txt" and len(seeds) > 1:
             raise ConfigError(
-                f"-o - writes one result, and {len(seeds)} were asked for; ask for one or give a folder",
+                f"-o - writes one result, but {len(seeds)} were requested; request one, or give a folder",
                 code="bad_value",
             )
         return Plan(name)
     if output is not None and (not output.strip() or "\0" in output):
         raise OutputError(f"-o {output!r} is not a path; give a file, a folder or -", code="cannot_write")
     target = Path("outputs", name) if output is None else Path(output)
-    # os.path answers False where pathlib raises: names that are too long, folders without permission.
+    # os.path returns False where pathlib raises: names that are too long, folders without permission.
     bare = target.suffix == "" and not os.path.isfile(target)
     if output is None or output.endswith("/") or bare or os.path.isdir(target):
         return _folder_plan(name, target, suffix, seeds, sheet, report)
@@ -115,11 +114,11 @@ def _folder_plan(
 
 
 def check_free(planned: Plan, force: bool) -> None:
-    """Refuse a plan before any work is done for it.
+    """Check a plan before any work is done.
 
     Raises:
-        OutputError: a file exists and `force` is off (`exists`), or a folder stands in the way of a
-            file or the reverse (`cannot_write`).
+        OutputError: a file exists and `force` is off (`exists`), or a folder is in place of a
+            file or vice versa (`cannot_write`).
     """
     for path in planned.all_paths:
         try:
@@ -138,9 +137,9 @@ def check_free(planned: Plan, force: bool) -> None:
 
 
 def mark_html(page: str, metadata: Record | None = None) -> str:
-    """A generated page with the AI mark and, unless `metadata` is None, with how it was made.
+    """A generated page with the AI mark and, unless `metadata` is None, its recipe.
 
-    Both go right after `<head>`, else after `<html>` or the doctype, else to the front.
+    Both are inserted after `<head>`, else after `<html>` or the doctype, else at the start.
     """
     mark = f'<meta name="generator" content="cm3kit {html.escape(str((metadata or {}).get("version", "")))}">'
     mark += f'<meta name="Iptc4xmpExt:DigitalSourceType" content="{SOURCE_TYPE}">'

@@ -1,7 +1,7 @@
-"""How a file says by which recipe it was made, and where to look for that.
+"""Where the recipe of a file is stored, and how it is read.
 
-A picture carries it in a text chunk, a generated page in a script element that nothing runs, and words and filled
-pages, every byte of which is somebody's, in a file beside them or in the manifest of their folder.
+A picture has it in a text chunk, a generated page in an inert script element. Text and filled pages, which must not
+contain other bytes, have it in a file beside them or in the manifest of their folder.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _MARK = re.compile(r'<meta name="generator" content="cm3kit[ "]')
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A file and how it was made.
+    """A file and its recipe.
 
     Attributes:
-        made: what `records` writes: task, prompt, seed, index, settings, model, hashes, versions; empty where the
-            file tells nothing but that a model made it.
-        where: what it was read from: chunk, page, sidecar, manifest, or nothing.
-        marked: whether the file itself says to machines that a model made it.
-        changed: whether the file is another one than that which was written; None where that is not known.
+        made: the fields of `records`: task, prompt, seed, index, settings, model, hashes, versions; empty if the file
+            has only the AI mark.
+        where: where it was found: chunk, page, sidecar, manifest, or nothing.
+        marked: whether the file has the machine-readable AI mark.
+        changed: whether the file was changed after it was written; None if unknown.
     """
 
     path: Path
@@ -50,20 +50,22 @@ class Recipe:
     changed: bool | None = None
 
     def told(self) -> dict[str, Any]:
-        """All of it, for people and programs."""
+        """All fields as JSON values, those of the request first."""
+        names = ("prompt", "page", "seed", "index", "task", "model")
+        first = {key: self.made[key] for key in names if key in self.made}
         return {
-            "file": str(self.path), "found_in": self.where, "ai_mark": SOURCE_TYPE if self.marked else None,
-            "changed": self.changed, **self.made,
+            **first, "file": str(self.path), "found_in": self.where, "changed": self.changed,
+            "ai_mark": SOURCE_TYPE if self.marked else None, **self.made,
         }  # fmt: skip
 
 
 def sidecar(path: Path) -> Path:
-    """The file that keeps the recipe of one that cannot carry it."""
+    """Path of the recipe file of a file that cannot embed it."""
     return path.with_name(path.name + SIDECAR)
 
 
 def encode_sidecar(record: Mapping[str, Any], content: bytes) -> bytes:
-    """A recipe as a file, with the hash of what it is of."""
+    """Content of a recipe file, with the hash of the output."""
     return f"{dump_json({**record, HASH: sha256(content)}, indent=2)}\n".encode()
 
 
@@ -71,8 +73,8 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe of a file.
 
     Raises:
-        PageError: the file is not there or cannot be read.
-        DataError: it carries neither a recipe nor the mark of one (`no_recipe`).
+        PageError: the file does not exist or cannot be read.
+        DataError: it has neither a recipe nor the AI mark (`no_recipe`).
     """
     content = read_bytes(path)
     marked, own = embedded(content)
@@ -88,24 +90,24 @@ def read_recipe(path: Path) -> Recipe:
     if marked:
         return Recipe(path, content, {}, "nothing", marked)
     raise DataError(
-        f"{path} carries no recipe, and neither {sidecar(path).name} nor {MANIFEST} beside it names one; give a"
+        f"{path} has no recipe, and neither {sidecar(path).name} nor {MANIFEST} beside it has one; give a"
         " file that cm3kit wrote",
         code="no_recipe",
     )
 
 
 def listed_files(folder: Path) -> list[Path]:
-    """The files that the manifest of a run names, in its order; DataError (`no_file`, `empty_file`) of none."""
+    """The files listed in a run's manifest, in order; DataError (`no_file`, `empty_file`) if there are none."""
     if not (folder / MANIFEST).is_file():
         raise DataError(f"{folder} has no {MANIFEST}; give the folder of a run", code="no_file")
     found = [folder / name for row in rows(folder) if (name := name_of(row)) is not None]
     if not found:
-        raise DataError(f"{folder / MANIFEST} names no file", code="empty_file")
+        raise DataError(f"{folder / MANIFEST} lists no files", code="empty_file")
     return list(dict.fromkeys(found))
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a run's manifest, what holds for all of them (`run.json`) included; torn lines are left out."""
+    """The rows of a run's manifest, merged with the common fields of `run.json`; torn lines are skipped."""
     run = {key: value for key, value in read_run(folder).items() if key not in ("n", "prompts", "variants")}
     try:
         lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
@@ -121,7 +123,7 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _whole(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row and what holds for all of them; the rows of `sample run` give only options of their own."""
+    """A row merged with the common fields; rows of `sample run` have only their own options."""
     found = {**run, **row}
     if isinstance(row.get("sha256"), str):
         found |= {HASH: row["sha256"], "sha256": run.get("sha256")}
@@ -135,7 +137,7 @@ def _whole(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """What holds for a whole run (`run.json`), or for the newest process of one that had several; else nothing."""
+    """The common fields of a run (`run.json`, or the newest file of `runs/`); empty if there are none."""
     found = _json(folder / RUN)
     if found is None:
         processes = sorted((folder / "runs").glob("*.json"))
@@ -144,7 +146,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
-    """The file of a manifest's row, None where it leaves the folder or there is none."""
+    """The file of a manifest's row; None if there is none or its path leaves the folder."""
     name = row.get("path") or row.get("file")
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
@@ -156,7 +158,7 @@ def _beside(path: Path) -> dict[str, Any] | None:
 
 
 def _listed(path: Path) -> dict[str, Any] | None:
-    """The row of the last manifest line that names the file, in its folder or one of the two above."""
+    """The last manifest line of the file, in its folder or one of the two above."""
     for folder in list(path.absolute().parents)[:3]:
         manifest = folder / MANIFEST
         if manifest.is_file():
@@ -170,7 +172,7 @@ def _listed(path: Path) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=4)
 def _index(folder: Path, changed: int, size: int) -> Mapping[str, Mapping[str, Any]]:
-    """The rows of a manifest by their files, the last of each; read again once it has changed."""
+    """The last row of each file of a manifest; the cache key includes its time and size."""
     return {name: row for row in rows(folder) if (name := name_of(row)) is not None}
 
 
@@ -183,7 +185,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def embedded(content: bytes) -> tuple[bool, dict[str, Any] | None]:
-    """Whether a file is marked as made by a model, and the recipe that it carries."""
+    """Whether a file has the AI mark, and its embedded recipe."""
     if _is_png(content):
         text = _chunks(content)
         return SOURCE_TYPE in text.get("XML:com.adobe.xmp", ""), _object(text.get("cm3kit"))

@@ -1,4 +1,4 @@
-"""What files say of results: how they were made, from which prompt, how sure the model was, at what cost."""
+"""Records of results: settings, prompt, log-probabilities and cost."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ if TYPE_CHECKING:
     from cm3kit.fill.kit import Filled, Kit, Result
     from cm3kit_tokenizers.page import Page
 
-# Whose settings a task takes; infill takes those of each window.
+# Which decoder's settings a task uses; infill uses those of each window.
 MODALITIES: Mapping[str, Modality] = {
     "image": "image", "pair": "mixed", "text": "text", "caption": "text", "document": "text",
 }  # fmt: skip
 
 
 def how_made(kit: Kit, options: GenerateOptions, task: str) -> dict[str, Any]:
-    """What has to be known to make the same result again."""
-    usual = asdict(GenerateOptions())
+    """The settings that are needed to reproduce a result."""
+    usual, record = asdict(GenerateOptions()), kit.record(MODALITIES.get(task), options)
+    chosen = {key: value for key, value in asdict(options).items() if value != usual[key]}
     return {
         "task": task,
-        **kit.record(MODALITIES.get(task), options),
-        "options": {key: value for key, value in asdict(options).items() if value != usual[key]},
+        **record,
+        # What auto is depends on the machine, so that the format itself is named.
+        "options": {**chosen, "precision": record["precision"]},
         **surroundings(kit),
         "digital_source_type": SOURCE_TYPE,
     }
 
 
 def surroundings(kit: Kit) -> dict[str, Any]:
-    """What a result depends on besides what was asked for: the model's files, versions, the machine."""
+    """Other dependencies of a result: the model's files, versions, the machine."""
     info = kit.info()
     kept: dict[str, Any] = {key: info[key] for key in ("sha256", "device", "dtype") if key in info}
     return {
@@ -58,7 +60,7 @@ def surroundings(kit: Kit) -> dict[str, Any]:
 
 
 def whose(prompt: Prompt, shown: bool) -> dict[str, Any]:
-    """The prompt as a record shows it: words, the path of a picture, or that it was bytes; nothing unless `shown`."""
+    """The prompt in a record: text, the path of a picture, or a note that it was bytes; empty unless `shown`."""
     if not shown:
         return {}
     words = "(picture)" if isinstance(prompt.content, bytes) else str(prompt.content)
@@ -74,13 +76,13 @@ def _hash(content: str | bytes | Path) -> dict[str, str]:
 
 
 def outcome(result: Result) -> dict[str, Any]:
-    """What is known of a sample."""
+    """Record fields of a sample."""
     words = {} if result.text is None else {"text": result.text}
     return {**words, "logprob": result.logprob, "ended": result.ended, **cost(result.trace)}
 
 
 def variant(filled: Filled, page: Page | None = None, folder: Path | None = None) -> dict[str, Any]:
-    """What is known of a filled page; of which page it was made, if that is given with the folder that keeps it."""
+    """Record fields of a filled page; with `page` and `folder` also its source."""
     gaps = [asdict(gap) for gap in filled.gaps]
     told: dict[str, Any] = {"seed": filled.seed, "index": filled.index, "gaps": gaps, **cost(filled.trace)}
     if filled.warnings:
@@ -91,13 +93,13 @@ def variant(filled: Filled, page: Page | None = None, folder: Path | None = None
 
 
 def cost(trace: Trace | None) -> dict[str, int]:
-    """Forward passes, and places that they took through the layers; nothing of what was not written in place."""
+    """Forward passes, and positions computed by them; empty without a trace."""
     if trace is None:
         return {}
     return {"passes": trace.cost.forwards, "token_forwards": trace.cost.token_forwards}
 
 
 def verification(traces: Iterable[Trace | None]) -> dict[str, Any] | None:
-    """What a cache changed, over all results; None if nobody asked."""
+    """Differences between cached and uncached results, summed over all results; None if not requested."""
     joined = Trace.joined(traces)
     return asdict(joined.verification) if joined and joined.verification is not None else None

@@ -1,11 +1,11 @@
-"""Make a file again by its recipe, and tell whether it is the same one."""
+"""Reproduce a file from its recipe, and compare the two."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 import cm3kit
 from cm3kit import images
 from cm3kit.decode_options import known, under_new_names
-from cm3kit.fill.folder import available, find
+from cm3kit.fill.folder import DIFFUSION, available, find
 from cm3kit.fill.options import GenerateOptions
 from cm3kit.provenance import outputs
 from cm3kit.provenance.recipes import Recipe, embedded, listed_files, read_recipe
@@ -39,10 +39,10 @@ TASKS = ("image", "text", "caption", "document", "pair")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one file, and why.
+    """Result of the comparison of one file, with reasons.
 
-    It is the `same` byte for byte, has the same `pixels` and is encoded otherwise, is the same page but `marked`
-    otherwise, as by another version, or it `differs`.
+    The file is the `same` byte for byte, has equal `pixels` in another encoding, is an equal page but `marked`
+    differently, as by another version, or it `differs`.
     """
 
     path: Path
@@ -51,21 +51,21 @@ class Verdict:
 
     @property
     def equal(self) -> bool:
-        """Whether the file is what its recipe gives."""
+        """Whether the file equals the reproduced one."""
         return self.verdict != "differs"
 
     @property
     def line(self) -> str:
-        """One line for people."""
+        """One line of text."""
         return f"{self.verdict} {self.path}" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 
 
 class ModelCache:
-    """Models by the names that recipes give, each loaded once.
+    """Models by the names in recipes, each loaded once.
 
     Args:
-        model: use this one, whatever the recipe names.
-        trust: load a model that a recipe names although it is none of those that ship.
+        model: use this model instead of the recipe's.
+        trust: also load models of recipes that are not shipped with cm3kit.
     """
 
     def __init__(self, model: str | None = None, device: str = "auto", trust: bool = False) -> None:
@@ -73,7 +73,7 @@ class ModelCache:
         self._kits: dict[str, Kit] = {}
 
     def kit(self, recipe: Recipe) -> Kit:
-        """The model of a recipe; ModelError (`unknown_model`) if it is not at hand."""
+        """The model of a recipe; ModelError (`unknown_model`) if it is not found."""
         name = self._model or str(recipe.made.get("model") or "")
         if name not in self._kits:
             try:
@@ -83,27 +83,27 @@ class ModelCache:
                 if error.code != "unknown_model" or self._model:
                     raise
                 raise ModelError(
-                    f"{recipe.path} was made by the model {name!r}, which is not at hand; give --model",
+                    f"{recipe.path} was made by the model {name!r}, which was not found; give --model",
                     code="unknown_model",
                 ) from error
         return self._kits[name]
 
     def _check(self, recipe: Recipe, name: str) -> None:
-        """ModelError (`unknown_model`) for a model that a recipe brings up, and nobody else vouches for."""
+        """ModelError (`untrusted_model`) for a model of a recipe that is not shipped with cm3kit."""
         if self._model or self._trust or not name or name in available():
             return
         folder = find(name).absolute()
         raise ModelError(
-            f"{recipe.path} names the model {name!r}, which is none of those that ship, but {folder}; if you trust"
+            f"{recipe.path} names the model {name!r} ({folder}), which is not shipped with cm3kit; if you trust"
             " it, give --trust-model, or --model",
             code="untrusted_model",
         )
 
     def check(self, paths: Sequence[Path], watch: Watch = lambda done, total: None) -> Iterator[Verdict]:
-        """Make each file again and compare.
+        """Reproduce each file and compare.
 
         Raises:
-            DataError: a file carries no recipe (`no_recipe`), or one that says too little (`bad_data`).
+            DataError: a file has no recipe (`no_recipe`), or an incomplete one (`bad_data`).
         """
         for done, path in enumerate(paths):
             yield self._verdict(read_recipe(path))
@@ -127,24 +127,24 @@ class ModelCache:
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """Files, and the files that a run's folder lists; DataError where a folder is no run's."""
+    """Expand folders of runs to the files of their manifests; DataError if a folder has none."""
     return [file for path in paths for file in (listed_files(path) if path.is_dir() else [path])]
 
 
 def rebuild(kit: Kit, recipe: Recipe) -> bytes:
-    """The file's content, made again.
+    """Reproduce the content of a file.
 
     Raises:
-        DataError: the recipe says too little (`no_recipe`, `bad_data`), or the page was changed since (`bad_data`).
+        DataError: the recipe is incomplete (`no_recipe`, `bad_data`), or the page was changed since (`bad_data`).
         Cm3kitError: see `Kit.generate` and `Kit.infill`.
     """
     made = recipe.made
     try:
         task, seed, index = str(made["task"]), int(made["seed"]), int(made["index"])
-        options = options_of(made.get("options") or {})
+        options = _as_then(kit, options_of(made.get("options") or {}))
     except KeyError as error:
         raise DataError(
-            f"{recipe.path} does not tell its {error.args[0]}; it was written with --no-prompt-metadata, or by"
+            f"{recipe.path} does not record its {error.args[0]}; it was written with --no-prompt-metadata, or by"
             " another program",
             code="no_recipe",
         ) from error
@@ -152,20 +152,28 @@ def rebuild(kit: Kit, recipe: Recipe) -> bytes:
         raise DataError(f"{recipe.path}: the recipe is malformed ({error})", code="bad_data") from error
     if task == "infill":
         if not isinstance(made.get("source"), Mapping):
-            raise DataError(f"{recipe.path} does not tell of which page it was made", code="no_recipe")
+            raise DataError(f"{recipe.path} does not record its source page", code="no_recipe")
         page = page_of(made["source"], recipe.content, recipe.path.parent)
         return kit.infill(page, seed=seed, options=options, first=index)[0].html
     if task not in TASKS:
-        raise DataError(f"{recipe.path}: no task {task!r}; there are {', '.join(TASKS)}", code="bad_data")
+        raise DataError(f"{recipe.path}: unknown task {task!r}; known: {', '.join(TASKS)}", code="bad_data")
     prompt = _picture(recipe) if task == "caption" else str(made.get("prompt", ""))
     if "prompt" not in made and task != "pair":
-        raise DataError(f"{recipe.path} does not tell its prompt", code="no_recipe")
+        raise DataError(f"{recipe.path} does not record its prompt", code="no_recipe")
     (result,) = kit.generate(prompt, task=task, seed=seed, options=options, first=index)  # type: ignore[arg-type]
     return encode(result, carried(recipe))
 
 
+def _as_then(kit: Kit, options: GenerateOptions) -> GenerateOptions:
+    """The number format of a recipe that names none, as of times when nothing was chosen but by the model."""
+    if options.precision is not None:
+        return options
+    then = "fp32" if options.decoder == DIFFUSION else kit.parts.defaults.text.precision
+    return replace(options, precision=then)
+
+
 def options_of(given: Mapping[str, Any]) -> GenerateOptions:
-    """The options of a recipe or a request; ValueError, in one line, for what is none."""
+    """The options of a recipe or a request; a one-line ValueError for invalid ones."""
     given = under_new_names(given)
     for name in sorted(given):
         known(name)
@@ -181,12 +189,12 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
 
 
 def carried(recipe: Recipe) -> Mapping[str, Any] | None:
-    """What the file itself carries, wherever else there is a recipe too."""
+    """The recipe embedded in the file itself, even if there is another one."""
     return recipe.made if recipe.where in ("chunk", "page") else embedded(recipe.content)[1]
 
 
 def encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
-    """A result as the bytes of a file; `how` goes into it where there is room."""
+    """A result as the bytes of a file, with `how` embedded if the format allows it."""
     if result.image is not None:
         return images.encode_png(result.image, how)
     if result.html is not None:
@@ -195,36 +203,36 @@ def encode(result: Result, how: Mapping[str, Any] | None) -> bytes:
 
 
 def compare(old: bytes, new: bytes) -> tuple[str, str]:
-    """The verdict, and what differs."""
+    """The verdict, and the difference."""
     if old == new:
         return "same", ""
     if not new.startswith(b"\x89PNG"):
         if MARKS.sub(b"", old) == MARKS.sub(b"", new):
-            return "marked", "the page is equal, and marked otherwise"
+            return "marked", "the page is equal, but its mark differs"
         place = next(
             (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new))
         )
-        return "differs", f"from byte {place} on ({len(old):,} bytes, {len(new):,} made again)"
+        return "differs", f"from byte {place} on ({len(old):,} bytes, {len(new):,} reproduced)"
     try:
         before, after = (
             np.asarray(Image.open(io.BytesIO(each), formats=("PNG",)).convert("RGB"), np.int16)
             for each in (old, new)
         )
     except (OSError, ValueError, SyntaxError):
-        return "differs", "it is no readable PNG"
+        return "differs", "it is not a readable PNG"
     if before.shape != after.shape:
         return (
             "differs",
-            f"{before.shape[1]}x{before.shape[0]} pixels, {after.shape[1]}x{after.shape[0]} made again",
+            f"{before.shape[1]}x{before.shape[0]} pixels, {after.shape[1]}x{after.shape[0]} reproduced",
         )
     wrong = int((before != after).any(-1).sum())
     if not wrong:
-        return "pixels", "every pixel is equal, and the file is encoded otherwise"
+        return "pixels", "every pixel is equal, but the file is encoded differently"
     return "differs", f"{wrong:,} of {before.shape[0] * before.shape[1]:,} pixels"
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is known to be otherwise than when the file was made, a line each."""
+    """Differences from the time when the file was made, one line each."""
     found = []
     for key in ("version", "torch", "transformers", "pillow", "machine", "device", "dtype", "threads"):
         if key in then and key in now and then[key] != now[key]:
@@ -239,21 +247,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _picture(recipe: Recipe) -> bytes:
-    """The picture that was described, found where the recipe says."""
+    """The captioned picture, at the path in the recipe."""
     wanted, name = recipe.made.get("prompt_sha256"), str(recipe.made.get("prompt", ""))
     for path in (Path(name), recipe.path.parent / name):
         if path.is_file() and sha256(content := path.read_bytes()) == wanted:
             return content
-    raise DataError(
-        f"the picture {name!r} that it describes is not there any more, or is another one", code="bad_data"
-    )
+    raise DataError(f"the picture {name!r} that it describes is missing or has changed", code="bad_data")
 
 
 def write(
     models: ModelCache, paths: Sequence[Path], output: str | None, force: bool,
     watch: Watch = lambda done, total: None,
 ) -> list[Path]:  # fmt: skip
-    """Make files again and write them, under their names into a folder, or a single one under the name given.
+    """Reproduce files into a folder, or a single file to a path.
 
     Raises:
         OutputError: a file exists or cannot be written. DataError, Cm3kitError: see `rebuild`.
@@ -263,7 +269,7 @@ def write(
     )
     if named and len(paths) > 1:
         raise ConfigError(
-            f"-o {output} names one file, and there are {len(paths)}; give a folder", code="bad_value"
+            f"-o {output} is one file, but there are {len(paths)}; give a folder", code="bad_value"
         )
     folder = Path(output) if output and not named else Path("outputs", outputs.run_id("reproduce"))
     targets = [Path(str(output))] if named else [folder / path.name for path in paths]

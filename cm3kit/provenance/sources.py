@@ -1,6 +1,6 @@
-"""The page that a filled page was made of, as its recipe keeps it: what stood in the gaps, and a hash of the whole.
+"""The source of a filled page in its recipe: the original bytes of the gaps, and a hash of the whole.
 
-A fill replaces the bytes of its gap and nothing else, so that the filled page holds all other bytes of its source.
+A fill replaces only the bytes of its gap, so the filled page contains all other bytes of its source.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ Span = tuple[int, int]
 
 
 def source_of(page: Page, spans: Sequence[Span], folder: Path | None = None) -> dict[str, Any]:
-    """What makes a filled page its source again.
+    """The recipe fields from which `page_of` restores the source.
 
     Args:
-        spans: the byte range of the filled page that each gap has become.
-        folder: where the filled page is kept; the folder of the source is named as seen from there.
+        spans: the byte range of each gap in the filled page.
+        folder: of the filled page; the path of the source's folder is relative to it.
     """
     pictures = _pictures(page)
     source: dict[str, Any] = {
         "sha256": sha256(page.data),
         "codec": page.codec,
         "gaps": [_fields(gap) for gap in page.gaps],
-        # Latin-1, a character a byte.
+        # Latin-1: one character per byte.
         "replaced": [page.data[gap.start : gap.end].decode("latin-1") for gap in page.gaps],
         "spans": [list(span) for span in spans],
     }
@@ -47,7 +47,7 @@ def source_of(page: Page, spans: Sequence[Span], folder: Path | None = None) -> 
 
 
 def _covers(page: Page, spans: Sequence[Span]) -> Iterator[tuple[int, int, int, str]]:
-    """What was taken away: its bytes in the source, where it stood in the filled page, and what it says."""
+    """Removed attributes: start and end in the source, position in the filled page, and text."""
     longer = [
         (gap.start, (stop - start) - (gap.end - gap.start))
         for gap, (start, stop) in zip(page.gaps, spans, strict=True)
@@ -60,11 +60,11 @@ def _covers(page: Page, spans: Sequence[Span]) -> Iterator[tuple[int, int, int, 
 
 
 def page_of(source: Mapping[str, Any], filled: bytes, folder: Path) -> Page:
-    """The source with its gaps, from the filled page that lies in `folder`.
+    """Restore the source with its gaps from a filled page in `folder`.
 
     Raises:
-        DataError: the filled page was changed since, or the recipe is malformed (`bad_data`); a picture that
-            the source names is another one now, or is not there (`bad_data`).
+        DataError: the filled page was changed, or the recipe is malformed (`bad_data`); a picture of
+            the source is missing or has changed (`bad_data`).
     """
     try:
         gaps = tuple(_gap(each) for each in source["gaps"])
@@ -90,19 +90,19 @@ def page_of(source: Mapping[str, Any], filled: bytes, folder: Path) -> Page:
     page = next((each for each in pages if _missing(pictures, each) is None), None)
     if page is None:
         raise DataError(
-            f"the picture {_missing(pictures, pages[-1])!r} of its source is not there any more, or is another one",
+            f"the picture {_missing(pictures, pages[-1])!r} of its source is missing or has changed",
             code="bad_data",
         )
     return page
 
 
 def sha256(content: bytes) -> str:
-    """The hash in hexadecimal digits."""
+    """SHA-256 in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _pictures(page: Page) -> dict[str, str]:
-    """Hashes of the pictures that the page names and does not hold, by their addresses."""
+    """Hashes of the page's pictures in files, by their addresses."""
     found: dict[str, str] = {}
     site = page.site()
 
@@ -121,7 +121,7 @@ def _pictures(page: Page) -> dict[str, str]:
 
 
 def _missing(pictures: Mapping[str, str], page: Page) -> str | None:
-    """The first picture that is not the one that it was."""
+    """The first picture that is missing or has changed."""
     for src, wanted in pictures.items():
         try:
             if sha256(page.site()(src)) != wanted:
@@ -146,7 +146,7 @@ def _undone(
 
 
 def _fields(gap: PageGap) -> dict[str, Any]:
-    """A gap as `_gap` reads it; size and constraint are named where there is one."""
+    """A gap in the form that `_gap` reads, with size and constraint if it has them."""
     optional = ("size", "constraint")
     return {name: value for name, value in asdict(gap).items() if name not in optional or value is not None}
 

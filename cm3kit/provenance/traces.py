@@ -1,4 +1,4 @@
-"""The files in which a job keeps how its results were written in place."""
+"""Trajectory files of a job's results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Told = Sequence[tuple[Trace | None, Mapping[str, Any]]]
 
 
 def names(path: Path, results: int, boards: int = 1) -> list[Path]:
-    """A file for each board of each result: `path` itself if there is but one, else numbered names."""
+    """One file per canvas of each result: `path` itself if there is only one, else numbered names."""
     start, dot, suffixes = path.name.partition(".")
     marks = [f"-{index:04d}" if results > 1 else "" for index in range(results)]
     parts = [f"-part{index}" if index else "" for index in range(boards)]
@@ -25,7 +25,7 @@ def names(path: Path, results: int, boards: int = 1) -> list[Path]:
 
 
 def check_free(path: Path | None, results: int, force: bool) -> None:
-    """Refuse a name before any work is done for it.
+    """Check the names before any work is done.
 
     Raises:
         OutputError: a file exists and `force` is off (`exists`), or a folder is in its place (`cannot_write`).
@@ -38,11 +38,11 @@ def check_free(path: Path | None, results: int, force: bool) -> None:
 
 
 def files(path: Path | None, written: Told, kit: Kit, prompts: bool) -> list[tuple[Path, bytes]]:
-    """The trajectories of all results as files; none without a path.
+    """The trajectories of all results as files; empty without a path.
 
     Args:
-        written: how each result was written, and what is noted of it.
-        prompts: whether the notes may go into the files.
+        written: the traces of each result, and its record.
+        prompts: whether the records may be stored in the files.
     """
     if path is None:
         return []

@@ -1,8 +1,8 @@
-"""A trajectory as one file: how a row was written, and what is needed to show it.
+"""A trajectory as one file: how a canvas was filled, and what is needed to show it.
 
-The file is a safetensors container, so that nothing in it can run. Its metadata hold `format`, `header` (JSON)
+The file is a safetensors container without executable code. Its metadata hold `format`, `header` (JSON)
 and `sha256` over header and tensors. The tensors are the flat canvas (`ids`, `guide`), one entry for each commit
-(`commit_step`, `commit_kind`, `commit_stop`: where its slots end) and one for each slot that a commit changed
+(`commit_step`, `commit_kind`, `commit_stop`: end of its entries) and one for each position that it changed
 (`position`, `id`, `logprob`, `score`).
 """
 
@@ -48,9 +48,9 @@ class Record:
 
     Attributes:
         pieces: bytes of the text ids that occur.
-        grid: rows and columns of codes of a picture.
-        model: name of the model that wrote, and `sha256` of its files by their path in its folder.
-        how: what the caller noted: prompt, seed, settings.
+        grid: rows and columns of a picture's codes.
+        model: name of the model, and `sha256` of its files by their path in its folder.
+        how: notes of the caller: prompt, seed, settings.
     """
 
     trajectory: Trajectory
@@ -65,26 +65,26 @@ class Record:
 def save_trajectory(
     path: Path, trajectory: Trajectory, kit: Kit, how: Mapping[str, Any] | None = None, force: bool = False
 ) -> Path:
-    """Write how a row was written; by convention the name ends in `.traj.safetensors`.
+    """Write a trajectory; by convention the name ends in `.traj.safetensors`.
 
     Args:
-        kit: the model that wrote it.
-        how: what made it (`prompt`, `seed`, settings), as JSON can hold it; shown beside the animation.
+        kit: the model that produced it.
+        how: `prompt`, `seed` and settings as JSON values; shown beside the animation.
 
     Raises:
         OutputError: the file exists and `force` is off (`exists`), or it cannot be written.
-        ValueError: the commits contradict one another or the board.
+        ValueError: the commits contradict one another or the canvas.
     """
     write_atomic(path, encode_trajectory(record_of(trajectory, kit, how)), force)
     return path
 
 
 def load_trajectory(path: Path) -> Record:
-    """Read a trajectory back, exactly.
+    """Read a trajectory exactly.
 
     Raises:
-        DataError: there is no such file (`no_file`), it cannot be read (`unreadable_file`), or it is no
-            trajectory, is damaged, or comes from another version (`bad_data`).
+        DataError: the file does not exist (`no_file`), cannot be read (`unreadable_file`), or is not a trajectory,
+            is damaged, or is of another version (`bad_data`).
     """
     try:
         header, arrays = _open(path)
@@ -102,13 +102,13 @@ def load_trajectory(path: Path) -> Record:
     ) as error:  # fmt: skip
         line = " ".join(str(error.args[0] if error.args else error).split())[:160]
         raise DataError(
-            f"{path} is no whole trajectory of this version: {line}; write it again with --traj.",
+            f"{path} is not a valid trajectory of this version: {line}; write it again with --traj.",
             code="bad_data",
         ) from error
 
 
 def record_of(trajectory: Trajectory, kit: Kit, how: Mapping[str, Any] | None = None) -> Record:
-    """A trajectory with what its model knows about its ids."""
+    """A trajectory with its model's data on the ids."""
     start = kit.vocab.text.start
     pieces = {id: kit.text.pieces[id - start] for id in sorted(_text_ids(trajectory, kit.vocab))}
     folder, grid = kit.parts.folder, kit.image.grid
@@ -116,7 +116,7 @@ def record_of(trajectory: Trajectory, kit: Kit, how: Mapping[str, Any] | None = 
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """`fingerprints`, read once for all rows that a model writes."""
+    """`fingerprints`, cached for all trajectories of a model."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     stands = tuple((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files)
     return dict(_hashed(folder, stands))
@@ -131,7 +131,7 @@ def encode_trajectory(record: Record) -> bytes:
     """The bytes of the file.
 
     Raises:
-        ValueError: the commits contradict one another or the board.
+        ValueError: the commits contradict one another or the canvas.
     """
     for _ in replay(record.trajectory):
         pass
@@ -154,7 +154,7 @@ def encode_trajectory(record: Record) -> bytes:
                 for span, where in zip(canvas.spans, flat.ranges, strict=True)
             ],
             "vocab": record.vocab.to_dict(),
-            # One character a byte: pieces of byte-level BPE need not be UTF-8 on their own.
+            # One character per byte, as pieces of byte-level BPE need not be valid UTF-8.
             "pieces": {str(id): piece.decode("latin-1") for id, piece in record.pieces.items()},
             "grid": list(record.grid),
             "model": record.model,
@@ -167,11 +167,11 @@ def encode_trajectory(record: Record) -> bytes:
 
 
 def replay(trajectory: Trajectory) -> Iterator[list[int | None]]:
-    """The flat canvas before and after each commit, None at masked positions. The list is one and the same, changed.
+    """The flat canvas before and after each commit, None at masked positions. The same list is modified and yielded.
 
     Raises:
-        ValueError: a commit changes a position outside the spans or one position twice, writes what is not
-            masked, or masks or edits what is.
+        ValueError: a commit changes a position outside the spans or a position twice, writes a position that is not
+            masked, or remasks or edits one that is.
     """
     flat = trajectory.canvas.flatten(-1)
     state: list[int | None] = list(flat.ids)
@@ -187,23 +187,23 @@ def replay(trajectory: Trajectory) -> Iterator[list[int | None]]:
 def _apply(commit: Commit, state: list[int | None], slots: set[int], where: str) -> None:
     counts = {len(commit.positions), len(commit.ids), len(commit.logprobs), len(commit.scores)}
     if len(counts) != 1 or len({*commit.positions}) != len(commit.positions):
-        raise ValueError(f"{where} lists {sorted(counts)} values, or a place twice")
+        raise ValueError(f"{where} lists {sorted(counts)} values, or a position twice")
     for place, id in zip(commit.positions, commit.ids, strict=True):
         if place not in slots:
-            raise ValueError(f"{where} changes place {place}, which is no slot")
+            raise ValueError(f"{where} changes position {place}, which is outside the masked spans")
         if (state[place] is None) != (commit.kind == "write"):
             raise ValueError(
-                f"{where} is a {commit.kind} at place {place}, which is {_standing(state[place])}"
+                f"{where} is a {commit.kind} at position {place}, which is {_standing(state[place])}"
             )
         if commit.kind == "remask" and state[place] != id:
             raise ValueError(
-                f"{where} takes {id} back from place {place}, which is {_standing(state[place])}"
+                f"{where} removes {id} from position {place}, which is {_standing(state[place])}"
             )
         state[place] = None if commit.kind == "remask" else id
 
 
 def _standing(id: int | None) -> str:
-    return "open" if id is None else f"written with {id}"
+    return "masked" if id is None else f"written with {id}"
 
 
 def _arrays(trajectory: Trajectory, flat: Flat, mask: int) -> Arrays:
@@ -230,11 +230,11 @@ def _digest(header: str, arrays: Arrays) -> str:
 
 
 def _open(path: Path) -> tuple[dict[str, Any], Arrays]:
-    path.open("rb").close()  # safetensors' own errors do not tell a missing file from a folder
+    path.open("rb").close()  # safetensors' own errors do not distinguish a missing file from a folder
     with safe_open(path, "np") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"it is not of the format {FORMAT}")
+            raise ValueError(f"its format is not {FORMAT}")
         arrays = {name: file.get_tensor(name) for name in COLUMNS}
     for name, dtype in COLUMNS.items():
         if arrays[name].dtype != dtype or arrays[name].ndim != 1:
@@ -243,7 +243,7 @@ def _open(path: Path) -> tuple[dict[str, Any], Arrays]:
     if header["version"] != VERSION:
         raise ValueError(f"it is of version {header['version']}, and this program reads version {VERSION}")
     if metadata["sha256"] != _digest(metadata["header"], arrays):
-        raise ValueError("its sha256 is not the one it names")
+        raise ValueError("its sha256 does not match")
     return header, arrays
 
 
@@ -256,7 +256,7 @@ def _record(header: dict[str, Any], arrays: Arrays) -> Record:
         for each in header["stretches"]
     ]
     if any(each.kind not in get_args(SpanKind) for _, each in spans):
-        raise ValueError("a span is of an unknown kind")
+        raise ValueError("the kind of a span is unknown")
     ids, guide = arrays["ids"].tolist(), arrays["guide"].tolist()
     canvas = Canvas.unflatten(ids, spans, [guide] if guide else [], header["seed"])
     trajectory = Trajectory(canvas, tuple(_commits(arrays)))
@@ -271,7 +271,7 @@ def _record(header: dict[str, Any], arrays: Arrays) -> Record:
         header["how"],
     )
     if missing := _text_ids(trajectory, record.vocab) - record.pieces.keys():
-        raise ValueError(f"it does not say what the text id {min(missing)} is")
+        raise ValueError(f"the bytes of text id {min(missing)} are missing")
     for _ in replay(trajectory):
         pass
     return record
@@ -289,7 +289,7 @@ def _commits(arrays: Arrays) -> Iterator[Commit]:
     columns = [arrays[name].tolist() for name in ("position", "id", "logprob", "score")]
     steps, kinds = arrays["commit_step"].tolist(), arrays["commit_kind"].tolist()
     if sorted(stops) != stops or {len(each) for each in columns} != {stops[-1]}:
-        raise ValueError("its commits do not cover its slots")
+        raise ValueError("its commits do not match their entries")
     for step, kind, (start, stop) in zip(steps, kinds, pairwise(stops), strict=True):
         positions, ids, logprobs, scores = (tuple(each[start:stop]) for each in columns)
         yield Commit(step, positions, ids, logprobs, scores, KINDS[kind])

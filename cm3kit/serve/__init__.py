@@ -1,1 +1,1 @@
-"""The local server: an editor for pages in the browser, and an HTTP interface."""
+"""The local server: a browser editor for pages, and an HTTP interface."""

@@ -1,4 +1,4 @@
-"""The server's addresses."""
+"""The server's application and routes."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def build(kit: Kit, token: str, hosts: Iterable[str], ui: bool = True) -> Starle
     """The application.
 
     Args:
-        token: what clients must know.
-        hosts: the values of `Host` that are ours, with the port.
-        ui: whether to serve the editor too.
+        token: the secret that clients send.
+        hosts: accepted values of `Host`, with the port.
+        ui: whether to serve the editor.
     """
     queue = ModelQueue(kit)
 
@@ -69,12 +69,12 @@ def _file(name: str, kind: str) -> Endpoint:
 
 
 def _edged(endpoint: Endpoint) -> Endpoint:
-    """The endpoint with its errors as answers."""
+    """The endpoint with its errors converted to responses."""
 
     async def edged(request: Request) -> Response:
         try:
             return await endpoint(request)
-        except Exception as error:  # noqa: BLE001 - the edge: whatever went wrong becomes an answer
+        except Exception as error:  # noqa: BLE001 - every error becomes a response
             return failure(error)
 
     return edged

@@ -1,7 +1,7 @@
-"""Who may talk to the server: whoever knows its token, at its own address, from its own pages.
+"""Access control: requests need the token, the server's own `Host` and its own `Origin`.
 
-A page of another site can reach 127.0.0.1 through the visitor's browser, by a name of its own that points there
-(DNS rebinding). It knows no token, and neither its `Host` nor its `Origin` is ours.
+A page of another site can reach 127.0.0.1 through the visitor's browser, by a host name that resolves to it (DNS
+rebinding). It does not have the token, and its `Host` and `Origin` differ.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ HEADERS = {
 
 
 class Auth:
-    """Middleware: 403 for another host, origin or token, 413 for what is too large; headers on every answer."""
+    """Middleware: 403 for another host or origin, 401 without the token, 413 for large bodies; security headers."""
 
     def __init__(self, app: ASGIApp, token: str, hosts: Iterable[str]) -> None:
         self._app, self._token, self._hosts = app, token, frozenset(hosts)
         self.cookie = f"cm3kit-{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or refuse it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -52,20 +52,20 @@ class Auth:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if headers.get("host", "").lower() not in self._hosts:
-            return refused(403, "forbidden", "this address is not the server's; open the one that it printed")
+            return refused(403, "forbidden", "the Host is not the server's; open the URL that it printed")
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in {f"http://{host}" for host in self._hosts}:
-            return refused(403, "forbidden", "requests of other pages are refused")
+            return refused(403, "forbidden", "requests from other origins are refused")
         try:
             too_large = int(headers.get("content-length") or 0) > MAX_BODY
         except ValueError:
             too_large = True
         if too_large or "chunked" in headers.get("transfer-encoding", "").lower():
-            return refused(413, "page_too_large", f"give at most {MAX_BODY >> 20} MiB, and say how many")
+            return refused(413, "page_too_large", f"send at most {MAX_BODY >> 20} MiB, with Content-Length")
         if self._known(headers):
             return self._entry(scope, headers)
         return self._first(scope) or refused(
-            401, "forbidden", "the token is missing or wrong; open the address that the server printed"
+            401, "forbidden", "the token is missing or wrong; open the URL that the server printed"
         )
 
     def _known(self, headers: Headers) -> bool:
@@ -79,11 +79,11 @@ class Auth:
         return cookie is not None and self._equal(cookie.value)
 
     def _entry(self, scope: Scope, headers: Headers) -> Response | None:
-        """Whoever comes back by the printed address goes on without the token in it."""
+        """Redirect a client that has the cookie and opens the printed URL again to the URL without the token."""
         return self._first(scope) if scope["method"] == "GET" and b"token=" in scope["query_string"] else None
 
     def _first(self, scope: Scope) -> Response | None:
-        """The token in the address of the first page becomes a cookie, and leaves the address."""
+        """Set the token of the first URL as a cookie, and redirect to the URL without it."""
         query = parse_qs(scope["query_string"].decode("latin-1"))
         given = query.pop("token", [""])[0]
         if scope["method"] != "GET" or scope["path"] != "/" or not self._equal(given):
@@ -98,7 +98,7 @@ class Auth:
 
 
 def refused(status: int, code: str, message: str) -> JSONResponse:
-    """An error, in the shape that clients of OpenAI's interface read."""
+    """An error in the format of OpenAI's API."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return JSONResponse(
         {"error": {"message": message, "type": kind, "param": None, "code": code}}, status_code=status

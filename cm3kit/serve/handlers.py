@@ -1,4 +1,4 @@
-"""What the model does for a request, from the body of the request to that of the answer."""
+"""Request handlers: from the body of a request to that of the response."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MASK = "<mask>"
 
 
 def look(body: PageBody) -> dict[str, Any]:
-    """A page for the editor: a copy to show, its gaps, its pictures that are missing."""
+    """A page for the editor: a copy for display, its gaps, its missing pictures."""
     data = schemas.content_of(body)
     with Shelf(body.pictures) as base:
         page, lost = Page.parse(data, base), list[Unopened]()
         page.nodes(partial(_opens, page.site()), lost)
         copy = display(data, base, places=True)
-    # The last of the addresses is the one that the page has, as it stands there.
+    # The last address is the one written in the page.
     missing = list(dict.fromkeys(each.addresses[-1] for each in lost if each.addresses))
     gaps = [{"kind": gap.kind, "line": gap.line, "element": gap.element} for gap in page.gaps]
     return {"shown": copy, "gaps": gaps, "missing": missing, "bytes": len(data), "codec": page.codec}
@@ -49,7 +49,7 @@ def _opens(site: Callable[[str], bytes], address: str) -> bool:
 
 
 def infill(body: InfillBody, kit: Kit, watch: Watch) -> dict[str, Any]:
-    """Fill the gaps of a page; every byte outside of them stays."""
+    """Fill the gaps of a page; all other bytes are unchanged."""
     seed = schemas.seed_of(body.seed)
     with Shelf(body.pictures) as base:
         page = schemas.page_of(body, base)
@@ -80,7 +80,7 @@ def _variant(body: InfillBody, page: Page, filled: Filled, how: dict[str, Any]) 
 
 
 def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
-    """The HTML between `prompt` and `suffix`, in OpenAI's shape."""
+    """The HTML between `prompt` and `suffix`, in OpenAI's format."""
     known(body.model, kit)
     options = GenerateOptions(
         max_tokens=body.max_tokens,
@@ -93,7 +93,7 @@ def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
     warnings: list[str] = []
     for number, prompt in enumerate(body.prompts):
         if MASK in prompt or MASK in suffix:
-            raise ConfigError("prompt and suffix may hold no <mask>; use /infill", code="bad_value")
+            raise ConfigError("prompt and suffix must not contain <mask>; use /infill", code="bad_value")
         page = Page.parse(f"{prompt}{MASK}{suffix}".encode())
 
         def share(done: int, total: int, number: int = number) -> None:
@@ -115,19 +115,21 @@ def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
 
 
 def _until(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first of `stops`, and whether there is one."""
+    """The text before the first of `stops`, and whether one was found."""
     ends = [at for each in stops if (at := text.find(each)) >= 0]
     return (text[: min(ends)], True) if ends else (text, False)
 
 
 def known(model: str | None, kit: Kit) -> None:
-    """ModelError (unknown_model) unless the name is the model's own, or none is given."""
+    """ModelError (unknown_model) if a name is given that is not the model's."""
     if model not in (None, kit.parts.name):
-        raise ModelError(f"no model {model[:60]!r} here; it is {kit.parts.name!r}", code="unknown_model")
+        raise ModelError(
+            f"unknown model {model[:60]!r}; this server has {kit.parts.name!r}", code="unknown_model"
+        )
 
 
 def chunks(body: CompletionBody, answer: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """An answer as the events of OpenAI's streams: one with the texts, and if asked for one with what was used."""
+    """A response as events of OpenAI's streams: one with the texts, and one with the usage if requested."""
     more = {"usage": None} if body.stream_options.include_usage else {}
     told = {name: value for name, value in answer.items() if name != "usage"}
     yield {**told, **more}
@@ -136,11 +138,11 @@ def chunks(body: CompletionBody, answer: Mapping[str, Any]) -> Iterator[dict[str
 
 
 def images(body: ImageBody, kit: Kit, watch: Watch) -> dict[str, Any]:
-    """Pictures from words, in OpenAI's shape; each carries its recipe."""
+    """Pictures from text, in OpenAI's format; each embeds its recipe."""
     known(body.model, kit)
     side = kit.image.config.resolution
     if body.size not in (None, "auto", f"{side}x{side}"):
-        raise ConfigError(f"size {body.size!r}: this model draws {side}x{side}", code="bad_value")
+        raise ConfigError(f"size {body.size!r}: this model generates {side}x{side}", code="bad_value")
     options, seed = schemas.options(body.options), schemas.seed_of(body.seed)
     results = kit.generate(body.prompt, n=body.n, seed=seed, options=options, watch=watch)
     how = {**how_made(kit, options, "image"), **whose(Prompt(body.prompt), True)}

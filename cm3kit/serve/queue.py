@@ -1,4 +1,4 @@
-"""One model, many clients: requests are worked off one after the other, in the order in which they came."""
+"""One model, many clients: requests run one at a time, in the order of arrival."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Work = Callable[[Kit, Callable[[int, int], None]], Answer]
 Chunks = Callable[[Answer], Iterable[Mapping[str, Any]]]
 SECONDS_BETWEEN = 0.1
 GONE = 499
-"""The status of an answer that nobody waits for."""
+"""The status of a response whose client has disconnected."""
 log = logging.getLogger("cm3kit.serve")
 
 
 class Cancelled(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 class ModelQueue:
-    """The model and the line before it; torch runs in one thread, the server in another."""
+    """The model and its queue; torch runs in one thread, the server in another."""
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
@@ -43,10 +43,10 @@ class ModelQueue:
         self.waiting = 0
 
     async def ask(self, work: Work, hear: Hear = lambda kind, data: None) -> Answer:
-        """The answer of `work`; `hear` learns of the place in line and of progress, in the server's thread.
+        """Run `work` and return its response; `hear` gets queue position and progress, in the server's thread.
 
         Raises:
-            Cm3kitError: whatever `work` raises.
+            Cm3kitError: errors of `work`.
         """
         loop, gone = asyncio.get_running_loop(), threading.Event()
         hear("queued", {"before": self.waiting})
@@ -81,16 +81,16 @@ class ModelQueue:
             self.waiting -= 1
 
     def close(self) -> None:
-        """Take no more work, and stop at the next step of what runs."""
+        """Refuse further requests, and stop the running one at its next step."""
         self._closed.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def rested(self, seconds: float) -> bool:
-        """Whether nothing runs any more, or no longer than so many seconds."""
+        """Wait up to `seconds` for the running request; whether it has ended."""
         return self._idle.wait(seconds)
 
     async def answer(self, work: Work, request: Request) -> Response:
-        """The answer as one JSON object; the work stops when the client has gone."""
+        """The response as one JSON object; the work stops when the client disconnects."""
         asked = asyncio.ensure_future(self.ask(work))
         gone = asyncio.ensure_future(_gone(request))
         try:
@@ -107,9 +107,9 @@ class ModelQueue:
             gone.cancel()
 
     def stream(self, work: Work, chunks: Chunks | None = None) -> Response:
-        """Progress and the answer as server-sent events: `queued`, `progress`, then `result` or `error`.
+        """Progress and the response as server-sent events: `queued`, `progress`, then `result` or `error`.
 
-        With `chunks` the answer comes as OpenAI's streams have it: the chunks alone, then `[DONE]`.
+        With `chunks` the response has the format of OpenAI's streams: only the chunks, then `[DONE]`.
         """
         return StreamingResponse(self._events(work, chunks), media_type="text/event-stream")
 
@@ -127,7 +127,7 @@ class ModelQueue:
                 if stops(error) and not isinstance(error, MemoryError):
                     raise
                 reply = failure(error)
-                if not reply.body:  # whoever asked has gone
+                if not reply.body:  # the client has disconnected
                     return
                 told = json.loads(bytes(reply.body))
                 yield event("error", told) if chunks is None else f"data: {json.dumps(told)}\n\n"
@@ -143,7 +143,7 @@ class ModelQueue:
 
 
 async def _gone(request: Request) -> None:
-    """Wait until the client has gone."""
+    """Wait until the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -154,7 +154,7 @@ def event(kind: str, data: Any) -> str:
 
 
 def failure(error: BaseException) -> Response:
-    """What went wrong, in one line: 404 for another model, 400 for what the client can change, 500 for a bug."""
+    """The response for an error: 404 for an unknown model, 400 for other errors of the request, 500 for a bug."""
     if isinstance(error, Cm3kitError):
         if error.code == "unknown_model":
             return refused(404, "model_not_found", str(error.args[0]))

@@ -1,4 +1,4 @@
-"""Start the server on this machine alone."""
+"""Start the server on a loopback address."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def serve(
     model: str | None, device: str, host: str, port: int, ui: bool, say: Callable[[str], None],
     token: str | None = None,
 ) -> None:  # fmt: skip
-    """Serve until Ctrl-C; `say` hears the address with the token once the server listens.
+    """Serve until Ctrl-C; `say` is called with the URL and token once the server listens.
 
     Args:
-        host: 127.0.0.1, ::1 or localhost. port: 0 takes a free one.
-        token: at least 16 characters; unless given, a random one.
+        host: 127.0.0.1, ::1 or localhost. port: 0 chooses a free one.
+        token: at least 16 characters; random by default.
 
     Raises:
-        ConfigError: the host is not this machine's own, or the port is taken (`bad_value`).
+        ConfigError: the host is not a loopback address, or the port is in use (`bad_value`).
         ModelError: see `cm3kit.load`.
     """
     address = "127.0.0.1" if host == "localhost" else host
     if not _is_loopback(address):
         raise ConfigError(
-            f"--host {host} could be reached from other machines; use 127.0.0.1, and an SSH tunnel from elsewhere",
+            f"--host {host} is reachable from other machines; use 127.0.0.1 and an SSH tunnel",
             code="bad_value",
         )
     if token is not None and len(token) < 16:
         raise ConfigError(
-            "the token has fewer than 16 characters; give a longer one, or none", code="bad_value"
+            "the token has fewer than 16 characters; give a longer one, or omit it", code="bad_value"
         )
     token = token or secrets.token_urlsafe(24)
     kit = cm3kit.load(model, device=device)
@@ -57,7 +57,7 @@ def serve(
         port = int(listener.getsockname()[1])
         app = build(kit, token, hosts(port), ui)
         say(f"http://{f'[{address}]' if ':' in address else address}:{port}/?token={token}")
-        # The address line of a request may hold the token: nothing of requests is logged.
+        # Requests are not logged, as their URL may contain the token.
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -71,26 +71,26 @@ def serve(
         finally:
             app.state.queue.close()
             if not app.state.queue.rested(SECONDS_TO_REST):
-                # A step of the model that takes longer would keep the process; nothing is written that it could harm.
-                say("stopped while the model was at work")
+                # A longer step of the model would keep the process alive; ending it is safe, as it writes no files.
+                say("stopped during a request")
                 os._exit(INTERRUPTED)
 
 
 class _Server(uvicorn.Server):  # type: ignore[misc]
-    """Stops what the model does as soon as a signal comes, so that nobody is waited for."""
+    """Stops the running request on a signal, so that shutdown does not wait for it."""
 
     def __init__(self, config: uvicorn.Config, queue: ModelQueue) -> None:
         super().__init__(config)
         self._queue = queue
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal has come."""
+        """Handle a signal."""
         self._queue.close()
         super().handle_exit(sig, frame)
 
 
 def hosts(port: int) -> tuple[str, ...]:
-    """What `Host` says of requests to this machine's own address."""
+    """Values of `Host` for requests to the loopback addresses."""
     return (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}")
 
 

@@ -1,4 +1,4 @@
-"""What requests hold, and what is wrong with those that hold something else."""
+"""Schemas of request bodies, and their validation errors."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Place = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 
 
 def _bounded(name: str) -> Any:
-    """A field with the bounds of a decoding option."""
+    """An optional field with the bounds of a decoding option."""
     opt = table()[name].opt
     return Field(None, ge=opt.least, le=opt.most)
 
 
 class Request(BaseModel):
-    """A body in which null stands for what is not given, as clients send it."""
+    """A body in which null means that a field is not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -56,7 +56,7 @@ class Strict(Request):
 
 
 class Region(Strict):
-    """A picture, by the end of its address or by the byte at which its tag starts; all of it without a box."""
+    """A picture, by the end of its address or by the byte offset of its tag; all of it without a box."""
 
     image: str | None = None
     offset: int | None = Field(None, ge=0)
@@ -64,12 +64,12 @@ class Region(Strict):
 
 
 class Words(Strict):
-    """Words of the page.
+    """A range of text of the page.
 
     Args:
-        start: the byte at which a text starts, and how many UTF-16 units of it, as it is read, come before.
-        end: as `start`, and how many units are still among the words.
-        text: what they read; the request fails where the source says something else.
+        start: byte offset of a text node, and offset into its decoded text in UTF-16 units.
+        end: as `start`, for the end of the range.
+        text: the expected text; the request fails if the source differs.
     """
 
     start: Place
@@ -78,7 +78,7 @@ class Words(Strict):
 
 
 class PageBody(Strict):
-    """A page: its text, or its bytes in base64, and the pictures that it names."""
+    """A page: its text, or its bytes in base64, and its pictures."""
 
     html: str | None = None
     html_base64: str | None = None
@@ -86,14 +86,14 @@ class PageBody(Strict):
 
 
 class Guided(Request):
-    """What answers may say, by the names that vLLM has for it; see `fill.constraints.guided`."""
+    """Constraints on fills, by vLLM's names; see `fill.constraints.guided`."""
 
     guided_choice: list[str] | None = None
     guided_regex: str | None = None
     guided_json: dict[str, Any] | bool | str | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
-    guided_grammar: None = None  # which is not done here
+    guided_grammar: None = None  # not supported
 
     def constrain(self) -> tuple[str, ...]:
         """The same as entries of `GenerateOptions.constrain`; ConfigError (`bad_value`) where they are malformed."""
@@ -101,7 +101,7 @@ class Guided(Request):
 
 
 class InfillBody(PageBody, Guided):
-    """A page with gaps, written in it (`<mask>`) or pointed at; see `Page.uncovered`."""
+    """A page with gaps, written (`<mask>`) or selected; see `Page.uncovered`."""
 
     select: list[str] = Field(default_factory=list, max_length=100)
     regions: list[Region] = Field(default_factory=list, max_length=100)
@@ -115,7 +115,7 @@ class InfillBody(PageBody, Guided):
 
 
 class StreamOptions(Request):
-    """Whether a stream tells at its end how much was used."""
+    """Whether a stream ends with the token usage."""
 
     include_usage: bool = False
 
@@ -123,7 +123,7 @@ class StreamOptions(Request):
 class CompletionBody(Guided):
     """OpenAI's `/v1/completions`.
 
-    What changes an answer and is not done here is refused; what is not listed is left aside.
+    Unsupported fields that would change the response are refused; unlisted fields are ignored.
     """
 
     prompt: str | list[str]
@@ -149,10 +149,10 @@ class CompletionBody(Guided):
         count = len(self.prompts) * self.n
         if not 1 <= count <= MOST_RESULTS:
             raise ValueError(
-                f"{len(self.prompts)} prompts times n = {self.n}; 1 to {MOST_RESULTS} are answered at once"
+                f"{len(self.prompts)} prompts times n = {self.n}; a request may have 1 to {MOST_RESULTS} results"
             )
         if self.best_of not in (None, self.n):
-            raise ValueError(f"best_of = {self.best_of} is not done here; leave it out")
+            raise ValueError(f"best_of = {self.best_of} is not supported; omit it")
         if len(self.stops) > MOST_STOPS or not all(self.stops):
             raise ValueError(f"stop: give at most {MOST_STOPS} texts, none of them empty")
         return self
@@ -164,12 +164,12 @@ class CompletionBody(Guided):
 
     @property
     def stops(self) -> list[str]:
-        """The texts before which an answer ends."""
+        """The stop strings as a list."""
         return [self.stop] if isinstance(self.stop, str) else self.stop
 
 
 class ImageBody(Request):
-    """OpenAI's `/v1/images/generations`; what is not listed is left aside."""
+    """OpenAI's `/v1/images/generations`; unlisted fields are ignored."""
 
     prompt: str = Field(min_length=1)
     model: str | None = None
@@ -182,20 +182,20 @@ class ImageBody(Request):
 
 
 async def read(request: Asked, kind: type[Body]) -> Body:
-    """The body of a request; ConfigError (`bad_value`) where it is something else."""
+    """Read and validate the body of a request; ConfigError (`bad_value`) if it is invalid."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise ConfigError("send JSON, with Content-Type: application/json", code="bad_value")
     try:
         sent = json.loads(await asyncio.wait_for(request.body(), BODY_SECONDS))
-        # Half a surrogate pair, which JSON can spell and no text holds.
+        # A lone surrogate, which JSON can escape and UTF-8 cannot encode.
         json.dumps(sent, ensure_ascii=False).encode()
         return kind.model_validate(sent)
     except TimeoutError:
         raise ConfigError(
-            f"the body did not come within {BODY_SECONDS:.0f} seconds", code="bad_value"
+            f"the body did not arrive within {BODY_SECONDS:.0f} seconds", code="bad_value"
         ) from None
     except UnicodeEncodeError:
-        raise ConfigError("the body holds a character that is none", code="bad_value") from None
+        raise ConfigError("the body holds a lone surrogate", code="bad_value") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the body"
@@ -221,19 +221,19 @@ def options(
 
 
 def seed_of(given: int | None) -> int:
-    """The seed that was given, or a random one."""
+    """The given seed, or a random one."""
     return secrets.randbelow(2**31) if given is None else given
 
 
 def content_of(body: PageBody) -> bytes:
-    """The bytes of the page; ConfigError (`bad_value`) where there are none, or two."""
+    """The bytes of the page; ConfigError (`bad_value`) unless exactly one form is given."""
     if (body.html is None) == (body.html_base64 is None):
         raise ConfigError("give either html or html_base64", code="bad_value")
     return body.html.encode() if body.html is not None else from_base64(body.html_base64 or "", "html_base64")
 
 
 def from_base64(text: str, what: str) -> bytes:
-    """Bytes; ConfigError (`bad_value`) for what is no base64."""
+    """Decode base64; ConfigError (`bad_value`) if it is malformed."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -241,10 +241,10 @@ def from_base64(text: str, what: str) -> bytes:
 
 
 class Shelf:
-    """The pictures of a request, as files in a folder of their own for as long as the request takes.
+    """Context manager: the pictures of a request as files in a temporary folder.
 
     Raises:
-        ConfigError: a name leaves the folder or is none, or a content is no base64 (`bad_value`).
+        ConfigError: a name is malformed or leaves the folder, or a content is not base64 (`bad_value`).
     """
 
     def __init__(self, pictures: Mapping[str, str]) -> None:
@@ -278,12 +278,12 @@ def _parts(name: str) -> list[str]:
     plain = all(part != ".." and "\0" not in part and "\\" not in part for part in parts)
     short = len(parts) <= 16 and all(len(part.encode("utf-8", "replace")) <= 200 for part in parts)
     if not (parts and plain and short):
-        raise ConfigError(f"pictures: {name[:60]!r} is no name of a file", code="bad_value")
+        raise ConfigError(f"pictures: {name[:60]!r} is not a file name", code="bad_value")
     return parts
 
 
 def page_of(body: InfillBody, base: Path | None) -> Page:
-    """The page with all gaps that the request writes and points at.
+    """The page with all written and selected gaps of the request.
 
     Raises:
         PageError: see `Page.parse`, `select`, `region`, `words` and `picture`; no_mask without a gap.
@@ -297,7 +297,7 @@ def page_of(body: InfillBody, base: Path | None) -> Page:
     for start, end in spans:
         page = page.words(start, end)
     if not page.gaps:
-        raise PageError("There is no gap; choose words or a picture, or write <mask>.", code="no_mask")
+        raise PageError("There is no gap; select words or a picture, or write <mask>.", code="no_mask")
     return page.uncovered() if body.uncover else page
 
 
@@ -310,12 +310,12 @@ def _region(page: Page, region: Region) -> Page:
 
 
 def span_of(data: bytes, codec: str, words: Words) -> tuple[int, int]:
-    """The bytes of words; PageError (gap_place) where the source reads otherwise."""
+    """The byte range of words; PageError (gap_place) if the source differs."""
     text = view(data)
     texts = {run.start: run.end for run in runs(text, parse_tree(text)) if run.kind == "text"}
     (first, before), (last, upto) = words.start, words.end
     if first not in texts or last not in texts:
-        raise PageError("No text starts at these bytes; look at the page again.", code="gap_place")
+        raise PageError("No text starts at these bytes; reload the page.", code="gap_place")
     start = first + byte_offset(data[first : texts[first]], codec, before, after=False)
     end = last + byte_offset(data[last : texts[last]], codec, upto, after=True)
     if words.text is not None:
@@ -325,7 +325,5 @@ def span_of(data: bytes, codec: str, words: Words) -> tuple[int, int]:
         pieces = (units_of(each.decode(codec, "replace")) for each in inside)
         source = "".join(read for piece in pieces for _, read in piece)
         if "".join(source.split()) != "".join(words.text.split()):
-            raise PageError(
-                "The source reads otherwise at this place; choose by a selector.", code="gap_place"
-            )
+            raise PageError("The source differs at this position; use a CSS selector.", code="gap_place")
     return start, end

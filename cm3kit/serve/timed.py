@@ -1,4 +1,4 @@
-"""Close connections whose request does not come: a header has so many seconds, and so has silence before one."""
+"""Time limits for idle connections and for the headers of requests."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ SECONDS = 10.0
 
 
 class Timed(H11Protocol):  # type: ignore[misc]
-    """uvicorn's protocol, with a limit on the time that the header of a request takes."""
+    """uvicorn's protocol with a time limit for request headers."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for the first request."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a header that is whole ends the wait."""
+        """Process data; a complete header stops the timer."""
         super().data_received(data)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Stop the timer."""
         self._rest()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
-        """Begin to wait while no request is under way; more bytes of a header do not begin it anew."""
+        """Start the timer if no request is running; further bytes of a header do not restart it."""
         cycle = getattr(self, "cycle", None)
         if cycle is not None and not cycle.response_complete:
             self._rest()

@@ -27,6 +27,30 @@ class Packed(NamedTuple):
     mass: Tensor
 
 
+class Scored(NamedTuple):
+    """What a loss is of: flat positions of the rows, what each is to say, and what that weighs."""
+
+    positions_N: Tensor
+    targets_N: Tensor
+    weights_N: Tensor
+
+
+def scored_positions(batch: Packed) -> Scored:
+    """The positions that weigh; of a batch on the CPU, where nothing waits for their number."""
+    positions_N = batch.weights_BT.flatten().nonzero()[:, 0]
+    return Scored(
+        positions_N, batch.targets_BT.flatten()[positions_N], batch.weights_BT.flatten()[positions_N]
+    )
+
+
+def all_scored(ids_BT: Tensor) -> Scored:
+    """Every position, which is the most that an objective scores."""
+    count = ids_BT.numel()
+    return Scored(
+        torch.arange(count, device=ids_BT.device), ids_BT.flatten(), torch.ones(count, device=ids_BT.device)
+    )
+
+
 def pack(examples: list[Example], rows: int, window: int) -> Packed:
     """Place each example in the first row with room; those that fit nowhere are left out."""
     ids_BT, targets_BT, documents_BT, blocks_BT, places_BT = (

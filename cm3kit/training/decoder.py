@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Generator, Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
-from cm3kit.config import Settings
 from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.bundle import open_documents
 from cm3kit.data.token_shards import INDEX, Cursor, Rows, TokenShards
-from cm3kit.data.views import ViewSettings
 from cm3kit.decoders.probe import check_backbone
 from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
 from cm3kit.fill.trained import Trained
-from cm3kit.models.attention import annealed, block_mask, flex_mask
-from cm3kit.models.backbone import (
-    Attention,
-    BackboneConfig,
-    build_backbone,
-    forward,
-    load_backbone,
-    save_backbone,
-)
+from cm3kit.models.attention import annealed
+from cm3kit.models.backbone import build_backbone, load_backbone, save_backbone
+from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import init_mask_embedding
-from cm3kit.models.flex import Packing, flexes_on, prepare
-from cm3kit.models.lora import LoraSettings, add_lora, without_lora
+from cm3kit.models.lora import add_lora, without_lora
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep, is_timed
 from cm3kit.models.transplant import borrow_text, load_transplanted
 from cm3kit.models.windows import clear_windows
-from cm3kit.objectives.causal_mask import CausalMaskSettings
-from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, read_settings
+from cm3kit.objectives.contract import Objective, TokenizerParts
 from cm3kit.publish import publishing
 from cm3kit.registry import objective
 from cm3kit.rng import generator
-from cm3kit.training.collate import Packed, pack
-from cm3kit.training.loop import LoopSettings
+from cm3kit.training import losses
+from cm3kit.training.collate import Packed, Scored, pack
+from cm3kit.training.decoder_recipe import DecoderRecipe as DecoderRecipe
+from cm3kit.training.decoder_recipe import WarmStart as WarmStart
+from cm3kit.training.figures import Figure, sums_by_kind
+from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.preview import preview
-from cm3kit.training.shares import Mean
+from cm3kit.training.prompts import prompts_of
+from cm3kit.training.scorer import KINDS, Picked
+from cm3kit.training.scorer import Scorer as Scorer
 from cm3kit.training.speed import step_flops
 from cm3kit.training.validation import held_documents, spread, validate
 from cm3kit.types import Example
@@ -51,93 +46,21 @@ from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
-from cm3kit_tokenizers.vq.model import ImageTokenizer
+
+AROUND = 6  # ids beside a picture's codes that a row has to hold: of the page, its sentinel, ends
+PROMPTS_FROM = 64  # held-out documents that the prompts of previews are taken from
 
 
-class WarmStart(Settings):
-    """A public decoder to begin with.
-
-    Attributes:
-        source: folder or hub id of a causal language model of transformers, whose rows come to lie at our ids; ids that
-            it has not seen begin as the mean of its rows.
-        text: take its text tokenizer, or keep the recipe's.
-    """
-
-    source: str | None = None
-    text: Literal["source", "recipe"] = "source"
-
-
-class DecoderRecipe(Settings):
-    """Everything that training a decoder needs.
-
-    Attributes:
-        data: a folder of pages, of token shards (`cm3kit data pack`), or a bundle (`cm3kit data bundle`).
-        text: folder of a trained text tokenizer, and `image` of an image tokenizer.
-        views: encodings of each picture, of which a page shows one at a time; a bundle has its own.
-        window: length of a packed row.
-        backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
-        warm: a public decoder to start from instead.
-        lora: train adapters, new rows and the head of what is started from, instead of all of it.
-        mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, or what it is.
-        timestep: width of the embedding of the diffusion time that conditions every layer; None is a model without
-            (MeDiM, arXiv:2510.06131, sec. 3.2).
-        isolated_masks: masked positions see and are seen by nobody, instead of by all as usual: then what is
-            written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
-        attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
-        anneal: share of the steps over which hidden pages go from causal to full attention.
-        packing: whether documents in a row are kept apart by a dense mask, or by FlexAttention, which leaves out what
-            nobody sees; auto is flex on CUDA where the model can. Annealed masks, validation and previews are dense.
-        previews: prompts that previews draw.
-    """
-
-    renamed: ClassVar[Mapping[str, str]] = {"masks": "isolated_masks"}
-    renamed_values: ClassVar[Mapping[str, Any]] = {"isolated_masks": {"unseen": True, "seen": False}}
-    data: Path = Path("data/emoji")
-    text: Path = Path("runs/text/final")
-    image: Path = Path("runs/vqgan/final")
-    objective: Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(read_settings)] = (
-        CausalMaskSettings()
-    )
-    views: ViewSettings = ViewSettings()
-    window: int = Field(512, ge=16)
-    backbone: BackboneConfig = BackboneConfig()
-    backbone_from: str | None = None
-    warm: WarmStart = WarmStart()
-    lora: LoraSettings = LoraSettings()
-    mask_embedding: Literal["mean", "keep"] = "mean"
-    timestep: int | None = Field(None, ge=2)
-    isolated_masks: bool = False
-    attention: Literal["objective", "causal"] = "objective"
-    anneal: float = Field(0.0, ge=0, le=1)
-    packing: Packing = "dense"
-    previews: tuple[str, ...] = ("red apple", "waving hand: dark skin tone", "blue heart", "flag: Italy")
-    loop: LoopSettings = LoopSettings()
-
-    @model_validator(mode="after")
-    def _starts_once(self) -> DecoderRecipe:
-        if self.warm.source is not None and self.backbone_from is not None:
-            raise ValueError("warm.source and backbone_from both say what to start from; set one")
-        if self.lora.rank and self.warm.source is None and self.backbone_from is None:
-            raise ValueError("lora.rank needs weights to adapt; set warm.source or backbone_from")
-        return self
-
-
-class Scorer(nn.Module):
-    """The backbone behind one call, so that compiling and distributed wrappers see all of it."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(
-        self, ids_BT: Tensor, targets_BT: Tensor, mask_B1TT: Attention, places_BT: Tensor,
-        times_BT: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Nats (B, T) of each target; inside this call, so that compiling fuses softmax and loss."""
-        logits_BTV = forward(self.backbone, ids_BT, mask_B1TT, places_BT, times_BT).float()
-        target_BT = logits_BTV.gather(-1, targets_BT[..., None])[..., 0]
-        nats_BT: Tensor = logits_BTV.logsumexp(-1) - target_BT
-        return nats_BT
+def _hold_a_picture(window: int, copies: int, grid: tuple[int, int]) -> None:
+    """ConfigError (`bad_config`) where no row could hold a picture: all of them would be left out, page by page."""
+    codes = grid[0] * grid[1]
+    if codes and window // copies < codes + AROUND:
+        raise ConfigError(
+            f"window = {window}: a picture has {codes} codes, and with its tag and sentinels it needs a window of"
+            f" {copies * (codes + AROUND)} ids; set window={copies * (codes + AROUND)} or more, or take an image"
+            " tokenizer of fewer codes.",
+            code="bad_config",
+        )
 
 
 class DecoderTask:
@@ -147,10 +70,11 @@ class DecoderTask:
         self.recipe, self._cache = recipe, cache
         self._held: list[list[int]] = []
         self.notes: list[str] = []
-        text, self.image = self._text(), ImageTokenizer.load(recipe.image)
+        text, self.image = self._text(), image_of(recipe)
         self.vocab = Vocab(text.size, self.image.size)
         parts = TokenizerParts(self.vocab, text, self.image.grid)
         self.objective: Objective = objective[recipe.objective.name].build(recipe.objective, parts)
+        _hold_a_picture(recipe.window, self.objective.copies, self.image.grid)
         self._uses = self.objective.uses(recipe.window)
         if recipe.isolated_masks and any(use.block_size for use in self._uses):
             raise ConfigError(
@@ -160,18 +84,26 @@ class DecoderTask:
         self.tokenizer = PageTokenizer(text, self.vocab)
         self.rows = self._shards() if (recipe.data / INDEX).is_file() else None
         self._next = Cursor()
+        room = recipe.window // self.objective.copies - 2
         if self.rows is None:
             found = open_documents(recipe.data, self.tokenizer, self.image, cache, recipe.views)
             self.documents, self._held = found
             self._mean = self.documents.mean_length + 6
-        self.model = Scorer(self._backbone()).train()
-        self._flex = prepare(recipe.packing, self.model.backbone)
+            self.notes.append(losses.of_documents(self.documents.lengths, room, self.documents.lost))
+        else:
+            shards = self.rows.shards
+            self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))
+        self.model = Scorer(self._backbone(), self.vocab.mask if self.objective.masks else None).train()
+        self._scored = Picked(
+            self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
+        )
+        self._packer = Packer(recipe.packing, self.model.backbone, recipe.loop.compile)
 
     def _text(self) -> TextTokenizer:
         warm = self.recipe.warm
         if warm.source is None:
-            return TextTokenizer.load(self.recipe.text)
-        instead = TextTokenizer.load(self.recipe.text) if warm.text == "recipe" else None
+            return text_of(self.recipe)
+        instead = text_of(self.recipe) if warm.text == "recipe" else None
         self._borrowed = borrow_text(warm.source, instead)
         return self._borrowed.text
 
@@ -268,42 +200,50 @@ class DecoderTask:
 
     def loss(
         self, model: nn.Module, batch: Packed, step: int, rng: Generator
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Figure]]:
         """Weighed cross-entropy over its divisor, with mean nats of what was hidden by kind apart."""
         device = next(model.parameters()).device
+        batch = Packed(*(each.cpu() for each in batch))  # where it is as a rule
+        scored, kinds_N = self._scored(batch, device)
+        there = Scored(*(each.to(device, non_blocking=True) for each in scored))
         on = Packed(*(each.to(device, non_blocking=True) for each in batch))
-        nats_BT = self.nats(model, on, step, rng)
-        total = (nats_BT * on.weights_BT).sum() / on.mass.clamp_min(1e-9)
-        return total, self._figures(nats_BT.detach(), on)
+        total, nats_N = self._ask(model, on, there, self._mask(batch, step, rng, on))
+        filled = float((batch.documents_BT > 0).float().mean())
+        sums = sums_by_kind(nats_N, kinds_N, KINDS)
+        return total / on.mass.clamp_min(1e-9), {"filled": filled, **sums}
 
     def nats(self, model: nn.Module, on: Packed, step: int, rng: Generator) -> Tensor:
-        """Nats (B, T) of each target as a model of this step is asked for them."""
-        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
-        nats_BT: Tensor = model(on.ids_BT, on.targets_BT, self._mask(on, step, rng), on.places_BT, *times)
-        return nats_BT
+        """Nats (B, T) of each target as a model of this step is asked for them, without a gradient."""
+        count = on.ids_BT.numel()
+        positions_N = torch.arange(count, device=on.ids_BT.device)
+        everywhere = Scored(positions_N, on.targets_BT.flatten(), torch.ones_like(positions_N))
+        with torch.no_grad():
+            mask = self._mask(Packed(*(each.cpu() for each in on)), step, rng, on)
+            return self._ask(model, on, everywhere, mask)[1].view_as(on.ids_BT)
 
-    def _mask(self, on: Packed, step: int, rng: Generator) -> Tensor | BlockMask:
-        recipe = self.recipe
-        flex = self._flex and flexes_on(on.ids_BT.device, recipe.packing)
-        masked = flex_mask if flex else block_mask
+    def _ask(
+        self, model: nn.Module, on: Packed, scored: Scored, mask: Tensor | BlockMask | Documents
+    ) -> tuple[Tensor, Tensor]:
+        times = (on.times_BT,) if is_timed(self.model.backbone) else ()
+        found: tuple[Tensor, Tensor] = model(on.ids_BT, scored, mask, on.places_BT, *times)
+        return found
+
+    def _mask(
+        self, batch: Packed, step: int, rng: Generator, on: Packed | None = None
+    ) -> Tensor | BlockMask | Documents:
+        """Who looks where in a batch on the CPU, for a model where `on` is."""
+        recipe, on = self.recipe, batch if on is None else on
         if recipe.attention == "causal":
-            return masked(on.documents_BT, on.places_BT, torch.zeros_like(on.noisy_BT))
+            here, there = (
+                (each.documents_BT, each.places_BT, torch.zeros_like(each.noisy_BT)) for each in (batch, on)
+            )
+            return self._packer.mask(here, there)
         unseen_BT = on.ids_BT == self.vocab.mask if recipe.isolated_masks else None
         open_share = step / (recipe.anneal * recipe.loop.steps) if recipe.anneal else 1.0
+        here, there = ((each.documents_BT, each.blocks_BT, each.noisy_BT) for each in (batch, on))
         if open_share < 1:
-            return annealed(on.documents_BT, on.blocks_BT, on.noisy_BT, open_share, rng, unseen_BT)
-        return masked(on.documents_BT, on.blocks_BT, on.noisy_BT, unseen_BT=unseen_BT)
-
-    def _figures(self, nats_BT: Tensor, on: Packed) -> dict[str, float]:
-        scored_BT = on.weights_BT > 0
-        image_BT = on.targets_BT >= self.vocab.image.start
-        figures: dict[str, float] = {"filled": float((on.documents_BT > 0).float().mean())}
-        for name, noisy in (("", False), ("hidden ", True)):
-            of_BT = scored_BT & (on.noisy_BT == noisy)
-            for kind, kind_BT in (("image", of_BT & image_BT), ("text", of_BT & ~image_BT)):
-                if bool(kind_BT.any()):
-                    figures[name + kind] = Mean(float(nats_BT[kind_BT].mean()), float(kind_BT.sum()))
-        return figures
+            return annealed(*there, open_share, rng, unseen_BT)
+        return self._packer.mask(here, there, unseen_BT)
 
     def work(self, rows: int) -> tuple[int, float]:
         """Ids of rows, and FLOPs of a step on them."""
@@ -335,6 +275,8 @@ class DecoderTask:
         """A few prompts as pictures, and a page with its gaps filled."""
         defaults = as_trained(Defaults(), self._trained)
         text, prompts = self.tokenizer.text, self.recipe.previews
+        if prompts is None:
+            prompts = prompts_of(self._held_out(PROMPTS_FROM), self.tokenizer)
         preview(text, self.image, self.vocab, self.model.backbone, defaults, prompts, path)
 
     def export(self, model: nn.Module, folder: Path) -> None:

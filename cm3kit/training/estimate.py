@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import gc
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,22 +21,28 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
 from cm3kit.config import read_yaml, resolve
+from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.corpus import listing
-from cm3kit.data.token_shards import INDEX
+from cm3kit.data.token_shards import INDEX, TokenShards
 from cm3kit.models.backbone import Attention, build_backbone
 from cm3kit.models.empty import empty_backbone
-from cm3kit.models.flex import flexes_on, prepare
 from cm3kit.models.lora import add_lora
+from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep
 from cm3kit.models.transplant import borrow_text
+from cm3kit.objectives.contract import TokenizerParts
+from cm3kit.registry import objective
+from cm3kit.training.collate import all_scored
 from cm3kit.training.decoder import DecoderRecipe, Scorer
+from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.live import Live, peak_while, refilled, resident, torch_is_warm
 from cm3kit.training.parallel import recompute
 from cm3kit.training.precision import computes_bf16
 from cm3kit.training.run import kind_of, recipe_path, recipes
 from cm3kit.training.speed import peak_flops, step_flops
 from cm3kit.training.task import LoopSettings
-from cm3kit.training.validation import held_documents
+from cm3kit.training.trial import backward, drawing_seconds, fastest, step_seconds
+from cm3kit.training.validation import held_documents, spread
 from cm3kit.training.vqgan import VqganRecipe, VqganTask
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
@@ -94,34 +99,52 @@ class Estimate:
         return asdict(self)
 
 
-def estimate_decoder(recipe: DecoderRecipe, timed: bool = True) -> Estimate:
+def estimate_decoder(recipe: DecoderRecipe, timed: bool = True, fast: bool | None = None) -> Estimate:
     """What a training of a decoder needs.
 
     Args:
         timed: try out how long a step takes, instead of telling it from the FLOPs alone.
+        fast: compute in bf16; unless given, as training would here.
 
     Raises:
         Cm3kitError: the recipe, its data or its tokenizers cannot be used, as at the start of training.
     """
-    text = TextTokenizer.load(recipe.text) if recipe.warm.source is None else _borrowed_text(recipe)
-    image = ImageTokenizer.load(recipe.image)
-    tokenizer = PageTokenizer(text, Vocab(text.size, image.size))
-    pages = _pages(recipe.data, tokenizer, image)
+    text = text_of(recipe) if recipe.warm.source is None else _borrowed_text(recipe)
+    image = image_of(recipe)
+    parts = TokenizerParts(Vocab(text.size, image.size), text, image.grid)
+    documents, pages = _pages(recipe.data, PageTokenizer(text, parts.vocab), image)
+    return estimate_on(recipe, parts, documents, pages, timed, fast=fast)
+
+
+def estimate_on(
+    recipe: DecoderRecipe, parts: TokenizerParts, documents: Sequence[Sequence[int]], pages: int = 0,
+    timed: bool = True, device: str = "cpu", fast: bool | None = None,
+) -> Estimate:  # fmt: skip
+    """What a training of a decoder needs on such documents.
+
+    Args:
+        documents: some of them, as ids, from which batches are drawn to see how long that takes.
+        pages: bytes that all documents take in memory.
+        device: where steps are tried out.
+    """
     torch_is_warm()
     gc.collect()
     process = resident() + pages + LOADED
-    fast, size = _fast(recipe.loop), len(tokenizer.vocab)
+    fast, size = _fast(recipe.loop, device) if fast is None else fast, len(parts.vocab)
     model, sizes, activations = trace_decoder(recipe, size, fast)
     config = model.backbone.config
     layers, width = config.num_hidden_layers, config.hidden_size
     rows, window = recipe.loop.batch_size, recipe.window
     flops = step_flops(model, rows, window, layers, width)
-    at_best = flops / peak_flops("cpu", torch.bfloat16 if fast else torch.float32)
+    at_best = flops / peak_flops(device, torch.bfloat16 if fast else torch.float32)
     tried = None
     if timed and recipe.warm.source is None and recipe.backbone_from is None:
-        tried = _tried_out(recipe, size, fast)
-    parts = activations, int(SLACK * activations)
-    return _estimate(model, recipe.loop, rows * window, sizes, parts, process, flops, tried, at_best)
+        tried = step_seconds(recipe, size, fast, device)
+        if documents and not recipe.loop.workers:
+            asked = objective[recipe.objective.name].build(recipe.objective, parts)
+            tried += drawing_seconds(asked, documents, rows, window)
+    held = activations, int(SLACK * activations)
+    return _estimate(model, recipe.loop, rows * window, sizes, held, process, flops, tried, at_best)
 
 
 def estimate_vqgan(recipe: VqganRecipe) -> Estimate:
@@ -142,13 +165,13 @@ def estimate_vqgan(recipe: VqganRecipe) -> Estimate:
     def learn(pixels: Tensor) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             loss = task.loss(model, pixels, recipe.loop.steps - 1, rng)[0]
-        _backward(loss)
+        backward(loss)
 
     learn(task.batch(rng, 1))
     for count in COUNTS:
         pixels = task.batch(rng, count)
         peaks.append(peak_while(partial(learn, pixels)))
-        took.append(_fastest(partial(learn, pixels), 1))
+        took.append(fastest(partial(learn, pixels), 1))
     size, (few, more) = recipe.loop.batch_size, COUNTS
     rows = -(-size // recipe.loop.accumulate)
     peak = peaks[0] + max(0, peaks[1] - peaks[0]) * (rows - few) / (more - few)
@@ -186,7 +209,7 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
         backbone = _backbone(recipe, vocab_size)
-    flex = prepare(recipe.packing, backbone.train()) and flexes_on(device, recipe.packing)
+    lean = Packer(recipe.packing, backbone.train(), loop.compile).lean(device, recipe.window)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         model = Scorer(refilled(backbone)).train()
         sizes = Sizes.of(model)
@@ -196,10 +219,10 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
         optimizer = torch.optim.AdamW(learning, fused=True)
         average = {name: each.detach().float().clone() for name, each in _state(model).items()}
         ids_BT = torch.zeros(shape, dtype=torch.long)
-        mask: Attention = (
-            "causal"  # FlexAttention holds what attention without a mask does, and a few numbers
-        )
-        if not flex:
+        # What is no mask of all pairs holds what attention without a mask does, and a few numbers. Whether documents
+        # are runs depends on what is drawn, so that the largest is told.
+        mask: Attention = "causal"
+        if not lean:
             mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
         times = (torch.zeros(shape),) if recipe.timestep is not None else ()
         for _ in range(2):  # of which the first makes the moments
@@ -207,10 +230,9 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
             optimizer.zero_grad()
             for _ in range(min(2, loop.accumulate)):
                 with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                    nats_BT = model(ids_BT, ids_BT, mask, ids_BT, *times)
-                    loss = (nats_BT * torch.ones(shape)).sum() / torch.ones(())
-                _backward(loss)
-                del nats_BT, loss
+                    loss = model(ids_BT, all_scored(ids_BT), mask, ids_BT, *times)[0] / torch.ones(())
+                backward(loss)
+                del loss
             nn.utils.clip_grad_norm_(learning, loop.clip)
             optimizer.step()
             with torch.no_grad():
@@ -222,18 +244,21 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
 
 
 def _borrowed_text(recipe: DecoderRecipe) -> TextTokenizer:
-    instead = TextTokenizer.load(recipe.text) if recipe.warm.text == "recipe" else None
+    instead = text_of(recipe) if recipe.warm.text == "recipe" else None
     return borrow_text(str(recipe.warm.source), instead).text
 
 
-def _pages(folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer) -> int:
-    """Bytes that the pages of a corpus will take as ids, told from some of them; shards stay on disk."""
+def _pages(folder: Path, tokenizer: PageTokenizer, image: ImageTokenizer) -> tuple[list[list[int]], int]:
+    """Some pages of a corpus as ids, and the bytes that all of them will take; shards stay on disk."""
     if (folder / INDEX).is_file():
-        return 0
+        shards = TokenShards(folder)
+        return [shards[place] for place in spread(len(shards), SAMPLE)], 0
+    if (folder / BUNDLE).is_file():
+        return [], 0
     count = sum(each.split == "train" for each in listing(folder))
     with tempfile.TemporaryDirectory() as cache:
         some = held_documents(folder, tokenizer, image, Path(cache), SAMPLE, "train")
-    return int(BYTES_OF_ID * count * sum(map(len, some)) / max(1, len(some)))
+    return some, int(BYTES_OF_ID * count * sum(map(len, some)) / max(1, len(some)))
 
 
 def _backbone(recipe: DecoderRecipe, size: int) -> PreTrainedModel:
@@ -267,47 +292,8 @@ def _estimate(
     )  # fmt: skip
 
 
-def _tried_out(recipe: DecoderRecipe, size: int, fast: bool) -> float:
-    """Seconds of a step, from real steps with one layer and with two on as many rows as are quickly done."""
-    shape, window = recipe.backbone, recipe.window
-    rows = max(1, min(recipe.loop.batch_size, 2048 // window))
-    ids_BT = torch.zeros(rows, window, dtype=torch.long)
-    mask_B1TT = torch.ones(rows, 1, window, window, dtype=torch.bool).tril()
-    took, counts = [], []
-    for layers in (1, 2):
-        model = Scorer(build_backbone(shape.model_copy(update={"layers": layers}), size)).train()
-        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-        def one_step(model: Scorer = model) -> None:
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-                loss = model(ids_BT, ids_BT, mask_B1TT, ids_BT).mean()
-            _backward(loss)
-
-        took.append(_fastest(one_step))
-        counts.append((sum(each.numel() for each in model.parameters()), _fastest(optimizer.step)))
-    per_row = (took[0] + (shape.layers - 1) * (took[1] - took[0])) / rows
-    (one, _), (two, second) = counts
-    weights = one + (shape.layers - 1) * (two - one)
-    update = 1.5 * second / two * weights  # the averages read and write about half of what AdamW does
-    return per_row * recipe.loop.batch_size + update
-
-
-def _fastest(act: Callable[[], object], times: int = 3) -> float:
-    act()
-    took = []
-    for _ in range(times):
-        start = time.perf_counter()
-        act()
-        took.append(time.perf_counter() - start)
-    return min(took)
-
-
-def _backward(loss: Tensor) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-def _fast(loop: LoopSettings) -> bool:
-    return computes_bf16(True) if loop.precision == "auto" else loop.precision == "bf16"
+def _fast(loop: LoopSettings, device: str = "cpu") -> bool:
+    return computes_bf16(device == "cpu") if loop.precision == "auto" else loop.precision == "bf16"
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
@@ -319,13 +305,16 @@ def _distinct(model: nn.Module) -> Sequence[Tensor]:
     return list(model.state_dict().values())
 
 
-def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] = ()) -> Estimate:
-    """What a training of merged recipes needs.
+def estimate(
+    kind: str | None, config: Sequence[Path], overrides: Sequence[str] = (), elsewhere: bool = False
+) -> tuple[Estimate, int]:
+    """What a training of merged recipes needs, and its steps.
 
     Args:
-        kind: vqgan, cm3, mdm, block or hybrid; None is told from the recipes.
+        kind: vqgan, cm3, mdm, block, hybrid or rl; None is told from the recipes.
         config: recipes, by file or by the name of one that ships, later ones winning.
         overrides: `a.b=c`.
+        elsewhere: on a device that is not here: in bf16, and nothing is timed.
 
     Raises:
         ConfigError: a recipe is wrong, or of something that has no estimate (`bad_config`).
@@ -334,7 +323,13 @@ def estimate(kind: str | None, config: Sequence[Path], overrides: Sequence[str] 
     shape, base = recipes[kind]()
     recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], overrides)
     if isinstance(recipe, VqganRecipe):
-        return estimate_vqgan(recipe)
+        return estimate_vqgan(recipe), recipe.loop.steps
+    if kind == "rl":
+        from cm3kit.training.rl.estimate import estimate_rl
+        from cm3kit.training.rl.recipe import RLRecipe
+
+        assert isinstance(recipe, RLRecipe)
+        return estimate_rl(recipe), recipe.loop.steps
     if not isinstance(recipe, DecoderRecipe):
         raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")
-    return estimate_decoder(recipe)
+    return estimate_decoder(recipe, not elsewhere, True if elsewhere else None), recipe.loop.steps

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -201,16 +201,20 @@ def _newest(progress: Progress, run: Path, warn: Warn) -> Path | None:
     return agreed(progress.accelerator, newest(run, warn=warn) if progress.main else None)
 
 
-def _after_step(progress: Progress, run: Path, figures: dict[str, float], took: float, warn: Warn) -> None:
+def _after_step(progress: Progress, run: Path, figures: Mapping[str, float], took: float, warn: Warn) -> None:
     step, settings = progress.step, progress.settings
-    if settings.validate_every and step % settings.validate_every == 0:
-        figures = figures | _validate(progress)
-    progress.observers.saw(Seen(step, settings.steps, figures, took, progress.seconds, settings.batch_size))
+    validated = bool(settings.validate_every) and step % settings.validate_every == 0
+    if validated:
+        figures = {**figures, **_validate(progress)}
+    progress.observers.saw(
+        Seen(step, settings.steps, figures, took, progress.seconds, settings.batch_size, validated)
+    )
     progress.best.add(figures)
     if step % settings.save_every == 0 and not progress.guard.bad:  # what follows may lead back here
         progress.best.settle(step)
         progress.save(run)
-    if step % settings.preview_every == 0 or step == settings.steps:
+    every = settings.preview_every
+    if every and (step % every == 0 or step == settings.steps):
         _preview(progress, run, warn)
 
 

@@ -25,10 +25,12 @@ class Seen:
         step: how many steps are done, this one included.
         total: steps of the whole training.
         figures: of the whole batch, over all processes: `loss` (nats or what the task minimises), `grad_norm`,
-            `lr` (the learning rate), and what the task adds. A value may be NaN or infinite.
+            `lr` (the learning rate), and what the task adds. A value may be NaN or infinite. The task's may be on
+            the device still: asking for one waits for the step.
         took: seconds of this step.
         seconds: of training up to here, earlier sittings of a resumed run included.
         rows: of the batch, over all processes.
+        validated: whether there are figures of what is not trained on.
     """
 
     step: int
@@ -37,10 +39,15 @@ class Seen:
     took: float
     seconds: float
     rows: int
+    validated: bool = False
 
     def due(self, every: int) -> bool:
         """Whether what happens `every` so many steps, and at the last, happens now."""
         return self.step % every == 0 or self.step == self.total
+
+    def logged(self, every: int) -> bool:
+        """Whether a line of the log is due."""
+        return self.due(every) or self.validated
 
 
 class Observer(Protocol):
@@ -84,7 +91,7 @@ class LogFile:
 
     def saw(self, seen: Seen) -> None:
         """Add a line, if one is due."""
-        if seen.due(self.every) or any(name.startswith(HELD) for name in seen.figures):
+        if seen.logged(self.every):
             add_line(self.path, seen.step, seen.seconds, seen.figures)
 
     def end(self) -> None:

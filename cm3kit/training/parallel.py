@@ -21,15 +21,17 @@ Value = TypeVar("Value")
 
 
 def shard(task: Task, accelerator: Accelerator) -> None:
-    """Spread weights, gradients and moments over the processes (FSDP2), a layer at a time.
+    """Spread weights, gradients and moments over the processes (FSDP2), a layer at a time, and what is in no layer.
 
-    PyTorch's `fully_shard` is called as it is, since accelerate has it for GPUs only.
+    Where training is in bf16, weights go round in it, and are computed with in it, norms and residuals too; those that
+    learn, and sums of gradients, stay fp32. PyTorch's `fully_shard` is called as it is, since accelerate has it for
+    GPUs only.
 
     Raises:
         ConfigError: the task has parts that move without gradients.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     if isinstance(task, TaskInParts):
         raise ConfigError(
@@ -38,11 +40,16 @@ def shard(task: Task, accelerator: Accelerator) -> None:
         )
     model = task.model.to(accelerator.device)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    fast = accelerator.mixed_precision == "bf16"
+    # Inputs stay as they are: weights of a loss and times are no activations.
+    policy = MixedPrecisionPolicy(
+        torch.bfloat16 if fast else None, torch.float32 if fast else None, cast_forward_inputs=False
+    )
     for module in list(model.modules()):
         if isinstance(module, nn.ModuleList):
             for layer in module:
-                fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def recompute(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
+LEAST = 192  # pixels of a side of a tile, so that its caption can be read
 PAGE = b'<title><mask></title>\n<h1>%s</h1>\n<p><mask></p>\n<p><img alt="%s" src="<mask>"></p>\n'
 
 
@@ -31,9 +32,8 @@ def preview(
     )
     options = GenerateOptions(batch_size=8)
     made = [(prompt, each) for prompt in prompts for each in kit.generate(prompt, n=2, options=options)]
-    sheet = grid(
-        [each.image for _, each in made if each.image is not None], captions=[name for name, _ in made]
-    )
+    pictures = [each.image for _, each in made if each.image is not None]
+    sheet = grid(pictures, 2 * min(2, len(prompts)), [name for name, _ in made], LEAST)
     sheet.save(path.with_suffix(".png"))
     if defaults.layout == "continue" and defaults.decoders == ("cm3",):
         backbone.train(training)

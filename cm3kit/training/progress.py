@@ -24,7 +24,7 @@ from cm3kit.training.muon import Muon, matrices
 from cm3kit.training.observe import Observers
 from cm3kit.training.parallel import is_spread, local, prepare, recompute, shard, spread, whole
 from cm3kit.training.prefetch import Batches
-from cm3kit.training.task import LoopSettings, Part, Task, TaskInParts, TaskWithData, Warn
+from cm3kit.training.task import LoopSettings, Part, Task, TaskInParts, TaskWithData, TaskWithState, Warn
 from cm3kit_tokenizers.errors import ConfigError
 
 
@@ -80,10 +80,14 @@ class Progress:
         if self.saved == self.step:
             return
         if self.main or is_spread(self.task.model):
-            tensors = self._tensors()
+            tensors, own = self._tensors(), dict[str, Any]()
+            if isinstance(self.task, TaskWithState):
+                more, told = self.task.extra_state()
+                own = dict(told)
+                tensors |= {f"task/{name}": each.detach() for name, each in more.items()}
             if self.main:
                 with publishing(run / f"step-{self.step:08d}") as folder:
-                    save_state(folder, tensors, self._state())
+                    save_state(folder, tensors, self._state() | ({"task": own} if own else {}))
                 collect(run, keep=self.settings.keep, spare=self.best.folders)
         self.saved = self.step
 
@@ -124,7 +128,7 @@ class Progress:
         """
         tensors, state = load_state(folder)
         refuse_other_data(folder, state, self.data)
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "optimizer": {}, "task": {}}
         for name, tensor in tensors.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
@@ -141,6 +145,8 @@ class Progress:
             ) from error
         self.ema = {name: spread(groups["ema"][name], each) for name, each in self.ema.items()}
         self._load_moments(groups["optimizer"])
+        if isinstance(self.task, TaskWithState):
+            self.task.load_extra_state(groups["task"], state.get("task", {}))
         for line in changes(state, self.settings, self.accelerator.num_processes):
             warn(line)
         self.step, self.seconds = int(state["step"]), float(state["seconds"])

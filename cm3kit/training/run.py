@@ -13,9 +13,11 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
+from cm3kit.fill.finding import FINAL, assemble_run
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
+from cm3kit.training.losses import filled
 from cm3kit.training.observe import Observer, Seen
 from cm3kit.training.precision import in_turn, rank, started_alone
 from cm3kit.training.speed import Gauge
@@ -23,7 +25,12 @@ from cm3kit.training.task import LoopSettings, Report, Task, Warn
 from cm3kit.training.trackers import trackers
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
-LOCK = ".lock"
+LOCK, NOTES = ".lock", "notes.txt"
+# An update of reinforcement learning is a small step, and the policy that is kept is the last one.
+RL_LOOP = {
+    "steps": 200, "batch_size": 64, "learning_rate": 1e-5, "final": 0.1, "ema": 0.0, "clip": 0.2, "betas": [0.9, 0.99],
+    "save_every": 20, "preview_every": 20, "validate_every": 20, "log_every": 1,
+}  # fmt: skip
 VIEWING = "cm3kit.viewing.training_page"  # registers the page of a run
 DECODERS = {"cm3": "cm3", "mdm": "masked-diffusion", "block": "block-diffusion", "hybrid": "hybrid"}
 
@@ -51,6 +58,13 @@ def _text_recipe() -> tuple[type[Settings], dict[str, Any]]:
     return TextRecipe, {}
 
 
+@recipes("rl")
+def _rl_recipe() -> tuple[type[Settings], dict[str, Any]]:
+    from cm3kit.training.rl.recipe import RLRecipe
+
+    return RLRecipe, {"loop": RL_LOOP}
+
+
 def _decoder_recipe(objective: str) -> Shape:
     def shape() -> tuple[type[Settings], dict[str, Any]]:
         from cm3kit.training.decoder import DecoderRecipe
@@ -76,6 +90,26 @@ def _text(recipe: Any, output: Path, **how: Any) -> Path:
     return path
 
 
+@trainable("rl")
+def _rl(recipe: Any, output: Path, **how: Any) -> Path:
+    from cm3kit.training.rl.task import RLTask
+
+    task = RLTask(recipe)
+    if rank() == 0:
+        for note in task.notes:
+            how["warn"](note)
+    kept, before = how.pop("kept"), output / "previews" / "step-000000"
+
+    def keep_all() -> None:
+        kept()
+        write_atomic(output / NOTES, "".join(f"{note}\n" for note in task.notes).encode(), force=True)
+        # How the policy wrote before it learned anything, to be compared with what follows.
+        if not before.parent.exists():
+            task.preview_before(before)
+
+    return _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+
+
 def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     """The objective is what the recipe says."""
     from cm3kit.training.decoder import DecoderTask
@@ -90,8 +124,14 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     def keep_all() -> None:
         task.keep_text(output / "text")
         kept()
+        write_atomic(output / NOTES, "".join(f"{note}\n" for note in task.notes).encode(), force=True)
 
-    return _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    done = _watched(task, recipe.loop, output, {**how, "kept": keep_all})
+    if rank() == 0 and (line := filled(output / "log.jsonl")) is not None:
+        how["warn"](line)
+    if rank() == 0 and (output / FINAL).is_dir():
+        assemble_run(output)  # so that the run can be used as it lies
+    return done
 
 
 def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, Any]) -> Path:
@@ -103,7 +143,13 @@ def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, An
     if rank() == 0:
         watching += trackers(settings.trackers, output, settings.log_every)
     own = {"report": gauge.telling(how["report"]), "observers": [*watching, *how["observers"]]}
-    return train(task, settings, output, **{**how, **own})
+    done = train(task, settings, output, **{**how, **own})
+    if done == output and rank() == 0:  # the folder of the run, as there is no result yet
+        how["warn"](
+            f"stopped after step {how['max_steps']} of {settings.steps} as --max-steps says, and saved; the same"
+            " command without it goes on"
+        )
+    return done
 
 
 class _AtFirst:
@@ -174,7 +220,9 @@ def kind_of(config: Sequence[Path]) -> str:
         if last in recipes:
             return last
     keys = {key for path in config for key in read_yaml(recipe_path(path))}
-    fitting = [kind for kind in ("vqgan", "text", "cm3") if keys <= set(recipes[kind]()[0].model_fields)]
+    fitting = [
+        kind for kind in ("vqgan", "text", "rl", "cm3") if keys <= set(recipes[kind]()[0].model_fields)
+    ]
     if len(fitting) != 1:
         raise ConfigError(
             f"it cannot be told what {', '.join(map(str, config)) or 'no recipe'} trains; name it, with --kind: "

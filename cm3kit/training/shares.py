@@ -1,28 +1,18 @@
-"""A batch cut into shares, for processes and for micro-batches, and the figures of shares put together again."""
+"""A batch cut into shares, for processes and for micro-batches."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from cm3kit.training.figures import Mean as Mean
+from cm3kit.training.figures import pooled as pooled
 from cm3kit.training.task import Task, TaskInShares
 from cm3kit_tokenizers.errors import ConfigError
-
-
-class Mean(float):
-    """A mean that knows how many values it is of, so that the mean of all shares can be told from those of each."""
-
-    count: float
-
-    def __new__(cls, value: float, count: float = 1.0) -> Mean:
-        """A mean of `count` values."""
-        made = super().__new__(cls, value)
-        made.count = count
-        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +59,3 @@ def _rows(batch: Any, rows: int, place: slice) -> Any:
         named = hasattr(batch, "_fields")  # a NamedTuple takes its values one by one
         return type(batch)(*cut_up) if named else type(batch)(cut_up)
     return batch
-
-
-def pooled(found: Iterable[tuple[float, Mapping[str, float]]]) -> dict[str, float]:
-    """Figures of the whole batch, from (part of the rows, figures) of each share; exact for every `Mean`."""
-    given = list(found)
-    if len(given) == 1:
-        return dict(given[0][1])
-    sums: dict[str, tuple[float, float]] = {}
-    for part, figures in given:
-        for name, value in figures.items():
-            weight = value.count if isinstance(value, Mean) else part
-            total, count = sums.get(name, (0.0, 0.0))
-            sums[name] = (total + weight * value, count + weight)
-    return {name: total / count for name, (total, count) in sums.items()}

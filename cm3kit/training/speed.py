@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cm3kit.quantities import duration
 from cm3kit.training.observe import Seen
 from cm3kit.training.precision import computes_bf16, processes
 from cm3kit.training.task import LoopSettings, Report, Task, TaskWithWork
@@ -33,6 +34,16 @@ PEAKS = {
     "RTX 4090": 165e12, "RTX 3090": 71e12, "V100": 125e12, "T4": 65e12, "MI300X": 1307e12,
 }  # fmt: skip
 WINDOW = 20  # steps that a speed is the median of
+LEFT = "seconds left"
+
+
+def told(name: str, value: float) -> tuple[str, str]:
+    """A figure as people read it: its name and value.
+
+    >>> told("seconds left", 1440.0), told("loss", 1.23456)
+    (('time left', '24 min'), ('loss', '1.235'))
+    """
+    return ("time left", duration(value)) if name == LEFT else (name, f"{value:.4g}")
 
 
 @lru_cache
@@ -111,7 +122,7 @@ class Gauge:
         """Nothing is held open."""
 
     def now(self) -> dict[str, float]:
-        """`tokens/s`, `MFU %`, `minutes left`, `peak GB`, as far as they are known."""
+        """`tokens/s`, `MFU %`, `seconds left`, `peak GB`, as far as they are known."""
         seen = self._last
         if seen is None or not self._took:
             return {}
@@ -122,7 +133,7 @@ class Gauge:
             tokens, flops = self.task.work(seen.rows)
             out["tokens/s"] = tokens * seen.figures.get("filled", 1.0) / took
             out["MFU %"] = 100 * flops / took / processes() / peak_flops(str(device), self._dtype(device))
-        out["minutes left"] = took * (seen.total - seen.step) / 60
+        out[LEFT] = took * (seen.total - seen.step)
         out["peak GB"] = peak_memory(device) / 1e9
         return out
 

@@ -16,21 +16,26 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cm3kit.rng import generator, stream
+from cm3kit.training.figures import Figure, Figures, Sums, read, summed
 from cm3kit.training.guard import Verdict
 from cm3kit.training.parallel import gathered, is_spread, quiet, whole
 from cm3kit.training.progress import Progress
-from cm3kit.training.shares import cut, pooled
-from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, Warn
+from cm3kit.training.shares import cut
+from cm3kit.training.task import LoopSettings, TaskInOrder, TaskWithNames, TaskWithRows, Warn
 from cm3kit_tokenizers.errors import DataError
 
+Found = list[tuple[float, Mapping[str, Figure]]]
 NO_ROOM = ("can't allocate memory", "out of memory", "not enough memory")  # how RuntimeError says it
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What became of a step: its figures, what it was judged to be, and whether any process was asked to stop."""
+    """What became of a step: its figures, what it was judged to be, and whether any process was asked to stop.
 
-    figures: dict[str, float]
+    Figures that the task left on the device are fetched when one of them is asked for.
+    """
+
+    figures: Mapping[str, float]
     verdict: Verdict
     asked: bool
 
@@ -94,19 +99,18 @@ def _rehearse(progress: Progress) -> str:
 
 
 def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before: list[Tensor]) -> Done:
-    settings, step, who = progress.settings, progress.step, progress.accelerator
+    settings, step = progress.settings, progress.step
     for group in progress.optimizer.param_groups:
         rate = settings.learning_rate * schedule(step / settings.steps, settings) * progress.scale
         group["lr"] = rate * group["factor"]
     rng, batch = progress.batches.take(progress.step)
     progress.whole = False
     loss, found = _gradients(progress, model, batch, rng)
-    everyone = gathered(who, (loss, found, bool(asked)))
-    loss = sum(each for each, _, _ in everyone)
-    figures = pooled(each for _, theirs, _ in everyone for each in theirs)
-    progress.guard.look(figures, progress.task.model)
-    norm = _clip(progress)
-    verdict = progress.guard.judge(loss, norm)
+    loss, stop, found = _together(progress, loss, found, bool(asked))
+    progress.guard.look(Figures({}, found), progress.task.model)
+    # The one place of a step where the processor waits for the device.
+    loss_now, norm, stopped = torch.stack([loss, _clip(progress).to(loss), stop]).tolist()
+    verdict = progress.guard.judge(loss_now, norm)
     if _is_sound(progress, verdict):
         progress.updating = True
         progress.prepared.step()
@@ -117,24 +121,18 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     progress.step += 1
     progress.whole = True
     rate = progress.optimizer.param_groups[0]["lr"]
-    return Done(
-        {"loss": loss, "grad_norm": norm, "lr": rate, **figures},
-        verdict,
-        any(each for _, _, each in everyone),
-    )
+    return Done(Figures({"loss": loss_now, "grad_norm": norm, "lr": rate}, found), verdict, stopped > 0)
 
 
-def _gradients(
-    progress: Progress, model: nn.Module, batch: Any, rng: Generator
-) -> tuple[float, list[tuple[float, Mapping[str, float]]]]:
+def _gradients(progress: Progress, model: nn.Module, batch: Any, rng: Generator) -> tuple[Tensor, Found]:
     """Gradients of this process's share, micro-batch by micro-batch, with its loss and its figures."""
-    settings, step, who = progress.settings, progress.step, progress.accelerator
-    first = who.process_index * progress.accumulate
-    shares = cut(progress.task, batch, settings.batch_size, who.num_processes * progress.accumulate)
-    mine = shares[first : first + progress.accumulate]
+    step, who = progress.step, progress.accelerator
+    rows, count = _cutting(progress, batch)
+    first = who.process_index * count
+    mine = cut(progress.task, batch, rows, who.num_processes * count)[first : first + count]
     progress.prepared.zero_grad()
     seed = int(torch.randint(2**62, (), generator=rng))
-    loss, found = 0.0, list[tuple[float, Mapping[str, float]]]()
+    losses, found = list[Tensor](), Found()
     for number, share in enumerate(mine):
         last = number == len(mine) - 1
         with quiet(progress.wrapped, who, last):
@@ -145,9 +143,38 @@ def _gradients(
             # Gradients of processes are averaged, and ours are to be added up.
             factor = share.factor * who.num_processes
             who.backward(value if factor == 1 else value * factor)
-        loss += value.item() * share.factor
+        losses.append(value.detach().to(_exact(who.device)) * share.factor)
         found.append((share.part, figures))
-    return loss, found
+    return torch.stack(losses).sum(), found
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """The widest numbers that a device adds."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _together(progress: Progress, loss: Tensor, found: Found, asked: bool) -> tuple[Tensor, Tensor, Found]:
+    """Loss over all processes, how many of them were asked to stop, and the figures."""
+    who = progress.accelerator
+    if who.num_processes == 1:
+        return loss, loss.new_tensor(float(asked)), found
+    if any(isinstance(each, Sums) for _, figures in found for each in figures.values()):
+        total, stop, sums = summed(loss, asked, found)
+        return total, stop, [(1.0, sums)]
+    everyone = gathered(who, (loss.item(), read(found), asked))
+    total = loss.new_tensor(sum(each for each, _, _ in everyone))
+    stop = loss.new_tensor(float(sum(each for _, _, each in everyone)))
+    return total, stop, [each for _, theirs, _ in everyone for each in theirs]
+
+
+def _cutting(progress: Progress, batch: Any) -> tuple[int, int]:
+    """Rows that a batch is cut by, and micro-batches of each process."""
+    task, processes = progress.task, progress.accelerator.num_processes
+    if not isinstance(task, TaskWithRows):
+        return progress.settings.batch_size, progress.accumulate
+    rows, most = task.batch_rows(batch)
+    count = max(progress.accumulate, -(-rows // (most * processes)))
+    return max(rows, count * processes), count
 
 
 def names(progress: Progress, step: int, most: int = 4) -> str:
@@ -172,14 +199,14 @@ def _dropout_from(seed: int, share: int, device: torch.device) -> Iterator[None]
         yield
 
 
-def _clip(progress: Progress) -> float:
+def _clip(progress: Progress) -> Tensor:
     """Clip the gradients, those of each part by themselves, and return the length of all before."""
     settings, model = progress.settings, progress.task.model
     alone = len(progress.parts) == 1
     clipped = [list(model.parameters())] if alone else [list(part.weights) for part in progress.parts]
     clip = nn.utils.clip_grad_norm_ if is_spread(model) else progress.accelerator.clip_grad_norm_
-    lengths = [whole(clip(each, settings.clip)).item() for each in clipped]
-    return lengths[0] if alone else math.hypot(*lengths)
+    lengths = torch.stack([whole(clip(each, settings.clip)) for each in clipped])
+    return lengths[0] if alone else lengths.norm()
 
 
 def _is_sound(progress: Progress, verdict: Verdict) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from cm3kit.config import Settings
+from cm3kit.training.figures import Figure
 from cm3kit.training.precision import Precision
 
 
@@ -24,6 +25,7 @@ class LoopSettings(Settings):
     `workers` processes draw batches ahead of time; 0 draws each when it is its turn. The batches are the same.
     `warmup` is a share of the steps; the rate then falls on a cosine to `final` times `learning_rate`.
     `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
+    Every `preview_every` steps, and at the last, a preview is drawn (0: never).
     Every `validate_every` steps (0: never) the averaged weights are tried on `validate_on` held-out documents.
     `trackers` hear of every line of the log.
     Three steps in a row that are not finite lead back to the last checkpoint at half the rate, `rollbacks` times.
@@ -56,7 +58,7 @@ class LoopSettings(Settings):
     save_every: int = Field(500, ge=1)
     keep: int = Field(2, ge=1)
     best: str | None = None
-    preview_every: int = Field(500, ge=1)
+    preview_every: int = Field(500, ge=0)
     log_every: int = Field(20, ge=1)
     validate_every: int = Field(500, ge=0)
     validate_on: int = Field(64, ge=1)
@@ -75,8 +77,8 @@ class Task(Protocol):
 
     def loss(
         self, model: nn.Module, batch: Any, step: int, rng: Generator
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The scalar loss of a batch, and figures for the log."""
+    ) -> tuple[Tensor, Mapping[str, Figure]]:
+        """The scalar loss of a batch, and figures for the log, which may stay on the device (`training.figures`)."""
 
     def preview(self, model: nn.Module, path: Path) -> None:
         """Write a picture or page that shows how far training has come; `path` has no suffix yet."""
@@ -119,6 +121,25 @@ class TaskInShares(Protocol):
 
     def share(self, batch: Any, rows: slice) -> Any:
         """Some rows of a batch, such that the losses of all shares add up to that of the batch."""
+
+
+@runtime_checkable
+class TaskWithRows(Protocol):
+    """A task in shares whose batches have as many rows as they come to, and not those of the settings."""
+
+    def batch_rows(self, batch: Any) -> tuple[int, int]:
+        """Rows of a batch, and how many the memory holds at once; `share` is asked for slices of them, maybe empty."""
+
+
+@runtime_checkable
+class TaskWithState(Protocol):
+    """A task that has to know after a restart what it knew before, besides its weights; the same in every process."""
+
+    def extra_state(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """What goes into the next checkpoint: tensors, and what JSON can hold."""
+
+    def load_extra_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Take it up again; nothing of it where the checkpoint has none."""
 
 
 @runtime_checkable

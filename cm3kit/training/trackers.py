@@ -29,7 +29,7 @@ class TensorBoard:
 
     def saw(self, seen: Seen) -> None:
         """Add a point to each curve, if one is due."""
-        if _due(seen, self._every):
+        if seen.logged(self._every):
             for name, value in seen.figures.items():
                 self._writer.add_scalar(_titled(name), value, seen.step)
 
@@ -75,7 +75,7 @@ class Wandb:
 
     def saw(self, seen: Seen) -> None:
         """Send the figures, if it is time."""
-        if _due(seen, self._every):
+        if seen.logged(self._every):
             self._open.log({_titled(name): value for name, value in seen.figures.items()}, step=seen.step)
 
     def end(self) -> None:
@@ -89,10 +89,6 @@ def trackers(names: Sequence[str], run: Path, every: int) -> list[Observer]:
     """The trackers of these names; ConfigError (`missing_extra`) where one is not installed."""
     kinds: Mapping[str, Callable[[Path, int], Observer]] = {"tensorboard": TensorBoard, "wandb": Wandb}
     return [kinds[name](run, every) for name in names]
-
-
-def _due(seen: Seen, every: int) -> bool:
-    return seen.due(every) or any(name.startswith(HELD) for name in seen.figures)
 
 
 def _titled(name: str) -> str:

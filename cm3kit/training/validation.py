@@ -32,10 +32,11 @@ Documents = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """Who looks where, besides what an example says: left only, or not at places with an id."""
+    """What positions attend to besides what an example says: the left only, or not an id; and an id never scored."""
 
     causal: bool
     unseen: int | None
+    excluded: int | None
 
 
 @dataclass
@@ -102,7 +103,8 @@ def validate(
         tally, rng = Tally(), generator(seed)
         for _ in range(rounds if prefix else 1):
             examples = asked.make_examples(documents, rng, window)
-            look = _Look(causal_attention, tokenizer.vocab.mask if unseen else None)
+            mask = tokenizer.vocab.mask
+            look = _Look(causal_attention, mask if unseen else None, mask if objective.masks else None)
             _ask(backbone, examples, tokenizer, (rows, window), look, tally)
         out |= tally.figures(prefix, tokenizer, image)
     return out
@@ -159,6 +161,8 @@ def _answers(
     chosen_BT = on.weights_BT > 0
     targets_N: Tensor = on.targets_BT[chosen_BT]
     logits_NV = head(backbone, hidden_BTD[chosen_BT]).float()
+    if look.excluded is not None:
+        logits_NV[:, look.excluded] = -torch.inf
     nats_N = logits_NV.logsumexp(-1) - logits_NV.gather(-1, targets_N[:, None])[:, 0]
     right_N = logits_NV.argmax(-1) == targets_N
     return targets_N.tolist(), on.weights_BT[chosen_BT].tolist(), nats_N.tolist(), right_N.tolist()

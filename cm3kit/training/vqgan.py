@@ -21,7 +21,7 @@ from cm3kit.training.reconstruct import LossWeights, Reconstruction
 from cm3kit.training.task import Part
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vq.losses import psnr
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig, to_picture, to_signed, to_uint8
+from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig, to_picture, to_signed
 
 
 class VqganRecipe(Settings):
@@ -67,6 +67,12 @@ class VqganTask:
                 code="bad_config",
             )
         self.model, self.reconstruction = model.train(), Reconstruction(recipe.loss)
+        if not self._started and recipe.start_from is None and recipe.codebook.start >= recipe.loop.steps:
+            raise ConfigError(
+                f"codebook.start = {recipe.codebook.start}: training ends at loop.steps = {recipe.loop.steps}, before"
+                " there is a code; start earlier, or train longer.",
+                code="bad_config",
+            )
         if recipe.start_from is not None:
             self.model.codebook.started.fill_(True)
             self.model.codebook.sums_KD.copy_(tokenizer.codebook_KD)
@@ -107,7 +113,7 @@ class VqganTask:
         x_BCHW = to_signed(batch.to(device))
         done = step / self.recipe.loop.steps
         heard = adversary.heard(done)
-        started = bool(self.model.codebook.started)
+        started = self._started
         moving = rng if not self.recipe.freeze_codes else None
         found: Rebuilt = model(
             x_BCHW, started, moving, temperature=weights.temperature if weights.entropy else None,
@@ -120,8 +126,23 @@ class VqganTask:
             judged, opinions = self._judged(total, found.verdict, heard)
             total = total + weights.bottleneck(found.commitment, found.moved) + judged
             total = total + weights.entropy * found.entropy
-        figures |= self.model.codebook.usage() | opinions | {"commitment": float(found.commitment.detach())}
+        figures |= self.model.codebook.usage() if self._started else {}
+        figures |= opinions | {"commitment": float(found.commitment.detach())}
         return total, figures | ({"entropy": float(found.entropy.detach())} if weights.entropy else {})
+
+    @property
+    def _started(self) -> bool:
+        """Whether there are codes, so that pictures go through them."""
+        return bool(self.model.codebook.started)
+
+    def _need_codes(self, what: str) -> None:
+        """Refuse what would look better than it is: without codes, pictures pass through as they are."""
+        if not self._started:
+            raise ConfigError(
+                f"{what} before the codes have started (codebook.start = {self.recipe.codebook.start}): nothing has"
+                " been through a code yet.",
+                code="bad_value",
+            )
 
     def _judged(
         self, reconstruction: Tensor, verdict: Verdict | None, heard: float
@@ -162,25 +183,23 @@ class VqganTask:
         self.model.codebook.start(torch.cat(found), rng)
 
     def preview(self, model: nn.Module, path: Path) -> None:
-        """Held-out pictures above their reconstructions."""
+        """Held-out pictures above their reconstructions; ConfigError before there are codes."""
+        self._need_codes("a preview")
         pixels_BCHW = self.pictures.held_out(24)
         again_BCHW = self._reconstruct(pixels_BCHW)
         tiles = [to_picture(each) for pair in zip(pixels_BCHW, again_BCHW, strict=True) for each in pair]
-        grid(tiles, columns=12).save(path.with_suffix(".png"))
+        grid(tiles, columns=12, least=64).save(path.with_suffix(".png"))
 
     def _reconstruct(self, pixels_BCHW: Tensor) -> Tensor:
         """Pixels again, computed where the weights are, on the device of those given."""
         tokenizer = self.model.tokenizer
         tokenizer.quantizer.settle(tokenizer.codebook_KD)
         there_BCHW = pixels_BCHW.to(tokenizer.codebook_KD.device)
-        if bool(self.model.codebook.started):
-            return tokenizer.decode(tokenizer.encode(there_BCHW)).to(pixels_BCHW.device)
-        with torch.inference_mode():
-            again_BCHW = to_uint8(tokenizer.render(tokenizer.latents(to_signed(there_BCHW))))
-        return again_BCHW.to(pixels_BCHW.device)
+        return tokenizer.decode(tokenizer.encode(there_BCHW)).to(pixels_BCHW.device)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """The tokenizer in half precision."""
+        """The tokenizer in half precision; ConfigError before there are codes."""
+        self._need_codes("an export")
         self.model.tokenizer.save(folder, half=True)
 
     @torch.no_grad()
@@ -196,7 +215,9 @@ class VqganTask:
         return rows * rows_of_codes * columns, rows * self._flops
 
     def validate(self, model: nn.Module, count: int) -> dict[str, float]:
-        """Mean PSNR of `count` held-out pictures, in dB."""
+        """Mean PSNR of `count` held-out pictures, in dB; none before there are codes."""
+        if not self._started:
+            return {}
         held_BCHW = self.pictures.held_out(count)
         return {"psnr": float(psnr(held_BCHW, self._reconstruct(held_BCHW)).mean())}
 

@@ -1,1 +1,1 @@
-"""Results to look at: reports, players, animations, differences."""
+"""Viewers of results: reports, players, animations, differences."""

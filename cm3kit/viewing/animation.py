@@ -1,4 +1,4 @@
-"""A trajectory as a moving picture (GIF, WebP): the pictures emerge, and the words beside them."""
+"""A trajectory as an animation (GIF, WebP) of its pictures and, beside them, its text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOLD = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text of one place, its colour, and what this step did to it."""
+    """Text of one position, its colour, and its change in this step."""
 
     text: str
     colour: str
@@ -37,10 +37,10 @@ class Piece:
 def frames_of(
     record: Record, shown: Sequence[Frame], films: Sequence[Filmed], scale: float = 6
 ) -> Iterator[Image.Image]:
-    """The frames, all of one size: pictures at `scale` pixels a pixel, words on the right of them."""
+    """The frames, all of one size: pictures at `scale` pixels per pixel, text on their right."""
     width = sum(each.pictures[0].width for each in films)
     scale = min(scale, MOST_WIDTH / width) if width else scale
-    # At last the result on its own, without the marks of the last step.
+    # The last frame is the result without the marks of the last step.
     shown = [*shown, replace(shown[-1], commits=())]
     films = [replace(each, shown=(*each.shown, each.shown[-1])) for each in films]
     texts = [_wrap(_pieces(record, each, films), _font(SIZE), PANEL) for each in shown]
@@ -65,7 +65,7 @@ def frames_of(
 def encode(
     drawn: Sequence[Image.Image], kind: Literal["GIF", "WEBP"], fps: float = 8, loop: bool = True
 ) -> bytes:
-    """The file; the last frame stays for `HOLD` seconds."""
+    """Encode the file; the last frame is shown for `HOLD` seconds."""
     durations = [round(1000 / fps)] * (len(drawn) - 1) + [round(1000 * HOLD)]
     buffer = io.BytesIO()
     if kind == "GIF":
@@ -89,12 +89,12 @@ def encode(
 
 
 def _one_palette(drawn: Sequence[Image.Image]) -> list[Image.Image]:
-    """The same 256 colours for all frames: with a palette each, still parts would flicker."""
+    """Quantise all frames to the same 256 colours: separate palettes would make static parts flicker."""
     samples = [drawn[round(index * (len(drawn) - 1) / 3)] for index in range(4)]
     sheet = Image.new("RGB", (samples[0].width, sum(each.height for each in samples)))
     for index, each in enumerate(samples):
         sheet.paste(each, (0, index * each.height))
-    # The colours that mean something keep their places, whatever the pictures take.
+    # Reserve the colours of the marks; pictures use the remaining ones.
     fixed = [getrgb(each) for each in (PAPER, *TILES, *MARKS.values(), *EDGES.values())]
     found = sheet.quantize(256 - len(fixed), Image.Quantize.MEDIANCUT).getpalette() or []
     palette = Image.new("P", (1, 1))
@@ -120,7 +120,7 @@ def _picture(record: Record, frame: Frame, filmed: Filmed, number: int, scale: f
             pen.rectangle(box, TILES[(row + column) % 2])
         if change := changes.get(place):
             pen.rectangle(box, outline=EDGES[change], width=2)
-            if min(box[2] - box[0], box[3] - box[1]) > 12:  # a white edge, to be seen on any picture
+            if min(box[2] - box[0], box[3] - box[1]) > 12:  # a white edge, visible on any picture
                 pen.rectangle((box[0] + 2, box[1] + 2, box[2] - 2, box[3] - 2), outline="white", width=2)
     pen.rectangle((0, 0, width - 1, height - 1), outline=LINE)
     return tile
@@ -131,7 +131,7 @@ def _changes(frame: Frame) -> Mapping[int, str]:
 
 
 def _pieces(record: Record, frame: Frame, films: Sequence[Filmed]) -> list[Piece]:
-    """The words of a frame; pictures are left out, and long fixed runs cut in the middle."""
+    """The text of a frame without pictures; long fixed runs are shortened in the middle."""
     flat, changes = record.trajectory.canvas.flatten(record.vocab.mask), _changes(frame)
     slots = {place for each in flat.ranges for place in each}
     hidden = {place for each in films for place in each.places}
@@ -159,7 +159,7 @@ def _fixed(text: str) -> list[Piece]:
 
 
 def _wrap(pieces: Sequence[Piece], font: ImageFont.FreeTypeFont, width: int) -> list[list[Piece]]:
-    """Lines of at most `width` pixels, broken at spaces, and inside words that are too long."""
+    """Lines of at most `width` pixels, broken at spaces, and inside words that are longer."""
     lines: list[list[Piece]] = [[]]
     room = float(width)
     for word in _words(pieces):
@@ -168,7 +168,7 @@ def _wrap(pieces: Sequence[Piece], font: ImageFont.FreeTypeFont, width: int) -> 
             lines.append([])
             room = width
         for each in word:
-            # A word longer than a line: character by character.
+            # Break a word longer than a line at any character.
             for part in (
                 [each] if needed <= width else [Piece(c, each.colour, each.change) for c in each.text]
             ):
@@ -182,7 +182,7 @@ def _wrap(pieces: Sequence[Piece], font: ImageFont.FreeTypeFont, width: int) -> 
 
 
 def _words(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """Pieces cut before each space and after each open slot; runs without one stay together."""
+    """Pieces split before each space and after each masked position."""
     word: list[Piece] = []
     for each in pieces:
         parts = " ".join(each.text.split("\n")).split(" ")

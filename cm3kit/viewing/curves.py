@@ -1,4 +1,4 @@
-"""Curves as inline SVG, without a library and without a script."""
+"""Curves as inline SVG, without libraries and scripts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from html import escape
 
 WIDTH, HEIGHT = 480, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 26
-POINTS = 240  # of one curve; more would be narrower than a pixel
+POINTS = 240  # per curve; more would be closer than a pixel
 
 Curve = Sequence[tuple[float, float]]
 
 
 def chart(title: str, curves: Mapping[str, Curve], unit: str = "") -> str:
-    """A figure with one line a curve over the steps, and a legend with each one's last value.
+    """A figure with one line per curve over the steps, and a legend with the last values.
 
     Points that are not finite leave a gap.
     """
@@ -59,7 +59,7 @@ def chart(title: str, curves: Mapping[str, Curve], unit: str = "") -> str:
 
 
 def thinned(curve: Curve, most: int = POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of as many neighbours; the last step keeps its place."""
+    """At most `most` points, each the mean of equally many neighbours; the last step is kept."""
     size = -(-len(curve) // most)
     if size <= 1:
         return list(curve)
@@ -72,7 +72,7 @@ def thinned(curve: Curve, most: int = POINTS) -> list[tuple[float, float]]:
 
 
 def ruler(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers, at equal distances of 1, 2 or 5 times a power of ten, from at most `low` to at least `high`."""
+    """Axis ticks in steps of 1, 2 or 5 times a power of ten, from at most `low` to at least `high`."""
     if high - low < 1e-12 + 1e-9 * abs(high):
         low, high = low - abs(low) * 0.1 - 1e-9, high + abs(high) * 0.1 + 1e-9
     rough = (high - low) / count
@@ -90,7 +90,7 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
             continue
         out.append(f"{pen}{x:.1f} {y:.1f}")
         pen = "L"
-    if len(out) == 1:  # a dot: a line with round ends that goes nowhere
+    if len(out) == 1:  # a dot: a line of length 0 with round ends
         out.append("h0")
     return "".join(out)
 

@@ -1,4 +1,4 @@
-"""What an infill changed: a unified text diff, and a page that shows before and after side by side."""
+"""Changes of an infill: a unified text diff, and a page with before and after side by side."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_TOKEN = 400
 
 
 def decode(page: bytes) -> str:
-    """The page as UTF-8 where it is, else byte by byte (Latin-1)."""
+    """The page decoded as UTF-8 if valid, else as Latin-1."""
     try:
         return page.decode("utf-8")
     except UnicodeDecodeError:
@@ -33,7 +33,7 @@ def decode(page: bytes) -> str:
 
 
 def unified(before: bytes, after: bytes, name: str = "page.html") -> str:
-    """The unified diff of two pages, empty where they are equal; long lines such as data URLs are cut."""
+    """The unified diff of two pages, empty if they are equal; long lines such as data URLs are shortened."""
     lines = difflib.unified_diff(
         _lines(before), _lines(after), f"{name} (before)", f"{name} (after)", n=1, lineterm=""
     )
@@ -41,10 +41,10 @@ def unified(before: bytes, after: bytes, name: str = "page.html") -> str:
 
 
 def side_by_side(before: bytes, variants: Sequence[bytes], name: str = "page.html") -> str:
-    """A self-contained HTML report: each variant beside the page it came from, and the changed text.
+    """A self-contained HTML report: each variant beside its source page, and the changed text.
 
     The pages are untrusted: they are shown in sandboxed frames without scripts, and the report's
-    policy lets nothing load but pictures inside the page itself.
+    policy loads nothing but pictures embedded in the page.
     """
     title = f"Gaps of {name}, filled"
     sections = "".join(_section(before, after, index) for index, after in enumerate(variants))
@@ -61,7 +61,7 @@ def _section(before: bytes, after: bytes, index: int) -> str:
 
 
 def changed_lines(before: bytes, after: bytes) -> str:
-    """The lines that differ as HTML, with what went in `<del>` and what came in `<ins>`."""
+    """The lines that differ as HTML, with deletions in `<del>` and insertions in `<ins>`."""
     return "".join(f"{change}\n" for change in _changes(decode(before), decode(after))) or "no change\n"
 
 
@@ -73,7 +73,7 @@ def _frame(page: str, label: str) -> str:
 
 
 def _changes(old: str, new: str) -> Iterator[str]:
-    """The lines that differ, with the words that went in `<del>` and those that came in `<ins>`."""
+    """The lines that differ, with deleted words in `<del>` and inserted ones in `<ins>`."""
     before, after = old.splitlines(), new.splitlines()
     for tag, i, j, k, m in difflib.SequenceMatcher(None, before, after).get_opcodes():
         if tag != "equal":
@@ -91,7 +91,7 @@ def _marked(old: str, new: str) -> str:
 
 
 def _common(one: str, other: str) -> int:
-    """The length of the common start."""
+    """Length of the common prefix."""
     pairs = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 

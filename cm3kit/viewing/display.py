@@ -1,8 +1,8 @@
-"""Pages to look at inside another page: a copy in which nothing loads, what is new is marked, and places are named.
+"""Copies of pages for display inside another page: nothing loads, new content is marked, byte offsets are noted.
 
 Generated and opened pages are untrusted. They are shown in frames whose sandbox runs no script and whose policy
-loads nothing but pictures that are inside the page; this copy leaves out the little that a policy does not cover
-(connections that are opened ahead, other base addresses).
+loads nothing but pictures embedded in the page; the copy also removes what a policy does not cover (preconnections,
+base addresses).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STYLE = (
     f"<style>{NEW}{{background:#ffe08a;color:#1d1d1f;border-radius:3px;box-shadow:0 0 0 2px #ffe08a}}"
     f"[data-{NEW}]{{outline:3px solid #e07b00;outline-offset:1px}}</style>"
 )
-# Where an element of ours would not stand, or would be text.
+# Elements in which the parser would move an inserted element, or read it as text.
 CLOSED = {"title", "textarea", "option", "select", "table", "tbody", "thead", "tfoot", "tr", "colgroup"}
 _ACTIVE = re.compile(r"<(link|base|meta)(?=[\s/>])", re.I)
 _KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
@@ -37,7 +37,7 @@ _KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A byte range that is new: `content`, `attribute` or `image`."""
+    """A byte range with new content: `content`, `attribute` or `image`."""
 
     start: int
     stop: int
@@ -45,7 +45,7 @@ class Mark:
 
 
 def marks_of(source: Mapping[str, Any]) -> list[Mark]:
-    """What is new in a filled page, by the `source` of its recipe; what cannot be shown is left out."""
+    """The new content of a filled page, by the `source` of its recipe; ranges that cannot be shown are skipped."""
     pairs = zip(source.get("spans") or (), source.get("gaps") or (), strict=False)
     return [
         Mark(int(start), int(stop), str(gap["kind"]))
@@ -60,9 +60,9 @@ def display(
     """The page for the `srcdoc` of a sandboxed frame.
 
     Args:
-        base: the folder of pictures that the page names; they are put into the copy.
-        marks: what is new.
-        places: name the byte at which each text and each picture starts, in a comment before it.
+        base: the folder of the page's pictures; they are embedded in the copy.
+        marks: new content.
+        places: insert before each text and each picture a comment with its byte offset.
     """
     try:
         text = view(data)
@@ -83,7 +83,7 @@ def display(
 
 
 def frame(copy: str, title: str) -> str:
-    """A sandboxed frame that shows a `display` of a page."""
+    """A sandboxed frame with a `display` of a page."""
     return (
         f'<iframe sandbox="" title="{html.escape(title, quote=True)}"'
         f' srcdoc="{html.escape(copy, quote=True)}"></iframe>'
@@ -91,7 +91,7 @@ def frame(copy: str, title: str) -> str:
 
 
 def data_address(content: bytes) -> str:
-    """A picture as a `data:` address."""
+    """A picture as a `data:` URL."""
     kind = next((name for start, name in _KINDS.items() if content.startswith(start)), "png")
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
@@ -102,14 +102,14 @@ Edit = tuple[int, int, str]
 def _still(page: str, style: str) -> str:
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
     policy += '<meta http-equiv="x-dns-prefetch-control" content="off">'
-    # A meta element without a name and a header says nothing; it may stand wherever the others may.
+    # A meta element without name and http-equiv has no effect, and is valid where the replaced elements are.
     page = _ACTIVE.sub(r"<meta data-was-\1 ", page)
     page = re.sub(r"http-equiv(?=[\s=/>])", "data-http-equiv", page, flags=re.I)
     return policy + style + page
 
 
 def _pictures(text: str, tree: Any, base: Path | None, codec: str) -> Iterator[Edit]:
-    """Pictures of the page's folder, put into the page, and what would hide them taken away."""
+    """Edits that embed pictures of the page's folder and remove attributes that would hide them."""
     site, joined = Site(base) if base is not None else None, base_of(tree)
     for each in elements(text, tree) if site is not None else ():
         src = each.attributes.get("src")
@@ -154,5 +154,5 @@ def _places(text: str, tree: Any) -> Iterator[Edit]:
 
 
 def _hidden(each: Element) -> bool:
-    """Whether a comment inside would be text, or its text is none of the page's."""
+    """Whether a comment inside would be text, or its text is not shown on the page."""
     return not each.html or each.name in (*RAW_TEXT, "title", "template", "option", "head")

@@ -1,4 +1,4 @@
-"""Pictures in a terminal: a character is two pixels, the upper in the text's colour, the lower in the ground's."""
+"""Pictures in a terminal: one character shows two pixels, in its foreground and background colour."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def half_blocks(picture: Image.Image, columns: int) -> str:
 
 
 def strip(paths: Sequence[Path], columns: int) -> str:
-    """The first pictures side by side, as many as fit; PictureError where one cannot be read."""
+    """The first pictures side by side, as many as fit; PictureError if one cannot be read."""
     width = min(WIDTH, columns)
     count = max(1, min(len(paths), MOST, (columns + BETWEEN) // (width + BETWEEN)))
     blocks = [half_blocks(load_picture(read_bytes(path)), width).split("\n") for path in paths[:count]]

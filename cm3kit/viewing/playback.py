@@ -1,4 +1,4 @@
-"""A trajectory as frames: what stood on the canvas after each step, its words, and its pictures so far."""
+"""A trajectory as frames: canvas, text and intermediate pictures after each step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The canvas after a step (None: before the first): its ids, None at every open slot."""
+    """The canvas after a step (None: before the first): its ids, None at masked positions."""
 
     step: int | None
     ids: State
@@ -36,12 +36,12 @@ class Frame:
 
     @property
     def fresh(self) -> frozenset[int]:
-        """The places that this step changed."""
+        """The positions that this step changed."""
         return frozenset(place for each in self.commits for place in each.positions)
 
 
 def frames(record: Record) -> list[Frame]:
-    """The canvas before the first step and after each one that the trajectory tells of."""
+    """The canvas before the first step and after each step of the trajectory."""
     states = map(tuple, replay(record.trajectory))
     made = [Frame(None, next(states))]
     for step, group in groupby(record.trajectory.commits, key=lambda each: each.step):
@@ -51,7 +51,7 @@ def frames(record: Record) -> list[Frame]:
 
 
 def thinned(shown: Sequence[Frame], most: int) -> list[Frame]:
-    """At most `most` frames, the first and last among them; each tells of all commits since the one before."""
+    """At most `most` frames including the first and last; each has all commits since the previous one."""
     if len(shown) <= most:
         return list(shown)
     steps, last = max(1, most - 1), len(shown) - 1
@@ -67,7 +67,7 @@ def thinned(shown: Sequence[Frame], most: int) -> list[Frame]:
 
 
 def picture_places(record: Record, last: State) -> list[range]:
-    """Where the pictures lie on a canvas that ended as `last`; a picture that is not there whole has no place."""
+    """Positions of the complete pictures on a canvas whose final state is `last`."""
     codes, canvas = record.vocab.image, record.trajectory.canvas
     in_pictures = {
         place
@@ -86,9 +86,9 @@ def picture_places(record: Record, last: State) -> list[range]:
 
 
 def labels(record: Record, ids: State) -> list[str | None]:
-    """What each place reads as; None where it is open, empty for codes.
+    """Text of each position; None if it is masked, empty for codes.
 
-    A character of several ids stands where its last byte is.
+    A character of several ids is at the position of its last byte.
     """
     vocab, out = record.vocab, list[str | None]()
     reader = codecs.getincrementaldecoder("utf-8")("replace")
@@ -115,16 +115,16 @@ def _sign(record: Record, id: int) -> str:
 
 
 def open_image_tokenizer(record: Record, model: str | None) -> tuple[ImageTokenizer, str]:
-    """The image tokenizer of a model, by default of the one that wrote, and a warning if it is another one.
+    """The image tokenizer of a model, by default the trajectory's, and a warning if it is a different one.
 
     Raises:
-        ModelError: there is no such model (`unknown_model`), or its pictures have other codes (`bad_checkpoint`).
+        ModelError: the model does not exist (`unknown_model`), or its codes do not fit (`bad_checkpoint`).
     """
     folder: Path = find(model or record.model)
     tokenizer = ImageTokenizer.load(folder / "image")
     if (tokenizer.grid, tokenizer.size) != (record.grid, record.vocab.image_size):
         raise ModelError(
-            f"{folder} draws pictures of {tokenizer.grid[0]}x{tokenizer.grid[1]} codes out of {tokenizer.size}, the"
+            f"{folder} decodes pictures of {tokenizer.grid[0]}x{tokenizer.grid[1]} codes out of {tokenizer.size}, the"
             f" trajectory has {record.grid[0]}x{record.grid[1]} out of {record.vocab.image_size}; give its --model.",
             code="bad_checkpoint",
         )
@@ -133,13 +133,13 @@ def open_image_tokenizer(record: Record, model: str | None) -> tuple[ImageTokeni
         return tokenizer, ""
     return (
         tokenizer,
-        f"the image tokenizer of {folder.name} is not the one that the trajectory was written with",
+        f"the image tokenizer of {folder.name} differs from that of the trajectory",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Filmed:
-    """One picture over the frames: its places, those of its states that differ, and which one each frame shows."""
+    """One picture over the frames: its positions, its distinct images, and the index of the image of each frame."""
 
     places: range
     pictures: tuple[Image.Image, ...]
@@ -147,7 +147,7 @@ class Filmed:
 
 
 def film(tokenizer: ImageTokenizer, record: Record, shown: Sequence[Frame], places: range) -> Filmed:
-    """Draw one picture as it stands in each frame."""
+    """Decode one picture in each frame."""
     codes = record.vocab.image
     states = [
         tuple(id if id is not None and id in codes else None for id in each.ids[places.start : places.stop])
@@ -161,11 +161,11 @@ def film(tokenizer: ImageTokenizer, record: Record, shown: Sequence[Frame], plac
 
 @torch.inference_mode()
 def _draw(tokenizer: ImageTokenizer, record: Record, states: Sequence[State]) -> list[Image.Image]:
-    """Pictures of codes of which some are still open (ids, row by row).
+    """Decode grids in which some codes are masked (ids, row by row).
 
-    The decoder looks around each code, so an open cell takes the mean of the written vectors, those near it
-    weighing most: the picture tells nothing that is not written yet. What it shows in open cells means nothing;
-    cover them.
+    The decoder's receptive field is wider than one code, so a masked cell gets a distance-weighted mean of the written
+    vectors: the picture contains nothing that is not written yet. Its content in masked cells is meaningless; cover
+    them.
     """
     pixels: list[Tensor] = []
     for start in range(0, len(states), BATCH):

@@ -12,7 +12,7 @@ const make = (tag, name, text) => {
   return element;
 };
 
-// The labels of every frame: each frame lists only the places that read differently from the one before.
+// The labels of every frame; a frame lists only the positions that differ from the previous one.
 const labels = [data.first];
 for (const frame of data.frames.slice(1)) {
   const next = labels[labels.length - 1].slice();
@@ -57,7 +57,7 @@ function draw(film, frame) {
       pen.fillRect(x, y, w, h);
     }
     if (kind) {
-      // A white edge inside the coloured one, to be seen on any picture.
+      // A white edge inside the coloured one, visible on any picture.
       for (const [colour, inset] of [["#fff", 2], [{ write: "#c2410c", edit: "#6d4bd8", remask: "#c81e1e" }[kind], 0]]) {
         const thick = Math.round(2 * ratio), edge = inset * ratio + thick / 2;
         pen.lineWidth = thick;
@@ -89,13 +89,13 @@ function write(frame) {
 
 const cellOf = (place) => {
   const film = films.find((each) => place >= each.start && place < each.start + data.grid[0] * data.grid[1]);
-  if (!film) return `place ${place}`;
+  if (!film) return `position ${place}`;
   const cell = place - film.start;
   return `row ${Math.floor(cell / data.grid[1]) + 1}, column ${cell % data.grid[1] + 1}`;
 };
 
 function list(frame) {
-  const verbs = { write: "wrote", edit: "replaced", remask: "took back" };
+  const verbs = { write: "wrote", edit: "edited", remask: "remasked" };
   const counts = Object.entries(verbs).map(([kind, verb]) => [verb, frame.log.filter((row) => row[0] === kind).length]);
   const told = counts.filter(([, count]) => count).map(([verb, count]) => `${verb} ${count}`).join(", ");
   at("log-title").textContent = now ? `Step ${frame.step + 1} ${told || "changed nothing"}` : "Before the first step";

@@ -1,4 +1,4 @@
-"""A trajectory as one HTML page that plays it; it loads nothing, and no script runs in it but its own."""
+"""A trajectory as a self-contained HTML page that plays it; only its own script runs."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def player(
     """The page.
 
     Args:
-        shown: `playback.frames` of the record, and `films` its pictures in them.
+        shown: `playback.frames` of the record, and `films` its pictures.
         figures: `evaluation.arness.stats` of the trajectory, for the footer.
-        fps: steps a second when it plays. scale: CSS pixels to a pixel of a picture.
+        fps: steps per second. scale: CSS pixels per pixel of a picture.
     """
     body = render(
         "player.html", title=title(record), how=subtitle(record), summary=summary(figures),
@@ -44,12 +44,12 @@ def player(
 
 
 def title(record: Record) -> str:
-    """The prompt, or what else there is to say."""
-    return " ".join(str(record.how.get("prompt") or "How it was written").split())
+    """The prompt, or a default title."""
+    return " ".join(str(record.how.get("prompt") or "Trajectory").split())
 
 
 def subtitle(record: Record) -> str:
-    """Model, and whatever short values the caller noted."""
+    """Model, and the caller's short values."""
     noted = {
         key: value
         for key, value in record.how.items()
@@ -59,10 +59,10 @@ def subtitle(record: Record) -> str:
 
 
 def summary(figures: Mapping[str, Any]) -> str:
-    """The figures of `evaluation.arness.stats` that fit one line."""
-    said = [f"{figures['written']} of {figures['slots']} slots written in {figures['passes']} passes"]
+    """The main figures of `evaluation.arness.stats` in one line."""
+    said = [f"{figures['written']} of {figures['slots']} positions written in {figures['passes']} passes"]
     if figures["parallelism"] is not None:
-        said.append(f"{figures['parallelism']:.1f} a pass")
+        said.append(f"{figures['parallelism']:.1f} per pass")
     said += [f"{figures[key]} {key}" for key in ("remasked", "edited") if figures[key]]
     if math.isfinite(figures["logprob"]):
         said.append(f"log-probability {figures['logprob']:.1f}".replace("-", "−").replace("g−p", "g-p"))
@@ -122,7 +122,7 @@ def _data(
 
 
 def _classes(record: Record, films: Sequence[Filmed]) -> str:
-    """A letter for each place: p in a picture, t slot, m fixed markup, f fixed text."""
+    """One letter per position: p in a picture, t in a masked span, m fixed markup, f fixed text."""
     vocab, flat = record.vocab, record.trajectory.canvas.flatten(record.vocab.mask)
     letters = ["f" if id in vocab.text else "m" for id in flat.ids]
     for where in flat.ranges:
@@ -141,7 +141,7 @@ def _log(record: Record, frame: Frame) -> list[list[Any]]:
 
 
 def name(record: Record, id: int) -> str:
-    """One id as people read it; a leading space is written out."""
+    """Readable name of an id; a leading space is made visible."""
     if id in record.vocab.image:
         return f"code {id - record.vocab.image.start}"
     if id in (record.vocab.eoss, record.vocab.eod):

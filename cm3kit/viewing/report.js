@@ -1,5 +1,5 @@
 "use strict";
-// Frames are put up when they come into sight and taken down again: a thousand at once would be slow.
+// Frames are created when they become visible and removed afterwards: a thousand at once would be slow.
 const { frames } = JSON.parse(document.getElementById("data").textContent);
 const sight = new IntersectionObserver((seen) => {
   for (const { target, isIntersecting } of seen) {

@@ -1,8 +1,8 @@
-"""A run as one HTML page to look at: what was made, from what, by which settings; it loads nothing from anywhere.
+"""A run as one self-contained HTML page: results, prompts and settings.
 
-What a model wrote is untrusted. Pages are shown in sandboxed frames in which nothing runs and nothing loads
-(`display`); every other text is escaped; and the only script that the page's policy lets run is its own, which
-puts frames up when they come into sight.
+Model output is untrusted. Pages are shown in sandboxed frames in which nothing runs and nothing loads (`display`);
+all other text is escaped; and the page's policy allows only its own script, which creates frames when they become
+visible.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SETTINGS = ("task", "decoder", "sampler", "model", "version", "torch", "device",
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One result: its name, what its recipe says, and its content; `before` is the page that was filled."""
+    """One result: its name, recipe and content; `before` is the source of a filled page."""
 
     name: str
     row: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The page, how many results it shows, and what the user should know."""
+    """The page, the number of its results, and warnings."""
 
     content: bytes
     entries: int
@@ -55,13 +55,15 @@ def build(folder: Path, watch: Watch = lambda done, total: None) -> Built:
     """The report of a run's folder.
 
     Raises:
-        DataError: the folder has no manifest (`no_file`), or one that names nothing (`empty_file`).
+        DataError: the folder has no manifest (`no_file`), or an empty one (`empty_file`).
     """
     if not (folder / "manifest.jsonl").is_file():
         raise DataError(f"{folder} has no manifest.jsonl; give the folder of a run", code="no_file")
     for own in ("manifest.jsonl", "run.json", "runs"):
         if (folder / own).is_symlink():
-            raise DataError(f"{folder / own} is a symbolic link; a report follows none", code="bad_data")
+            raise DataError(
+                f"{folder / own} is a symbolic link, which a report does not follow", code="bad_data"
+            )
     listed, lost, failed = [row for row in rows(folder)], [], 0
     entries = []
     for done, row in enumerate(listed):
@@ -74,8 +76,8 @@ def build(folder: Path, watch: Watch = lambda done, total: None) -> Built:
             entries.append(entry)
         watch(done + 1, len(listed))
     if not entries:
-        raise DataError(f"{folder / 'manifest.jsonl'} names no file that is there", code="empty_file")
-    warnings = [f"{len(lost)} files are not there, such as {lost[0]}"] if lost else []
+        raise DataError(f"{folder / 'manifest.jsonl'} lists no existing file", code="empty_file")
+    warnings = [f"{len(lost)} files are missing, such as {lost[0]}"] if lost else []
     warnings += [f"{failed} rows have no file"] if failed else []
     content = page(folder.resolve().name, read_run(folder), entries).encode()
     if len(content) > LARGE:
@@ -84,7 +86,7 @@ def build(folder: Path, watch: Watch = lambda done, total: None) -> Built:
 
 
 def _entry(folder: Path, name: str, row: Mapping[str, Any]) -> Entry | None:
-    # A link may lead to any file of the reader's, whose content would then be in the page.
+    # A link could embed any file of the user in the page.
     if any(
         folder.joinpath(*Path(name).parts[: depth + 1]).is_symlink() for depth in range(len(Path(name).parts))
     ):
@@ -103,7 +105,7 @@ def _entry(folder: Path, name: str, row: Mapping[str, Any]) -> Entry | None:
 
 
 def page(title: str, run: Mapping[str, Any], entries: Sequence[Entry]) -> str:
-    """The whole page."""
+    """The complete page."""
     frames: list[str] = []
     cards = "".join(_card(number, each, frames) for number, each in enumerate(entries))
     facts = {**(entries[0].row if entries else {}), **run}
@@ -118,14 +120,14 @@ def page(title: str, run: Mapping[str, Any], entries: Sequence[Entry]) -> str:
 
 
 def summary(facts: Mapping[str, Any], count: int) -> str:
-    """What was made, in a line."""
+    """One line on the results."""
     made = f"{count:,} result{'s' if count != 1 else ''}"
     told = [made, *(str(facts[key]) for key in ("task", "model", "decoder") if facts.get(key))]
     return " · ".join(told)
 
 
 def command(facts: Mapping[str, Any]) -> str:
-    """The command that makes the same again, as far as it is known; a shell reads it as it stands."""
+    """The command that repeats the run, as far as it is known, quoted for a shell."""
     task = str(facts.get("task") or "image")
     words = ["cm3kit"]
     words += ["infill", str(facts.get("page") or "page.html")] if task == "infill" else ["generate"]
@@ -159,7 +161,7 @@ def _flag(key: str, value: Any) -> list[str]:
 
 
 def settings(facts: Mapping[str, Any]) -> str:
-    """A table of what holds for the whole run."""
+    """A table of the fields common to the whole run."""
     known = {key: facts[key] for key in SETTINGS if facts.get(key) is not None}
     known |= {f"options.{key}": value for key, value in (facts.get("options") or {}).items()}
     hashes = facts.get("sha256") if isinstance(facts.get("sha256"), Mapping) else {}
@@ -171,7 +173,7 @@ def settings(facts: Mapping[str, Any]) -> str:
 
 
 def _sheet(entries: Iterable[Entry]) -> str:
-    """Every picture as a small link to its entry."""
+    """Thumbnails of all pictures that link to their entries."""
     return "".join(
         f'<a href="#r{number}" title="{html.escape(_title(each), quote=True)}">'
         f'<img data-of="{number}" alt="{html.escape(_title(each), quote=True)}"></a>'
@@ -181,7 +183,7 @@ def _sheet(entries: Iterable[Entry]) -> str:
 
 
 def _card(number: int, entry: Entry, frames: list[str]) -> str:
-    """One result; the pages that it shows are added to `frames`."""
+    """One result; its pages are appended to `frames`."""
     name = entry.name.lower()
     if name.endswith(PICTURES):
         alt = html.escape(_title(entry), quote=True)
@@ -202,7 +204,7 @@ def _card(number: int, entry: Entry, frames: list[str]) -> str:
 
 
 def _pages(entry: Entry, frames: list[str]) -> str:
-    """A page; of a filled one also what it was, and what changed."""
+    """A page; for a filled one also its source and the changes."""
     after = display(
         entry.content, entry.folder, marks_of(entry.row["source"]) if entry.before is not None else ()
     )
@@ -217,7 +219,7 @@ def _pages(entry: Entry, frames: list[str]) -> str:
     changes = ""
     if entry.before is not None:
         lines = changed_lines(entry.before, entry.content)
-        changes = f"<details open><summary>What changed</summary><pre>{lines}</pre></details>"
+        changes = f"<details open><summary>Changes</summary><pre>{lines}</pre></details>"
     source = html.escape(_text(entry.content)[:20_000])
     return f'<div class="pages">{figures}</div>{changes}<details><summary>Source</summary><pre>{source}</pre></details>'
 
@@ -234,7 +236,7 @@ def _facts(entry: Entry) -> str:
         told.append(f"log-probability {score:.2f}")
     told += [f"{key} {row[key]}" for key in ("passes", "token_forwards", "error") if row.get(key) is not None]
     if row.get("ended") is False:
-        told.append("cut at its longest")
+        told.append("cut at the length limit")
     return " · ".join(told)
 
 

@@ -1,4 +1,4 @@
-"""What a model will see, as a page to look at: documents token by token, the kinds of tokens in colour."""
+"""Training data as a page: documents token by token, coloured by kind of token."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def sample(folder: Path, text: TextTokenizer, image_codes: int, count: int = 20,
     """One HTML page, without scripts, of some documents of prepared data or of shards.
 
     Args:
-        image_codes: how many codes the image tokenizer has; pictures of prepared data stand for themselves.
-        count: documents that are drawn.
+        image_codes: number of codes of the image tokenizer; prepared data are shown with their pictures.
+        count: number of documents to sample.
     """
     pages = PageTokenizer(text, Vocab(text.size, image_codes))
     draw = _of_shards if (folder / INDEX).is_file() else _of_parts
@@ -56,7 +56,7 @@ def _of_parts(folder: Path, pages: PageTokenizer, count: int, seed: int) -> Iter
             kinds = {each["sha256"]: each["mime"] for each in row["pictures"]}
             spans, size = _spans(row["html"], pages, store, kinds)
             facts = (
-                f"{size:,} ids besides pictures",
+                f"{size:,} ids without pictures",
                 row["lang"] or "no language",
                 row["license"] or "no licence",
             )
@@ -64,7 +64,7 @@ def _of_parts(folder: Path, pages: PageTokenizer, count: int, seed: int) -> Iter
 
 
 def _spans(html: str, pages: PageTokenizer, store: Store, kinds: dict[str, str]) -> tuple[str, int]:
-    """A page as coloured spans, its pictures as they are stored, and its ids besides those of pictures."""
+    """A page as coloured spans with its stored pictures, and the number of its ids without pictures."""
     out, size = [], 0
     for node in read_nodes(html):
         if isinstance(node, Picture):
@@ -92,7 +92,7 @@ def _of_shards(folder: Path, pages: PageTokenizer, count: int, seed: int) -> Ite
 
 
 def _marked(ids: Sequence[int], pages: PageTokenizer) -> str:
-    """Ids as coloured spans, one each; those of a picture together."""
+    """Ids as coloured spans, one each; those of a picture as one."""
     out: list[str] = []
     run = 0
     for each in [*ids, -1]:
@@ -108,7 +108,7 @@ def _marked(ids: Sequence[int], pages: PageTokenizer) -> str:
             piece = pages.text.pieces[each - pages.vocab.text.start].decode("utf-8", "backslashreplace")
             out.append(f'<i class="t">{escape(piece)}</i>')
         elif each >= 0:
-            raise DataError(f"id {each} is of no kind; the data are damaged.", code="bad_data")
+            raise DataError(f"id {each} is outside of the id space; the data are damaged.", code="bad_data")
     return "".join(out)
 
 

@@ -1,4 +1,4 @@
-"""A saved trajectory to a file that plays it."""
+"""Convert a saved trajectory to an animation file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Watch = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How an animation looks: pixels to a pixel of a picture, and steps a second."""
+    """Display settings of an animation: pixels per pixel of a picture, and steps per second."""
 
     scale: float = 6
     fps: float = 8
@@ -42,7 +42,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The file's bytes, how many frames it has of how many steps, and what the user should know."""
+    """The file's bytes, its numbers of frames and steps, and warnings."""
 
     content: bytes
     frames: int
@@ -51,12 +51,12 @@ class Made:
 
 
 def target(file: Path, output: str | None, force: bool) -> Path | None:
-    """Where the animation of `file` goes; None is standard output.
+    """Output path of the animation of `file`; None is standard output.
 
-    Without `output` it goes beside the file as .html, and into a folder under the same name.
+    Without `output` it is beside the file as .html; in a folder it has the same name.
 
     Raises:
-        ConfigError: the name ends in none of .html, .gif, .webp (`bad_value`).
+        ConfigError: the suffix is not .html, .gif or .webp (`bad_value`).
         OutputError: the file exists and `force` is off (`exists`), or a folder is in its place (`cannot_write`).
     """
     if output == STDOUT:
@@ -75,7 +75,7 @@ def target(file: Path, output: str | None, force: bool) -> Path | None:
 
 
 def report_target(folder: Path, output: str | None, force: bool) -> Path:
-    """Where the report of a run's folder goes, in the folder unless another file is named.
+    """Output path of the report of a run's folder, by default in that folder.
 
     Raises:
         OutputError: the file exists and `force` is off (`exists`), or a folder is in its place (`cannot_write`).
@@ -94,18 +94,20 @@ def animate(
     record: Record, kind: str, figures: Mapping[str, Any], look: Look = Look(), model: str | None = None,
     watch: Watch = lambda done, total: None,
 ) -> Made:  # fmt: skip
-    """Draw a trajectory as HTML, GIF or WEBP.
+    """Render a trajectory as HTML, GIF or WEBP.
 
     Args:
         figures: `evaluation.arness.stats` of the trajectory.
-        model: name or folder of the model that draws the pictures, by default of the one that wrote.
+        model: name or folder of the model that decodes the pictures, by default the trajectory's.
 
     Raises:
-        ModelError: the model is not there, or its pictures have other codes.
-        OutputError: this build of Pillow writes no WebP (`cannot_write`).
+        ModelError: the model does not exist, or its codes do not fit.
+        OutputError: this build of Pillow does not support WebP (`cannot_write`).
     """
     if kind == WEBP and not features.check("webp"):
-        raise OutputError("this Pillow writes no WebP; choose .gif or .html", code="cannot_write")
+        raise OutputError(
+            "this build of Pillow does not support WebP; choose .gif or .html", code="cannot_write"
+        )
     whole = frames(record)
     places, warning = picture_places(record, whole[-1].ids), ""
     films: list[Filmed] = []
@@ -140,7 +142,7 @@ def _encode(
 
 
 def write(path: Path, content: bytes, force: bool) -> None:
-    """Write the file, and the folders on its way.
+    """Write the file and create its folders.
 
     Raises:
         OutputError: see `publish.write_atomic`.

@@ -1,4 +1,4 @@
-"""`report.html` of a run: figures, curves and pictures on one page that asks nobody for anything."""
+"""`report.html` of a training run: figures, curves and pictures on one self-contained page."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from html import escape
 from pathlib import Path
 
 from cm3kit.publish import write_atomic
+from cm3kit.quantities import duration
 from cm3kit.training.observe import HELD, Seen
-from cm3kit.training.run import viewers
-from cm3kit.training.speed import Gauge
+from cm3kit.training.run import NOTES, viewers
+from cm3kit.training.speed import Gauge, told
 from cm3kit.training.task import Warn
 from cm3kit.viewing.curves import chart
 from cm3kit.viewing.document import document, resource
 from cm3kit_tokenizers.errors import Cm3kitError
 
 NAME, REFRESH = "report.html", 30.0
-PICTURES, BYTES = 4, 4_000_000  # at most so many previews, and none over this size
+PICTURES, BYTES = 4, 4_000_000  # limits on the number of previews and the size of each
 
 Log = dict[str, list[tuple[float, float]]]
-# Title, unit, and what its curves are called in the log; whatever is left gets a chart of its own.
+# Title, unit, and the log's names of its curves; other curves get a chart each.
 CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Loss", "", ("loss",)),
+    ("Reward", "", ("reward",)),
+    ("Reward, held out", "", (f"{HELD}reward",)),
+    ("Answers of a group", "share", ("distinct", "no spread", "no reward", "ended")),
+    ("Ratios that are clipped", "share", ("clip share",)),
+    ("Divergence from the reference", "nats a token", ("kl",)),
     ("By kind of id", "nats", ("text", "image", "hidden text", "hidden image")),
-    ("Held out, all ids", "bits a token", (
+    ("Held out, all ids", "bits per token", (
         f"{HELD}bits_per_token", f"{HELD}fill_bits_per_token", f"{HELD}bound_bits_per_token")),
-    ("Held out, text", "bits a byte", (
+    ("Held out, text", "bits per byte", (
         f"{HELD}text_bits_per_byte", f"{HELD}fill_text_bits_per_byte", f"{HELD}bound_text_bits_per_byte")),
-    ("Held out, pictures", "bits a code", (
+    ("Held out, pictures", "bits per code", (
         f"{HELD}image_bits_per_code", f"{HELD}fill_image_bits_per_code", f"{HELD}bound_image_bits_per_code")),
-    ("Held out, pictures", "bits a pixel", (
+    ("Held out, pictures", "bits per pixel", (
         f"{HELD}image_bits_per_pixel", f"{HELD}fill_image_bits_per_pixel", f"{HELD}bound_image_bits_per_pixel")),
     ("<eoss> where a filling ends", "share of hits", (
         f"{HELD}eoss_hit_rate", f"{HELD}fill_eoss_hit_rate", f"{HELD}bound_eoss_hit_rate")),
@@ -45,7 +51,7 @@ CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 @viewers("report")
 class ReportPage:
-    """Keeps the page of a run fresh; an observer (`training.observe`)."""
+    """Updates the page of a run; an observer (`training.observe`)."""
 
     def __init__(self, run: Path, gauge: Gauge, warn: Warn = lambda line: None) -> None:
         self.run, self.gauge, self.warn = run, gauge, warn
@@ -53,16 +59,16 @@ class ReportPage:
         self._written = 0.0
 
     def begin(self, step: int, total: int) -> None:
-        """The log says what is known."""
+        """No action: all data are in the log."""
 
     def saw(self, seen: Seen) -> None:
-        """Write the page anew, if the last one is old."""
+        """Rewrite the page if it is older than the interval."""
         self._seen = seen
         if time.monotonic() - self._written >= REFRESH:
             self._write(running=True)
 
     def end(self) -> None:
-        """Write it a last time."""
+        """Write the final page."""
         if self._seen is not None:
             self._write(running=False)
 
@@ -72,12 +78,12 @@ class ReportPage:
         try:
             page = render(self.run, self._seen, self.gauge.now(), running)
             write_atomic(self.run / NAME, page.encode(), force=True)
-        except (Cm3kitError, OSError) as error:  # a page that cannot be written is no reason to lose a run
+        except (Cm3kitError, OSError) as error:  # a failure to write the page must not end the run
             self.warn(f"no {NAME} of step {self._seen.step}: {error}")
 
 
 def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> str:
-    """The page of a run as it stands on disk."""
+    """The page of a run from its files."""
     state = "running" if running else "finished" if seen.step == seen.total else "stopped"
     title = run.resolve().name
     done = 100 * seen.step / seen.total
@@ -86,8 +92,9 @@ def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> 
             f'<header><h1>{escape(title)}</h1><p class="{state}">{state}</p></header>',
             f'<progress max="100" value="{done:.2f}">{done:.0f} %</progress>',
             _tiles(seen, speed),
-            f'<section class="charts">{"".join(_charts(read_log(run / "log.jsonl")))}</section>',
-            *_previews(run / "previews"),
+            f'<section class="charts">{"".join(charts(read_log(run / "log.jsonl")))}</section>',
+            *pictures(run / "previews"),
+            _notes(run / NOTES),
             _recipe(run / "config.yaml"),
         )
     )
@@ -95,7 +102,7 @@ def render(run: Path, seen: Seen, speed: Mapping[str, float], running: bool) -> 
 
 
 def read_log(path: Path) -> Log:
-    """Every figure of a log as a curve over the steps."""
+    """All values of a log as curves over the steps."""
     curves: Log = {}
     if not path.is_file():
         return curves
@@ -104,7 +111,7 @@ def read_log(path: Path) -> Log:
             figures = json.loads(line)
             step = float(figures.pop("step"))
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a line cut short by a crash
+            continue  # a line torn by a crash
         for name, value in figures.items():
             if name != "seconds":
                 curves.setdefault(name, []).append((step, math.nan if value is None else float(value)))
@@ -113,15 +120,16 @@ def read_log(path: Path) -> Log:
 
 def _tiles(seen: Seen, speed: Mapping[str, float]) -> str:
     facts = {"step": f"{seen.step} of {seen.total}", "loss": f"{seen.figures.get('loss', math.nan):.4g}"}
-    facts |= {name: f"{value:.4g}" for name, value in speed.items()}
-    facts["trained for"] = f"{seen.seconds / 60:.1f} min"
+    facts |= dict(told(name, value) for name, value in speed.items())
+    facts["trained for"] = duration(seen.seconds)
     inner = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items()
     )
     return f"<dl>{inner}</dl>"
 
 
-def _charts(log: Log) -> Iterator[str]:
+def charts(log: Log) -> Iterator[str]:
+    """Figures of the charts with data in the log."""
     left = dict(log)
     for title, unit, names in CHARTS:
         curves = {name.removeprefix(HELD): left.pop(name) for name in names if name in left}
@@ -131,23 +139,30 @@ def _charts(log: Log) -> Iterator[str]:
         yield chart(name, {name: curve})
 
 
-def _previews(folder: Path) -> Iterator[str]:
-    """The newest pictures and the newest page; pages are shown as text, as nobody knows what is in them."""
-    pictures = sorted(folder.glob("*.png"))[-PICTURES:] if folder.is_dir() else []
+def pictures(folder: Path) -> Iterator[str]:
+    """The first picture and the newest ones, and such pages; pages are untrusted and shown as text."""
+    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    newest = [*found[:1], *found[1:][1 - PICTURES :]]
     figures = "".join(
         f"<figure><figcaption>{escape(path.stem)}</figcaption>"
         f'<img alt="preview {escape(path.stem)}" src="data:image/png;base64,'
         f'{base64.b64encode(path.read_bytes()).decode()}"></figure>'
-        for path in reversed(pictures)
+        for path in reversed(newest)
         if path.stat().st_size <= BYTES
     )
     if figures:
         yield f'<h2>Pictures</h2><section class="pictures">{figures}</section>'
     pages = sorted(folder.glob("*.html")) if folder.is_dir() else []
-    if pages:
-        text = pages[-1].read_text(encoding="utf-8", errors="replace")
+    for path in dict.fromkeys((*pages[-1:], *pages[:1])):
+        text = path.read_text(encoding="utf-8", errors="replace")
         short = re.sub(r"data:[\w/+.-]+;base64,[\w+/=]{60,}", "data:…", text)[:20_000]
-        yield f"<h2>A page</h2><pre>{escape(short)}</pre>"
+        yield f"<h2>A page, {escape(path.stem)}</h2><pre>{escape(short)}</pre>"
+
+
+def _notes(path: Path) -> str:
+    """The data that are truncated or dropped."""
+    text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return f"<h2>Data</h2><pre>{escape(text)}</pre>" if text else ""
 
 
 def _recipe(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""The web as training data: any page in, records and token shards out."""
+"""Web pages as training data: pages to records to token shards."""

@@ -1,4 +1,4 @@
-"""Prepare pages inside datatrove, on its executors (local, Slurm, Ray): thin blocks over the same functions."""
+"""Prepare pages with datatrove's executors (local, Slurm, Ray): thin pipeline steps over the same functions."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class PrepareParts(PipelineStep):  # type: ignore[misc]
-    """First and only block: task r of n makes the pieces r, r + n, … of a source, as `cm3kit data prepare` does.
+    """The only step of a pipeline: task r of n prepares the pieces r, r + n, … as `cm3kit data prepare` does.
 
-    The folder is the same to the byte, so a run can be begun here and ended there. Keep the number of tasks while
-    a run is resumed with datatrove's own markers.
+    The folder is equal byte for byte, so a run started with one can be finished with the other. Keep the number of
+    tasks while a run is resumed with datatrove's own markers.
     """
 
     name = "Prepare pages"
@@ -45,7 +45,7 @@ class PrepareParts(PipelineStep):  # type: ignore[misc]
         )
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
-        """Make this task's parts; yields nothing."""
+        """Write this task's parts; yields nothing."""
         job, pieces = begin(self.place, Path(self.output), self.kind, self.settings, self.options)
         for number in range(rank, len(pieces), world_size):
             if not job.part(number).is_dir():
@@ -57,9 +57,9 @@ class PrepareParts(PipelineStep):  # type: ignore[misc]
 
 
 class ToRecords(PipelineStep):  # type: ignore[misc]
-    """Between any reader and writer: documents whose text is a page, as minimal HTML with pictures as media.
+    """Step between any reader and writer: converts pages in documents to minimal HTML with pictures as media.
 
-    Pictures are those of the document's media that hold bytes, by their address. What is dropped is in the stats.
+    Pictures are the document's media that hold bytes, found by their URL. Drops are counted in the stats.
     """
 
     name = "Pages to minimal HTML"

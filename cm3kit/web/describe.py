@@ -1,4 +1,4 @@
-"""What a folder of data holds, whichever kind it is."""
+"""Counts of a data folder of any kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def stats(folder: Path) -> dict[str, Any]:
     """Counts of prepared pages, of token shards, or of the picture dictionary.
 
     Raises:
-        DataError: the folder is none of them.
+        DataError: the folder is of none of these kinds.
     """
     if (folder / "parts").is_dir():
         from cm3kit.web.report import stats as of_parts

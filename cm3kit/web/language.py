@@ -1,4 +1,4 @@
-"""Which language a page is written in, by its text instead of by what it says of itself."""
+"""Language detection from the text of a page, independent of what the page declares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from cm3kit_tokenizers.document import Markup, Piece
 
-# ISO 639-3, which the detector answers in, as the primary tags that pages name; others stay as they are.
+# From ISO 639-3, as the detector returns, to the primary tags that pages declare; others are unchanged.
 _TAGS = dict(
     pair.split(":")
     for pair in (
@@ -18,14 +18,14 @@ _TAGS = dict(
         " srp:sr swe:sv tam:ta tel:te tgl:tl tha:th tuk:tk tur:tr ukr:uk urd:ur uzb:uz vie:vi yid:yi zul:zu"
     ).split()
 )
-# What the detector reads of a page; it gets no surer after that.
+# Characters of a page given to the detector; more do not raise its confidence.
 _CHARACTERS = 8192
-# Below this a text is too short, or too much of a mixture, to say.
+# Below this confidence a text is too short or too mixed.
 _SURE = 0.2
 
 
 def language_of(text: str) -> str:
-    """The primary tag of a text's language, such as `en`, by turbohtml's trigrams; "" where that is not sure."""
+    """The primary tag of a text's language, such as `en`, by turbohtml's trigrams; "" if it is not certain."""
     from turbohtml.detect import LanguageDetection, detect_language
 
     found = detect_language(text, LanguageDetection(threshold=_SURE)).language
@@ -33,7 +33,7 @@ def language_of(text: str) -> str:
 
 
 def readable(pieces: Sequence[Piece]) -> str:
-    """What there is to read on a page, from its start: texts, but neither attributes nor code."""
+    """The visible text of a page from its start, without attributes and code."""
     return " ".join(_texts(pieces))[:_CHARACTERS]
 
 

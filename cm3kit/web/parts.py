@@ -1,13 +1,13 @@
-"""Prepared data on disk: parts of records in Parquet, pictures in one store by content, and what was left out.
+"""Prepared data on disk: records in Parquet, pictures in one store by content, and rejects.
 
-    parts/000012/documents.parquet   one row a page
-    parts/000012/rejects.jsonl       key, reason and detail of every page that was dropped
+    parts/000012/documents.parquet   one row per page
+    parts/000012/rejects.jsonl       key, reason and detail of every dropped page
     parts/000012/audit.json          counts
     pictures/ab/ab12….webp           named by the SHA-256 of the file
     job.json                         source and settings; a run with others is refused
-    audit.json, report.md            counts of all parts, once all are there
+    audit.json, report.md            counts of all parts, once all are done
 
-A part is published whole (`cm3kit.publish`), so that a folder under its name says that the part is done.
+A part is published atomically (`cm3kit.publish`): a folder under its name means that the part is done.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cm3kit.data.prepared import DOCUMENTS as DOCUMENTS
+from cm3kit.data.prepared import part_folders as part_folders
+from cm3kit.data.prepared import read_part as read_part
 from cm3kit.extras import need
 from cm3kit.publish import write_atomic
 from cm3kit.web.picture import Stored
 from cm3kit.web.record import Dropped, Record
-from cm3kit_tokenizers.errors import DataError
 
-DOCUMENTS, REJECTS, AUDIT = "documents.parquet", "rejects.jsonl", "audit.json"
+REJECTS, AUDIT = "rejects.jsonl", "audit.json"
 _ROWS = 256
 
 
@@ -46,16 +48,16 @@ def schema() -> Any:
 
 @dataclass(frozen=True)
 class Store:
-    """Pictures by content."""
+    """Pictures, named by their content."""
 
     root: Path
 
     def path(self, sha256: str, mime: str) -> Path:
-        """Where a picture is."""
+        """Path of a picture."""
         return self.root / sha256[:2] / f"{sha256}.{mime.removeprefix('image/')}"
 
     def put(self, picture: Stored) -> None:
-        """Write a picture unless it is there, whole."""
+        """Write a picture atomically unless it exists."""
         path = self.path(picture.sha256, picture.mime)
         try:
             if path.stat().st_size == len(picture.data):
@@ -66,7 +68,7 @@ class Store:
 
 
 class PartWriter:
-    """Writes one part into a folder that is about to be published; memory does not grow with the part."""
+    """Writes one part into a folder before it is published; memory does not grow with the part."""
 
     def __init__(self, folder: Path, store: Store) -> None:
         self.folder, self.store = folder, store
@@ -81,7 +83,7 @@ class PartWriter:
         self.sums: Counter[str] = Counter()
 
     def add(self, found: Record | Dropped) -> None:
-        """Write a page, or the reason why it is left out."""
+        """Write a record or a reject."""
         self.pages["in"] += 1
         if isinstance(found, Record):
             digest = bytes.fromhex(found.sha256)
@@ -110,7 +112,7 @@ class PartWriter:
             self._rows.clear()
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._file.close()
         self._rejects.close()
 
@@ -139,36 +141,15 @@ def _sayable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def part_folders(folder: Path) -> list[Path]:
-    """The parts that are there, in order; DataError if there are none."""
-    found = sorted(each for each in (folder / "parts").glob("[0-9]*") if each.is_dir())
-    if not found:
-        raise DataError(
-            f"{folder} holds no prepared parts; make some with: cm3kit data prepare.", code="bad_data"
-        )
-    return found
-
-
-def read_part(part: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of one part, a few at a time; DataError if the file is damaged."""
-    parquet = need("pyarrow.parquet", "web", "Reading records")
-    try:
-        with parquet.ParquetFile(part / DOCUMENTS) as file:
-            for batch in file.iter_batches(batch_size=64, columns=columns):
-                yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{part / DOCUMENTS} cannot be read: {error}.", code="bad_data") from error
-
-
 def read_rejects(part: Path) -> Iterator[dict[str, str]]:
-    """Keys and reasons of the pages that one part left out."""
+    """Keys and reasons of the pages that one part dropped."""
     with (part / REJECTS).open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
 
 
 def audit_of(folder: Path) -> dict[str, Any]:
-    """Counts of all parts that are there, summed."""
+    """Summed counts of all finished parts."""
     total: dict[str, Counter[str]] = {"pages": Counter(), "pictures": Counter(), "sums": Counter()}
     parts = part_folders(folder)
     for part in parts:

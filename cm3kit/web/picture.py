@@ -1,4 +1,4 @@
-"""Pictures of a page as they are stored: decoded, filtered, cut to size, named by their content."""
+"""Pictures of a page for the store: decoded, filtered, cropped, named by their content."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from cm3kit.web.settings import PictureRules
 from cm3kit_tokenizers.errors import PictureError
 from cm3kit_tokenizers.pictures import load_checked, picture_size
 
-# Logos and icons are on every page of a site: what the last few hundred pictures became is kept.
-# Errors are kept as how to make them: one that is raised holds on to the page that it was raised for.
+# Logos and icons repeat on every page of a site, so the last few hundred results are cached.
+# Errors are cached as constructors, since the traceback of a raised error keeps its page alive.
 _recent: OrderedDict[tuple[str, PictureRules], Stored | Callable[[], Exception]] = OrderedDict()
 _RECENT = 256
 
@@ -26,7 +26,7 @@ _RECENT = 256
 class Stored:
     """A picture in the store: the SHA-256 of `data`, its size in pixels, and the address it had on the page.
 
-    `fault` is what is wrong about the metadata of the file that it was made of.
+    `fault` describes damaged metadata of the source file.
     """
 
     sha256: str
@@ -39,7 +39,7 @@ class Stored:
 
 
 def store(data: bytes, src: str, rules: PictureRules) -> Stored:
-    """A picture as the rules want it.
+    """Decode, filter and resize a picture by the rules.
 
     Raises:
         PictureError: bad_picture.
@@ -79,7 +79,7 @@ def _made(data: bytes, digest: str, rules: PictureRules) -> Stored:
 
 
 def fitted(image: Image.Image, rules: PictureRules, u: float) -> Image.Image:
-    """The picture at its size: a square (in the middle, or at the place `u` of the longer side), or all of it."""
+    """The resized picture: a square (in the middle, or at `u` along the longer side), or all of it."""
     width, height = image.size
     if rules.fit == "whole":
         longest = max(width, height)

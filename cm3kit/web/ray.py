@@ -1,4 +1,4 @@
-"""Prepare pages and encode pictures with Ray Data: the same functions, on a cluster's processors and GPUs."""
+"""Prepare pages and encode pictures with Ray Data, on the CPUs and GPUs of a cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def prepare(
     place: str, output: Path, *, kind: str = "auto", settings: WebSettings | None = None,
     options: SourceOptions | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """As `runner.prepare`, a task of Ray a piece, on a disk that all share; the folder is the same to the byte."""
+    """As `runner.prepare`, one Ray task per piece, on a shared disk; the folder is equal byte for byte."""
     data = need("ray.data", "ray", "Preparing pages with Ray Data")
     job, pieces = begin(place, output, kind, settings, options)
     todo = [{"number": number} for number in range(len(pieces)) if not job.part(number).is_dir()]
@@ -34,7 +34,7 @@ def prepare(
 
 
 class Encode:
-    """For `Dataset.map_batches`: adds `codes`, of the bytes in the column `bytes`, by an image tokenizer.
+    """For `Dataset.map_batches`: encodes the pictures of the column `bytes` into the column `codes`.
 
     Args:
         folder: of the image tokenizer.
@@ -45,6 +45,6 @@ class Encode:
         self.image = ImageTokenizer.load(Path(folder)).to(device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rows with `codes`, int32 and as long as the tokenizer's grid has cells."""
+        """Rows with `codes`, int32, one per cell of the tokenizer's grid."""
         codes_BN = encode_batch([bytes(each) for each in batch["bytes"]], self.image)
         return {**batch, "codes": np.asarray(codes_BN)}

@@ -1,4 +1,4 @@
-"""From the bytes of a page to a record: minimal HTML, pictures by content hash, and reasons for what is left out."""
+"""From the bytes of a page to a record: minimal HTML, pictures by content hash, and reasons for drops."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cm3kit.data.prepared import read_pieces as read_pieces
 from cm3kit.web import tree as trees
 from cm3kit.web.language import language_of, readable
 from cm3kit.web.picture import Stored, store
@@ -20,12 +21,11 @@ from cm3kit_tokenizers.errors import PageError, PictureError, stops
 from cm3kit_tokenizers.html.encoding import ERRORS, codec_of, refuse_wide
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
-from cm3kit_tokenizers.html.scan import scan
 from cm3kit_tokenizers.html.spans import parse_tree
 
 ADDRESS = "cm3://sha256/"
 Find = Callable[[str], bytes]
-"""The bytes of the picture at an address; PictureError or Refused where there is none."""
+"""Returns the bytes of the picture at an address; PictureError or Refused if there is none."""
 
 _DEFAULT = WebSettings()
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd]")
@@ -36,10 +36,10 @@ _EXEMPT = frozenset({"title", "h1", "h2", "h3", "h4", "h5", "h6", "figcaption"})
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A page as it is trained on.
+    """A page in its training form.
 
-    `html` is minimal HTML whose pictures have the addresses `cm3://sha256/…` of `pictures`; `dropped` are
-    (address, reason) of those that are left out. `meta` is JSON.
+    `html` is minimal HTML in which pictures have the addresses `cm3://sha256/…` of `pictures`; `dropped` lists
+    (address, reason) of dropped pictures. `meta` is JSON.
     """
 
     key: str
@@ -59,7 +59,7 @@ class Record:
 
     @property
     def sha256(self) -> str:
-        """Of the minimal HTML: equal for equal pages, pictures included."""
+        """Hash of the minimal HTML: equal for equal pages, pictures included."""
         return hashlib.sha256(self.html.encode()).hexdigest()
 
     def nodes(self) -> list[Node]:
@@ -69,7 +69,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A page that is left out, by a code of `reasons.REASONS`."""
+    """A dropped page, with a code of `reasons.REASONS`."""
 
     key: str
     reason: str
@@ -81,15 +81,9 @@ def read_nodes(html: str) -> list[Node]:
     return minimal_nodes(parse_tree(html, False), (), keep_all)
 
 
-def read_pieces(html: str) -> list[Piece]:
-    """Pieces of a record's `html`, scanned where it is as records are written, else parsed."""
-    found = scan(html)
-    return minimal_pieces(parse_tree(html, False), (), keep_all) if found is None else found
-
-
 @dataclass(frozen=True, slots=True)
 class About:
-    """Where a page comes from: HTTP `headers`, and what the source says of it as JSON values in `meta`."""
+    """Origin of a page: HTTP `headers`, and the source's metadata as JSON values in `meta`."""
 
     url: str = ""
     source: str = ""
@@ -102,11 +96,11 @@ class About:
 def html_to_record(
     data: bytes, find: Find, settings: WebSettings | None = None, *, key: str = "", about: About | None = None
 ) -> Record | Dropped:
-    """Turn a page into its record, or say why not. Pure: the same arguments give the same answer.
+    """Convert a page to a record, or drop it with a reason. A pure function of its arguments.
 
     Args:
-        data: the page as it was read; nobody vouches for it.
-        find: gets the bytes of a picture by its address.
+        data: the bytes of the page; untrusted.
+        find: returns the bytes of a picture by its address.
         key: the page's name in its corpus.
     """
     settings, about = settings or _DEFAULT, about or About()
@@ -153,7 +147,7 @@ def _record(data: bytes, find: Find, settings: WebSettings, key: str, about: Abo
 
 
 def _by_text(nodes: Sequence[Piece], rules: PageRules, said: dict[str, str]) -> None:
-    """Refuse a page whose text is in another language; one that does not name its own is given it."""
+    """Refuse a page whose text is in another language; set the detected one where none is declared."""
     found = language_of(readable(nodes))
     if rules.languages and found and found not in rules.languages:
         raise Refused("language", f"{found}, by its text")
@@ -161,7 +155,7 @@ def _by_text(nodes: Sequence[Piece], rules: PageRules, said: dict[str, str]) -> 
 
 
 def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
-    """The text of a page, in the encoding that `codec_of` finds; UTF-16 is read too where it is marked.
+    """Decode a page with the codec of `codec_of`; UTF-16 is also read if it has a byte-order mark.
 
     Raises:
         PageError: empty_file, page_too_large, not_html.
@@ -178,7 +172,7 @@ def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
             data, next((value for name, value in headers.items() if name.lower() == "content-type"), "")
         )
     text = data.decode(codec, ERRORS).removeprefix("\ufeff")
-    # Bytes that are no text are characters to a page of one byte a character, and controls at that.
+    # In a single-byte encoding all bytes decode; binary data then shows as control characters.
     broken = text.count("\ufffd") if codec == "utf-8" else len(_NO_TEXT.findall(text))
     if broken and broken > rules.max_broken * len(text):
         raise Refused("bad_encoding", f"{broken} of {len(text)} characters are not {codec}")
@@ -186,7 +180,7 @@ def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
 
 
 def _judge(nodes: Sequence[Piece], chars: int, rules: PageRules) -> None:
-    """Refuse a page whose text is too short or too thin, before a picture is opened."""
+    """Refuse a page with too little text or too low a share of it, before any picture is opened."""
     pictures = sum([type(node) is Picture for node in nodes])
     if chars < rules.min_chars and not pictures:
         raise Refused("too_short", f"{chars} characters")
@@ -200,11 +194,11 @@ def _judge(nodes: Sequence[Piece], chars: int, rules: PageRules) -> None:
 
 
 def thin(nodes: Sequence[Piece], rules: PageRules) -> list[Piece]:
-    """Leave out blocks without a text of `min_text` characters; pictures, titles and headings stay."""
+    """Remove blocks without a text of `min_text` characters; pictures, titles and headings stay."""
     if not rules.min_text and not rules.min_text_list:
         return list(nodes)
     out: list[Piece] = []
-    # Of each open block: its name, where it starts, the longest text in it, its own text, whether it stays.
+    # Per open block: name, start, longest text in it, own text, whether it stays.
     blocks: list[tuple[str, int, int, int, bool]] = [("", 0, 0, 0, True)]
     quoted = False
     for node in nodes:
@@ -248,7 +242,7 @@ def _with_pictures(
     settings: WebSettings,
     noimages: bool,
 ) -> tuple[list[Piece], tuple[Stored, ...], tuple[tuple[str, str], ...]]:
-    """Nodes with the addresses of stored pictures; those that cannot be had lose their `src`, or all of it."""
+    """Nodes with the addresses of stored pictures; unavailable ones lose their `src` or are removed."""
     if not any([type(node) is Picture for node in nodes]):
         return list(nodes), (), ()
     out: list[Piece] = []
@@ -272,14 +266,14 @@ def _with_pictures(
     if gone:
         whole = _whole(out, gone) if settings.pictures.missing == "alt" else gone
         out = _without(out, gone, whole)
-        # What is around an empty place may now be empty too; without one, nothing moves.
+        # Elements around a removed picture may now be empty too.
         out = settled(out) if whole else out
     return out, tuple(kept), tuple(dropped)
 
 
 def _first(addresses: Sequence[str], find: Find, settings: WebSettings) -> Stored:
-    """The first of the addresses that gives a picture; Refused with the best reason of all of them."""
-    # Not the errors themselves: they hold on to the frames, and so to the page, until garbage is collected.
+    """The picture of the first address that has one; Refused with the most specific reason otherwise."""
+    # Not the errors themselves: their tracebacks keep the page alive until garbage collection.
     failures: list[tuple[str, str]] = []
     for address in addresses:
         try:
@@ -300,7 +294,7 @@ def _explained(address: str, error: PictureError) -> tuple[str, str]:
 
 
 def _whole(nodes: Sequence[Piece], gone: set[int]) -> set[int]:
-    """Those pictures of `gone` that have nothing but their `src`."""
+    """The pictures of `gone` that have no attribute but `src`."""
     return {place for place in gone if _is(nodes[place - 2], "<img") and _is(nodes[place + 2], ">")}
 
 
@@ -309,7 +303,7 @@ def _is(node: Piece, piece: str) -> bool:
 
 
 def _without(nodes: Sequence[Piece], gone: set[int], whole: set[int]) -> list[Piece]:
-    """Nodes without the `src` around each place of `gone`, or without the `<img>` where it is in `whole`."""
+    """Nodes without the `src` at each position of `gone`, or without the `<img>` if it is in `whole`."""
     cut: set[int] = set()
     for place in gone:
         first, last = place - 1, place + 1

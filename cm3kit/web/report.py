@@ -1,4 +1,4 @@
-"""What prepared data hold, in numbers and in words: report, card, validation."""
+"""Report, data-set card and validation of prepared data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 5
 
 
 def report(folder: Path, found: Mapping[str, Any]) -> str:
-    """Counts as Markdown, with a few keys for each reason."""
+    """Counts as Markdown, with example keys for each reason."""
     pages, pictures, sums = (Counter(found.get(name, {})) for name in ("pages", "pictures", "sums"))
     examples: dict[str, list[str]] = {}
     for part in part_folders(folder):
@@ -30,10 +30,10 @@ def report(folder: Path, found: Mapping[str, Any]) -> str:
             if len(keys) < _SHOWN:
                 keys.append(line["key"])
     lines = [
-        "# What was prepared", "",
-        f"{pages['in']:,} pages in, {pages['kept']:,} kept, with {pictures['kept']:,} pictures on them,"
+        "# Prepared data", "",
+        f"{pages['in']:,} pages in, {pages['kept']:,} kept, with {pictures['kept']:,} pictures,"
         f" {sums['chars']:,} characters of text and {sums['html_bytes']:,} bytes of minimal HTML.", "",
-        "| pages dropped | reason | for example |", "|---|---|---|",
+        "| pages dropped | reason | examples |", "|---|---|---|",
     ]  # fmt: skip
     for reason, count in pages.most_common():
         if reason not in ("in", "kept"):
@@ -82,10 +82,10 @@ _SHARES = {"least": 0.0, "median": 0.5, "p90": 0.9, "most": 1.0}
 def validate(
     folder: Path, watch: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> list[str]:
-    """One line for everything that is wrong; none where all is well.
+    """One line per fault; empty if the data are valid.
 
-    Held to: manifests and hashes; a picture for every address, with the bytes that its name says; minimal HTML that
-    parses back to itself; every key once; counts that are those of the rows.
+    Checks manifests and hashes, that every picture exists with the bytes of its name, that the minimal HTML parses
+    back to itself, that keys are unique, and that counts equal those of the rows.
     """
     wrong: list[str] = []
     keys: Counter[str] = Counter()
@@ -105,16 +105,16 @@ def validate(
         keys.update(each["key"] for each in rejected)
         counts = json.loads((part / "audit.json").read_text(encoding="utf-8"))["pages"]
         if counts.get("kept", 0) != kept or counts.get("in", 0) != kept + len(rejected):
-            wrong.append(f"{part}: the counts are not those of {REJECTS} and the rows")
+            wrong.append(f"{part}: the counts differ from those of {REJECTS} and the rows")
         watch(done, len(parts), f"{len(wrong)} faults")
-    wrong += [f"{key} is there {count} times" for key, count in keys.items() if count > 1]
+    wrong += [f"{key} occurs {count} times" for key, count in keys.items() if count > 1]
     return wrong
 
 
 def check(
     folder: Path, watch: Callable[[int, int, str], None], warn: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Counts of data that are whole; DataError, after a line to `warn` for each fault, if they are not."""
+    """Counts of valid data; DataError, after one line to `warn` per fault, if they are invalid."""
     wrong = validate(folder, watch)
     for line in wrong:
         warn(line)
@@ -130,11 +130,11 @@ def _row(row: Mapping[str, Any], store: Store, checked: dict[str, str | None]) -
     if render(nodes) != row["html"]:
         wrong.append("the HTML does not parse back to itself")
     if hashlib.sha256(row["html"].encode()).hexdigest() != row["sha256"]:
-        wrong.append("the HTML is not that of its sha256")
+        wrong.append("the HTML does not match its sha256")
     named = {node.src.removeprefix(ADDRESS) for node in nodes if isinstance(node, Picture)}
     listed = {each["sha256"]: each["mime"] for each in row["pictures"]}
     if named != set(listed):
-        wrong.append("the pictures are not those of the HTML")
+        wrong.append("the pictures do not match the HTML")
     for sha256, mime in listed.items():
         if sha256 not in checked:
             checked[sha256] = _picture(store.path(sha256, mime), sha256)
@@ -147,7 +147,7 @@ def _picture(path: Path, sha256: str) -> str | None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         return f"{path.name}: {error.strerror}"
-    return None if found == sha256 else f"{path.name}: its bytes are not those of its name"
+    return None if found == sha256 else f"{path.name}: its content does not match its name"
 
 
 def card(folder: Path) -> str:
@@ -178,8 +178,8 @@ Minimal HTML with pictures by content hash, prepared by cm3kit from a source of 
 |---|---|
 {rows}
 
-{pages.get("opted_out", 0):,} pages that reserve text and data mining or say `noai` were left out; what pages say
-to robots is in the columns `robots`, `tdm` and `tdm_policy`. A page without a licence is not thereby free to use.
+{pages.get("opted_out", 0):,} pages that reserve text and data mining or say `noai` were dropped; the pages' directives
+for robots are in the columns `robots`, `tdm` and `tdm_policy`. A page that declares no licence is not free to use.
 
 ## Columns
 

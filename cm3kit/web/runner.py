@@ -1,4 +1,4 @@
-"""From a source to prepared parts: in this process or several, a shard of them or all, and on from where a run died."""
+"""From a source to prepared parts: in one or several processes, sharded, resumable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLUMNS = ("caption", "url", "image", "text", "html", "texts", "images", "text_l
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be prepared, from where, by which rules, into which folder."""
+    """What is prepared: source, rules and output folder."""
 
     kind: str
     output: Path
@@ -36,11 +36,11 @@ class Job:
 
     @property
     def store(self) -> Store:
-        """Where the pictures go."""
+        """The store of the pictures."""
         return Store(self.output / "pictures")
 
     def part(self, number: int) -> Path:
-        """The folder of a piece's part."""
+        """Folder of the part of a piece."""
         return self.output / "parts" / f"{number:06}"
 
 
@@ -49,22 +49,22 @@ def prepare(
     options: SourceOptions | None = None, shard: tuple[int, int] = (0, 1), workers: int = 0,
     watch: Watch = lambda done, total, note: None, warn: Warn = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Prepare a source, or go on with it: parts that are there are not made again.
+    """Prepare a source, or resume it: finished parts are kept.
 
     Args:
         place: a file, folder or name; see `sources`.
-        kind: of source; `auto` looks at the names of the files.
+        kind: of source; `auto` detects it by file names.
         shard: (i, n): only the pieces i, i + n, i + 2n, …
-        workers: processes; with 0 the pages are read in this one, where a page that hangs or crashes the
-            parser takes the run with it.
+        workers: processes; with 0 the pages are read in this process, and a page that hangs or crashes the parser
+            ends the run.
 
     Returns:
-        Counts of all parts that are there, and how many are `missing`. With none missing, `audit.json` and
-        `report.md` are written.
+        Counts of all finished parts, and how many are `missing`. With none missing, `audit.json` and `report.md`
+        are written.
 
     Raises:
-        ConfigError: the folder was begun with another source or other settings.
-        DataError: the source is not there, or an extra is.
+        ConfigError: the folder belongs to another source or other settings.
+        DataError: the source or a required extra is missing.
     """
     job, pieces = begin(place, output, kind, settings, options)
     index, count = shard
@@ -83,7 +83,7 @@ def begin(
     place: str, output: Path, kind: str = "auto", settings: WebSettings | None = None,
     options: SourceOptions | None = None,
 ) -> tuple[Job, list[Piece]]:  # fmt: skip
-    """The job of a folder and its pieces; written down, or held to what is. See `prepare`."""
+    """The job of a folder and its pieces; saved, or compared with the saved one. See `prepare`."""
     need("pyarrow", "web", "Writing records")
     sources = load_sources()
     kind = detect(place) if kind == "auto" else kind
@@ -95,7 +95,7 @@ def begin(
 
 
 def finish(job: Job, pieces: int) -> dict[str, Any]:
-    """Counts of the parts that are there; with all of them there, write `audit.json` and `report.md`."""
+    """Counts of the finished parts; once all are finished, write `audit.json` and `report.md`."""
     from cm3kit.web.report import report
 
     missing = sum(not job.part(number).is_dir() for number in range(pieces))
@@ -107,7 +107,7 @@ def finish(job: Job, pieces: int) -> dict[str, Any]:
 
 
 def settings_of(preset: str, config: Sequence[Path], overrides: Sequence[str]) -> WebSettings:
-    """Rules by a preset, then YAML files, then `a.b=c`; ConfigError for unknown names."""
+    """Rules from a preset, then YAML files, then `a.b=c`; ConfigError for unknown names."""
     if preset not in PRESETS:
         raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}.", code="unknown_name")
     return resolve(WebSettings, [PRESETS[preset], *map(read_yaml, config)], overrides)
@@ -122,7 +122,7 @@ def shard_of(text: str) -> tuple[int, int]:
 
 
 def columns_of(given: Sequence[str]) -> dict[str, str]:
-    """Columns by the names that rows know, of `NAME=THEIRS`; ConfigError (bad_value) for what is none."""
+    """Map of column names from `NAME=THEIRS`; ConfigError (bad_value) for malformed or unknown ones."""
     found = {}
     for each in given:
         name, sign, theirs = each.partition("=")
@@ -135,7 +135,7 @@ def columns_of(given: Sequence[str]) -> dict[str, str]:
 
 
 def _write_down(job: Job, place: str, pieces: list[Piece]) -> None:
-    """Write down what the folder is for, or refuse it where it is for something else."""
+    """Save the job of the folder, or refuse a folder of another job."""
     listed = hashlib.sha256(json.dumps([asdict(each) for each in pieces]).encode("utf-8", "replace"))
     said = {
         "source": place, "kind": job.kind, "options": asdict(job.options), "pieces": len(pieces),
@@ -154,7 +154,7 @@ def _write_down(job: Job, place: str, pieces: list[Piece]) -> None:
     ]
     if other:
         raise ConfigError(
-            f"{job.output} was begun with another {other[0].replace('_sha256', '')}; choose another --output.",
+            f"{job.output} was started with another {other[0].replace('_sha256', '')}; choose another --output.",
             code="bad_config",
         )
     sweep(job.output / "parts")
@@ -180,11 +180,11 @@ def run_piece(
     given_up: Mapping[str, str],
     at: Callable[[str], None] = lambda key: None,
 ) -> dict[str, Any] | None:
-    """Make one part; None where another process was quicker.
+    """Write one part; None if another process published it first.
 
     Args:
         given_up: keys of pages that are not tried again, and the reasons.
-        at: hears the key of each page before it is read, and "" after it.
+        at: called with the key of each page before it is read, and with "" after it.
     """
     source = load_sources()[job.kind]()
     try:

@@ -1,4 +1,4 @@
-"""What is kept of a page and of its pictures; the defaults are CM3's (arXiv:2201.07520, sec. 3.1)."""
+"""Rules for pages and pictures; the defaults are CM3's (arXiv:2201.07520, sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ METAS = (
 
 
 class PageRules(Settings):
-    """Which pages are kept, and what of them.
+    """Rules for pages.
 
     Attributes:
-        max_broken: largest share of characters that the page's encoding cannot say.
-        languages: primary language tags, such as `en`; empty keeps all, and so does a page that names none.
-        detect: go by the language of the text: `never`, where a page does not name one (`unsaid`), or `always`.
-        drop: CSS selectors of what is removed with all that is in it, unless it holds more than
+        max_broken: largest share of characters that are invalid in the page's encoding.
+        languages: primary language tags, such as `en`; empty keeps all; pages that declare none are kept.
+        detect: detect the language from the text: `never`, if the page declares none (`unsaid`), or `always`.
+        drop: CSS selectors of elements that are removed with their content, unless they hold more than
             `drop_share` of the page's text.
-        elements: for a tag, `drop` it with what is in it, or `unwrap` it.
-        attributes: what is kept of the attributes of minimal HTML.
-        metas: names, properties (with `*`) of `<meta>` that are kept.
-        links: `href` as it is; of wiki pages the page's name alone (`entity`); only `title`; or neither.
-        min_text: a block is dropped unless some text in it has as many characters; `min_text_list` is for
+        elements: per tag, `drop` it with its content, or `unwrap` it.
+        attributes: attributes of minimal HTML that are kept.
+        metas: names and properties (with `*`) of `<meta>` that are kept.
+        links: keep `href`; for wiki pages only the page's name (`entity`); only `title`; or neither.
+        min_text: a block is dropped unless one of its texts has this many characters; `min_text_list` is for
             lists and tables. Blocks with pictures, titles and headings stay. HTLM's are 128 and 64.
         min_ratio: least share of text in the minimal HTML (HTLM's is 0.46).
         min_chars: least characters of text on a page without a picture.
         need_picture: drop pages without a picture.
-        opt_out: what happens to pages that reserve text and data mining, or say `noai`.
+        opt_out: drop or keep pages that reserve text and data mining, or declare `noai`.
     """
 
     max_bytes: int = Field(16 * 2**20, ge=1, le=16 * 2**20)
@@ -73,15 +73,15 @@ class PageRules(Settings):
 
 
 class PictureRules(Settings):
-    """Which pictures are kept, and how they are stored.
+    """Rules for pictures.
 
     Attributes:
         size: length of the shorter side in pixels (`whole`: the longest of the longer side).
-        fit: the square that is cut out: the middle, or a place drawn from the picture's own hash; or all of it.
-        min_side: a smaller picture is dropped, as is one more than `max_aspect` times as long as wide.
-        most: pictures of one page.
-        missing: a picture that is dropped leaves its `alt`, or nothing.
-        alt_from: where `alt` is empty, the first of these that is there: `title`, `aria-label`, `figcaption`.
+        fit: crop the middle square or one at a position derived from the picture's hash, or keep all of it.
+        min_side: smaller pictures are dropped, and those with an aspect ratio above `max_aspect`.
+        most: limit of pictures per page.
+        missing: keep the `alt` of a dropped picture, or drop it too.
+        alt_from: sources for an empty `alt`, in order: `title`, `aria-label`, `figcaption`.
         quality: of WebP and JPEG; WebP at 100 is lossless.
     """
 
@@ -97,10 +97,10 @@ class PictureRules(Settings):
 
 
 class WebSettings(Settings):
-    """How pages become records.
+    """Settings of the conversion of pages to records.
 
-    `seconds` of the processor (of the clock six times that) and `memory_mb` are what one page may take before its
-    worker is ended and it is given up.
+    `seconds` of CPU time (six times that of wall time) and `memory_mb` are limits per page; beyond them its worker is
+    ended and the page is dropped.
     """
 
     page: PageRules = PageRules()
@@ -113,4 +113,4 @@ HTLM: dict[str, Any] = {
     "page": {"min_text": 128, "min_text_list": 64, "min_ratio": 0.46, "languages": ["en"]}
 }
 PRESETS: dict[str, dict[str, Any]] = {"cm3": {}, "htlm": HTLM}
-"""Starting points by name: CM3's rules, and the thresholds of HTLM (arXiv:2107.06955, sec. 2.1)."""
+"""Presets: CM3's rules, and the thresholds of HTLM (arXiv:2107.06955, sec. 2.1)."""

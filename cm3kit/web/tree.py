@@ -1,4 +1,4 @@
-"""Edits to the tree of a page before it is thinned out: boilerplate, links, metas, addresses of pictures."""
+"""Edits to the tree of a page before minimisation: boilerplate, links, metas, addresses of pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNSAFE = ("javascript:", "vbscript:", "data:", "file:", "#")
 
 
 def edit(tree: Any, rules: PageRules) -> None:
-    """Remove what the rules say, in place."""
+    """Apply the rules in place."""
     total = len(tree.text)
     for found in tree.select(",".join(rules.drop)) if rules.drop else ():
         if len(found.text) <= rules.drop_share * total and found.tag not in ("html", "body"):
@@ -36,7 +36,7 @@ def edit(tree: Any, rules: PageRules) -> None:
         if not wanted.match(str(name).lower()):
             meta.decompose()
     for link in tree.find_all("a"):
-        # Most links that are kept as they are can be told apart by a look.
+        # A cheap test finds most links that stay unchanged.
         if rules.links != "keep" or ":" in (href := link.attr("href") or "") or "#" in href:
             _link(link, rules.links)
 
@@ -68,7 +68,7 @@ def _link(link: Any, how: str) -> None:
 def pictures(tree: Any, rules: PictureRules, url: str) -> list[tuple[str, ...]]:
     """Number the pictures of a page (`src="cm3://0"`, …), and return for each the addresses to try, best first.
 
-    What `alt_from` names is written into an empty `alt`. See `addresses_of`.
+    An empty `alt` is filled from `alt_from`. See `addresses_of`.
     """
     base = base_of(tree, url)
     found: list[tuple[str, ...]] = []
@@ -96,7 +96,7 @@ def _alt(image: Any, sources: tuple[str, ...]) -> str:
 
 
 def rights(tree: Any, headers: Mapping[str, str]) -> dict[str, str]:
-    """What a page and its HTTP headers say of language, licence, robots and text and data mining."""
+    """Language, licence, robots and text-and-data-mining fields of a page and its HTTP headers."""
     named: dict[str, list[str]] = {}
     for meta in tree.find_all("meta"):
         name = str(meta.attr("name") or meta.attr("property") or meta.attr("http-equiv") or "").lower()
@@ -122,5 +122,5 @@ def rights(tree: Any, headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def opted_out(found: Mapping[str, str]) -> bool:
-    """Whether `rights` reserve text and data mining (TDMRep), or robots are told `noai`."""
+    """Whether `rights` reserve text and data mining (TDMRep), or contain `noai`."""
     return found["tdm"].strip() == "1" or "noai" in re.split(r"[\s,:]+", found["robots"])

@@ -1,4 +1,4 @@
-"""Addresses in one spelling, so that those of a page and those of an archive can be compared."""
+"""URL normalisation, to compare URLs of pages and archives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PORTS = {"http": 80, "https": 443, "ftp": 21}
 
 
 def normal(url: str) -> str:
-    """An address as RFC 3986 (sec. 6.2.2 and 6.2.3) and WHATWG's URL standard spell it.
+    """Normalise a URL by RFC 3986 (sec. 6.2.2 and 6.2.3) and WHATWG's URL standard.
 
-    Brackets around it (as wget writes them), the fragment, a port that goes without saying and needless escapes go;
-    scheme and host are written small, what is no ASCII is escaped, `.` and `..` are taken back.
+    Removes angle brackets (as wget writes them), the fragment, a default port and needless escapes; lowercases scheme
+    and host, escapes non-ASCII characters, and resolves `.` and `..`.
 
     >>> normal("<HTTP://E.org:80/a/../b%7e%c3%bc ü?x#top>")
     'http://e.org/b~%C3%BC%20%C3%BC?x'
@@ -45,5 +45,5 @@ def _escaped(text: str) -> str:
         char = chr(int(found[1], 16))
         return char if char in _UNRESERVED else f"%{found[1].upper()}"
 
-    # A percent sign that escapes nothing stays as it is, as in browsers.
+    # A percent sign that is no escape is unchanged, as in browsers.
     return quote(_ESCAPE.sub(plain, text), safe="%/:?#[]@!$&'()*+,;=|~", errors="surrogatepass")

@@ -1,7 +1,7 @@
-"""Processes that make parts, watched: a page that hangs, or takes its process down, is given up and named.
+"""Worker processes that prepare parts: a page that hangs or crashes its process is dropped with a reason.
 
-A worker reports every page before it reads it. If the process dies or stays with one page for too long, the part
-is made again by a new process without that page. When the run itself is killed, its workers end at their next page.
+A worker reports every page before it reads it. If the process dies or spends too long on one page, a new process
+prepares the part again without that page. When the parent is killed, its workers end at their next page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
 _SOURCE_SECONDS = 900.0  # to find the next page, in a large archive
 _DEATHS = 3
-_PATIENCE = 6.0  # times the limit of a page on the clock, where the process hardly got to run
+_PATIENCE = 6.0  # times the limit of a page in wall time, for a process that got little CPU time
 
 
 @dataclass
@@ -41,7 +41,7 @@ class _Worker:
 def run_in_processes(
     job: Job, todo: list[tuple[int, Piece]], workers: int, warn: Warn
 ) -> Iterator[dict[str, Any]]:
-    """Make the parts of `todo`, and yield the counts of each as it is done."""
+    """Prepare the parts of `todo`, and yield the counts of each when it is done."""
     waiting = list(reversed(todo))
     given_up: dict[int, dict[str, str]] = {}
     deaths: dict[int, int] = {}
@@ -79,9 +79,9 @@ def run_in_processes(
 
 
 def _late(worker: _Worker, seconds: float) -> bool:
-    """Whether a worker is at its page, or on the way to one, for too long.
+    """Whether a worker exceeds the time limit of its page, or of finding the next one.
 
-    A page may take so many seconds of the processor, so that a busy machine gives up the same pages as a quiet one.
+    The limit is in CPU time, so that a busy machine drops the same pages as an idle one.
     """
     waited = time.monotonic() - worker.since
     if not worker.key:
@@ -92,7 +92,7 @@ def _late(worker: _Worker, seconds: float) -> bool:
 
 
 def _processor_time(process: int) -> float:
-    """Seconds that a process has run; the clock where the system does not say."""
+    """CPU seconds of a process; wall time if the system does not report them."""
     try:
         with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
             user, system = file.read().rpartition(")")[2].split()[11:13]
@@ -102,7 +102,7 @@ def _processor_time(process: int) -> float:
 
 
 def _start(job: Job) -> _Worker:
-    # spawn: a fork would carry over locks that other threads hold.
+    # spawn: a fork would copy locks that other threads hold.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_work, args=(there, job), daemon=True)
@@ -115,7 +115,7 @@ def _give(worker: _Worker, waiting: list[tuple[int, Piece]], given_up: dict[int,
     worker.piece, worker.key, worker.since = None, "", time.monotonic()
     if waiting:
         worker.number, worker.piece = waiting.pop()
-        with suppress(OSError):  # one that is dead already is found when it is listened to
+        with suppress(OSError):  # a dead worker is noticed when its pipe is read
             worker.pipe.send((worker.number, worker.piece, given_up.get(worker.number, {})))
 
 
@@ -127,13 +127,13 @@ def _replace(
     deaths: dict[int, int],
     warn: Warn,
 ) -> None:
-    """End a worker, and have a new one make the same part without the page that it was at."""
+    """End a worker, and start a new one on the same part without the current page."""
     worker.process.kill()
     worker.process.join()
     worker.pipe.close()
     number, piece = worker.number, worker.piece
     if worker.key:
-        warn(f"{worker.key} is given up: {reason}")
+        warn(f"{worker.key} is dropped: {reason}")
         given_up.setdefault(number, {})[worker.key] = reason
     else:
         deaths[number] = deaths.get(number, 0) + 1
@@ -146,7 +146,7 @@ def _replace(
 
 
 def _work(pipe: Connection, job: Job) -> None:
-    """The life of a worker: parts as they are given, until the pipe closes."""
+    """Main loop of a worker: prepare parts until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit = job.settings.memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -166,7 +166,7 @@ def _work(pipe: Connection, job: Job) -> None:
 
 
 def _plain(error: BaseException) -> Exception:
-    """The error itself where it is a user's; of another its name and line, since not every one survives a pipe."""
+    """A user's error itself; for others their name and message, since not every exception can be pickled."""
     if isinstance(error, Cm3kitError):
         return error
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,4 +1,4 @@
-"""Pages to integers and back. Knows nothing of models."""
+"""Pages to ids and back, independent of models."""
 
 from __future__ import annotations
 

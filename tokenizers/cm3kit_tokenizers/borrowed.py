@@ -1,7 +1,7 @@
-"""Text tokenizers of other people's models: the same tokens for the same text, without special tokens.
+"""Text tokenizers of other models: the same tokens for the same text, without special tokens.
 
-GPT-2, Llama 3, Qwen, OLMo, SmolLM and others spell text in bytes, as ours does. Their words are cut by other
-expressions and their merges are their own; everything else is as in `text.TextTokenizer`.
+GPT-2, Llama 3, Qwen, OLMo, SmolLM and others are byte-level too. Their word splitting and merges differ; everything
+else is as in `text.TextTokenizer`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from cm3kit_tokenizers.text import TextTokenizer, byte_letters, plain_steps, spl
 
 
 def borrow(saved: str, name: str, without: Collection[str] = ()) -> tuple[TextTokenizer, list[int | None]]:
-    """A text tokenizer from somebody's `tokenizer.json`, and which id of theirs each of its ids is.
+    """A text tokenizer from a Hugging Face `tokenizer.json`, and the original id of each of its ids.
 
-    Bytes that their vocabulary lacks (SmolLM2 has 235 of 256) come last, as ids of their own that are none of theirs.
+    Bytes that the original vocabulary lacks (SmolLM2 has 235 of 256) are appended, with the original id None.
 
-    Special and added tokens are left out, so that no text can reach them, and the ids close up. A normalizer is
-    left out too, as text ↔ ids has to be without loss: text that theirs would change gets other tokens.
+    Special and added tokens are removed, so that no text can produce them, and the ids are renumbered. A normalizer
+    is removed too, as text ↔ ids must be lossless: text that it would change gets other tokens.
 
     Args:
         saved: the JSON of a Hugging Face tokenizer.
-        name: what errors call it.
+        name: its name in errors.
         without: tokens that stand for other things than text, such as codes of pictures.
 
     Raises:
-        ModelError: it is no byte-level BPE (`bad_checkpoint`).
+        ModelError: it is not a byte-level BPE (`bad_checkpoint`).
     """
     theirs: dict[str, Any] = json.loads(saved)
     model, cutter = theirs["model"], _without_loss(theirs.get("pre_tokenizer"))
     if model.get("type") != "BPE" or not splits_into_bytes(cutter):
         raise ModelError(
-            f"the tokenizer of {name} is no byte-level BPE, so its tokens cannot become ours; keep the recipe's own"
+            f"the tokenizer of {name} is not a byte-level BPE and cannot be converted; keep the recipe's own"
             " with --set warm.text=recipe.",
             code="bad_checkpoint",
         )
@@ -61,9 +61,9 @@ def borrow(saved: str, name: str, without: Collection[str] = ()) -> tuple[TextTo
 
 
 def _without_loss(cutter: Any) -> Any:
-    """The same cutter, which keeps what its expressions do not match as words of their own.
+    """The same pre-tokenizer, which keeps text between matches as separate words.
 
-    GPT-4's and LLaDA's remove what is between matches; their expressions match all of a text, so nothing changes.
+    GPT-4's and LLaDA's remove text between matches; their expressions match all of a text, so nothing changes.
     """
     if not isinstance(cutter, dict):
         return cutter
@@ -74,7 +74,7 @@ def _without_loss(cutter: Any) -> Any:
 
 
 def _pair(merge: str | list[str]) -> list[str]:
-    """A merge as two tokens; older files hold them in one string."""
+    """A merge as two tokens; older files store them in one string."""
     return merge.split(" ") if isinstance(merge, str) else list(merge)
 
 
@@ -83,7 +83,7 @@ def _usable(pair: list[str], vocab: dict[str, int]) -> bool:
 
 
 def _without_prefix(cutter: dict[str, Any]) -> dict[str, Any]:
-    """The same cutter, which writes no space of its own before a text."""
+    """The same pre-tokenizer without a prefix space."""
     if cutter["type"] == "Sequence":
         return cutter | {"pretokenizers": [_without_prefix(each) for each in cutter["pretokenizers"]]}
     return cutter | {"add_prefix_space": False} if cutter["type"] == "ByteLevel" else cutter

@@ -1,4 +1,4 @@
-"""Files that are something else than their names say: what they really are, and what to do."""
+"""Detect the real type of files whose content does not match their name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _PAGE = re.compile(
     rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)[\s>]", re.I | re.S
 )
 _KINDS = (
-    (b"\x1f\x8b", "is packed by gzip; unpack it"),
-    (b"BZh", "is packed by bzip2; unpack it"),
-    (b"\xfd7zXZ\0", "is packed by xz; unpack it"),
-    (b"\x28\xb5\x2f\xfd", "is packed by zstd; unpack it"),
-    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive; unpack it"),
+    (b"\x1f\x8b", "is compressed with gzip; decompress it"),
+    (b"BZh", "is compressed with bzip2; decompress it"),
+    (b"\xfd7zXZ\0", "is compressed with xz; decompress it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd; decompress it"),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive; extract it"),
     (b"%PDF-", "is a PDF file"),
 )
 
 
 def disguise(head: bytes) -> str:
-    """What a file really is, by its first bytes, as the end of a sentence; "" where nothing is known.
+    """The real type of a file by its first bytes, as the end of a sentence; "" if unknown.
 
     >>> disguise(b"version https://git-lfs.github.com/spec/v1\\noid sha256:0")
     'is a git-lfs pointer, not the file itself; get it with: git lfs pull'
@@ -32,12 +32,12 @@ def disguise(head: bytes) -> str:
     if re.match(rb'\s*\{\s*"(?:error|message|detail)"', head[:200]):
         return "is an error message in JSON; download the file again"
     if head[257:262] == b"ustar":
-        return "is a tar archive; unpack it and give one of its members"
+        return "is a tar archive; extract it and give one of its members"
     return next((what for start, what in _KINDS if head.startswith(start)), "")
 
 
 def disguised(path: Path) -> str:
-    """`disguise` of a file; "" where it cannot be read."""
+    """`disguise` of a file; "" if it cannot be read."""
     try:
         with path.open("rb") as file:
             return disguise(file.read(4096))

@@ -1,7 +1,7 @@
 """A page in its training form: CM3's minimal HTML as a flat sequence of nodes (arXiv:2201.07520, sec. 3.1).
 
-Text is unescaped here; escaping happens where text is written back into bytes, so generated text
-can never open a tag or leave an attribute value.
+Text is unescaped here; it is escaped when it is written as bytes, so generated text can never open a tag
+or leave an attribute value.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 GapKind = Literal["content", "attribute", "image"]
 MOST_SIZE = 9999
-"""The largest size that can be wished for a gap."""
+"""The largest size that can be requested for a gap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,9 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture not yet encoded: the address in `src`, and the region that is missing, if any.
+    """A picture before encoding: the address in `src`, and the missing region, if any.
 
-    `box` is (x, y, width, height) in pixels of the picture itself; `gap` is the index of the gap
-    that the box belongs to.
+    `box` is (x, y, width, height) in pixels of the picture; `gap` is the index of the box's gap.
     """
 
     src: str
@@ -50,11 +49,11 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A hole to fill.
+    """A gap to fill.
 
-    `length` is the exact number of ids, or None where the decoder finds the end itself. The missing
-    region of a picture is several runs of codes, told apart by `part`. `size` is about how many ids are
-    wished for, which nothing holds the decoder to.
+    `length` is the exact number of ids, or None if the decoder determines the end. The missing region of
+    a picture is several runs of codes, distinguished by `part`. `size` is the approximate number of ids
+    that is requested; the decoder may write more or fewer.
     """
 
     index: int
@@ -67,4 +66,4 @@ class Gap:
 Node = Markup | Text | Image | Picture | Gap
 
 Piece = Node | str
-"""A node, or a text as a plain string, which is much cheaper to make than a `Text`."""
+"""A node, or a text as a plain string, which is much cheaper to create than a `Text`."""

@@ -1,26 +1,26 @@
-"""Errors that a user can cause: one line each, with a code that is registered here and nowhere else."""
+"""Errors that a user can cause: one line each, with a code that is registered here."""
 
 from __future__ import annotations
 
 from asyncio.exceptions import CancelledError
 
 ERROR_CODES: dict[str, str] = {
-    "no_file": "a file or folder that was named does not exist",
-    "empty_file": "a file that was named holds nothing",
+    "no_file": "the given file or folder does not exist",
+    "empty_file": "the given file is empty",
     "unreadable_file": "a file exists but cannot be read",
     "not_html": "a page is not text in an encoding that keeps ASCII bytes as they are",
     "page_too_large": "a page is over the size limit",
     "page_too_deep": "elements of a page are nested deeper than the limit",
     "no_mask": "a page has no gap to fill",
-    "gap_place": "a gap stands where it cannot be filled",
+    "gap_place": "a gap is at a place that cannot be filled",
     "gap_overlap": "two gaps share bytes",
-    "offline": "something lies elsewhere, and the network cannot be used or reached",
+    "offline": "a resource is not on this machine, and the network is unavailable or disabled",
     "bad_selector": "a CSS selector is malformed or selects nothing",
     "bad_box": "the box of a picture region is malformed or outside the picture",
     "bad_picture": "a picture cannot be decoded or is over a limit",
     "picture_outside": "a picture's address leaves the page's folder",
     "unknown_model": "no model of that name or path",
-    "untrusted_model": "a recipe names a model that does not ship",
+    "untrusted_model": "a recipe names a model that is not shipped with cm3kit",
     "bad_checkpoint": "a checkpoint is incomplete or does not fit its configuration",
     "bad_config": "a configuration value or key is wrong",
     "unknown_name": "a name is not registered",
@@ -32,19 +32,19 @@ ERROR_CODES: dict[str, str] = {
     "cannot_write": "an output cannot be written",
     "missing_extra": "an optional package is needed",
     "broken_package": "an installed package cannot be imported",
-    "no_recipe": "a file does not tell how it was made",
+    "no_recipe": "a file does not record how it was made",
     "bad_data": "a data file is missing or malformed",
-    "not_finite": "training met a value that is not finite",
-    "unstable": "the loss of training jumped",
+    "not_finite": "training produced a value that is not finite",
+    "unstable": "the training loss jumped",
     "interrupted": "stopped by the user",
     "no_memory": "the machine has too little memory",
     "usage": "the command line is malformed",
-    "internal": "a failure that is a bug of cm3kit",
+    "internal": "a bug in cm3kit",
 }
 
 
 def in_a_line(error: BaseException, most: int = 240) -> str:
-    """What another library's error says, on one line; a long one ends with a whole word and an ellipsis."""
+    """The message of another library's error on one line, truncated at a word with an ellipsis."""
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= most else f"{line[: most - 1].rsplit(' ', 1)[0]} …"
 
@@ -67,7 +67,7 @@ class Cm3kitError(Exception):
         return f"{self.args[0]} [{self.code}]"
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickled with its code, so that an error of a worker is the same error elsewhere."""
+        """Pickle the code too, so that an error of a worker keeps it in the parent process."""
         return _again, (type(self), self.args[0], self.code)
 
 
@@ -76,15 +76,15 @@ def _again(kind: type[Cm3kitError], message: str, code: str) -> Cm3kitError:
 
 
 def stops(error: BaseException) -> bool:
-    """Whether an exception is to end the program, and is not the trouble of what was being done.
+    """Whether an exception ends the program, instead of only failing the current operation.
 
-    Packages in Rust panic with exceptions that are no `Exception`, and mean no more by it.
+    Panics of Rust packages derive from `BaseException`, but only fail the operation.
     """
     return isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError | CancelledError)
 
 
 def as_exception(error: BaseException) -> Exception:
-    """The exception, or one that says the same where it is no `Exception`."""
+    """The exception itself, or a RuntimeError with its message if it is not an `Exception`."""
     return error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
 
 

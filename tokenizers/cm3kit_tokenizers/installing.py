@@ -1,4 +1,4 @@
-"""How an extra is installed, as it works where cm3kit runs from."""
+"""The pip command for extras, for an installed package or a checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra: from the checkout that this runs from, else from the index."""
+    """The command that installs an extra: from the current checkout, else from the package index."""
     if not (CHECKOUT / "pyproject.toml").is_file():
         return f"pip install 'cm3kit[{extra}]'"
     return f"pip install '{'.' if Path.cwd() == CHECKOUT else CHECKOUT}[{extra}]'"

@@ -1,4 +1,4 @@
-"""A page: its source bytes, and the gaps in it. Filling a gap replaces that byte range and nothing else."""
+"""A page: its source bytes and its gaps. Filling a gap replaces only its byte range."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Page:
     """Source bytes and the gaps in them, in source order.
 
     Args:
-        data: the page as it was read.
-        base: the folder that relative picture addresses start from.
+        data: the source bytes.
+        base: the folder to which picture addresses are relative.
         codec: Python's name of the page's encoding.
-        gaps: what is to be filled.
-        root: the folder of the site, which addresses that begin with `/` start from, and below which pictures may
-            lie; unless given, the page's own.
-        notes: what was left out while the gaps were pointed at, a line each.
-        covers: what would hide a drawn picture, and is taken away with it (see `uncovered`).
+        gaps: the gaps to fill.
+        root: the folder of the site, to which addresses that begin with `/` are relative and which pictures must not
+            leave; by default the page's own.
+        notes: matches that were skipped while selecting gaps, one line each.
+        covers: byte ranges that would hide a generated picture and are removed with it (see `uncovered`).
     """
 
     data: bytes = field(repr=False)
@@ -71,10 +71,10 @@ class Page:
         """Read a page and the `<mask>`s written in it.
 
         Args:
-            base: the page's folder. root: see `Page`; where there is no page's folder, it is one.
+            base: the page's folder, by default `root`. root: see `Page`.
 
         Raises:
-            PictureError: picture_outside where `root` does not hold `base`.
+            PictureError: picture_outside if `base` is not below `root`.
             PageError: empty_file, page_too_large (16 MiB), page_too_deep (500 elements), not_html, gap_place.
         """
         text = view(data)
@@ -87,7 +87,7 @@ class Page:
         return page
 
     def site(self) -> Callable[[str], bytes]:
-        """What opens the page's pictures by their addresses; `data:` alone where the page has no folder."""
+        """Opens the page's pictures by their addresses; only `data:` URLs if the page has no folder."""
         if self.base is None:
             return partial(resolve_src, base=None)
         return Site(self.base, self.root, links=self.root is not None)
@@ -95,7 +95,7 @@ class Page:
     def select(self, css: str) -> Page:
         """This page with a further gap for every match of a selector.
 
-        `p.intro` empties those elements, `img.hero@alt` an attribute (inserted where it is missing),
+        `p.intro` selects the content of those elements, `img.hero@alt` an attribute (inserted if missing),
         `img` the whole picture.
 
         Raises:
@@ -110,7 +110,7 @@ class Page:
 
         Raises:
             PageError: bad_selector, bad_box, gap_overlap.
-            PictureError: where the picture itself cannot be read.
+            PictureError: if the picture cannot be read.
         """
         text = view(self.data)
         gap, src = region_gap(text, without_gaps(text, self.gaps), name, box, self.codec)
@@ -119,10 +119,10 @@ class Page:
         return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
 
     def words(self, start: int, end: int) -> Page:
-        """This page with a gap for the text at bytes `start:end`, widened to whole elements where it cuts through some.
+        """This page with a gap for the text at bytes `start:end`, extended to elements that it cuts through.
 
         Raises:
-            PageError: gap_place where no words can stand or an element has no end, gap_overlap.
+            PageError: gap_place if there can be no text or an element has no end, gap_overlap.
         """
         text = view(self.data)
         gap = words_gap(text, without_gaps(text, self.gaps), start, end)
@@ -132,8 +132,8 @@ class Page:
         """This page with a gap for the picture whose tag starts at byte `offset`, or for a box (x, y, w, h) of it.
 
         Raises:
-            PageError: bad_selector where no picture starts, bad_box, gap_overlap.
-            PictureError: where there is a box, and the picture itself cannot be read.
+            PageError: bad_selector if no picture starts there, bad_box, gap_overlap.
+            PictureError: if there is a box and the picture cannot be read.
         """
         text = view(self.data)
         gap, src = picture_gap(text, without_gaps(text, self.gaps), offset, box, self.codec)
@@ -142,18 +142,18 @@ class Page:
         return replace(self, gaps=tuple(in_order(text, [*self.gaps, gap])))
 
     def sized(self, sizes: Mapping[int, int]) -> Page:
-        """This page with the sizes that are wished for its gaps, by their index, in tokens: as `<mask size=12>`.
+        """This page with requested sizes of gaps, by index, in tokens: as `<mask size=12>`.
 
         Raises:
-            PageError: bad_value for a size that is none, gap_place for a picture's, which has its own.
-            KeyError: for an index that is no gap's.
+            PageError: bad_value for an invalid size, gap_place for a picture, whose size is fixed.
+            KeyError: for an index without a gap.
         """
         gaps = list(self.gaps)
         for index, size in sizes.items():
             if not 0 <= index < len(gaps):
                 raise KeyError(f"no gap {index}; the page has {len(gaps)}")
             if gaps[index].kind == "image":
-                raise PageError(f"Gap {index} has the size of its picture; give none.", code="gap_place")
+                raise PageError(f"Gap {index} has the size of its picture; omit the size.", code="gap_place")
             if not 1 <= size <= MOST_SIZE:
                 raise PageError(
                     f"Gap {index} of {size} tokens; give a size from 1 to {MOST_SIZE:,}.", code="bad_value"
@@ -162,7 +162,7 @@ class Page:
         return replace(self, gaps=tuple(gaps))
 
     def _check_box(self, name: str, src: str, box: Box) -> None:
-        """Refuse a box that leaves the picture (`bad_box`)."""
+        """Refuse a box that is not inside the picture (`bad_box`)."""
         data = self._opened(src)
         width, height = picture_size(data)
         patchable(data)
@@ -173,7 +173,7 @@ class Page:
             )
 
     def _opened(self, src: str) -> bytes:
-        """The picture of a `src`, by the first of its addresses that is there; PictureError for the last of them."""
+        """The picture of a `src`, by its first existing address; PictureError of the last address otherwise."""
         site, text = self.site(), view(self.data)
         *tried, last = plain_addresses(src, base_of(parse_tree(text, False))) or (src,)
         for address in tried:
@@ -182,41 +182,41 @@ class Page:
         return site(last)
 
     def uncovered(self) -> Page:
-        """This page, with what would hide each drawn picture taken away: `srcset`, lazy addresses and `<source>`s.
+        """This page without the attributes that hide generated pictures: `srcset`, lazy addresses and `<source>`s.
 
-        Browsers show those and not `src`, which is where a picture is drawn.
+        Browsers show those instead of `src`, to which a generated picture is written.
         """
         text = view(self.data)
         spans = [span for each in covers_of(text, self._pointed(text), self.gaps) for span in each.spans]
         return replace(self, covers=tuple(sorted(set(spans))))
 
     def covered(self) -> tuple[str, ...]:
-        """A line for each drawn picture that browsers would not show, since something else says what to show."""
+        """A line per generated picture that browsers would not show, since other attributes override `src`."""
         if self.covers:
             return ()
         text = view(self.data)
         return tuple(
-            f"Line {each.gap.line}: the picture is drawn into src, and browsers show that of"
-            f" {' and '.join(each.names)}; take it away, or give --uncover."
+            f"Line {each.gap.line}: the picture is written to src, but browsers show that of"
+            f" {' and '.join(each.names)}; remove it, or give --uncover."
             for each in covers_of(text, self._pointed(text), self.gaps)
         )
 
     def _pointed(self, text: str) -> Any:
-        """The tree, written gaps as text."""
+        """The tree with written gaps as text."""
         return without_gaps(text, self.gaps)
 
     def nodes(
         self, usable: Callable[[str], bool] = keep_all, unopened: list[Unopened] | None = None
     ) -> list[Node]:
-        """The page as CM3's minimal HTML, gaps where they stand.
+        """The page as CM3's minimal HTML, with its gaps in place.
 
         Args:
-            usable: says of a picture's address whether it is used; the first of a picture's addresses that is
-                becomes its `src` (see `html.addresses`).
-            unopened: is given the pictures of which no address is used.
+            usable: whether a picture's address is used; the first such address of a picture becomes its `src`
+                (see `html.addresses`).
+            unopened: called with the pictures without a used address.
 
         Raises:
-            PageError: gap_place for a gap that minimal HTML has no room for.
+            PageError: gap_place for a gap that minimal HTML drops.
         """
         parts: list[str] = []
         at = 0
@@ -236,15 +236,15 @@ class Page:
         return text.removeprefix("\ufeff") if start == 0 else text
 
     def splice(self, fills: Mapping[int, Fill], image_src: Callable[[Image], str] | None = None) -> bytes:
-        """The page's bytes with some gaps filled; every other byte is the source's.
+        """The page's bytes with some gaps filled; all other bytes are unchanged.
 
         Args:
             fills: by gap index: unescaped text; nodes of minimal HTML for a content gap; for a picture its
-                new address, or the bytes of a PNG, written as a data: address.
-            image_src: gives the address of an `Image` among the nodes.
+                new address, or the bytes of a PNG, written as a data: URL.
+            image_src: returns the address of an `Image` among the nodes.
 
         Raises:
-            KeyError: for an index that is no gap's.
+            KeyError: for an index without a gap.
         """
         return self.splice_spans(fills, image_src)[0]
 

@@ -1,4 +1,4 @@
-"""Redraw a box of a picture: every pixel outside of it keeps its value, the picture its mode and depth."""
+"""Replace a box of a picture: pixels outside of it, mode and bit depth are unchanged."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ Box = tuple[int, int, int, int]
 
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _PNG = b"\x89PNG\r\n\x1a\n"
-# How the values of pixels are shown; they go before the palette and the pixels.
+# Chunks on the display of pixel values; they precede the palette and the pixels.
 _COLOURS = (b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI")
 _NO_ALPHA = 128
 
 
 def patchable(data: bytes) -> Image.Image:
-    """The first and only frame of a picture as its file has it, upright.
+    """The only frame of a picture in its own mode, upright.
 
     Raises:
-        PictureError: bad_picture for one that has several frames, or of which a PNG cannot keep mode and depth.
+        PictureError: bad_picture for several frames, or a mode or bit depth that a PNG cannot keep.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = open_picture(data)
-        # What else a JPEG file of several pictures holds is never shown.
+        # Further pictures in a JPEG file are never shown.
         frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
         if frames > 1:
-            raise _refused(f"has {frames} frames, and the others would be lost")
+            raise _refused(f"has {frames} frames, and only one would be kept")
         if (depth := _depth(data)) > 8 and image.mode != "I;16":
-            raise _refused(f"has {depth} bits a channel, which would become 8")
+            raise _refused(f"has {depth} bits per channel, which would become 8")
         if image.mode == "L" and depth < 8:
             raise _refused(f"has {depth} bits of grey, which would become 8")
         try:
@@ -55,9 +55,9 @@ def patchable(data: bytes) -> Image.Image:
 
 
 def patched(data: bytes, patch: Image.Image, box: Box, marks: PngImagePlugin.PngInfo) -> bytes:
-    """A PNG of the picture with an RGB patch in the box (x, y, width, height); `marks` are chunks to put into it.
+    """A PNG of the picture with an RGB patch in the box (x, y, width, height), and with the chunks `marks`.
 
-    The patch is opaque. In grey pictures it is grey, and in those with a palette of the palette's colours.
+    The patch is opaque. It is converted to grey in grey pictures, and to the palette in palette pictures.
     """
     image = patchable(data)
     x, y, width, height = box
@@ -82,12 +82,12 @@ def patched(data: bytes, patch: Image.Image, box: Box, marks: PngImagePlugin.Png
 
 def _refused(what: str) -> PictureError:
     return PictureError(
-        f"The picture {what}; save it as a PNG of 8 bits and one frame, and redraw that.", code="bad_picture"
+        f"The picture {what}; save it as a PNG of 8 bits and one frame, and use that.", code="bad_picture"
     )
 
 
 def _depth(data: bytes) -> int:
-    """Bits of a channel, or of an index: of a PNG and an AVIF as they say, of everything else 8."""
+    """Bits per channel or palette index: as declared in PNG and AVIF files, 8 in others."""
     if data.startswith(_PNG):
         return data[24] if len(data) > 24 else 8
     at = data[:4096].find(b"av1C")
@@ -108,7 +108,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _by_palette(patch: Image.Image, image: Image.Image) -> NDArray[np.uint8]:
-    """For each pixel of a patch the index of the nearest colour of a palette that is not transparent."""
+    """Per pixel of a patch, the index of the nearest opaque colour of a palette."""
     colours_NC = np.frombuffer(image.palette.getdata()[1] if image.palette else b"", np.uint8)
     colours_NC = colours_NC[: len(colours_NC) // 3 * 3].reshape(-1, 3).astype(np.int32)
     clear = image.info.get("transparency")
@@ -118,7 +118,7 @@ def _by_palette(patch: Image.Image, image: Image.Image) -> NDArray[np.uint8]:
     solid = np.array([each >= _NO_ALPHA for each in alphas[: len(colours_NC)]], bool)
     solid = np.concatenate([solid, np.ones(len(colours_NC) - len(solid), bool)])
     if not solid.any():
-        raise _refused("has a palette without a colour that shows")
+        raise _refused("has a palette without a visible colour")
     out = np.empty((patch.height, patch.width), np.uint8)
     for row, pixels_WC in enumerate(np.asarray(patch.convert("RGB")).astype(np.int32)):
         far_WN = ((pixels_WC[:, None] - colours_NC[None]) ** 2).sum(-1)
@@ -128,7 +128,7 @@ def _by_palette(patch: Image.Image, image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _visible(patch: Image.Image, clear: object) -> Image.Image:
-    """A patch in which no pixel has the value that stands for transparency."""
+    """A patch in which no pixel has the value that means transparency."""
     pixels = np.array(patch)
     wanted = np.array(clear, ndmin=1)
     hit = (pixels.reshape(*pixels.shape[:2], -1) == wanted).all(-1)

@@ -1,4 +1,4 @@
-"""Decode pictures that nobody vouches for, and find those that a page names; nothing is ever fetched."""
+"""Decode untrusted pictures, and find a page's picture files; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BROKEN = (
 
 
 def load_picture(data: bytes) -> Image.Image:
-    """Decode the first frame of a picture as upright 8-bit RGB, transparent parts over white.
+    """Decode the first frame of a picture as upright 8-bit RGB, composited on white.
 
     Raises:
         PictureError: bad_picture over 20 MiB or 64 megapixels, for a format other than PNG, JPEG, WEBP, GIF,
@@ -49,12 +49,12 @@ def load_picture(data: bytes) -> Image.Image:
 
 
 def load_checked(data: bytes) -> tuple[Image.Image, str]:
-    """As `load_picture`, with what is wrong about the picture's metadata in a line; "" where nothing is."""
+    """As `load_picture`, with a description of faults in the metadata; "" if there are none."""
     with _watched() as faults:
         image = open_picture(data)
         try:
             image.load()
-            # What is no part of the pixels may be read only when it is asked for.
+            # Some metadata are only read on access.
             with suppress(*_BROKEN):
                 image.getexif()
             return to_rgb8(image), "; ".join(dict.fromkeys(_line(each.message) for each in faults))[:200]
@@ -83,7 +83,7 @@ def _watched() -> Iterator[list[warnings.WarningMessage]]:
 
 
 def open_picture(data: bytes) -> Image.Image:
-    """A picture of which only the header is read; PictureError as `load_picture`."""
+    """Open a picture and read only its header; PictureError as `load_picture`."""
     if len(data) > MAX_BYTES:
         raise _bad(f"has {len(data):,} bytes; the limit is {MAX_BYTES:,}")
     try:
@@ -107,7 +107,7 @@ def _line(error: object) -> str:
 
 
 def to_rgb8(image: Image.Image) -> Image.Image:
-    """Any decoded picture as upright 8-bit RGB: 16 bits scaled, not clipped; alpha laid over white."""
+    """Any decoded picture as upright 8-bit RGB: 16 bits scaled, not clipped; alpha composited on white."""
     image = _upright(image)
     if image.mode.startswith("I"):
         wide = np.asarray(image).astype(np.float64)
@@ -126,21 +126,21 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_data_uri(png_bytes: bytes) -> str:
-    """A `data:` address that holds a PNG."""
+    """A `data:` URL of a PNG."""
     return "data:image/png;base64," + base64.b64encode(png_bytes).decode("ascii")
 
 
 def resolve_src(src: str, base: Path | None, outside: bool = False) -> bytes:
-    """The bytes of a picture that a page names: a `data:` address, or a file in the page's folder.
+    """The bytes of a page's picture: a `data:` URL, or a file in the page's folder.
 
     Args:
         src: the value of `src`.
         base: the page's folder.
-        outside: also follow absolute paths, `..`, `file:` and symbolic links, on this machine only.
+        outside: also follow absolute paths, `..`, `file:` URLs and symbolic links on this machine.
 
     Raises:
-        PictureError: picture_outside for an address that leaves the folder or names another machine,
-            no_file, unreadable_file, bad_picture over 20 MiB or for a `data:` address of another kind.
+        PictureError: picture_outside for an address outside of the folder or on another host,
+            no_file, unreadable_file, bad_picture over 20 MiB or for a `data:` URL of another type.
     """
     if src.strip(" \t\n\f\r")[:5].lower() == "data:":
         return _data_uri(src.strip(" \t\n\f\r"))
@@ -155,9 +155,9 @@ def resolve_src(src: str, base: Path | None, outside: bool = False) -> bytes:
 
 
 def tidied(src: str) -> str:
-    """An address as browsers read it: without white space around it, tabs and line breaks, `\\` written as `/`.
+    """An address as browsers parse it: without surrounding white space, tabs and line breaks, `\\` replaced by `/`.
 
-    WHATWG URL standard, sec. 4.4; the backslashes of a query and of addresses such as `data:` stay.
+    WHATWG URL standard, sec. 4.4; backslashes in a query and in URLs such as `data:` are kept.
     """
     src = re.sub(r"[\t\n\r]", "", src.strip("".join(map(chr, range(0x21)))))
     scheme = SCHEME.match(src)
@@ -169,9 +169,9 @@ def tidied(src: str) -> str:
 
 
 def names(src: str) -> list[str]:
-    """The file names that a relative address may stand for, as programs that mirror a site save it.
+    """Candidate file names of a relative address, as programs that mirror sites save it.
 
-    The name as it is written, also with `@` for `?`, then without its query; each decoded and not.
+    The address as written, with `@` for `?`, and without its query; each percent-decoded and not.
     """
     cut = re.split(r"[?#]", src, maxsplit=1)[0]
     written = (src, unquote(src, errors="surrogateescape"), unquote(cut, errors="surrogateescape"), cut)
@@ -181,7 +181,7 @@ def names(src: str) -> list[str]:
 
 
 def first_there(src: str, places: Sequence[tuple[Path, Sequence[str]]]) -> bytes:
-    """The bytes of the first of some files, each a folder and a path below it; PictureError as `resolve_src`."""
+    """The bytes of the first existing file; each is a folder and a path below it. PictureError as `resolve_src`."""
     error: PictureError | None = None
     for folder, parts in places:
         if not _all_inside(parts):
@@ -206,16 +206,16 @@ def _inside(part: str) -> bool:
 
 
 def _path(src: str) -> str:
-    """The decoded path of a relative address, `.` steps left out."""
+    """The decoded path of a relative address, without `.` components."""
     path = unquote(re.split(r"[?#]", src, maxsplit=1)[0], errors="surrogateescape")
     return "/".join(part for part in path.split("/") if part != ".")
 
 
 def left(src: str) -> PictureError:
-    """The error (picture_outside) for an address that names another machine, or leaves the folder."""
+    """The error (picture_outside) for an address on another host or outside of the folder."""
     shown = src if len(src) <= 60 else src[:57] + "..."
     if re.match(r"//|(?!file:)[a-z][a-z0-9+.-]+:", src, re.I):
-        what = "is not in the page's folder, and nothing is fetched; save it there."
+        what = "is not in the page's folder, and nothing is downloaded; save it there."
     else:
         what = (
             "is not a file in the page's folder; copy it there, or give --root with a folder that holds both."
@@ -255,7 +255,7 @@ def _local(src: str, base: Path | None) -> Path:
 
 
 def _open_at(base: Path, parts: list[str], src: str) -> bytes:
-    """Walk down one folder at a time and refuse symbolic links, so nothing can be swapped under the check."""
+    """Open folder by folder and refuse symbolic links, so that no component can be swapped after its check."""
     handle = -1
     try:
         handle = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
@@ -301,7 +301,9 @@ def _read(path: Path, folder: int | None) -> bytes:
     with os.fdopen(handle, "rb") as file:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
-            raise PictureError(f"The picture {str(path)[:60]!r} is no regular file.", code="unreadable_file")
+            raise PictureError(
+                f"The picture {str(path)[:60]!r} is not a regular file.", code="unreadable_file"
+            )
         if info.st_size > MAX_BYTES:
             raise _bad(f"{str(path)[:60]!r} has {info.st_size:,} bytes; the limit is {MAX_BYTES:,}")
         return file.read(MAX_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Names for the parts that can be exchanged, and errors that explain a wrong one."""
+"""Registries of exchangeable parts by name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Item = TypeVar("Item")
 
 
 class Registry(Generic[T]):
-    """A dictionary that explains itself when a name is wrong.
+    """A dictionary whose error for an unknown name suggests the nearest one.
 
     Args:
-        kind: what the names stand for, as a user reads it.
+        kind: what the names denote, for error messages.
     """
 
     def __init__(self, kind: str) -> None:
@@ -29,7 +29,7 @@ class Registry(Generic[T]):
         def add(item: Item) -> Item:
             if name in self._items:
                 raise ConfigError(
-                    f"{self.kind} {name!r} is registered already; choose another name.", code="bad_config"
+                    f"{self.kind} {name!r} is already registered; choose another name.", code="bad_config"
                 )
             self._items[name] = item  # type: ignore[assignment]
             return item

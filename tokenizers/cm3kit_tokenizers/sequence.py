@@ -9,13 +9,13 @@ from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Piece,
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 
-# The codes of a picture, and of its missing region which of them are missing (None: all are known).
+# The codes of a picture, and which of them are masked by its missing region (None: all are known).
 Codes = tuple[Sequence[int], Sequence[bool] | None]
 
 
 @dataclass(frozen=True)
 class PageTokenizer:
-    """Compose the text tokenizer and picture codes into the one id space."""
+    """Combines the text tokenizer and picture codes in one id space."""
 
     text: TextTokenizer
     vocab: Vocab
@@ -23,7 +23,7 @@ class PageTokenizer:
     def encode(
         self, nodes: Sequence[Piece], codes_of: Callable[[Picture], Codes] | None = None
     ) -> list[int | Gap]:
-        """Ids of nodes, gaps left in place; `codes_of` encodes each `Picture`."""
+        """Ids of nodes, with gaps kept in place; `codes_of` encodes each `Picture`."""
         ids: list[int | Gap] = []
         for index, node in enumerate(nodes):
             if isinstance(node, Markup):
@@ -71,7 +71,7 @@ class PageTokenizer:
         return out
 
     def decode(self, ids: Sequence[int]) -> list[Node]:
-        """Nodes of ids; specials and sentinels vanish."""
+        """Nodes of ids; specials and sentinels are removed."""
         vocab = self.vocab
         nodes: list[Node] = []
         start = 0
@@ -99,9 +99,9 @@ class PageTokenizer:
 
 
 def healed(text: str) -> str:
-    """Text before a gap without its last space.
+    """Text before a gap without its trailing space.
 
-    Tokens carry the space before a word, so a model expects to write that space itself; the page keeps
-    its own, and a fill's leading space is dropped where the page has one.
+    Tokens include the space before a word, so the model generates that space itself; the page keeps
+    its own, and a fill's leading space is dropped if the page has one.
     """
     return text[:-1] if text.endswith(" ") else text

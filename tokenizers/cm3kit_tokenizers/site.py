@@ -1,4 +1,4 @@
-"""The pictures of a page, as files: in its folder, or below the folder of its site."""
+"""Picture files of a page: in its folder, or below the folder of its site."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cm3kit_tokenizers.pictures import SCHEME, first_there, left, names, resolve
 
 
 class Site:
-    """Opens pictures by the addresses that a page names; nothing is fetched.
+    """Opens pictures by the addresses in a page; nothing is downloaded.
 
     Args:
         folder: of the page.
-        root: the folder that addresses beginning with `/` start from and that none may leave; the page's own unless
-            given. Symbolic links are followed where one is given, if they stay below it.
+        root: the folder to which addresses beginning with `/` are relative and which none may leave; by default the
+            page's own. With a root, symbolic links are followed if they stay below it.
 
     Raises:
-        PictureError: picture_outside where the page's folder is not below the root.
+        PictureError: picture_outside if the page's folder is not below the root.
     """
 
     def __init__(self, folder: Path, root: Path | None = None, links: bool = False) -> None:
@@ -51,10 +51,10 @@ class Site:
         return first_there(src, [(self.root, each) for each in map(self._followed, places) if each])
 
     def paths(self, address: str) -> list[list[str]]:
-        """The files below the root that an address may stand for, as their steps, best first.
+        """Candidate files of an address below the root, as path components, best first.
 
         Raises:
-            PictureError: picture_outside for another machine or what leaves the root.
+            PictureError: picture_outside for an address on another host or outside of the root.
         """
         src = tidied(address)
         scheme = SCHEME.match(src)
@@ -62,7 +62,7 @@ class Site:
             raise left(src)
         if scheme:
             return [self._of_file(src)]
-        # Decoded and without its query is what the address means; if that leaves the root, nothing else is tried.
+        # The decoded path without its query is the meaning of the address; if it leaves the root, stop.
         if self._walked(unquote(re.split("[?#]", src, maxsplit=1)[0], errors="surrogateescape")) is None:
             raise left(src)
         found = [self._walked(("/" if src.startswith("/") else "") + each.lstrip("/")) for each in names(src)]
@@ -80,7 +80,7 @@ class Site:
         return list(steps[len(home) :])
 
     def _walked(self, path: str) -> list[str] | None:
-        """The steps of a path from the root on, `..` taken back; None where they leave the root."""
+        """Components of a path below the root, with `..` resolved; None if it leaves the root."""
         steps = [] if path.startswith("/") else list(self._steps)
         for step in path.strip("/").split("/"):
             if step == "..":
@@ -94,7 +94,7 @@ class Site:
         return steps
 
     def _followed(self, place: tuple[Path, Sequence[str]]) -> list[str] | None:
-        """The steps of a file that is reached by symbolic links; None where they leave the root."""
+        """Components of a file after resolving symbolic links; None if they leave the root."""
         try:
             real = self.root.joinpath(*place[1]).resolve(strict=True)
             return list(real.relative_to(self.root.resolve()).parts)

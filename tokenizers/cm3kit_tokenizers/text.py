@@ -1,4 +1,4 @@
-"""Byte-level BPE on Hugging Face tokenizers: any text ↔ ids, without loss and without special tokens."""
+"""Byte-level BPE with Hugging Face tokenizers: any text ↔ ids, lossless and without special tokens."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from cm3kit_tokenizers.errors import ModelError
 
 FILE = "tokenizer.json"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# GPT-2's pattern (openai/gpt-2, encoder.py) where every character is ASCII. Where words are cut by it alone, merges do
-# not cross what it cuts out.
+# GPT-2's pattern (openai/gpt-2, encoder.py) for ASCII text. In tokenizers that split only by it, merges do not
+# cross its matches.
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
 _REMEMBERED, _LONGEST = 2**16, 64
 
 
 class TextTokenizer:
-    """Text ↔ ids `0 … size − 1`. No string is special: markup and sentinels live outside this range."""
+    """Text ↔ ids `0 … size − 1`. No string is special: markup and sentinels are outside of this range."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
         self._cuts_alike = _cuts_as_gpt2(tokenizer)
-        # Ids of words seen before: most words of a corpus are, and merging is what takes the time.
+        # Cache of word ids: most words of a corpus repeat, and merging is the slow step.
         self._words: dict[int, dict[str, list[int]]] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> TextTokenizer:
-        """Learn at most `size` tokens from texts; all 256 bytes are always among them."""
+        """Learn at most `size` tokens from texts, including all 256 bytes."""
         tokenizer = _empty()
         trainer = trainers.BpeTrainer(
             vocab_size=size,
@@ -47,7 +47,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> TextTokenizer:
-        """Open a saved tokenizer; ModelError if the file is broken or not byte-level without specials."""
+        """Load a saved tokenizer; ModelError if the file is damaged or not byte-level without specials."""
         path = folder / FILE
         try:
             tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -57,7 +57,7 @@ class TextTokenizer:
             raise ModelError(f"{path} has special tokens; text could inject them.", code="bad_checkpoint")
         if not _is_lossless(_steps(tokenizer)):
             raise ModelError(
-                f"{path} is no byte-level BPE that keeps text as it is; train one with: cm3kit train text.",
+                f"{path} is not a lossless byte-level BPE; train one with: cm3kit train text.",
                 code="bad_checkpoint",
             )
         tokens = tokenizer.get_vocab()
@@ -76,8 +76,8 @@ class TextTokenizer:
         """Ids of a text, counted from `start`; lone surrogates become U+FFFD."""
         ids: list[int] = []
         words = self._words.setdefault(start, {})
-        # A text with other characters, or of a tokenizer that cuts in its own way, is looked up whole: what words are
-        # there is the library's to say.
+        # Texts with other characters, and tokenizers with other patterns, are not split here: only the library can
+        # split them.
         for word in _WORDS.findall(text) if self._cuts_alike and text.isascii() else (text,):
             found = words.get(word)
             ids += self._learnt(word, start, words) if found is None else found
@@ -98,19 +98,19 @@ class TextTokenizer:
 
     @cached_property
     def sha256(self) -> str:
-        """Of everything that decides which ids a text gets."""
+        """Hash of everything that determines the ids of a text."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """The bytes behind each id."""
+        """The bytes of each id."""
         letters = _bytes_by_letter()
         tokens = (str(self._tokenizer.id_to_token(each)) for each in range(self.size))
         return [bytes(letters[letter] for letter in token) for token in tokens]
 
     @cached_property
     def continues(self) -> list[bool]:
-        """Whether an id starts inside a UTF-8 character, so that no span may be cut before it."""
+        """Per id, whether it starts inside a UTF-8 character, so that no span may be cut before it."""
         return [0x80 <= piece[0] < 0xC0 for piece in self.pieces]
 
 
@@ -122,7 +122,7 @@ def _empty() -> Tokenizer:
 
 
 def _steps(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Everything that a tokenizer does to text, except its vocabulary and merges."""
+    """All processing steps of a tokenizer except its vocabulary and merges."""
     steps: dict[str, Any] = json.loads(tokenizer.to_str())
     for learnt in ("vocab", "merges"):
         steps["model"].pop(learnt, None)
@@ -130,19 +130,19 @@ def _steps(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _cuts_as_gpt2(tokenizer: Tokenizer) -> bool:
-    """Whether words are cut by GPT-2's pattern and nothing else, as those of `TextTokenizer.train` are."""
+    """Whether words are split only by GPT-2's pattern, as in `TextTokenizer.train`."""
     cutter = tokenizer.pre_tokenizer
     told: dict[str, Any] = json.loads(cutter.__getstate__()) if cutter is not None else {}
     return told.get("type") == "ByteLevel" and bool(told.get("use_regex"))
 
 
 def plain_steps() -> dict[str, Any]:
-    """Everything that a tokenizer of `TextTokenizer.train` does to text, except its vocabulary and merges."""
+    """All processing steps of a tokenizer of `TextTokenizer.train` except its vocabulary and merges."""
     return _steps(_empty())
 
 
 def splits_into_bytes(cutter: Any) -> bool:
-    """Whether a pre-tokenizer (as JSON) cuts text into words, spells them in bytes, and loses nothing."""
+    """Whether a pre-tokenizer (as JSON) splits text into words and bytes without loss."""
     if not isinstance(cutter, dict):
         return False
     *cuts, last = cutter["pretokenizers"] if cutter.get("type") == "Sequence" else [cutter]
@@ -153,7 +153,7 @@ def splits_into_bytes(cutter: Any) -> bool:
 
 
 def _is_lossless(steps: dict[str, Any]) -> bool:
-    """Whether the steps are those of training, except for where words are cut."""
+    """Whether the steps equal those of training, except for the word splitting."""
     cutter = steps.pop("pre_tokenizer")
     steps["model"]["ignore_merges"] = False
     plain = plain_steps()

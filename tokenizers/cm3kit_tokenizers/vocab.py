@@ -1,6 +1,6 @@
-"""One flat id space: specials, sentinels, markup, text, image codes, each a fixed contiguous range.
+"""The flat id space: specials, sentinels, markup, text, image codes, each a fixed contiguous range.
 
-Text and picture encoders can only reach their own range, so no user text ever becomes a special, a
+Text and picture encoders only produce ids of their own range, so user text never becomes a special, a
 sentinel, a piece of markup or an image code.
 """
 
@@ -57,9 +57,9 @@ class Vocab:
     """Layout of the id space: `[specials | sentinels | markup | text | image]`.
 
     Args:
-        text_size: ids of the text tokenizer.
-        image_size: codes of the image tokenizer.
-        sentinels: how many `<mask:i>` there are.
+        text_size: number of ids of the text tokenizer.
+        image_size: number of codes of the image tokenizer.
+        sentinels: number of `<mask:i>`.
     """
 
     text_size: int
@@ -111,11 +111,11 @@ class Vocab:
         return self._markup_ids[piece]
 
     def piece(self, id: int) -> str:
-        """The piece of markup behind an id of the markup range."""
+        """The piece of markup of an id of the markup range."""
         return MARKUP[id - self.markup.start]
 
     def to_dict(self) -> dict[str, Any]:
-        """What is saved beside a model."""
+        """JSON values that are saved with a model."""
         return {
             "text_size": self.text_size,
             "image_size": self.image_size,
@@ -127,7 +127,7 @@ class Vocab:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Vocab:
-        """Rebuild, and refuse a file whose ranges are not those of this version."""
+        """Rebuild; ModelError for a file whose ranges differ from this version's."""
         sizes = [saved.get(key) for key in ("text_size", "image_size", "sentinels")]
         if not all(type(size) is int and size >= 0 for size in sizes):
             raise ModelError(f"vocab.json: the sizes {sizes} are not whole numbers.", code="bad_checkpoint")

@@ -1,4 +1,4 @@
-"""Open safetensors files strictly, with errors that name what does not fit."""
+"""Load safetensors files strictly, with errors that list all mismatches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_HEADER = 100 << 20
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a safetensors file, by its header alone; ModelError if that is broken."""
+    """Shapes of the tensors of a safetensors file, from its header; ModelError if it is damaged."""
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -36,11 +36,11 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def hold_sizes(
     settings: Path, sizes: Mapping[str, object], counts: Mapping[str, object], files: Sequence[Path]
 ) -> None:
-    """Hold what settings say to the headers of their weights, before anything of that size is made.
+    """Check settings against the headers of their weights, before memory of that size is allocated.
 
     Args:
-        sizes: numbers that are a side of some tensor, such as a width.
-        counts: numbers of parts that have tensors of their own, such as layers.
+        sizes: numbers that are a dimension of some tensor, such as a width.
+        counts: numbers of parts with separate tensors, such as layers.
 
     Raises:
         ModelError: no tensor is that large, or there are fewer tensors (`bad_checkpoint`).
@@ -57,7 +57,7 @@ def hold_sizes(
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file in fp32 where they are floating; ModelError if it is broken or not finite."""
+    """Tensors of a safetensors file, floating ones as fp32; ModelError if it is damaged or not finite."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The same tensors in fp32 where they are floating; ModelError if one is not finite."""
+    """The same tensors, floating ones as fp32; ModelError if one is not finite."""
     out = {name: each.float() if each.is_floating_point() else each for name, each in tensors.items()}
     broken = [
         name for name, each in out.items() if each.is_floating_point() and not torch.isfinite(each).all()
@@ -78,7 +78,7 @@ def checked(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
 
 
 def load_exactly(module: nn.Module, path: Path, tied: tuple[str, ...] = ()) -> None:
-    """Load every tensor of `path` into `module`, and refuse missing, extra or mis-shaped ones.
+    """Load all tensors of `path` into `module`; missing, extra or mis-shaped ones are an error.
 
     `tied` names tensors that may be absent because another one holds them.
     """
@@ -88,7 +88,7 @@ def load_exactly(module: nn.Module, path: Path, tied: tuple[str, ...] = ()) -> N
 def place_exactly(
     module: nn.Module, found: Mapping[str, Tensor], path: Path, tied: tuple[str, ...] = (), cause: str = ""
 ) -> None:
-    """Put tensors that came from `path` into `module`; ModelError groups what does not fit, and tells the `cause`."""
+    """Load tensors from `path` into `module`; ModelError with grouped mismatches and the likely `cause`."""
     wanted = module.state_dict()
     missing = sorted(set(wanted) - set(found) - set(tied))
     extra = sorted(set(found) - set(wanted))

@@ -19,9 +19,10 @@ from cm3kit.decoders.causal.jobs import Job, make_jobs
 from cm3kit.decoders.causal.scoring import score_causal
 from cm3kit.decoders.causal.source import Source, result_of
 from cm3kit.decoders.diffusion.cached_forward import Passes
-from cm3kit.decoders.fast_llama import Engine, LeanEngine
+from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.hf_engine import make_engine
+from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.decoders.token_sampling import draw, penalize
@@ -35,7 +36,7 @@ class Autoregressive:
     """The decoder of causal models.
 
     A row's result depends on the row and the settings, not on the other rows; nor on the batch size where products
-    are steady (`kernels`), which are those of fp32 on a CPU.
+    are steady (`kernels`), which on a CPU are all but those of int8.
 
     Args:
         backbone: a causal language model of transformers; its weights are read once, here.
@@ -47,6 +48,8 @@ class Autoregressive:
     def __init__(
         self, backbone: PreTrainedModel, grammar: Grammar, config: DecodeConfig, window: int | None = None
     ) -> None:
+        if config.precision == "auto":
+            config = config.model_copy(update={"precision": auto_precision(backbone, many=False)})
         self._grammar, self._config, self._backbone = grammar, config, backbone
         self._most = int(backbone.config.max_position_embeddings)
         self._window = min(window or self._most, self._most)
@@ -141,6 +144,10 @@ class _Shared:
     prefix: int
     logits_V: Tensor
 
+    def holds(self, prompt: Prompt) -> bool:
+        """Whether it is this one."""
+        return self.ids == prompt.ids and self.prefix == prompt.prefix
+
 
 class _Batch:
     """Rows of one stream count in a fixed number of places; a free place takes the next row.
@@ -190,6 +197,7 @@ class _Batch:
             self._admit()
 
     def _admit(self) -> None:
+        wanted: list[Prompt] = []
         for place, job in enumerate(self.places):
             if job is not None and job.done:
                 self.places[place] = None
@@ -197,9 +205,10 @@ class _Batch:
                 self.places[place] = new
                 self.seen_BV[place] = False
                 for stream, (prompt, prefix) in enumerate(zip(new.prompts, new.prefix, strict=True)):
-                    self._prefill(stream * len(self.places) + place, prompt, prefix)
+                    wanted.append(Prompt(stream * len(self.places) + place, prompt, prefix))
                     new.cost.add(len(prompt), len(prompt))
                     new.cost.head_rows += 1
+        self._prefill(wanted)
 
     def _next(self) -> Job | None:
         try:
@@ -207,16 +216,38 @@ class _Batch:
         except IndexError:
             return None
 
-    def _prefill(self, slot: int, prompt: tuple[int, ...], prefix: int) -> None:
-        wanted = (prompt, prefix)
-        source = next((at for at, each in self.shared.items() if (each.ids, each.prefix) == wanted), None)
-        if source is None:
-            self.shared[slot] = _Shared(*wanted, self.engine.prefill(self.cache, slot, prompt, prefix))
-        elif source != slot:
-            self.cache.copy(source, slot, len(prompt))
-            self.shared[slot] = self.shared[source]
-        self.logits_SV[slot] = self.shared[slot].logits_V
-        self.positions[slot] = len(prompt)
+    def _prefill(self, wanted: Sequence[Prompt]) -> None:
+        """Put prompts into their slots: what stands in another already is copied, and equal ones are computed once."""
+        new: list[Prompt] = []
+        alike: list[tuple[Prompt, Prompt]] = []
+        for each in wanted:
+            source = next((at for at, there in self.shared.items() if there.holds(each)), None)
+            first = next(
+                (other for other in new if (other.ids, other.prefix) == (each.ids, each.prefix)), None
+            )
+            # Whatever stood in the slot is not to be found any more.
+            stood = self.shared.pop(each.slot, None)
+            if source is not None:
+                self._fork(source, each, stood if source == each.slot else None)
+            elif first is not None:
+                alike.append((first, each))
+            else:
+                new.append(each)
+        if new:
+            for each, logits_V in zip(new, self.engine.prefill_all(self.cache, new), strict=True):
+                self._stands(each, _Shared(tuple(each.ids), each.prefix, logits_V))
+        for first, each in alike:
+            self._fork(first.slot, each, None)
+
+    def _fork(self, source: int, target: Prompt, stood: _Shared | None) -> None:
+        if source != target.slot:
+            self.cache.copy(source, target.slot, len(target.ids))
+        self._stands(target, stood or self.shared[source])
+
+    def _stands(self, prompt: Prompt, shared: _Shared) -> None:
+        self.shared[prompt.slot] = shared
+        self.logits_SV[prompt.slot] = shared.logits_V
+        self.positions[prompt.slot] = len(prompt.ids)
 
     def _sample(self) -> list[tuple[int, float] | None]:
         """For each place an id and its log-probability, or None where an id is forced or no row is."""

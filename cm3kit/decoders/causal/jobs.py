@@ -108,7 +108,7 @@ def make_jobs(
             for number, span in enumerate(canvas.spans)
         ]
     for part in parts:
-        yield _job(row, part, grammar, streams, window)
+        yield _job(row, part, grammar, streams, window, lead_apart=parallel)
 
 
 def span_seed(seed: int, number: int) -> int:
@@ -116,7 +116,8 @@ def span_seed(seed: int, number: int) -> int:
     return (seed + 0x9E3779B97F4A7C15 * number) % (1 << 63)
 
 
-def _job(row: int, canvas: Canvas, grammar: Grammar, streams: int, window: int) -> Job:
+def _job(row: int, canvas: Canvas, grammar: Grammar, streams: int, window: int, lead_apart: bool) -> Job:
+    """A job; with `lead_apart` the first span's lead is put in id by id, so that all spans have one prompt."""
     spans, rows = canvas.spans, [each.ids for each in (canvas, *canvas.guides)[:streams]]
     if any(span.at != len(canvas.ids) for span in spans):
         raise ConfigError(
@@ -124,6 +125,7 @@ def _job(row: int, canvas: Canvas, grammar: Grammar, streams: int, window: int) 
             code="bad_value",
         )
     prompts = tuple((*ids, *spans[0].lead) for ids in rows)
+    lead = spans[0].lead if lead_apart and all(rows) else ()
     if not all(prompts):
         raise ConfigError("A prompt is empty; start it with the end-of-document id.", code="bad_value")
     prefix = tuple(len(ids) if canvas.prompt_attention == "full" else 0 for ids in rows)
@@ -141,6 +143,9 @@ def _job(row: int, canvas: Canvas, grammar: Grammar, streams: int, window: int) 
     rng = Generator()
     rng.manual_seed(canvas.seed % (1 << 63))
     uniforms = torch.rand(sum(budgets) + len(budgets), generator=rng, dtype=torch.float64).tolist()
-    job = Job(row, prompts, prefix, spans, length, grammar, canvas.ids, uniforms)
-    job.begin()
+    if lead:
+        prompts = tuple(rows)
+    job = Job(row, prompts, prefix, spans, length, grammar, canvas.ids, uniforms, forced=deque(lead))
+    if not lead:
+        job.begin()
     return job

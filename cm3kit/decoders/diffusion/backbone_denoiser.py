@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine, supports
+from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
 from cm3kit.models.backbone import head, hidden_states
 from cm3kit.models.timestep import is_timed
@@ -42,6 +43,10 @@ class BackboneDenoiser:
         hidden: computes hidden states instead.
         lean: use `LeanEngine` where it can; without, weights that change later are seen.
         together: whether to compute the batch in one piece.
+        precision: number format of the weights, of `LeanEngine` alone.
+
+    Raises:
+        ConfigError: a format other than fp32 of a model that only its module computes (`bad_value`).
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class BackboneDenoiser:
         hidden: Hidden | None = None,
         lean: bool = True,
         together: bool | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         self._mask, self._shift, self._vocab_size = mask, int(shift), vocab_size
         self._window = int(backbone.config.max_position_embeddings)
@@ -62,7 +68,13 @@ class BackboneDenoiser:
         self._together = self._device.type != "cpu" if together is None else together
         lean = lean and hidden is None and supports(backbone)
         apart = mask if unseen else None
-        body = _Lean(backbone, vocab_size, apart) if lean else _Module(backbone, vocab_size, apart, hidden)
+        if not lean:
+            refuse_format(precision, backbone)
+        body = (
+            _Lean(backbone, vocab_size, apart, precision)
+            if lean
+            else _Module(backbone, vocab_size, apart, hidden)
+        )
         self._body: _Body = body
 
     @property
@@ -115,11 +127,23 @@ class BackboneDenoiser:
         ]
 
 
+def refuse_format(precision: Precision, backbone: PreTrainedModel) -> None:
+    """ConfigError (`bad_value`) for a format other than fp32 of a model that only its module computes."""
+    if precision != "fp32":
+        raise ConfigError(
+            f"precision {precision!r}: a diffusion decoder has it where it is a plain Llama or Qwen3 in a folder of"
+            f" cm3kit, and this is {backbone.config.model_type!r}; leave it out.",
+            code="bad_value",
+        )
+
+
 class _Lean:
     """The lean engine, which has no time."""
 
-    def __init__(self, backbone: PreTrainedModel, vocab_size: int, unseen: int | None) -> None:
-        self._engine, self._unseen = LeanEngine(backbone, vocab_size, "fp32", rows=256), unseen
+    def __init__(
+        self, backbone: PreTrainedModel, vocab_size: int, unseen: int | None, precision: Precision
+    ) -> None:
+        self._engine, self._unseen = LeanEngine(backbone, vocab_size, precision, rows=256), unseen
 
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
         return self._engine.encode(ids_BT, lengths, self._unseen)

@@ -10,7 +10,7 @@ from pydantic import Field
 from cm3kit.config import Settings
 from cm3kit.decode_options import CacheName as CacheName
 from cm3kit.decoders.diffusion.axes import Choice
-from cm3kit.decoders.settings import Sampling
+from cm3kit.decoders.settings import Precision, Sampling
 
 # Those that change nothing, of models that were trained in blocks.
 EXACT = ("exact", "causal")
@@ -51,6 +51,7 @@ class DiffusionConfig(Settings):
             dual approximations (arXiv:2505.22618).
         early_exit: stop a row once everything before its first end id is written.
         batch_size: rows decoded together; fixed, so that neighbours never change a result.
+        precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
     """
 
     renamed: ClassVar[Mapping[str, str]] = {"quota": "schedule"}
@@ -72,3 +73,4 @@ class DiffusionConfig(Settings):
     cache: CacheName = "none"
     early_exit: bool = True
     batch_size: int = Field(default=8, ge=1, le=1024)
+    precision: Precision = "fp32"

@@ -1,6 +1,6 @@
 "use strict";
-// The page is shown in a frame that runs no script. Its nodes are read from here, and a layer above it takes the
-// pointer, so that nothing in it can be clicked. Comments in the copy say at which byte of the source a text starts.
+// The page is shown in a frame that runs no script. This script reads its nodes, and a layer above it receives
+// pointer events, so nothing in it can be clicked. Comments in the copy hold the byte offsets of texts in the source.
 const $ = (id) => document.getElementById(id);
 const frame = $("page"), overlay = $("overlay");
 const SAMPLE = '<!DOCTYPE html>\n<html lang="en">\n<title>Fruit</title>\n<style>body { font: 18px/1.6 sans-serif; margin: 2rem; max-width: 40rem }</style>\n' +
@@ -39,7 +39,7 @@ async function show(next, keep) {
     $("empty").hidden = true;
     $("paper").hidden = false;
     state.written = look.gaps;
-    fail(look.missing.length ? `Not at hand, and left as they are: ${look.missing.slice(0, 5).join(", ")}. Open them along with the page.` : "");
+    fail(look.missing.length ? `Missing pictures, left unchanged: ${look.missing.slice(0, 5).join(", ")}. Open them together with the page.` : "");
     frame.contentWindow.addEventListener("scroll", draw, { passive: true });
   } catch (error) {
     state = before;
@@ -107,7 +107,7 @@ function draw() {
   if (drag && drag.region) box(pictureRect(drag.image, drag.region), "now");
 }
 
-// Where a node of the copy stands in the source: the comment right before it says so.
+// Byte offset of a node of the copy in the source, from the comment right before it.
 function offsetOf(node, letter) {
   const before = node.previousSibling;
   const found = before && before.nodeType === 8 && /^cm3kit:([ti])(\d+)$/.exec(before.data);
@@ -124,7 +124,7 @@ function caret(x, y) {
   return found && [found.startContainer, found.startOffset];
 }
 
-// From one place to another in the order of the page, widened to whole words.
+// A range between two positions in document order, extended to whole words.
 function wordsBetween(one, other) {
   if (!one || !other || one[0].nodeType !== 3 || other[0].nodeType !== 3) return null;
   const range = frame.contentDocument.createRange();
@@ -142,7 +142,7 @@ function wordsBetween(one, other) {
 function chooseWords(range) {
   const start = offsetOf(range.startContainer, "t"), end = offsetOf(range.endContainer, "t");
   const text = range.toString();
-  if (start === null || end === null) return fail("These words cannot be found in the source; choose them by a selector.");
+  if (start === null || end === null) return fail("These words cannot be found in the source; select them with a CSS selector.");
   const words = { start: [start, range.startOffset], end: [end, range.endOffset], text };
   chosen.push({ label: `“${text.trim().replace(/\s+/g, " ")}”`, range, words });
   fail();
@@ -150,7 +150,7 @@ function chooseWords(range) {
 
 function choosePicture(image, region) {
   const offset = offsetOf(image, "i");
-  if (offset === null) return fail("This picture cannot be found in the source; choose it by a selector.");
+  if (offset === null) return fail("This picture cannot be found in the source; select it with a CSS selector.");
   const label = region ? `region ${region.join(",")} of a picture` : "a whole picture";
   chosen.push({ label, image, region, regions: { offset, box: region } });
   fail();
@@ -291,7 +291,7 @@ function save(name, content, kind) {
 $("files").addEventListener("change", async (event) => {
   const files = [...event.target.files], page = files.find((each) => /\.html?$/i.test(each.name));
   event.target.value = "";
-  if (!page) return fail("Choose an HTML file, and its pictures along with it.");
+  if (!page) return fail("Choose an HTML file together with its pictures.");
   const pictures = {};
   for (const each of files) {
     if (each === page) continue;

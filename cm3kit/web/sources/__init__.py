@@ -1,7 +1,7 @@
-"""Where pages come from: one file a kind, registered by name.
+"""Sources of pages: one file per kind, registered by name.
 
-A source cuts a place into pieces, in the same order every time, and reads the pages of a piece one by one. A page
-that cannot be read comes as an item with a reason, so that nothing is passed over in silence.
+A source splits its input into pieces, in a fixed order, and reads the pages of a piece one by one. A page that cannot
+be read becomes an item with a reason, so that nothing is skipped silently.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ MODULES = ("folder", "huggingface", "mmc4", "obelics", "pairs", "parquet", "warc
 
 
 def nothing(address: str) -> bytes:
-    """The `Find` of a page that comes without pictures."""
+    """The `Find` of a page without pictures."""
     raise Refused("no_file")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A page as its source holds it; `data` is None where it cannot be read, for `reason`."""
+    """A page as the source stores it; `data` is None if it cannot be read, with a `reason`."""
 
     key: str
     data: bytes | None
@@ -40,7 +40,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The smallest share of a source that is done at once: a file or folder, and which pages of it."""
+    """The unit of work of a source: a file or folder, and a range of its pages."""
 
     place: str
     names: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class SourceOptions:
-    """`pictures` is a folder of pictures that the source names by address; `columns` renames those of rows."""
+    """`pictures` is a folder with the pictures of the source's addresses; `columns` renames columns of rows."""
 
     pages: int = 500
     pictures: str = ""
@@ -62,7 +62,7 @@ class Source(Protocol):
     """One kind of source."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """All pieces, in an order that depends on nothing but the source."""
+        """All pieces, in an order that depends only on the source."""
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
         """The pages of a piece, in order."""
@@ -72,25 +72,32 @@ source: Registry[type[Source]] = Registry("kind of source")
 
 
 def load_sources() -> Registry[type[Source]]:
-    """The registry, with every kind that ships in it."""
+    """The registry with all built-in kinds loaded."""
     for name in MODULES:
         importlib.import_module(f"{__name__}.{name}")
     plugins.load()
     return source
 
 
-def detect(place: str) -> str:
-    """The kind of source that a path looks like."""
-    path = Path(place)
-    if not path.exists():
-        raise DataError(f"{place} does not exist; for a hub data set say --from huggingface.", code="no_file")
-    if path.is_dir() and (path / "dataset_info.json").is_file():
-        return "huggingface"
-    kinds = {kind for each in _named(path) if (kind := _kind(each))}
+def detect(place: str, flag: str = "--from") -> str:
+    """Detect the kind of source of a path; DataError, which names `flag`, if it is ambiguous."""
+    kinds = kinds_of(place, flag)
     if len(kinds) == 1:
         return kinds.pop()
-    found = f"holds {', '.join(sorted(kinds))}" if kinds else "is of no known kind"
-    raise DataError(f"{place} {found}; choose one with --from.", code="bad_data")
+    found = f"holds {', '.join(sorted(kinds))}" if kinds else "is of an unknown kind"
+    raise DataError(f"{place} {found}; choose one with {flag}.", code="bad_data")
+
+
+def kinds_of(place: str, flag: str = "--from") -> set[str]:
+    """The kinds of source of a path's files; DataError (`no_file`) if the path does not exist."""
+    path = Path(place)
+    if not path.exists():
+        raise DataError(
+            f"{place} does not exist; for a data set of the Hub give {flag} huggingface.", code="no_file"
+        )
+    if path.is_dir() and (path / "dataset_info.json").is_file():
+        return {"huggingface"}
+    return {kind for each in _named(path) if (kind := _kind(each))}
 
 
 def _named(path: Path) -> list[Path]:
@@ -129,7 +136,7 @@ def files(place: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def about(kind: str, url: object = "", meta: Mapping[str, Any] | None = None, licence: object = "") -> About:
-    """`About` of values that a row holds; what is no text says nothing."""
+    """`About` from values of a row; values that are not text are ignored."""
     return About(
         url=url if isinstance(url, str) else "",
         source=kind,

@@ -1,4 +1,4 @@
-"""A folder of HTML pages with their pictures in it; the folder itself is the root of the site."""
+"""A folder of HTML pages and their pictures; the folder is the root of the site."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SUFFIXES = (".html", ".htm", ".xhtml")
 
 @source("folder")
 class Folder:
-    """Every page below a folder; symbolic links are named, and not followed."""
+    """Every page below a folder; symbolic links are reported, not followed."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """Runs of `pages` names."""
+        """Groups of `pages` file names."""
         root = Path(place)
         if root.is_file():
             return [Piece(str(root.parent), (root.name,))]
@@ -37,7 +37,7 @@ class Folder:
         return [Piece(str(root), tuple(names[at : at + step])) for at in range(0, len(names), step)]
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Read each page; one over the size limit is not read whole."""
+        """Read each page; one over the size limit is not read completely."""
         root = Path(piece.place)
         for name in piece.names:
             key = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -45,7 +45,7 @@ class Folder:
                 handle = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
                 with os.fdopen(handle, "rb") as file:
                     if not stat.S_ISREG(os.fstat(handle).st_mode):
-                        raise OSError("no regular file")
+                        raise OSError("not a regular file")
                     data = file.read(MAX_BYTES + 1)
             except OSError as error:
                 reason = "outside" if (root / name).is_symlink() else "unreadable"

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face: a folder of `save_to_disk`, or a name on the hub; see `rows.item` for the columns."""
+"""Hugging Face data sets: a folder of `save_to_disk`, or a name on the Hub; see `rows.item` for the columns."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from cm3kit.web.sources.rows import item
 
 @source("huggingface")
 class HuggingFace:
-    """A piece is a run of rows of one split."""
+    """A piece is a range of rows of one split."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """Runs of at most `pages` rows."""
+        """Ranges of at most `pages` rows."""
         rows, step = len(_open(place, options.split)), options.pages
         return [Piece(place, start=at, stop=min(rows, at + step)) for at in range(0, rows, step)]
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Rows in turn, pictures as the bytes that are stored."""
+        """Rows in order, pictures as their stored bytes."""
         rows = _open(piece.place, options.split)
         for number in range(piece.start, piece.stop or len(rows)):
             yield item(f"{piece.place}#{number}", rows[number], "huggingface", options)

@@ -1,4 +1,4 @@
-"""MMC4 (arXiv:2304.06939) and any other lines of JSON that hold a page each; see `rows.item`."""
+"""MMC4 (arXiv:2304.06939) and other JSON lines with one page per line; see `rows.item`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Lines:
     """A piece is a file; a line is a page."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """One a file."""
+        """One piece per file."""
         return [Piece(name) for name in files(place, (".jsonl", ".jsonl.gz"))]
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Lines in turn; a broken or endless one is named, and the rest goes on."""
+        """Lines in order; a malformed or overlong line is reported, and reading continues."""
         number = -1
         if what := _disguise(piece.place):
             yield Item(f"{piece.place}#0", None, reason="unreadable", detail=f"the file {what}")
@@ -47,7 +47,7 @@ class Lines:
 
 
 def _disguise(place: str) -> str:
-    """What a file really is, where it is no lines of JSON and not packed as its name says."""
+    """The real type of a file that is not JSON lines or not compressed as its name says."""
     with open(place, "rb") as file:
         head = file.read(4096)
     packed = head.startswith(b"\x1f\x8b")
@@ -60,7 +60,7 @@ def _line(key: str, line: bytes, options: SourceOptions) -> Item:
     try:
         row = json.loads(line)
         if not isinstance(row, dict):
-            raise ValueError("the line is no object")
+            raise ValueError("the line is not a JSON object")
     except (ValueError, RecursionError) as error:
         return Item(key, None, reason="unreadable", detail=str(error))
     return item(key, row, "mmc4", options)

@@ -1,4 +1,4 @@
-"""OBELICS (arXiv:2306.16527): Parquet rows with the parallel lists `texts` and `images`, pictures by address."""
+"""OBELICS (arXiv:2306.16527): Parquet rows with the parallel lists `texts` and `images`, pictures by URL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cm3kit.web.sources.parquet import Parquet
 
 @source("obelics")
 class Obelics(Parquet):
-    """Rows as they are published; the address of the page is in `general_metadata`."""
+    """Rows of the published data set; the URL of the page is in `general_metadata`."""
 
     kind = "obelics"
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Rows with the address of the page."""
+        """Rows with the URL of the page."""
         for found in super().items(piece, options):
             try:
                 url = json.loads(str(found.about.meta.get("general_metadata", "{}"))).get("url", "")

@@ -1,4 +1,4 @@
-"""Pictures with captions: CC3M's lines of caption, tab, address; or a table with a header or without."""
+"""Pictures with captions: CC3M's lines of caption, tab, URL; or a table with or without a header."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Pairs:
     """A piece is a file; a row is a page of one picture."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """One a file; DataError where it cannot be told which column of one is which."""
+        """One piece per file; DataError if the columns of a file are ambiguous."""
         found = files(place, (".tsv", ".csv"))
         for name in found:
             look(name, tuple(options.columns.values()))
         return [Piece(name) for name in found]
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Rows in turn; a line that is none is named, and the rest goes on."""
+        """Rows in order; a malformed line is reported, and reading continues."""
         number = -1
         try:
             for row in read(piece.place, look(piece.place, tuple(options.columns.values()))):

@@ -13,25 +13,25 @@ from cm3kit_tokenizers.disguise import disguise
 
 @source("parquet")
 class Parquet:
-    """A piece is a run of rows of one file."""
+    """A piece is a range of rows of one file."""
 
     kind = "parquet"
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """Runs of at most `pages` rows."""
+        """Ranges of at most `pages` rows."""
         parquet = need("pyarrow.parquet", "web", "Reading Parquet")
         found = []
         for name in files(place, (".parquet",)):
             try:
                 rows = parquet.read_metadata(name).num_rows
             except (OSError, ValueError):
-                rows = 1  # its one item says that it is unreadable
+                rows = 1  # its only item reports that it is unreadable
             starts = range(0, rows, options.pages)
             found += [Piece(name, start=at, stop=min(rows, at + options.pages)) for at in starts]
         return found
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Rows, a batch at a time; every row that a damaged row group hides is named."""
+        """Rows in batches; every row of a damaged row group is reported."""
         parquet = need("pyarrow.parquet", "web", "Reading Parquet")
         try:
             file = parquet.ParquetFile(piece.place)

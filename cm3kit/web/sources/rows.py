@@ -1,7 +1,7 @@
-"""Rows that describe a page in other words, as HTML: interleaved texts and pictures, a picture and its caption, a text.
+"""Rows converted to HTML: interleaved texts and pictures, a picture and its caption, a text.
 
-Names and types of the columns decide together what a row is. What cannot be meant is refused with a reason: nothing
-becomes a page by being turned into a string.
+Names and types of the columns decide what a row is. Values of other types are refused with a reason, never converted
+to a string.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ TEXTS = ("text", "content", "TEXT", "txt")
 PICTURES = (
     "image", "jpg", "jpeg", "png", "webp", "gif", "image_url", "image_path", "img", "picture",
 )  # fmt: skip
-"""Names of columns that hold a picture or its address; `FILES` and `URLS` may too, see `is_picture_address`."""
+"""Names of columns with a picture or its address; `FILES` and `URLS` may be too, see `is_picture_address`."""
 FILES = ("filepath", "file_path", "file_name", "filename", "path", "src")
 _PICTURE_SUFFIX = re.compile(r"\.(?:png|jpe?g|jfif|webp|gif|avif|bmp)\Z", re.I)
 
 
 def html_of(texts: Sequence[object], images: Sequence[object]) -> bytes:
-    """A page of paragraphs and pictures in turn; OBELICS' and MINT-1T's parallel lists with nulls in them.
+    """A page of interleaved paragraphs and pictures; OBELICS' and MINT-1T's parallel lists with nulls.
 
     Raises:
-        Refused: bad_row for what is neither text nor the address of a picture.
+        Refused: bad_row for a value that is neither text nor the address of a picture.
     """
     parts = []
     for place in range(max(len(texts), len(images))):
@@ -53,14 +53,14 @@ def html_of(texts: Sequence[object], images: Sequence[object]) -> bytes:
 
 
 def pair(caption: str, image: str) -> bytes:
-    """A page of one picture; `alt` comes before `src`, so this is text to image read from left to right."""
+    """A page of one picture; `alt` comes before `src`, so left to right it is text to image."""
     return f'<img alt="{escape_attribute(caption)}" src="{escape_attribute(image)}">'.encode(
         "utf-8", "replace"
     )
 
 
 def finder(known: Mapping[str, object], options: SourceOptions) -> Find:
-    """Pictures that come with the row, then those of the folder `--pictures` by address, SHA-256 of it, or name."""
+    """Looks up pictures in the row, then in the folder `--pictures` by address, its SHA-256, or name."""
     spelt = {normal(address): value for address, value in known.items()}
 
     def find(address: str) -> bytes:
@@ -83,7 +83,7 @@ def _in_folder(address: str, folder: Path) -> bytes:
     digests = [hashlib.sha256(each.encode("utf-8", "replace")).hexdigest() for each in names]
     tried = [*names, *(digest + suffix for digest in digests for suffix in ("", ".jpg", ".png", ".webp"))]
     if "//" in address:
-        # The whole last part, with its query, before the name alone.
+        # The last path segment with its query before the name only.
         tried += [address.rsplit("/", 1)[-1], last, unquote(last)]
     for each in tried:
         try:
@@ -95,7 +95,7 @@ def _in_folder(address: str, folder: Path) -> bytes:
 
 
 def is_picture_address(value: str) -> bool:
-    """Whether a text is the address of a picture: by the end of its path."""
+    """Whether a text is the address of a picture, by the suffix of its path."""
     if len(value) > 4096 or "\n" in value.strip():
         return False
     path = re.split(r"[?#]", value.strip(), maxsplit=1)[0]
@@ -103,7 +103,7 @@ def is_picture_address(value: str) -> bool:
 
 
 def is_address(value: str) -> bool:
-    """Whether a text is an address or the name of a picture's file, and no words."""
+    """Whether a text is a URL or the name of a picture file, and not prose."""
     value = value.strip()
     return re.fullmatch(r"(?:https?|ftp|file|s3|gs)://\S+|data:image/\S+", value, re.I) is not None or (
         is_picture_address(value) and len(value.split()) <= 3
@@ -114,7 +114,7 @@ def item(key: str, row: Mapping[str, Any], kind: str, options: SourceOptions) ->
     """A row as a page, by the columns that it has: `html`; `texts` and `images`; `text_list` and `image_info`;
     a caption and a picture; or a text. `options.columns` maps these names to those of the row.
 
-    A row that is none of these, or holds something of another type, is an item with a reason.
+    Any other row, or one with a value of another type, is an item with a reason.
     """
     try:
         row = {**row, **{name: row[other] for name, other in options.columns.items() if other in row}}
@@ -149,7 +149,7 @@ def _page(row: Mapping[str, Any], options: SourceOptions) -> Item:
         caption = next((each for each in CAPTIONS if each != name and row.get(each) is not None), None)
         if caption is None:
             raise Refused(
-                "bad_row", f"a picture ({name}) without words; name their column: --column caption=NAME"
+                "bad_row", f"a picture ({name}) without text; name its column: --column caption=NAME"
             )
         named, known = listed([image])
         return Item("", pair(as_text(row[caption], caption), as_text(named[0], name)), finder(known, options))
@@ -157,11 +157,11 @@ def _page(row: Mapping[str, Any], options: SourceOptions) -> Item:
     if words is not None:
         return Item("", html_of([row[words]], []), finder({}, options))
     names = ", ".join(map(str, row)) or "none"
-    raise Refused("bad_row", f"no page in the columns {names}; say which is which: --column caption=NAME")
+    raise Refused("bad_row", f"no page in the columns {names}; map them with --column caption=NAME")
 
 
 def _picture_of(row: Mapping[str, Any]) -> tuple[str, object] | None:
-    """The column with the picture, by its name and what is in it: bytes, a struct with them, or an address."""
+    """The column with the picture, by its name and content: bytes, a struct with them, or an address."""
     for name in PICTURES:
         value = row.get(name)
         if isinstance(value, Mapping) and (
@@ -171,13 +171,13 @@ def _picture_of(row: Mapping[str, Any]) -> tuple[str, object] | None:
         if isinstance(value, bytes) or (isinstance(value, str) and value.strip()):
             return name, value
         if value is not None and value != "":
-            raise Refused("bad_row", f"{name} is a {type(value).__name__}, no picture and no address")
+            raise Refused("bad_row", f"{name} is a {type(value).__name__}, neither a picture nor an address")
     for name in FILES:
         if isinstance(value := row.get(name), str) and is_picture_address(value):
             return name, value
     for name in URLS:
         value = row.get(name)
-        # Beside a caption it is the picture's address; beside a text only where it is one of a picture.
+        # With a caption it is the picture's address; with a text only if it looks like one.
         captioned = any(
             isinstance(row.get(each), str | bytes) for each in ("caption", "TEXT", "alt", "alt_text")
         )
@@ -187,25 +187,25 @@ def _picture_of(row: Mapping[str, Any]) -> tuple[str, object] | None:
 
 
 def as_text(value: object, name: str) -> str:
-    """A text, or bytes that are one; Refused (bad_row) for anything else."""
+    """A text, or bytes decoded as UTF-8; Refused (bad_row) for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            raise Refused("bad_row", f"{name} is bytes that are no UTF-8 text") from None
-    raise Refused("bad_row", f"{name} is a {type(value).__name__}, no text")
+            raise Refused("bad_row", f"{name} holds bytes that are not UTF-8") from None
+    raise Refused("bad_row", f"{name} is a {type(value).__name__}, not text")
 
 
 def _list(value: object, name: str) -> Sequence[Any]:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return value
-    raise Refused("bad_row", f"{name} is a {type(value).__name__}, no list")
+    raise Refused("bad_row", f"{name} is a {type(value).__name__}, not a list")
 
 
 def listed(images: Sequence[object]) -> tuple[list[object], dict[str, object]]:
-    """Addresses for a list of addresses, of bytes, or of structs with either; Refused (bad_row) for others."""
+    """Addresses of a list of addresses, bytes, or structs with either; Refused (bad_row) for others."""
     named: list[object] = []
     known: dict[str, object] = {}
     for place, image in enumerate(images):
@@ -216,7 +216,9 @@ def listed(images: Sequence[object]) -> tuple[list[object], dict[str, object]]:
             known[f"row/{place}"] = image
             image = f"row/{place}"
         if image is not None and not isinstance(image, str):
-            raise Refused("bad_row", f"image {place} is a {type(image).__name__}, no picture and no address")
+            raise Refused(
+                "bad_row", f"image {place} is a {type(image).__name__}, neither a picture nor an address"
+            )
         named.append(image)
     return named, known
 
@@ -231,7 +233,7 @@ def _pictures(images: object) -> dict[str, object]:
 
 
 def _mmc4(row: Mapping[str, Any]) -> bytes:
-    """Sentences, each after the pictures that were matched with it (arXiv:2304.06939)."""
+    """Sentences, each after the pictures matched with it (arXiv:2304.06939)."""
     sentences = _list(row["text_list"], "text_list")
     before: dict[int, list[str]] = {}
     for info in _list(row.get("image_info") or [], "image_info"):

@@ -1,4 +1,4 @@
-"""Tables as text, line by line: a line that is wrong costs itself, and no quote swallows what follows."""
+"""Text tables read line by line: a malformed line, such as one with an open quote, does not affect the next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAMES = {each.lower() for each in (*CAPTIONS, *PICTURES, *FILES, *TEXTS, *URLS,
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """How a file is to be read: its encoding, what parts the cells, whether they may be quoted, names of the columns.
+    """Format of a table: encoding, delimiter, whether cells may be quoted, column names.
 
     `header` says whether the first line holds the names.
     """
@@ -34,13 +34,13 @@ class Table:
 
 
 def look(place: str, own: Sequence[str] = ()) -> Table:
-    """How a table is to be read, by its first lines.
+    """Detect the format of a table from its first lines.
 
     Args:
-        own: names of columns that the user gives; numbers from 1 for those of a table without a header.
+        own: column names given by the user; numbers from 1 for a table without a header.
 
     Raises:
-        DataError: bad_data where it cannot be told which column is which; the message names the setting that says so.
+        DataError: bad_data if the columns are ambiguous; the message names the setting that resolves it.
     """
     with open(place, "rb") as file:
         head = file.read(1 << 20)
@@ -68,7 +68,7 @@ def look(place: str, own: Sequence[str] = ()) -> Table:
 
 
 def _spelt(name: str, own: Sequence[str]) -> str:
-    """A column's name as rows know it: their own spelling, whatever the case in the file."""
+    """A column's name in the spelling that `rows` uses, ignoring case."""
     if name in own:
         return name
     known = (*CAPTIONS, *PICTURES, *FILES, *TEXTS, *URLS)
@@ -80,13 +80,13 @@ def _named(place: str, names: Sequence[str], own: Sequence[str]) -> None:
     words = small & {each.lower() for each in (*CAPTIONS, *TEXTS, "html")} or set(names) & set(own)
     if not words:
         raise DataError(
-            f"{place}: no column of {', '.join(names)[:200]} is known to hold words; say which: --column caption=NAME.",
+            f"{place}: no column of {', '.join(names)[:200]} is known to hold text; name it: --column caption=NAME.",
             code="bad_data",
         )
 
 
 def _guessed(place: str, rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Names for columns without any, by what is in them: the one that holds addresses, and the other one."""
+    """Names for the columns of a table without a header: the one with addresses, and the other one."""
     width = max(map(len, rows), default=0)
     whole = [row for row in rows if len(row) == width]
     shares = (
@@ -98,16 +98,16 @@ def _guessed(place: str, rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     if width == 2 and not pictures and max(shares) > 0:
         return ("url", "caption") if shares[0] > shares[1] else ("caption", "url")
     raise DataError(
-        f"{place} has no header, and its {width} columns do not tell which holds the picture and which the words; add"
-        " a first line with their names, or say which is which by number: --column caption=2 --column url=1.",
+        f"{place} has no header, and it is not clear which of its {width} columns holds the picture and which the text;"
+        " add a header line, or name the columns by number: --column caption=2 --column url=1.",
         code="bad_data",
     )
 
 
 def read(place: str, table: Table) -> Iterator[dict[str, str] | str]:
-    """Rows by the names of their columns; for a line that is none, what is wrong with it.
+    """Rows as mappings by column name; for a malformed line a description of the fault.
 
-    A quote that is not closed where it could be costs the line that it is in.
+    A quote that is not closed invalidates only its own line.
     """
     with open(place, "rb") as file:
         lines = _Ahead(_lines(file, table.codec))
@@ -138,7 +138,7 @@ def _row(line: str, lines: _Ahead, table: Table) -> dict[str, str] | str:
 
 
 def _cells(text: str, delimiter: str, quoted: bool) -> list[str] | None:
-    """The cells of a row; None where its quotes are not those of one row."""
+    """The cells of a row; None if its quotes are not balanced."""
     text = text.rstrip("\r\n")
     if not quoted:
         return text.split(delimiter)
@@ -151,7 +151,7 @@ def _cells(text: str, delimiter: str, quoted: bool) -> list[str] | None:
 
 
 class _Ahead:
-    """Lines, of which some can be looked at before they are taken."""
+    """Lines with look-ahead."""
 
     def __init__(self, lines: Iterator[str | None]) -> None:
         self._lines, self._held = lines, list[str | None]()
@@ -163,7 +163,7 @@ class _Ahead:
         return self._held.pop(0) if self._held else next(self._lines)
 
     def peek(self, number: int) -> str | None:
-        """The line so many further on; None for one that cannot be read, or at the end."""
+        """The line `number` lines ahead; None if it cannot be read, or at the end."""
         while len(self._held) <= number:
             try:
                 self._held.append(next(self._lines))
@@ -172,14 +172,14 @@ class _Ahead:
         return self._held[number]
 
     def skip(self, count: int) -> None:
-        """Take lines that were looked at."""
+        """Consume lines."""
         del self._held[:count]
 
 
 def _lines(file: io.BufferedIOBase | io.BufferedReader, codec: str) -> Iterator[str | None]:
-    """Lines with their ends; None for one that is not in the encoding, or too long."""
+    """Lines with their line breaks; None for one that is not in the encoding, or too long."""
     if codec == "utf-16":
-        # Tables of this kind are written by spreadsheets; they are small.
+        # Spreadsheets write these tables; they are small.
         yield from io.StringIO(file.read().decode("utf-16", "replace"), newline="\n")
         return
     first = True

@@ -1,6 +1,6 @@
-"""WARC files as crawlers write them: pages and pictures are responses of their own, joined by address.
+"""WARC files of crawlers: pages and pictures are separate responses, joined by URL.
 
-Records are cut by `warc_records`, and parsed by fastwarc, or by warcio where that is absent.
+`warc_records` splits the records; fastwarc parses them, or warcio if fastwarc is not installed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST_MOVES = 10
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One HTTP response; `body` is as it was sent, its transfer encoding undone."""
+    """One HTTP response; `body` is the payload after transfer decoding."""
 
     url: str
     date: str
@@ -40,10 +40,10 @@ class Response:
     body: bytes
 
     def content(self, most: int) -> bytes:
-        """The body with its content encoding undone, of at most so many bytes and one more.
+        """The body after content decoding, truncated to `most` + 1 bytes.
 
         Raises:
-            Damaged: it is not packed as its header says.
+            Damaged: its compression differs from its header.
         """
         body = self.body
         for name in reversed(
@@ -59,11 +59,11 @@ class Warc:
     """A piece is a file."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """One a file."""
+        """One piece per file."""
         return [Piece(name) for name in files(place, (".warc", ".warc.gz"))]
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Responses that hold HTML, those of no page with the reason, and every record that cannot be read."""
+        """Responses with HTML, responses without a page with a reason, and every unreadable record."""
         find = _Find(piece.place)
         for raw in records(piece.place):
             key = f"{piece.place}#{raw.name}"
@@ -85,7 +85,7 @@ def _item(key: str, found: Response, find: _Find) -> Item:
 
 
 class _Find:
-    """Pictures of one file by their address, also where that was moved to another."""
+    """Pictures of one file by URL, following redirects."""
 
     def __init__(self, place: str) -> None:
         self.place = place
@@ -102,7 +102,7 @@ class _Find:
                 self._moves.setdefault(url, normal(urljoin(url, target.strip())))
 
     def __call__(self, address: str) -> bytes:
-        """The body of the response at an address."""
+        """The body of the response of a URL."""
         if address[:5].lower() == "data:":
             return resolve_src(address, None)
         url = normal(address)
@@ -122,7 +122,7 @@ class _Find:
 
 
 def _parsed(raw: Raw) -> tuple[Response | None, str]:
-    """The response that a record holds, None for records of another kind; or why it cannot be read."""
+    """The response of a record, None for other records; or the reason why it cannot be read."""
     if raw.error:
         return None, raw.error
     try:
@@ -137,7 +137,7 @@ def _parsed(raw: Raw) -> tuple[Response | None, str]:
 
 
 def parse(data: bytes) -> Response | None:
-    """A record by whichever reader is installed; None for one that is no response."""
+    """Parse a record with the installed reader; None if it is not a response."""
     head = data[: max(0, data.find(b"\r\n\r\n"))].lower().replace(b" ", b"")
     if b"warc-type:response" not in head:
         return None
@@ -148,7 +148,7 @@ def parse(data: bytes) -> Response | None:
 
 
 def fastwarc(data: bytes) -> Response | None:
-    """A record by fastwarc."""
+    """Parse a record with fastwarc."""
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     kinds = WarcRecordType.response
@@ -165,7 +165,7 @@ def fastwarc(data: bytes) -> Response | None:
 
 
 def warcio(data: bytes) -> Response | None:
-    """A record by warcio."""
+    """Parse a record with warcio."""
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
     from warcio.statusandheaders import StatusAndHeadersParserException
@@ -187,7 +187,7 @@ def warcio(data: bytes) -> Response | None:
 
 
 def _joined(body: bytes) -> bytes:
-    """A chunked body as one; as it stands where it is not chunked after all, as some crawlers store it."""
+    """Decode a chunked body; unchanged if it is not chunked, as some crawlers store it."""
     out: list[bytes] = []
     at = 0
     while at < len(body):
@@ -204,7 +204,7 @@ def _joined(body: bytes) -> bytes:
         if length == 0:
             break
         if end + 1 + length > len(body):
-            raise Damaged("its chunks are cut off")
+            raise Damaged("its chunks are truncated")
         out.append(body[end + 1 : end + 1 + length])
         at = end + 1 + length
         at += 2 if body[at : at + 2] == b"\r\n" else 1 if body[at : at + 1] == b"\n" else 0
@@ -212,7 +212,7 @@ def _joined(body: bytes) -> bytes:
 
 
 def _unpacked(body: bytes, name: str, most: int) -> bytes:
-    """A body with one content encoding undone."""
+    """Undo one content encoding of a body."""
     if not body:
         return body
     try:
@@ -225,14 +225,14 @@ def _unpacked(body: bytes, name: str, most: int) -> bytes:
             found = module.decompress(body) if name == "br" else module.ZstdDecompressor().stream_reader(body)
             return bytes(found if name == "br" else found.read(most + 1))
     except ImportError:
-        raise Damaged(f"its body is packed by {name}, which cannot be undone here") from None
+        raise Damaged(f"its body is compressed with {name}, whose package is not installed") from None
     except Exception as error:  # noqa: BLE001 - the errors of optional packages have no class of ours
-        raise Damaged(f"its body is labelled {name} and is not: {error}") from None
-    raise Damaged(f"its body is packed by {name[:20]!r}, which is unknown")
+        raise Damaged(f"its body is declared as {name} but is not: {error}") from None
+    raise Damaged(f"its body has the unknown encoding {name[:20]!r}")
 
 
 def _inflated(body: bytes, ways: tuple[int, ...], most: int) -> bytes:
-    """Unpack by the first way that works; members one after the other, as gzip allows."""
+    """Decompress with the first of `ways` that works; several members in a row, as gzip allows."""
     for way in ways:
         try:
             out, rest = b"", body
@@ -240,7 +240,7 @@ def _inflated(body: bytes, ways: tuple[int, ...], most: int) -> bytes:
                 unpack = zlib.decompressobj(way)
                 out += unpack.decompress(rest, most + 1 - len(out))
                 if not unpack.eof and len(out) <= most:
-                    raise zlib.error("it is cut off")
+                    raise zlib.error("it is truncated")
                 rest = unpack.unused_data.lstrip(b"\0")
             return out
         except zlib.error:

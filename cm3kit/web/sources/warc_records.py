@@ -1,4 +1,4 @@
-"""Cut WARC files into records, each read by itself: one that is damaged costs itself, and nothing that follows."""
+"""Split WARC files into records that are read separately: a damaged record does not affect the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm3kit_tokenizers.disguise import disguise
 from cm3kit_tokenizers.html.spans import MAX_BYTES
 
 MOST_BYTES = MAX_BYTES + (8 << 20)
-"""Of a longer record so much is read; it is over every limit."""
+"""Longer records are truncated to this; it is above every limit."""
 BROKEN = (OSError, EOFError, ValueError, zlib.error, RuntimeError)
 _LINE, _HEAD, _STEP = 1 << 16, 1 << 20, 1 << 20
 _PACKED = b"\x1f\x8b\x08"
@@ -22,9 +22,9 @@ _START = re.compile(rb"WARC/[0-9]\.[0-9]+[ \t]*\r?\n(?=[Ww][Aa][Rr][Cc]-|[Cc][Oo
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """A record: where it, or the gzip member that holds it, starts; its number in the member; its bytes.
+    """A record: offset of it or of its gzip member, its number in the member, and its bytes.
 
-    `error` says why there are none.
+    If there are no bytes, `error` is the reason.
     """
 
     offset: int
@@ -34,16 +34,16 @@ class Raw:
 
     @property
     def name(self) -> str:
-        """What tells it from the others of its file."""
+        """A name that is unique in its file."""
         return f"{self.offset}.{self.number}" if self.number else str(self.offset)
 
 
 class Damaged(Exception):
-    """A record that cannot be read, and why."""
+    """A record cannot be read, with the reason."""
 
 
 class _Member(io.RawIOBase):
-    """What one gzip member holds; `consumed` is its size in the file, once it has ended."""
+    """The content of one gzip member; `consumed` is its size in the file once it has ended."""
 
     def __init__(self, file: IO[bytes], offset: int) -> None:
         file.seek(offset)
@@ -56,7 +56,7 @@ class _Member(io.RawIOBase):
         while not self._unpack.eof:
             packed = self._unpack.unconsumed_tail or self._file.read(_LINE)
             if not packed:
-                raise Damaged("a record is cut off")
+                raise Damaged("a record is truncated")
             out = self._unpack.decompress(packed, len(buffer))
             self.consumed += len(packed) - len(self._unpack.unconsumed_tail) - len(self._unpack.unused_data)
             if out:
@@ -66,7 +66,7 @@ class _Member(io.RawIOBase):
 
 
 def records(place: str, offset: int = 0) -> Iterator[Raw]:
-    """The records of a file from an offset on, in order; where one is damaged, from the next one that is found on."""
+    """The records of a file from an offset, in order; after a damaged one from the next that is found."""
     with open(place, "rb") as file:
         packed = file.read(3) == _PACKED
         size = file.seek(0, io.SEEK_END)
@@ -79,7 +79,7 @@ def records(place: str, offset: int = 0) -> Iterator[Raw]:
 
 
 def _real(file: IO[bytes], offset: int) -> str:
-    """What a file really is that starts with no record."""
+    """The real type of a file that does not start with a record."""
     file.seek(0)
     head = b"" if offset else file.read(4096)
     what = "" if head.startswith(_PACKED) else disguise(head)
@@ -87,13 +87,13 @@ def _real(file: IO[bytes], offset: int) -> str:
 
 
 def record(place: str, offset: int, number: int) -> bytes:
-    """The bytes of one record, as `records` told of it."""
+    """The bytes of one record by its offset and number from `records`."""
     for each in records(place, offset):
         if each.offset == offset and each.number == number and not each.error:
             return each.data
         if each.offset != offset:
             break
-    raise Damaged("the record is not there")
+    raise Damaged("the record is missing")
 
 
 def _plain(file: IO[bytes], offset: int) -> Generator[Raw, None, int]:
@@ -120,7 +120,7 @@ def _member(file: IO[bytes], offset: int) -> Generator[Raw, None, int]:
 
 
 def _read(stream: IO[bytes] | io.BufferedReader) -> bytes:
-    """The next record of a stream, without the empty lines behind it; nothing at the end."""
+    """The next record of a stream, without trailing empty lines; empty at the end."""
     while (line := stream.readline(_LINE)) in (b"\r\n", b"\n"):
         pass
     if not line:
@@ -130,21 +130,23 @@ def _read(stream: IO[bytes] | io.BufferedReader) -> bytes:
     head, length = [line], -1
     while (line := stream.readline(_LINE)).strip():
         if not line.endswith(b"\n") or sum(map(len, head)) > _HEAD:
-            raise Damaged("a record's header is cut off")
+            raise Damaged("a record's header is truncated")
         name, _, value = line.partition(b":")
         if name.strip().lower() == b"content-length":
             if not value.strip().isdigit():
-                raise Damaged("a record's length is no number")
+                raise Damaged("a record's length is not a number")
             length = int(value)
         head.append(line)
     if not line or length < 0:
-        raise Damaged("a record's header is cut off" if not line else "a record does not tell its length")
+        raise Damaged(
+            "a record's header is truncated" if not line else "a record does not declare its length"
+        )
     body = stream.read(min(length, MOST_BYTES))
     left = length - len(body)
     while left and body and (skipped := len(stream.read(min(left, _STEP)))):
         left -= skipped
     if left:
-        raise Damaged("a record is cut off")
+        raise Damaged("a record is truncated")
     for _ in range(2):
         if stream.readline(_LINE).strip():
             raise Damaged("a record's length is wrong")

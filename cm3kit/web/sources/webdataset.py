@@ -1,7 +1,7 @@
-"""WebDataset tars: HTML, or caption and picture, or MINT-1T's JSON of texts and images, a key each.
+"""WebDataset tars: per key HTML, or caption and picture, or MINT-1T's JSON of texts and images.
 
-Tars are read as a stream and never unpacked; members that are no plain file or whose name leaves the folder are
-named as such.
+Tars are read as a stream and never extracted; members that are not regular files or whose name leaves the folder are
+reported.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _MOST_BYTES = 512 * 2**20
 
 @source("webdataset")
 class WebDataset:
-    """A piece is a tar; a page is a run of members with the same name up to the first dot."""
+    """A piece is a tar; a page is a sequence of members with the same name up to the first dot."""
 
     def pieces(self, place: str, options: SourceOptions) -> list[Piece]:
-        """One a file."""
+        """One piece per file."""
         return [Piece(name) for name in files(place, (".tar", ".tar.gz", ".tgz"))]
 
     def items(self, piece: Piece, options: SourceOptions) -> Iterator[Item]:
-        """Pages in turn; a truncated tar gives what is before the damage, and one item that says so."""
+        """Pages in order; a truncated tar gives the pages before the damage and one item that reports it."""
         key, members = "", dict[str, bytes]()
         damage: list[str] = []
         number = [0]
@@ -63,7 +63,7 @@ class WebDataset:
 
 
 def _watched(damage: list[str]) -> type[tarfile.TarInfo]:
-    """Members whose damaged headers are told of: where one is, reading goes on at the next that is whole."""
+    """A TarInfo class that records damaged headers; reading continues at the next intact one."""
 
     class Watched(tarfile.TarInfo):
         @classmethod
@@ -79,7 +79,7 @@ def _watched(damage: list[str]) -> type[tarfile.TarInfo]:
 
 
 def _damaged(piece: Piece, damage: list[str], number: list[int]) -> Iterator[Item]:
-    """One item for a run of blocks that are no headers, however many they are."""
+    """One item for a sequence of blocks that are not headers."""
     if damage:
         number[0] += 1
         detail = f"{len(damage)} blocks are neither a member nor its content: {damage[0]}"
@@ -132,6 +132,6 @@ def _made(name: str, key: str, members: dict[str, bytes], options: SourceOptions
         )
     if picture is not None and not any(each in row for each in CAPTIONS):
         raise Refused(
-            "bad_row", f"no words in the members {', '.join(members)}, nor in json: {', '.join(row)}"
+            "bad_row", f"no text in the members {', '.join(members)}, nor in json: {', '.join(row)}"
         )
     return item(name, row, "webdataset", options)

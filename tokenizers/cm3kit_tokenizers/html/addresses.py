@@ -1,4 +1,4 @@
-"""The addresses of a page's pictures: one set of rules for pages that are filled and pages that are trained on."""
+"""The addresses of a page's pictures, by the same rules for filling and training."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from cm3kit_tokenizers.pictures import tidied
 LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
 LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-url", "data-image")
 SIDE = 256
-"""The width in pixels that is looked for among several, unless somebody asks for another."""
+"""The default target width in pixels among several candidates."""
 MOST_ADDRESSES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Unopened:
-    """A picture of a page that is not used: the addresses that were tried, and the gaps that are about it."""
+    """A picture of a page that is not used: the tried addresses, and the related gaps."""
 
     addresses: tuple[str, ...]
     gaps: tuple[int, ...]
 
 
 def base_of(tree: Any, url: str = "") -> str:
-    """What addresses of a page are joined to: its first `<base href>`, itself joined to the address of the page."""
+    """The base URL of a page: its first `<base href>`, resolved against the URL of the page."""
     href = next((str(each.attr("href") or "") for each in tree.find_all("base") if each.attr("href")), "")
     return join(url, href)
 
 
 def join(base: str, address: str) -> str:
-    """An address joined to a base; as it stands where that makes no sense."""
+    """An address resolved against a base; unchanged if that fails."""
     address = tidied(address)
     try:
         return urljoin(base, address)
@@ -44,8 +44,8 @@ def join(base: str, address: str) -> str:
 def addresses_of(image: Any, base: str, size: int = SIDE) -> tuple[str, ...]:
     """The addresses to try for the picture of an `<img>`, best first.
 
-    Those of `srcset` and of `<source>` by their width, then those that scripts load later, then `src`: each joined
-    to the base, then as it stands.
+    Those of `srcset` and of `<source>` by width, then those of lazy loading, then `src`: each resolved against the
+    base, then as written.
     """
     found = dict.fromkeys(
         address for raw in _raw(image, size) for address in (join(base, raw), raw.strip(SPACE)) if address
@@ -54,12 +54,12 @@ def addresses_of(image: Any, base: str, size: int = SIDE) -> tuple[str, ...]:
 
 
 def plain_addresses(src: str, base: str) -> tuple[str, ...]:
-    """The addresses to try for a `src` alone."""
+    """The addresses to try for a single `src`."""
     return tuple(dict.fromkeys(each for each in (join(base, src), src.strip(SPACE)) if each))
 
 
 def sources_of(image: Any) -> list[Any]:
-    """The `<source>`s of an `<img>`'s `<picture>` that browsers look at: those that stand before it."""
+    """The `<source>`s of an `<img>`'s `<picture>` that browsers use: those before it."""
     parent = image.parent
     if parent is None or getattr(parent, "tag", "") != "picture":
         return []
@@ -77,7 +77,7 @@ def _raw(image: Any, size: int) -> Iterator[str]:
     sized = [
         each for holder in holders for name in LAZY_SETS for each in candidates(str(holder.attr(name) or ""))
     ]
-    # The smallest that is large enough, and where none is, the largest.
+    # The smallest that is large enough, otherwise the largest.
     sized.sort(key=lambda each: (each[1] < size, each[1] if each[1] >= size else -each[1]))
     yield from (address for address, _ in sized)
     yield from (str(image.attr(name)) for name in LAZY if image.attr(name))
@@ -88,7 +88,7 @@ def _raw(image: Any, size: int) -> Iterator[str]:
 def candidates(srcset: str) -> list[tuple[str, float]]:
     """Addresses of a `srcset` with their widths in pixels; a density of x counts as x times 320.
 
-    As browsers read it, but for parentheses; by hand, since a pattern of this kind backtracks for minutes.
+    Parsed as in browsers except for parentheses; not by a regular expression, which could backtrack for minutes.
     """
     found: list[tuple[str, float]] = []
     at, end = 0, min(len(srcset), 65536)
@@ -112,14 +112,14 @@ def candidates(srcset: str) -> list[tuple[str, float]]:
 
 
 def settle(tree: Any, usable: Callable[[str], bool], mark: re.Pattern[str]) -> list[Unopened]:
-    """Give every `<img>` of a tree the address by which its picture is used as its `src`, or take its `src` away.
+    """Set the `src` of every `<img>` of a tree to its first usable address, or remove its `src`.
 
     Args:
-        usable: says of an address whether it is used.
-        mark: what stands for a gap; a `src` that is one stays, one that holds one keeps it.
+        usable: whether an address is used.
+        mark: pattern of gaps; a `src` that is a gap is unchanged, one that contains a gap keeps it.
 
     Returns:
-        The pictures that are not used, but for those in templates and of pages without scripts.
+        The pictures that are not used, except those in `<template>` and `<noscript>`.
     """
     base, lost = base_of(tree), []
     for image in tree.find_all("img"):
@@ -141,7 +141,7 @@ def settle(tree: Any, usable: Callable[[str], bool], mark: re.Pattern[str]) -> l
 
 
 def _about(image: Any, mark: re.Pattern[str]) -> tuple[int, ...]:
-    """The gaps in a picture's own words, and in the caption of a figure that holds no other."""
+    """The gaps in a picture's attributes, and in the caption of a figure that has no other picture."""
     words = [str(image.attr(name) or "") for name in ("alt", "title")]
     figure = image.closest("figure")
     if figure is not None and len(figure.find_all("img")) == 1:

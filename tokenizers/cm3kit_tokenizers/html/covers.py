@@ -1,4 +1,4 @@
-"""What browsers show instead of a picture's `src`: `srcset`, `<source>`, and what scripts put in its place."""
+"""Attributes that override a picture's `src`: `srcset`, `<source>`, and lazy-loading attributes of scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cm3kit_tokenizers.html.spans import SPACE, Attribute, Element, Span, elemen
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """What hides the picture that is drawn into a gap: byte ranges of whole attributes, and what they are called."""
+    """Attributes that hide the picture of a gap: their byte ranges and names."""
 
     gap: PageGap
     spans: tuple[Span, ...]
@@ -21,7 +21,7 @@ class Cover:
 
 
 def covers_of(text: str, tree: Any, gaps: Sequence[PageGap]) -> Iterator[Cover]:
-    """What hides each picture that is drawn, where something does."""
+    """The covers of all gaps with pictures that have any."""
     drawn = [gap for gap in gaps if gap.kind == "image"]
     if not drawn:
         return
@@ -37,7 +37,7 @@ def covers_of(text: str, tree: Any, gaps: Sequence[PageGap]) -> Iterator[Cover]:
 
 
 def hiding(text: str, image: Element) -> Iterator[tuple[str, Attribute]]:
-    """The attributes by which another picture is shown than that of an `<img>`'s `src`, each with what it is called."""
+    """The attributes that override the `src` of an `<img>`, each with its name."""
     for name in (*LAZY_SETS, *LAZY):
         if _says(text, attribute := image.attributes.get(name), name):
             assert attribute is not None
@@ -52,6 +52,6 @@ def hiding(text: str, image: Element) -> Iterator[tuple[str, Attribute]]:
 
 
 def _says(text: str, attribute: Attribute | None, name: str) -> bool:
-    """Whether an attribute names a picture."""
+    """Whether an attribute contains a picture's address."""
     value = text[slice(*attribute.value)] if attribute and attribute.value else ""
     return bool(candidates(value) if name in LAZY_SETS else value.strip(SPACE))

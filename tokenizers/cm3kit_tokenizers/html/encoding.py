@@ -1,4 +1,4 @@
-"""Which encoding a page is in: one rule for pages that are filled and pages that are trained on."""
+"""The encoding of a page, by the same rules for filling and training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ISO = {
     10: "csisolatin6 iso-ir-157 l6 latin6", 13: "", 14: "", 15: "csisolatin9 l9 latin-9", 16: "",
 }  # fmt: skip
 _LABELS = {
-    # A page that can be read far enough to find that it says UTF-16 is not in UTF-16.
+    # A page whose declaration of UTF-16 can be read as ASCII is not in UTF-16.
     "utf-8": "unicode-1-1-utf-8 unicode11utf8 unicode20utf8 utf-8 utf8 x-unicode20utf8 utf-16 utf-16le utf-16be",
     "cp1252": "ansi_x3.4-1968 ascii cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1"
     " iso_8859-1:1987 l1 latin1 latin-1 us-ascii",
@@ -50,10 +50,10 @@ _CODECS = {
     },
     **{f"{form}{n}": f"cp{n}" for n in range(1250, 1259) for form in ("windows-", "cp", "x-cp")},
 }
-# Bytes of this one are not ASCII's, so that a page in it can be read and not be written into.
+# Not an ASCII superset: a page in it can be read, but not filled.
 _SHIFTING = {"iso2022_jp": "csiso2022jp iso-2022-jp"}
 _CODECS |= {label: codec for codec, labels in _SHIFTING.items() for label in labels.split()}
-# Encodings that browsers show nothing of.
+# Encodings that browsers do not decode.
 _REPLACED = ("csiso2022kr", "hz-gb-2312", "iso-2022-cn", "iso-2022-cn-ext", "iso-2022-kr", "replacement")
 _WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 _PRESCAN = 1024
@@ -70,7 +70,7 @@ _ATTRIBUTE = re.compile(
 
 
 def _control(error: UnicodeError) -> tuple[str, int]:
-    """Decode bytes that Python's windows code pages have no character for as browsers do: C1 controls, else U+FFFD."""
+    """Decode bytes that are undefined in Python's windows code pages as browsers do: C1 controls, else U+FFFD."""
     assert isinstance(error, UnicodeDecodeError)
     byte = error.object[error.start]
     single = error.encoding == "charmap" and 0x80 <= byte < 0xA0
@@ -79,11 +79,11 @@ def _control(error: UnicodeError) -> tuple[str, int]:
 
 codecs.register_error("cm3kit-web", _control)
 ERRORS = "cm3kit-web"
-"""The error handler by which the bytes of pages are decoded."""
+"""The error handler for decoding pages."""
 
 
 def refuse_wide(data: bytes) -> None:
-    """PageError (not_html) for UTF-16 and UTF-32, marked or not: their bytes are not ASCII's."""
+    """PageError (not_html) for UTF-16 and UTF-32, with or without byte-order mark: they are not ASCII supersets."""
     bare = len(data) >= 4 and (
         (data[0:1] == b"<" and data[1] == 0 and data[3] == 0)
         or (data[0] == 0 and data[1:3] in (b"<\0", b"\0\0"))
@@ -93,7 +93,7 @@ def refuse_wide(data: bytes) -> None:
 
 
 def refuse_shifting(codec: str) -> None:
-    """PageError (not_html) for an encoding whose bytes are not ASCII's, in which no byte range can be replaced."""
+    """PageError (not_html) for an encoding that is not an ASCII superset, in which no byte range can be replaced."""
     if codec in _SHIFTING:
         raise PageError(
             f"The page is in {_SHIFTING[codec].split()[-1]}; save it as UTF-8 and try again.", code="not_html"
@@ -101,16 +101,16 @@ def refuse_shifting(codec: str) -> None:
 
 
 def codec_of(data: bytes, header: str = "") -> str:
-    """The Python codec of a page, as browsers find it (WHATWG HTML standard, sec. 13.2.3.2 and 13.2.3.5).
+    """The Python codec of a page, by the rules of browsers (WHATWG HTML standard, sec. 13.2.3.2 and 13.2.3.5).
 
-    A byte-order mark; the `charset` of the HTTP header; the first `<meta>` that names a known encoding, of the first
-    1,024 bytes or else of the head; UTF-8 where the bytes are UTF-8; windows-1252.
+    A byte-order mark; the `charset` of the HTTP header; the first `<meta>` with a known encoding, in the first 1,024
+    bytes or else in the head; UTF-8 if the bytes are valid UTF-8; windows-1252.
 
     Args:
         header: the value of `Content-Type`.
 
     Raises:
-        PageError: not_html for an encoding that browsers show nothing of.
+        PageError: not_html for an encoding that browsers do not decode.
     """
     if data.startswith(codecs.BOM_UTF8):
         return "utf-8"
@@ -127,7 +127,7 @@ def codec_of(data: bytes, header: str = "") -> str:
 
 
 def _late(data: bytes) -> Iterator[str]:
-    """What the `<meta>`s of a head that is longer than the prescan call the encoding: browsers read on to its end."""
+    """Encodings in `<meta>`s of a head that is longer than the prescan: browsers read to its end."""
     if _DECLARES.search(data, _PRESCAN) is None:
         return
     tree = turbohtml.parse(data.decode("latin-1"))
@@ -144,7 +144,7 @@ def _known(labels: Iterable[str]) -> str | None:
     for label in labels:
         if label in _REPLACED:
             raise PageError(
-                f"The page says it is in {label}; save it as UTF-8 and try again.", code="not_html"
+                f"The page declares the encoding {label}; save it as UTF-8 and try again.", code="not_html"
             )
         if label in _CODECS:
             return _CODECS[label]
@@ -157,7 +157,7 @@ def _label(found: re.Match[bytes]) -> str:
 
 
 def _declared(head: bytes) -> Iterator[str]:
-    """What the `<meta>`s of the bytes call their encoding, in order: the standard's prescan."""
+    """Encodings declared in `<meta>`s, in order: the standard's prescan."""
     at = 0
     while (at := head.find(b"<", at)) >= 0:
         if head.startswith(b"<!--", at):
@@ -184,7 +184,7 @@ def _declared(head: bytes) -> Iterator[str]:
 
 
 def _attributes(head: bytes, at: int) -> tuple[dict[bytes, bytes], int]:
-    """Attributes of a tag from `at` on, the first of each name, and where the tag ends."""
+    """Attributes of a tag from `at`, the first of each name, and the end of the tag."""
     found: dict[bytes, bytes] = {}
     while at < len(head):
         while at < len(head) and head[at] in b"\t\n\f\r /":

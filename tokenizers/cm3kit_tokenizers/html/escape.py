@@ -1,4 +1,4 @@
-"""Escape text for the place it is written to, so that it can neither open a tag nor leave an attribute value.
+"""Escape text for its context, so that it can neither open a tag nor leave an attribute value.
 
 The rules are those of the WHATWG HTML standard, sec. 13.1 (text, attribute values, character references).
 """
@@ -16,7 +16,7 @@ _TEXT = {
     0xFEFF: "&#65279;",
 }
 _ATTRIBUTE = {**_TEXT, ord('"'): "&quot;", ord("'"): "&#39;"}
-# Most texts hold none of these, and looking is much quicker than translating.
+# Most texts have none of these, and a search is much faster than a translation.
 _IN_TEXT = re.compile("[\0&<>\r\ufeff]")
 _IN_ATTRIBUTE = re.compile("[\0&<>\r\ufeff\"']")
 _C1 = range(0x80, 0xA0)
@@ -24,17 +24,17 @@ _SURROGATES = range(0xD800, 0xE000)
 
 
 def escape_text(text: str) -> str:
-    """Text between tags; it reads back as `text`, but for NUL and lone surrogates (U+FFFD)."""
+    """Text between tags; it parses back to `text`, except NUL and lone surrogates (U+FFFD)."""
     return text.translate(_TEXT) if _IN_TEXT.search(text) else text
 
 
 def escape_attribute(text: str) -> str:
-    """An attribute value, safe between either kind of quotes."""
+    """An attribute value, safe in single and double quotes."""
     return text.translate(_ATTRIBUTE) if _IN_ATTRIBUTE.search(text) else text
 
 
 def encode(text: str, codec: str) -> bytes:
-    """Escaped text as bytes of the page's encoding; what that cannot hold becomes a character reference."""
+    """Escaped text in the page's encoding; other characters become character references."""
     try:
         return text.encode(codec)
     except UnicodeEncodeError:
@@ -48,5 +48,5 @@ def _encode_char(char: str, codec: str) -> bytes:
     try:
         return char.encode(codec)
     except UnicodeEncodeError:
-        # HTML reads &#128; … &#159; as windows-1252, so C1 controls have no reference of their own.
+        # HTML decodes &#128; … &#159; as windows-1252, so C1 controls cannot be referenced.
         return b"&#65533;" if code in _C1 else b"&#%d;" % code

@@ -1,4 +1,4 @@
-"""Find the gaps that a page writes itself: `<mask>`, or `<mask size=12>`, in text and inside attribute values."""
+"""Find written gaps: `<mask>` or `<mask size=12>`, in text and inside attribute values."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ ROOMS: dict[str, tuple[str, ...] | None] = {
          "canvas", "map", "ruby"),
     ),
 }  # fmt: skip
-"""For elements that hold no text: the elements that a text is put into there; None where there are none."""
+"""For elements that cannot contain text: the elements to wrap it in; None if there are none."""
 
 _TAG = re.compile(r"<mask(?=[\s/>])", re.I)
-# The end tag of a gap, behind nothing or behind words that the gap stands for.
+# The end tag of a gap, optionally after the text that the gap replaces.
 _CLOSE = re.compile(r"[^<]*</mask\s*/?>", re.I)
 _END = re.compile(r"</mask(?=[\s/>])", re.I)
 
 
 @dataclass(frozen=True, slots=True)
 class PageGap:
-    """A hole in a page's bytes: `data[start:end]` is what a fill replaces.
+    """A gap in a page's bytes: a fill replaces `data[start:end]`.
 
     Args:
         index: position among the page's gaps, in source order.
         kind: content, attribute, or image (the `src` of an `<img>`).
         start: first byte.
-        end: the byte after the last; equal to `start` where a missing attribute is inserted.
-        element: name of the element whose content or attribute it is.
+        end: the byte after the last; equal to `start` if a missing attribute is inserted.
+        element: name of the element of the content or attribute.
         attribute: name of the attribute, or None.
         line: line in the source, from 1.
-        box: (x, y, width, height) in pixels where only a region of a picture is missing.
-        before: what is written in front of a fill, such as ` alt="`.
-        after: what is written after it.
+        box: (x, y, width, height) in pixels if only a region of a picture is missing.
+        before: source written before a fill, such as ` alt="`.
+        after: source written after it.
         inside: names of the elements around it, outermost first.
-        size: about how many tokens are wished for, or None.
+        size: the requested approximate number of tokens, or None.
         constraint: kind and value of what may stand in it, or None.
     """
 
@@ -76,7 +76,7 @@ class PageGap:
 
 
 def refuse(text: str, offset: int, where: str) -> PageError:
-    """A gap_place error with its line."""
+    """A gap_place error with its line number."""
     return PageError(f"Line {line_of(text, offset)}: a gap {where}.", code="gap_place")
 
 
@@ -90,12 +90,12 @@ def written_gaps(text: str, tree: Any) -> list[PageGap]:
     """Every `<mask>` of the view as a gap, in source order.
 
     Raises:
-        PageError: gap_place where one stands in raw text, a comment, a tag's or an attribute's name, or where its
-            element holds no text, and for a `</mask>` that ends nothing; bad_value where its size is none.
+        PageError: gap_place for a gap in raw text, a comment, a tag's or an attribute's name, or where its
+            element cannot contain text, and for an unmatched `</mask>`; bad_value for an invalid size.
     """
     if not _TAG.search(text) and not _END.search(text):
         return []
-    # Each with where the tag of the element around it starts.
+    # Each with the start of its parent element's tag.
     gaps: list[tuple[PageGap, int]] = []
     foreign: set[int] = set()
     rooms = _Rooms()
@@ -130,14 +130,14 @@ def _no_stray_ends(text: str, tree: Any, gaps: Sequence[PageGap], foreign: set[i
     for at in ends:
         if at in tags:
             raise PageError(
-                f"Line {line_of(text, at)}: </mask> ends no gap; write <mask> alone, or <mask>words</mask> without"
+                f"Line {line_of(text, at)}: </mask> ends no gap; write only <mask>, or <mask>words</mask> without"
                 " tags between.",
                 code="gap_place",
             )
 
 
 def _parent_start(found: Element) -> int:
-    """Where the tag of the element around another starts; -1 where that has none."""
+    """Start of the tag of an element's parent; -1 if it has none."""
     for around in found.handle.ancestors:
         where = getattr(around, "source_location", None)
         if where and around.tag != "mask":
@@ -146,23 +146,23 @@ def _parent_start(found: Element) -> int:
 
 
 class _Rooms:
-    """Where elements stand that hold rows, cells or options, and no text of their own."""
+    """Byte ranges of elements that contain rows, cells or options, but no text."""
 
     def __init__(self) -> None:
-        # Start and end of the content, name; the inner ones come later.
+        # Start and end of the content, name; inner elements come later.
         self.places: list[tuple[int, int, str]] = []
 
     def add(self, text: str, found: Element) -> None:
-        """Take note of an element of the page."""
+        """Add an element of the page."""
         if found.html and found.name in ROOMS:
             first = found.start[1]
             last = found.end[0] if found.end else _row_end(text, first, found)
             self.places.append((first, last, found.name))
 
     def fitted(self, text: str, gap: PageGap, parent_start: int) -> PageGap:
-        """The gap with what must stand around a text there: `<td>` in a row, `<tr><td>` in a table.
+        """The gap with the tags that text needs there: `<td>` in a row, `<tr><td>` in a table.
 
-        The parser moves such a text in front of the table, so that the tree does not tell where it stands.
+        The parser moves such text before the table, so its position cannot be found in the tree.
         """
         around = [place for place in self.places if place[0] <= gap.start and gap.end <= place[1]]
         if gap.kind != "content" or not around or parent_start >= max(around)[0]:
@@ -171,15 +171,15 @@ class _Rooms:
 
 
 def roomy(text: str, gap: PageGap, name: str) -> PageGap:
-    """A content gap of the element `name` with the tags that text needs there; gap_place where none would help."""
+    """A content gap of the element `name` with the tags that text needs there; gap_place if there are none."""
     inner = ROOMS.get(name, ())
     if inner is None:
-        raise refuse(text, gap.start, f"stands in a <{name}>, which holds no text; point at what is in it")
+        raise refuse(text, gap.start, f"is in a <{name}>, which cannot contain text; select an element in it")
     if not inner:
         return gap
     inside = gap.inside
     if inside[-1:] != (name,):
-        # The tree has the gap in front of the table; what is around that is around the table too.
+        # The tree has the gap before the table, with the same ancestors as the table.
         inside = (*inside, name) if name == "table" else (*inside, "table", name)
     before = "".join(f"<{each}>" for each in inner)
     after = "".join(f"</{each}>" for each in reversed(inner))
@@ -187,7 +187,7 @@ def roomy(text: str, gap: PageGap, name: str) -> PageGap:
 
 
 def _row_end(text: str, first: int, found: Element) -> int:
-    """Where an element without an end tag ends at the latest: at its table's end."""
+    """Latest end of an element without an end tag: the end of its table."""
     for around in found.handle.ancestors:
         where = getattr(around, "source_location", None)
         if where and where.end_tag and where.end_tag.start_offset >= first:
@@ -224,7 +224,7 @@ def _in_attribute(text: str, found: Element, value: Attribute) -> Iterator[PageG
         return
     start, end = value.value
     if not value.quote:
-        raise refuse(text, start, f'in an unquoted value; write {value.name}="<mask>"')
+        raise refuse(text, start, f'is in an unquoted value; write {value.name}="<mask>"')
     kind: GapKind = "image" if (found.name, value.name) == ("img", "src") else "attribute"
     whole = text[start:end].strip()
     after = start
@@ -269,12 +269,12 @@ def _in_title(text: str, found: Element) -> Iterator[PageGap]:
 def _why(offset: int, tags: list[tuple[Span, str]]) -> str:
     for (start, end), raw in tags:
         if start <= offset < end:
-            return f"stands in a <{raw}>" if raw else "stands in a tag's or an attribute's name"
-    return "stands in a comment, or where HTML holds no text"
+            return f"is in a <{raw}>" if raw else "is in a tag's or an attribute's name"
+    return "is in a comment, or where HTML allows no text"
 
 
 def in_order(text: str, gaps: list[PageGap]) -> list[PageGap]:
-    """Gaps sorted by place, numbered, each with its line; PageError (gap_overlap) where two share bytes."""
+    """Gaps sorted by position, numbered, with line numbers; PageError (gap_overlap) if two share bytes."""
     ordered = sorted(gaps, key=lambda gap: (gap.start, gap.end, gap.attribute or ""))
     for left, right in itertools.pairwise(ordered):
         same = (left.start, left.end, left.attribute) == (right.start, right.end, right.attribute)
@@ -302,7 +302,7 @@ def _lines(text: str, offsets: list[int]) -> list[int]:
 
 
 def without_gaps(text: str, gaps: tuple[PageGap, ...]) -> Any:
-    """The tree as if every written `<mask>` were text, so that it encloses nothing."""
+    """The tree with every written `<mask>` as text, so that it contains no nodes."""
     parts: list[str] = []
     at = 0
     for gap in gaps:

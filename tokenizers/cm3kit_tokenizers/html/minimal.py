@@ -24,25 +24,25 @@ from cm3kit_tokenizers.html.outline import (
 from cm3kit_tokenizers.html.walk import Walk
 from cm3kit_tokenizers.vocab import MARKUP, VOID
 
-# A lone surrogate, which no text of a page holds.
+# A lone surrogate, which cannot occur in the text of a page.
 _BETWEEN = "\ud802"
 
 
 def keep_all(src: str) -> bool:
-    """Every picture's address is kept."""
+    """Keep every picture's address."""
     return True
 
 
 def minimal_nodes(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Node]:
-    """Minimal HTML of a tree whose gaps are written as `mark(index)`. See `minimal_pieces`."""
+    """Minimal HTML of a tree with gaps written as `mark(index)`. See `minimal_pieces`."""
     found = minimal_pieces(tree, gaps, usable)
     return [Text(piece) if isinstance(piece, str) else piece for piece in found]
 
 
 def minimal_pieces(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> list[Piece]:
-    """Minimal HTML of a tree whose gaps are written as `mark(index)`, texts as plain strings.
+    """Minimal HTML of a tree with gaps written as `mark(index)`, texts as plain strings.
 
-    The tree is thinned out, and the captions of its tables are moved.
+    The tree is modified: elements are removed, and captions of tables are moved.
 
     Raises:
         PageError: gap_place for a gap in an element or attribute that minimal HTML drops.
@@ -54,9 +54,9 @@ def minimal_pieces(tree: Any, gaps: Sequence[PageGap], usable: Callable[[str], b
 
 
 def settled(pieces: Sequence[Piece]) -> list[Piece]:
-    """Pieces of minimal HTML, some of which were cut out whole, in the form that they parse back to.
+    """Normalise pieces of minimal HTML after some were removed.
 
-    What is empty now goes. The same as to write them, parse that and take the minimal HTML, in half the time.
+    Elements that have become empty are removed. Equivalent to rendering, parsing and minimising, in half the time.
     """
     outline = Outline(with_gaps=False)
     frames: list[Frame | None] = []
@@ -84,7 +84,7 @@ def settled(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _end_of(pieces: Sequence[Piece], at: int) -> int:
-    """The place behind the end of the start tag that `at` is in."""
+    """The index after the start tag that contains `at`."""
     while True:
         piece = pieces[at]
         at += 1
@@ -106,7 +106,7 @@ def _all_there(pieces: Iterable[Piece], gaps: Sequence[PageGap]) -> None:
 
 
 def _written(events: Sequence[Event | str]) -> list[Piece]:
-    """Events as pieces, white space collapsed as a browser does."""
+    """Events as pieces, with white space collapsed as in browsers."""
     collapsed = iter(_collapsed([event for event in events if type(event) is str]))
     pieces: list[Piece] = []
     run: list[str] = []
@@ -143,17 +143,17 @@ def _written(events: Sequence[Event | str]) -> list[Piece]:
 
 
 def _collapsed(texts: list[str]) -> list[str]:
-    """Texts with every run of white space as one space; together, since most are short."""
+    """Texts with white space collapsed; processed together, since most are short."""
     found = collapse(_BETWEEN.join(texts)).split(_BETWEEN) if texts else []
     return found if len(found) == len(texts) else [collapse(text) for text in texts]
 
 
 def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = None) -> str:
-    """Nodes as HTML, every text escaped for its place; a gap is written `<mask>`.
+    """Nodes as HTML, every text escaped for its context; a gap is written `<mask>`.
 
     Args:
         nodes: balanced minimal HTML.
-        image_src: gives the address of an encoded picture.
+        image_src: returns the address of an encoded picture.
 
     Raises:
         ValueError: for unbalanced or unknown markup, or an `Image` without `image_src`.
@@ -171,7 +171,7 @@ def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = No
                 opened.append(name)
             elif kind == "close":
                 if not opened or opened.pop() != name:
-                    raise ValueError(f"{last!r} closes what is not open")
+                    raise ValueError(f"{last!r} closes an element that is not open")
             elif kind == "begin":
                 tag = name
             elif kind == "end":

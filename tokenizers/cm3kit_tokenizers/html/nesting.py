@@ -1,4 +1,4 @@
-"""Which elements of minimal HTML may stand inside which, so that what is written parses back as it was meant.
+"""Nesting rules of minimal HTML, so that written HTML parses back to the same tree.
 
 The rules are the tree-construction rules of the WHATWG HTML standard, sec. 13.2.6, for the kept elements.
 """
@@ -19,13 +19,13 @@ _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "h6"})
 _CLOSES_P = frozenset(PLAIN) - INLINE - {"title", "tr", "td", "th"}
 _CELLS = frozenset({"td", "th", "caption", "applet", "marquee", "object", "template", OUTSIDE})
 _P_SCOPE = _CELLS | {"table", "html", "button"}
-# Elements that end the search for an open list item; all "special" ones but address, div and p.
+# Elements that end the search for an open list item; all "special" ones except address, div and p.
 _ITEM_SCOPE = _P_SCOPE | frozenset(
     "article aside blockquote body center dd details dir dl dt fieldset figcaption figure footer form h1 h2"
     " h3 h4 h5 h6 header hgroup li main menu nav ol pre search section select summary tbody tfoot thead tr"
     " ul".split()
 )
-# What a start tag closes, where it is open and nothing of the second set is open inside it.
+# Elements that a start tag closes, if they are open with no element of the second set open inside.
 _CLOSED: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "p": (frozenset({"p"}), _P_SCOPE),
     "li": (frozenset({"li"}), _ITEM_SCOPE),
@@ -46,16 +46,16 @@ GROUPS = tuple(_CLOSED)
 CLOSED_BY: dict[str, tuple[int, ...]] = {
     name: tuple(map(GROUPS.index, groups)) for name, groups in _CLOSED_BY.items()
 }
-"""For a start tag, the groups (as places in `Stack.closes`) that it closes."""
+"""Per start tag, the groups (indices in `Stack.closes`) that it closes."""
 TOUCHY = _HEADINGS | {"table", "tr"}
-"""Elements that a start tag of another group may close, where they are innermost."""
+"""Elements that a start tag of another group closes if they are innermost."""
 
 Closes = tuple[int | None, int | None, int | None, int | None]
 NOTHING: Closes = (None, None, None, None)
 
 
 def _modes() -> dict[str, tuple[int, ...]]:
-    """What opening an element does to each group: keep what is open (0), hide it (1), be it (2)."""
+    """Effect of opening an element on each group: keep the open one (0), hide it (1), become it (2)."""
     names = {name for sets in _CLOSED.values() for names in sets for name in names}
     return {
         name: tuple(2 if name in closed else 1 if name in scope else 0 for closed, scope in _CLOSED.values())
@@ -68,7 +68,7 @@ _STARTS = frozenset().union(*(closed for closed, _ in _CLOSED.values()))
 
 
 class Stack:
-    """The open elements, outermost first, and for each group of `_CLOSED` the one that a tag would close."""
+    """The open elements, outermost first, and per group of `_CLOSED` the one that a tag would close."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names: list[str] = []
@@ -108,7 +108,7 @@ class Stack:
         return top not in TEXT_ONLY and top in ROW_PARENT.get(name, (top,))
 
     def conflict(self, name: str) -> int | None:
-        """Index of the open element that a parser would close on meeting `<name>`, or None."""
+        """Index of the open element that a parser would close at `<name>`, or None."""
         if not self.names:
             return None
         for group in CLOSED_BY.get(name, ()):
@@ -126,7 +126,7 @@ class Stack:
         return len(self.names) - 2 if top == "tr" else None
 
 
-# What a text in a list is put into, and what else may stand there.
+# Element into which text in a list is wrapped, and elements allowed there.
 _ITEMS = {"ul": ("li",), "ol": ("li",), "menu": ("li",), "dl": ("dd", "dt")}
 
 
@@ -137,7 +137,7 @@ class _Open:
 
 
 class _Fitter:
-    """Writes nodes into a given place: closes and drops tags where a parser would do so."""
+    """Fits nodes into a context: closes and drops tags as a parser would."""
 
     def __init__(self, inside: tuple[str, ...]) -> None:
         self.out: list[Node] = []
@@ -149,7 +149,7 @@ class _Fitter:
         self.item = _ITEMS.get(inside[-1] if inside else "")
 
     def text(self, node: Text) -> None:
-        """Add a text, in an item of its own where it would stand in a list."""
+        """Add a text, wrapped in an item if directly in a list."""
         if self.item and not self.written:
             if not node.content.strip():
                 return
@@ -172,7 +172,7 @@ class _Fitter:
             self.written.append(entry)
 
     def _part(self) -> None:
-        """A space where a block that the place cannot hold began or ended, so that its words stay apart."""
+        """A space at the start or end of a dropped block, so that words stay separate."""
         last = self.out[-1] if self.out else None
         if isinstance(last, Text) and not last.content[-1:].isspace():
             self.out.append(Text(" "))
@@ -193,7 +193,7 @@ class _Fitter:
             self.stack.pop()
 
     def close(self, name: str) -> None:
-        """End the newest open `name`; nothing where none is open."""
+        """Close the innermost open `name`; no action if none is open."""
         if not any(entry.name == name for entry in self.opened):
             return
         while True:
@@ -213,10 +213,10 @@ class _Fitter:
 
 
 def fit(nodes: Sequence[Node], inside: tuple[str, ...]) -> tuple[Node, ...]:
-    """Nodes such that, written inside those elements (outermost first), they close none of them.
+    """Nodes that close none of the elements `inside` (outermost first) when written inside them.
 
-    Tags that the place cannot hold are dropped and their content kept; open elements are closed; what stands
-    outside of an attribute value and is neither text nor a tag is left out.
+    Tags that are not allowed there are dropped and their content kept; open elements are closed; other nodes outside
+    of attribute values are dropped.
     """
     fitter = _Fitter(inside)
     at = 0

@@ -1,4 +1,4 @@
-"""Thin a page out to CM3's minimal HTML: empty elements go, nested divs fold (arXiv:2201.07520, sec. 3.1)."""
+"""Reduce a page to CM3's minimal HTML: no empty elements, nested divs folded (arXiv:2201.07520, sec. 3.1)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cm3kit_tokenizers.vocab import MARKUP, PLAIN
 SPACE = " \t\n\f\r"
 
 PIECES = {piece: Markup(piece) for piece in MARKUP}
-"""The pieces of minimal HTML: made once, since a page is full of them."""
+"""The pieces of minimal HTML, created once, since pages have many."""
 
 
 def collapse(text: str) -> str:
-    """Text with every run of white space as one space; several times as fast as a pattern."""
+    """Text with white space collapsed; several times as fast as a regular expression."""
     for space in "\t\n\f\r":
         text = text.replace(space, " ")
     while "  " in text:
@@ -32,7 +32,7 @@ def collapse(text: str) -> str:
     return text
 
 
-# What an event is: an inline start tag, what stands in text, an inline end tag, a meta, a line break, or other tags.
+# Kinds of events: inline start tag, atom in text, inline end tag, meta, line break, other tags.
 OPEN_INLINE, ATOM, CLOSE_INLINE, META, BREAK, OPEN, CLOSE, OPEN_PRE, CLOSE_PRE = range(9)
 
 Event = tuple[int, tuple[Piece, ...]]
@@ -48,12 +48,12 @@ def _events(kinds: Sequence[int], names: Iterable[str], end: str) -> dict[str, E
 OPENS = _events((OPEN_INLINE, OPEN, OPEN_PRE), PLAIN, "")
 CLOSES = _events((CLOSE_INLINE, CLOSE, CLOSE_PRE), (*PLAIN, "a"), "/")
 
-# What is in an element so far: nothing, one div and no more, or anything else.
+# Content of an element so far: nothing, exactly one div, or anything else.
 _EMPTY, _ONE_DIV, _MORE = range(3)
 
 
 class Frame:
-    """An element that is still open; `start` is the index of its start tag's event."""
+    """An open element; `start` is the index of its start tag's event."""
 
     closed = solid = False
     content = _EMPTY
@@ -63,9 +63,9 @@ class Frame:
 
 
 class Outline:
-    """Collects events of a tree walk; whatever it returns is balanced and parses back to itself.
+    """Collects events of a tree walk; the result is balanced and parses back to itself.
 
-    `with_gaps` says whether there may be gaps among the pieces.
+    `with_gaps` is whether there may be gaps among the pieces.
     """
 
     def __init__(self, with_gaps: bool) -> None:
@@ -76,7 +76,7 @@ class Outline:
         self.gaps = 0
 
     def open(self, name: str, event: Event) -> Frame | None:
-        """Open a kept element, closing what a parser would close; None where it cannot stand."""
+        """Open a kept element, closing elements as a parser would; None if it is not allowed here."""
         stack = self.stack
         names = stack.names
         if names[-1] in TOUCHY or (stack.closes[-1] is not NOTHING and name in CLOSED_BY):
@@ -93,7 +93,7 @@ class Outline:
         return frame
 
     def open_unless_bare(self) -> Frame:
-        """Open an element that leaves no trace unless a gap stands in it."""
+        """Open an element that is only kept if it contains a gap."""
         frame = Frame(OUTSIDE, len(self.events), self.gaps)
         self.frames.append(frame)
         self.stack.push(OUTSIDE)
@@ -117,7 +117,7 @@ class Outline:
         self.events.append(text)
 
     def space(self) -> None:
-        """The boundary that an unwrapped block leaves between two words."""
+        """Add the word boundary of an unwrapped block."""
         self.events.append(" ")
 
     def atom(self, kind: int, pieces: tuple[Piece, ...], gap: bool = False) -> None:
@@ -137,7 +137,7 @@ class Outline:
             self.close(self.frames[index])
 
     def close(self, frame: Frame) -> None:
-        """End an element and whatever is still open in it."""
+        """Close an element and all elements open in it."""
         while not frame.closed:
             self._finish(self.frames.pop())
 
@@ -163,7 +163,7 @@ class Outline:
         parent.solid = parent.solid or frame.solid
 
     def _remove(self, frame: Frame) -> None:
-        """Drop an element without content, but not the white space that it put between two words."""
+        """Remove an element without content, but keep its white space between words."""
         left = "".join([event for event in self.events[frame.start :] if type(event) is str])
         del self.events[frame.start :]
         if "pre" not in self.stack.names:

@@ -1,4 +1,4 @@
-"""Point at gaps by where they stand: words between two places of the source, or a picture by where its tag starts."""
+"""Select gaps by position: text between two byte offsets, or a picture by the offset of its tag."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _UNIT = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);?|\r\n|
 
 
 def words_gap(text: str, tree: Any, start: int, end: int) -> PageGap:
-    """The gap for the text at `start:end` of the view, without the white space around it.
+    """The gap for the text at `start:end` of the view, without surrounding white space.
 
-    An element that it cuts through is taken in whole.
+    It is extended to elements that it cuts through.
 
     Raises:
-        PageError: gap_place where nothing is left, an element has no end, or text is none of the page's.
+        PageError: gap_place if nothing is left, an element has no end, or the text is not shown on the page.
     """
     start, end = max(0, start), min(end, len(text))
     while start < end and text[start] in SPACE:
@@ -29,22 +29,22 @@ def words_gap(text: str, tree: Any, start: int, end: int) -> PageGap:
     while end > start and text[end - 1] in SPACE:
         end -= 1
     if start >= end:
-        raise refuse(text, min(start, len(text)), "has no words in it; choose some")
+        raise refuse(text, min(start, len(text)), "contains no text; select some")
     found = list(elements(text, tree))
     start, end = _widened(text, found, (start, end))
     for each in found:
         raw = not each.html or each.name in (*RAW_TEXT, "template")
         last = each.end[0] if each.end else each.start[1]
         if raw and (each.start[1] <= start < last):
-            raise refuse(text, start, f"stands in a <{each.name}>")
+            raise refuse(text, start, f"is in a <{each.name}>")
     if not any(run.kind == "text" and run.start < end and run.end > start for run in runs(text, tree)):
-        raise refuse(text, start, "has no words in it; choose some")
+        raise refuse(text, start, "contains no text; select some")
     around = _around(text, found, start, end)
     return PageGap(0, "content", start, end, around[-1] if around else "body", None, 0, inside=around)
 
 
 def _widened(text: str, found: list[Element], span: Span) -> Span:
-    """The span with every element in it whole; gap_place where one has no end tag."""
+    """The span extended to whole elements; gap_place if one has no end tag."""
     start, end = span
     while True:
         before = (start, end)
@@ -52,7 +52,7 @@ def _widened(text: str, found: list[Element], span: Span) -> Span:
             opens = start < each.start[1] and each.start[0] < end
             if each.end is None:
                 if opens and each.html and each.name not in VOID:
-                    raise refuse(text, each.start[0], f"takes in a <{each.name}> that has no end tag")
+                    raise refuse(text, each.start[0], f"includes a <{each.name}> that has no end tag")
                 if opens:
                     start, end = min(start, each.start[0]), max(end, each.start[1])
                 continue
@@ -83,7 +83,7 @@ def picture_gap(text: str, tree: Any, offset: int, box: Box | None, codec: str) 
     """The gap for the picture whose tag starts at `offset`, or for a region of it; and its `src`.
 
     Raises:
-        PageError: bad_selector where no picture starts there, bad_box for a malformed box.
+        PageError: bad_selector if no picture starts there, bad_box for a malformed box.
     """
     if box is not None and (min(box[:2]) < 0 or min(box[2:]) < 1):
         shown = ",".join(map(str, box))
@@ -95,23 +95,23 @@ def picture_gap(text: str, tree: Any, offset: int, box: Box | None, codec: str) 
             return PageGap(
                 0, "image", gap.start, gap.end, "img", "src", 0, box=box, before=gap.before, after=gap.after
             ), src
-    raise PageError(f"No picture's tag starts at byte {offset}; look at the page again.", code="bad_selector")
+    raise PageError(f"No picture's tag starts at byte {offset}; reload the page.", code="bad_selector")
 
 
 def byte_offset(run: bytes, codec: str, units: int, after: bool) -> int:
-    """Where in a run of text its first `units` UTF-16 units end, as a browser counts what it read.
+    """Byte offset in a run of text after its first `units` UTF-16 units, as browsers count them.
 
     Args:
-        run: the source of the text, character references as they are.
-        after: take in a reference that the place lies in, or else leave it out.
+        run: the source of the text, with character references.
+        after: whether a reference that contains the position is included.
 
     Raises:
-        PageError: not_html where the run does not read back in its encoding.
+        PageError: not_html if the run does not round-trip in its encoding.
     """
     text = run.decode(codec, "replace")
     if len(text.encode(codec, "replace")) != len(run):
         raise PageError(
-            "These words are not in the encoding of the page; mark them by hand.", code="not_html"
+            "These words are not in the encoding of the page; mark them with <mask>.", code="not_html"
         )
     at = seen = 0
     for source, read in units_of(text):
@@ -126,7 +126,7 @@ def byte_offset(run: bytes, codec: str, units: int, after: bool) -> int:
 
 
 def units_of(text: str) -> Iterator[tuple[str, str]]:
-    """Characters and character references of a source, each with what it is read as."""
+    """Characters and character references of a source, each with its decoded text."""
     at = 0
     while found := _UNIT.match(text, at):
         source = found[0]

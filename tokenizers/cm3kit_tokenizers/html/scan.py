@@ -1,4 +1,4 @@
-"""Read minimal HTML that `render` wrote, without a parser: its tags and references are few, and written one way."""
+"""Read minimal HTML from `render` without a parser, since its tags and references have only one form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMED = {"amp": "&", "lt": "<", "gt": ">", "quot": '"'}
 
 
 def scan(html: str) -> list[Piece] | None:
-    """The pieces of minimal HTML that was written from balanced pieces; None for what `render` does not write."""
+    """The pieces of minimal HTML rendered from balanced pieces; None for HTML that `render` does not write."""
     try:
         return _scanned(html)
     except (KeyError, ValueError):
@@ -33,7 +33,7 @@ def _scanned(html: str) -> list[Piece]:
     for at in range(0, len(parts), 2):
         if text := parts[at]:
             if pre and text[0] == "\n":
-                # `render` puts a line break in front of one that follows <pre>, as a parser drops the first.
+                # `render` doubles a line break after <pre>, as a parser drops the first.
                 text = text[1:]
                 if text[:1] != "\n":
                     raise ValueError("not written by render")
@@ -67,5 +67,5 @@ def _text(written: str) -> str:
 
 
 def _character(found: re.Match[str]) -> str:
-    # A reference of another kind is no key.
+    # Other references are not in the table.
     return chr(int(found[2])) if found[2] else _NAMED[found[1]]

@@ -1,4 +1,4 @@
-"""Point at gaps: an element's content by a CSS selector, `selector@attribute`, or a region of a picture."""
+"""Select gaps: an element's content by a CSS selector, `selector@attribute`, or a region of a picture."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ VOID = (
 
 
 def selected_gaps(text: str, tree: Any, css: str, codec: str) -> tuple[list[PageGap], list[str]]:
-    """The gaps that `css` or `css@attribute` names, and a line on each match that cannot be filled.
+    """The gaps of `css` or `css@attribute`, and one line per match that cannot be filled.
 
-    What is in a `<template>` is not matched, nor what is in a `<noscript>`: as by `querySelectorAll` in a browser.
+    Content of `<template>` and `<noscript>` is not matched, as with `querySelectorAll` in a browser.
 
     Raises:
-        PageError: bad_selector; gap_place where no match can be filled.
+        PageError: bad_selector; gap_place if no match can be filled.
     """
     pointer = _POINTER.match(css)
     selector, name = (pointer["css"], pointer["attribute"].lower()) if pointer else (css, None)
@@ -42,8 +42,8 @@ def selected_gaps(text: str, tree: Any, css: str, codec: str) -> tuple[list[Page
     handles = [each for each in handles if not _apart(each)]
     found = [match for match in (element(text, handle) for handle in handles) if match]
     if handles and not found:
-        implied = f"<{handles[0].tag}> has no tag in the page, so that no place in it is known"
-        raise PageError(f"{css!r}: {implied}; point at something in it.", code="bad_selector")
+        implied = f"<{handles[0].tag}> has no tag in the page, so its position is unknown"
+        raise PageError(f"{css!r}: {implied}; select an element in it.", code="bad_selector")
     if not found:
         raise PageError(f"Nothing matches {css!r}{_nearest(tree, selector)}", code="bad_selector")
     if name:
@@ -61,16 +61,14 @@ def selected_gaps(text: str, tree: Any, css: str, codec: str) -> tuple[list[Page
     kept: list[PageGap] = []
     for gap in sorted(gaps, key=lambda each: (each.start, -each.end)):
         if kept and gap.end <= kept[-1].end and gap.start < kept[-1].end:
-            errors.append(
-                refuse(text, gap.start, f"lies in a <{kept[-1].element}> that is written anew as a whole")
-            )
+            errors.append(refuse(text, gap.start, f"is inside another selected <{kept[-1].element}>"))
         else:
             kept.append(gap)
-    return kept, [f"{css!r} leaves out a match. {error.args[0]}" for error in errors]
+    return kept, [f"{css!r} skips a match. {error.args[0]}" for error in errors]
 
 
 def _apart(handle: Any) -> bool:
-    """Whether an element is in a template's content, or where browsers that run scripts have text alone."""
+    """Whether an element is in the content of `<template>`, or of `<noscript>`, which is text if scripts run."""
     return any(
         getattr(around, "tag", "") in ("template", "noscript") or isinstance(around, _FRAGMENT)
         for around in handle.ancestors
@@ -87,11 +85,11 @@ def _nearest(tree: Any, selector: str) -> str:
         close = [] if name in known else difflib.get_close_matches(name, sorted(known), 1)
         if close:
             return f"; did you mean {close[0]!r}?"
-    return "; look up the tags, classes and ids in the page."
+    return "; check the tags, classes and ids in the page."
 
 
 def attribute_gap(text: str, found: Element, name: str) -> PageGap:
-    """The gap for an attribute's value, inserted where it is missing."""
+    """The gap for an attribute's value; the attribute is inserted if missing."""
     start, end = found.start
     if found.name == "img" and name == "src":
         kind: GapKind = "image"
@@ -105,7 +103,7 @@ def attribute_gap(text: str, found: Element, name: str) -> PageGap:
         assign = _ASSIGN.match(text, present.span[1], end)
         at = assign.end() if assign else present.span[1]
         before = '"' if assign else '="'
-        # An equals sign with nothing after it is followed by '>' alone, which a quote may precede.
+        # An equals sign without a value is directly followed by '>', before which a quote may be inserted.
         return PageGap(0, kind, at, at, found.name, name, 0, before=before, after='"')
     named = _NAME_END.search(text, start, end)
     at = named.start() if named else end - 1
@@ -120,17 +118,17 @@ def _content_gap(text: str, found: Element, sweep: _Tags) -> PageGap:
         return attribute_gap(text, found, "src")
     if found.name in VOID:
         raise PageError(
-            f"<{found.name}> has no content; point at an attribute: {found.name}@name.", code="bad_selector"
+            f"<{found.name}> has no content; select an attribute: {found.name}@name.", code="bad_selector"
         )
     if found.name in (*RAW_TEXT, "template"):
-        raise refuse(text, start, f"stands in a <{found.name}>")
+        raise refuse(text, start, f"is in a <{found.name}>")
     first, last = sweep.content(found)
     around = (*ancestors(found.handle), found.name)
     return roomy(text, PageGap(0, "content", first, last, found.name, None, 0, inside=around), found.name)
 
 
 class _Tags:
-    """Where every tag of a page stands, and its partner."""
+    """Positions of all tags of a page, and their matching tags."""
 
     def __init__(self, text: str, tree: Any) -> None:
         self.text = text
@@ -141,7 +139,7 @@ class _Tags:
         self.starts = [span[0] for span, _ in both]
 
     def content(self, found: Element) -> Span:
-        """The bytes between an element's tags; gap_place where its tags and others' are interleaved."""
+        """The bytes between an element's tags; gap_place if they overlap other elements."""
         first = found.start[1]
         last = found.end[0] if found.end else self._implied_end(found)
         inner = self.partners[bisect.bisect_left(self.starts, first) : bisect.bisect_left(self.starts, last)]
@@ -150,7 +148,7 @@ class _Tags:
         return first, last
 
     def _implied_end(self, found: Element) -> int:
-        """Where an element ends that has no end tag: at its parent's, or at the next element's start."""
+        """End of an element without an end tag: its parent's end, or the next element's start."""
         first = found.start[1]
         closing, last = None, len(self.text)
         for around in found.handle.ancestors:
@@ -176,7 +174,7 @@ def region_gap(text: str, tree: Any, name: str, box: Box, codec: str) -> tuple[P
     """The gap for a region of the picture whose `src` is, or ends with, `name`; and that `src`.
 
     Raises:
-        PageError: bad_selector where none or several match, bad_box for a malformed box.
+        PageError: bad_selector if none or several match, bad_box for a malformed box.
     """
     if min(box[:2]) < 0 or min(box[2:]) < 1:
         raise PageError(
@@ -203,7 +201,7 @@ def region_gap(text: str, tree: Any, name: str, box: Box, codec: str) -> tuple[P
 
 
 def readable(value: str, codec: str) -> str:
-    """An attribute's value of the view, in the page's encoding where it can be read so."""
+    """An attribute's value of the view, decoded in the page's encoding if possible."""
     try:
         return value.encode("latin-1").decode(codec)
     except (UnicodeDecodeError, UnicodeEncodeError):

@@ -1,8 +1,8 @@
-"""Exact byte spans of a page's tags, attributes, text and comments: one small adapter over turbohtml.
+"""Exact byte spans of a page's tags, attributes, text and comments: an adapter of turbohtml.
 
 turbohtml parses a latin-1 view of the bytes, so that one code point is one byte. It counts CR LF once;
-the view writes CR LF as space LF, so its offsets are byte offsets without a table. Nothing here ever
-serialises a tree: callers replace byte ranges of the source.
+the view writes CR LF as space LF, so its offsets are byte offsets. Trees are never serialised: callers
+replace byte ranges of the source.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element that the source opens; `end` is None where the source never closes it."""
+    """One element with a start tag in the source; `end` is None if it has no end tag."""
 
     name: str
     html: bool
@@ -56,7 +56,7 @@ class Element:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stretch of bytes that is one tag, one comment or declaration, or text between those."""
+    """A byte range that is one tag, one comment or declaration, or text between those."""
 
     kind: RunKind
     start: int
@@ -64,7 +64,7 @@ class Run:
 
 
 def view(data: bytes) -> str:
-    """One character a byte: latin-1, with a byte-order mark and the CR of CR LF shown as spaces.
+    """One character per byte: latin-1, with a byte-order mark and the CR of CR LF replaced by spaces.
 
     Raises:
         PageError: empty_file, or page_too_large over 16 MiB.
@@ -81,7 +81,7 @@ def view(data: bytes) -> str:
 
 
 def parse_tree(text: str, locations: bool = True) -> Any:
-    """A turbohtml document, with source locations or not, refused (page_too_deep) over 500 nested elements."""
+    """A turbohtml document, optionally with source locations; page_too_deep over 500 nested elements."""
     tree = turbohtml.parse(
         text, positions=locations, source_locations=locations, allow_declarative_shadow_roots=False
     )
@@ -91,13 +91,13 @@ def parse_tree(text: str, locations: bool = True) -> Any:
 
 
 def _may_be_deep(tree: Any) -> bool:
-    """Whether some element may be too deep, by every 100th: one is at most two deeper than the one before it."""
+    """Whether an element may be too deep, testing every 100th: each is at most two deeper than the one before."""
     few = islice(tree.iter_elements(), 0, None, _STRIDE)
     return any(sum(1 for _ in each.ancestors) > MAX_DEPTH - 2 * _STRIDE for each in few)
 
 
 def _check_depth(tree: Any) -> None:
-    """PageError before the depth, 512, at which the parser flattens elements, as browsers do."""
+    """PageError below the depth (512) at which the parser flattens elements, as browsers do."""
     stack: list[tuple[Any, int]] = [(tree, 0)]
     while stack:
         node, depth = stack.pop()
@@ -120,7 +120,7 @@ def is_html(element: Any) -> bool:
 
 
 def attribute(text: str, name: str, start: int, end: int) -> Attribute:
-    """Split `name = "value"` at `start:end` of the view; an equals sign may open a name."""
+    """Split `name = "value"` at `start:end` of the view; a name may start with an equals sign."""
     equals = text.find("=", start + 1, end)
     if equals < 0:
         return Attribute(name, (start, end), None, "")
@@ -133,7 +133,7 @@ def attribute(text: str, name: str, start: int, end: int) -> Attribute:
 
 
 def element(text: str, handle: Any) -> Element | None:
-    """The spans of one element of the tree, or None where the source has no tag for it."""
+    """The spans of one element of the tree, or None if the source has no tag for it."""
     where = handle.source_location
     if where is None:
         return None
@@ -146,7 +146,7 @@ def element(text: str, handle: Any) -> Element | None:
 
 
 def elements(text: str, tree: Any) -> Iterator[Element]:
-    """Every element that has a tag in the source, in the tree's order."""
+    """Every element with a tag in the source, in tree order."""
     for handle in tree.iter_elements():
         found = element(text, handle)
         if found is not None:
@@ -154,7 +154,7 @@ def elements(text: str, tree: Any) -> Iterator[Element]:
 
 
 def runs(text: str, tree: Any) -> Iterator[Run]:
-    """Cut the whole view into tags, comments and text, in order and without a gap."""
+    """Split the whole view into tags, comments and text, in order and contiguous."""
     tags: list[Span] = []
     raw: list[Span] = []
     for found in elements(text, tree):
@@ -177,7 +177,7 @@ def runs(text: str, tree: Any) -> Iterator[Run]:
 
 
 def _between(text: str, at: int, end: int) -> Iterator[Run]:
-    """Text, comments and the tags that the tree ignores, between two tags that it holds."""
+    """Text, comments and ignored tags between two tags of the tree."""
     while at < end:
         found = _MARKUP.search(text, at, end)
         if found is None:
@@ -192,5 +192,5 @@ def _between(text: str, at: int, end: int) -> Iterator[Run]:
 
 
 def line_of(text: str, offset: int) -> int:
-    """The line of an offset, from 1."""
+    """The line number of an offset, from 1."""
     return text.count("\n", 0, offset) + 1

@@ -1,4 +1,4 @@
-"""Walk a parsed page, and put what minimal HTML keeps of it into an outline."""
+"""Walk a parsed page, and collect its minimal HTML in an outline."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from cm3kit_tokenizers.vocab import ATTRIBUTES, PLAIN
 
 RENAMED = {"b": "strong", "i": "em"}
 HIDDEN = frozenset({"script", "style", "template", "iframe", "noembed", "noframes", "textarea", "input"})
-# Dropped with what is in them, unless a gap is.
+# Dropped with their content, unless it has a gap.
 BARE = frozenset(
     "header footer nav dialog noscript button select option optgroup datalist output progress meter label"
     " legend".split()
 )
-# Unwrapped, but what they hold does not run into the text before and after.
+# Unwrapped, with word boundaries before and after.
 BLOCKS = frozenset(
     "address article aside body center details dir fieldset form hgroup hr listing main menu search section"
     " summary xmp caption plaintext".split()
 )
-# Elements of any name space that leave no trace but what is in them. The parser's own code takes them away before
-# the walk, of which they would be half.
+# Elements of any name space that are unwrapped without boundaries. The parser removes them before the walk, as they
+# are about half of all elements.
 CLEAR = (
     "span,tbody,thead,tfoot,link,wbr,font,u,s,small,big,tt,kbd,samp,var,cite,q,abbr,acronym,time,mark,del,ins,sub,sup,"
     "nobr,bdi,bdo,dfn,data"
 )
-# Lone surrogates: no bytes of a page and no character reference decode to them.
+# Lone surrogates: neither bytes of a page nor character references decode to them.
 MARK = re.compile("\ud800([0-9]+)\ud801")
-"""What `mark` writes, with the number of the gap."""
+"""Matches the output of `mark`, with the index of the gap."""
 _UNEVEN = re.compile(r"[\t\n\f\r]|  ")
 
 ELEMENT: Any = turbohtml.Element
@@ -70,18 +70,18 @@ _BEGIN = {name: PIECES[f"<{name}"] for name in ATTRIBUTES}
 _QUOTE, _END, _CONTENT = PIECES['"'], PIECES[">"], PIECES[' content="']
 _LINE_BREAK = (PIECES["<br>"],)
 
-# What ends with an element that is no frame: nothing; a space; or it has ended already, with all that is in it.
+# Markers for elements without a frame: nothing; a space; already ended, including its content.
 _NOTHING, _SPACED, _ENDED = (Frame("", 0, 0) for _ in range(3))
 _NOTHING.closed = _SPACED.closed = _ENDED.closed = True
 
 
 def mark(index: int) -> str:
-    """What stands for a gap while a page is parsed."""
+    """Placeholder of a gap while a page is parsed."""
     return f"\ud800{index}\ud801"
 
 
 class Walk:
-    """Turns elements and text of a tree into an outline."""
+    """Converts elements and text of a tree to an outline."""
 
     def __init__(self, gaps: Sequence[PageGap], usable: Callable[[str], bool]) -> None:
         self.gaps = gaps
@@ -91,10 +91,10 @@ class Walk:
         self.foreign = False
 
     def events(self, tree: Any) -> list[Event | str]:
-        """The outline of a tree, whose tables' captions move in front of the tables, and which is thinned out.
+        """The outline of a tree. The tree is modified: captions move before their tables, elements are removed.
 
-        The nodes come in order from one iterator; where an element ends is known by the number of its children.
-        Lists of children for every element take several times as long.
+        One iterator gives the nodes in order; an element's end follows from the number of its children. Lists of
+        children for every element would take several times as long.
         """
         for caption in tree.select("table > caption"):
             caption.parent.insert_before(caption)
@@ -133,7 +133,7 @@ class Walk:
         return outline.finish()
 
     def _text(self, text: str) -> None:
-        """Add a run of text with the gaps in it."""
+        """Add a run of text with its gaps."""
         for piece in self._split(text):
             if isinstance(piece, str):
                 self.outline.text(piece)
@@ -141,7 +141,7 @@ class Walk:
                 self.outline.atom(ATOM, (piece,), gap=True)
 
     def _element(self, element: Any, what: int, name: str) -> Frame:
-        """Add a void element, or open one; returns what ends with it."""
+        """Add a void element, or open an element; returns its frame or marker."""
         if self.foreign and element.namespace is not HTML:
             return self.outline.open_unless_bare() if what == _SVG else _NOTHING
         if what == _PLAIN:
@@ -172,7 +172,7 @@ class Walk:
                 self.outline.atom(META if name == "meta" else ATOM, (_BEGIN[name], *pieces, _END))
 
     def _attributes(self, name: str, element: Any) -> list[Piece]:
-        """Kept attributes in alphabetical order; an empty one is left out."""
+        """Kept attributes in alphabetical order, without empty ones."""
         pieces: list[Piece] = []
         for attribute, piece in _ATTRIBUTES[name]:
             value = element.attr(attribute)
@@ -191,7 +191,7 @@ class Walk:
             return (Picture(value),) if value and self.usable(value) else ()
         found = self._split(value)
         gaps = [piece for piece in found if isinstance(piece, Gap)]
-        # The parser copies a misnested element with its attributes; a gap is asked once.
+        # The parser duplicates misnested elements with their attributes; a gap is used once.
         if any(gap.index in self.seen for gap in gaps):
             return ()
         self.seen.update(gap.index for gap in gaps)
@@ -215,6 +215,6 @@ class Walk:
 
 
 def _skip(nodes: Iterator[Any], count: int) -> None:
-    """Leave out as many children, and all that is in them."""
+    """Skip `count` children with their content."""
     while count:
         count += len(next(nodes)) - 1

@@ -1,1 +1,1 @@
-"""Pictures to codes and back."""
+"""Image tokenizers: pictures to codes and back."""

@@ -1,4 +1,4 @@
-"""Image tokenizers of models that have no pictures, or cannot draw them."""
+"""Image tokenizers of models without pictures, or without an image decoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 
 class NoPictures(ImageTokenizer):
-    """Stands where an `ImageTokenizer` would: it has no codes, and whatever asks for some is refused (`bad_value`)."""
+    """An `ImageTokenizer` without codes, whose methods raise ConfigError (`bad_value`)."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -29,7 +29,7 @@ class NoPictures(ImageTokenizer):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """No rows and no columns of codes."""
+        """(0, 0)."""
         return 0, 0
 
     @property
@@ -60,7 +60,7 @@ class NoPictures(ImageTokenizer):
 
 
 class Undrawn(ImageTokenizer):
-    """An image tokenizer without its decoder: it reads pictures, and refuses to draw one (`bad_value`)."""
+    """An image tokenizer without its decoder: it encodes pictures, and refuses to decode (`bad_value`)."""
 
     draws = False
 
@@ -78,7 +78,7 @@ class Undrawn(ImageTokenizer):
 
 
 def undrawn(what: str) -> ConfigError:
-    """What is missing of a model that reads pictures alone (`bad_value`)."""
+    """The error for a model without an image decoder (`bad_value`)."""
     return ConfigError(
         f"{what} needs the half of the VQGAN that draws, which is not in the model's folder; put vqgan.ckpt of the"
         " first release into it.",
@@ -88,6 +88,6 @@ def undrawn(what: str) -> ConfigError:
 
 def _refuse() -> NoReturn:
     raise ConfigError(
-        "this model writes words alone and has no image tokenizer; use a model with pictures, or leave them out.",
+        "this model is text-only and has no image tokenizer; use a model with pictures, or omit the pictures.",
         code="bad_value",
     )

@@ -1,4 +1,4 @@
-"""What an image tokenizer is: shape of the network, quantizer, pixels."""
+"""Configuration of an image tokenizer: network, quantizer, pixels."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cm3kit_tokenizers.vq.quantizers import quantizers
 
 
 class ImageTokenizerConfig(BaseModel):
-    """Shape and conventions of an image tokenizer; what a settings file leaves out is as it is here.
+    """Shape and conventions of an image tokenizer; these are the defaults of settings files.
 
     Args:
-        channels: one entry a level; the grid is `resolution / 2^(levels − 1)` on each side.
+        channels: one entry per level; the grid is `resolution / 2^(levels − 1)` on each side.
         attention: in the middle of encoder and decoder.
-        attention_levels: levels (0 is that of pixels) whose blocks have attention too.
+        attention_levels: further levels (0 is that of pixels) whose blocks have attention.
         quantizer: a name of `cm3kit_tokenizers.vq.quantizers`.
         levels: values of each coordinate, for the quantizer `fsq`; vectors of each level, for `residual`.
-        pixel_range: what the network reads and writes: `signed` is [−1, 1], `unit` is [0, 1].
-        fit: how a picture becomes square: `pad` with the background, `crop` the middle, or `stretch`.
+        pixel_range: range of the network's input and output: `signed` is [−1, 1], `unit` is [0, 1].
+        fit: conversion to a square: `pad` with the background, `crop` the middle, or `stretch`.
         resample: filter of the resizing.
         background: colour behind transparent parts and in padding, 0–255.
-        origin: where converted weights came from: family, and SHA-256 of each file.
+        origin: of converted weights: family, and SHA-256 of each file.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,7 +51,7 @@ class ImageTokenizerConfig(BaseModel):
         if any(each < 1 or each % self.norm_groups for each in self.channels):
             raise ValueError(f"channels must be multiples of norm_groups = {self.norm_groups}")
         if self.resolution % 2 ** (len(self.channels) - 1):
-            raise ValueError("resolution must halve without rest at every level of channels but the last")
+            raise ValueError("resolution must be divisible by 2 at every level of channels but the last")
         if any(not 0 <= level < len(self.channels) for level in self.attention_levels):
             raise ValueError(f"attention_levels must be in 0..{len(self.channels) - 1}")
         if any(not 0 <= each <= 255 for each in self.background):

@@ -1,4 +1,4 @@
-"""PatchGAN (arXiv:1611.07004): is each patch of a picture real? Without batch norm, which fails on small batches."""
+"""PatchGAN discriminator (arXiv:1611.07004), without batch norm, which fails on small batches."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Norm = Literal["group", "spectral"]
 
 
 class PatchDiscriminator(nn.Module):
-    """`forward(x_BCHW)` of pixels in [−1, 1] is one logit a patch, in fp32: (B, 1, h, w).
+    """`forward(x_BCHW)` of pixels in [−1, 1] is one logit per patch, in fp32: (B, 1, h, w).
 
     Args:
-        channels: of the first layer; they double up to eight times as many.
-        layers: with stride 2; three see patches of 70 × 70 pixels.
+        channels: of the first layer; they double up to a factor of eight.
+        layers: with stride 2; three have a receptive field of 70 × 70 pixels.
         norm: GroupNorm between layers, or spectral norm of every layer's weight (arXiv:1802.05957).
     """
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def laplacian(x_BCHW: Tensor, y_BCHW: Tensor, levels: int = 3) -> Tensor:
-    """Mean L1 distance of Laplacian pyramids (Burt & Adelson 1983), every level weighing the same."""
+    """Mean L1 distance of Laplacian pyramids (Burt & Adelson 1983), with equal weights of all levels."""
     total = x_BCHW.new_zeros(())
-    difference_BCHW = x_BCHW - y_BCHW  # the pyramid is linear, so one pyramid of the difference is enough
+    difference_BCHW = x_BCHW - y_BCHW  # the pyramid is linear, so one of the difference is sufficient
     for _ in range(levels):
         small_BCHW = F.avg_pool2d(difference_BCHW, 2)
         total = (

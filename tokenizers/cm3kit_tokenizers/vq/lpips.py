@@ -1,7 +1,7 @@
-"""LPIPS (arXiv:1801.03924): distance of VGG16 features, from weight files that the user has; nothing is downloaded.
+"""LPIPS (arXiv:1801.03924): distance of VGG16 features, with local weight files; nothing is downloaded.
 
-The network is written out in plain torch with torchvision's numbering, so that its `vgg16` file fits. The heads are
-the 7 kB file `vgg.pth` that the packages lpips and torchmetrics carry.
+The network is implemented in torch with torchvision's layer numbers, so that its `vgg16` file fits. The heads are
+the 7 kB file `vgg.pth` of the packages lpips and torchmetrics.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vq.families.opening import read_weights
 
 CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)  # 0 is a max-pooling
-TAPS = {3: 64, 8: 128, 15: 256, 22: 512, 29: 512}  # after which layer features are compared, and how many
+TAPS = {
+    3: 64,
+    8: 128,
+    15: 256,
+    22: 512,
+    29: 512,
+}  # layers after which features are compared, and their channels
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 def vgg16() -> nn.Sequential:
-    """The convolutional part of VGG16 up to its last ReLU, as torchvision numbers it."""
+    """The convolutional part of VGG16 up to its last ReLU, with torchvision's layer numbers."""
     layers: list[nn.Module] = []
     before = 3
     for channels in CHANNELS:
@@ -49,7 +55,7 @@ class Lpips(nn.Module):
 
     @classmethod
     def open(cls, vgg: Path, heads: Path) -> Lpips:
-        """From torchvision's VGG16 file and the file of heads; ModelError (`bad_checkpoint`) if one does not fit."""
+        """Load torchvision's VGG16 file and the file of heads; ModelError (`bad_checkpoint`) if one does not fit."""
         with torch.device("meta"):
             made = cls()
         made = made.to_empty(device="cpu")

@@ -1,4 +1,4 @@
-"""Pictures to codes and back on the network of diffusers' `VQModel`, quantised in fp32.
+"""Pictures to codes and back with the network of diffusers' `VQModel`, quantised in fp32.
 
 The network equals taming-transformers' VQGAN (arXiv:2012.09841); a saved folder opens in diffusers.
 """
@@ -32,7 +32,7 @@ OWN = "quantizer.safetensors"
 
 
 def build_network(config: ImageTokenizerConfig) -> VQModel:
-    """A fresh diffusers `VQModel`."""
+    """A newly initialised diffusers `VQModel`."""
     attends = [level in config.attention_levels for level in range(len(config.channels))]
     return VQModel(
         block_out_channels=config.channels,
@@ -56,7 +56,7 @@ def build_network(config: ImageTokenizerConfig) -> VQModel:
 class ImageTokenizer(nn.Module):
     """A picture ↔ a grid of codes.
 
-    Pixels are uint8 tensors `pixels_BCHW` (RGB, 0–255) outside, and [−1, 1] inside the network.
+    Pixels are uint8 tensors `pixels_BCHW` (RGB, 0–255) in the interface, and in [−1, 1] in the network.
     """
 
     draws = True  # whether codes can be made pictures again
@@ -86,14 +86,14 @@ class ImageTokenizer(nn.Module):
 
     @property
     def sha256(self) -> str:
-        """Of everything that decides which codes a picture gets: another decoder or origin changes nothing."""
-        # Settings at their defaults are left out, so that a new one does not change what is as it was.
+        """Hash of everything that determines the codes of a picture, independent of decoder and origin."""
+        # Settings at their defaults are not hashed, so that adding a setting does not change existing hashes.
         settings = self.config.model_dump_json(exclude={"origin"}, exclude_defaults=True)
         return self._digest(settings, drawing=False)
 
     @property
     def decoder_sha256(self) -> str:
-        """Of what is not in `sha256`: the weights that draw codes, on which codes depend that were searched for."""
+        """Hash of the decoder's weights, which are not in `sha256`; codes from a search depend on them."""
         return self._digest("", drawing=True)
 
     def _digest(self, settings: str, drawing: bool) -> str:
@@ -105,14 +105,14 @@ class ImageTokenizer(nn.Module):
         return digest.hexdigest()
 
     def latents(self, x_BCHW: Tensor) -> Tensor:
-        """Vectors before quantisation, `(B, code_dim, h, w)`, of pixels in [−1, 1]."""
+        """Vectors before quantisation, `(B, code_dim, h, w)`, from pixels in [−1, 1]."""
         if self.config.pixel_range == "unit":
             x_BCHW = (x_BCHW + 1) / 2
         latents_BDHW: Tensor = self.network.quant_conv(self.network.encoder(x_BCHW.to(self._dtype)))
         return latents_BDHW
 
     def render(self, vectors_BDHW: Tensor) -> Tensor:
-        """Pixels in about [−1, 1] of quantised vectors."""
+        """Decode quantised vectors to pixels in about [−1, 1]."""
         x_BCHW: Tensor = self.network.decoder(self.network.post_quant_conv(vectors_BDHW.to(self._dtype)))
         return x_BCHW * 2 - 1 if self.config.pixel_range == "unit" else x_BCHW
 
@@ -139,17 +139,17 @@ class ImageTokenizer(nn.Module):
         return to_uint8(self.render(vectors_BHWD.permute(0, 3, 1, 2).contiguous()))
 
     def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Pictures at the tokenizer's size, by its policy for shapes and transparency: `pixels_BCHW` uint8."""
+        """Pictures at the tokenizer's size, by its rules for shape and transparency: `pixels_BCHW` uint8."""
         return torch.stack([fit(picture, self.config) for picture in pictures])
 
     def lower(self, dtype: torch.dtype) -> ImageTokenizer:
-        """Compute in `dtype` from here on; the codebook and the choice of codes stay in fp32. Returns itself."""
+        """Switch the computation to `dtype`; codebook and choice of codes stay in fp32. Returns itself."""
         for part in ("encoder", "quant_conv", "post_quant_conv", "decoder"):
             getattr(self.network, part).to(dtype)
         return self
 
     def channels_last(self) -> ImageTokenizer:
-        """Keep weights in the order that convolutions read fastest on a CPU; not for training. Returns itself."""
+        """Store weights in channels-last order, which is faster on CPUs; not for training. Returns itself."""
         self.network.to(memory_format=torch.channels_last)
         return self
 
@@ -164,12 +164,12 @@ class ImageTokenizer(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> ImageTokenizer:
-        """Open a saved folder; ModelError names what is missing, extra or mis-shaped."""
+        """Load a saved folder; ModelError lists missing, extra and mis-shaped tensors."""
         from cm3kit_tokenizers.weights import hold_sizes, load_exactly
 
         if not (folder / FILE).is_file() and (folder / "config.json").is_file():
             raise ModelError(
-                f"{folder} has no {FILE}; bring it into this form first: cm3kit model convert {folder} -o FOLDER.",
+                f"{folder} has no {FILE}; convert it first: cm3kit model convert {folder} -o FOLDER.",
                 code="bad_checkpoint",
             )
         try:
@@ -178,7 +178,7 @@ class ImageTokenizer(nn.Module):
             raise ModelError(f"{folder / FILE}: {_line(error)}.", code="bad_checkpoint") from error
         widths = {"channels": max(config.channels), "latent_channels": config.latent_channels}
         hold_sizes(folder / FILE, widths, {}, [folder / WEIGHTS])
-        with torch.random.fork_rng(devices=[]):  # the weights are about to be replaced
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
             tokenizer = cls(config)
         load_exactly(tokenizer.network, folder / WEIGHTS)
         if tokenizer.quantizer.state_dict():

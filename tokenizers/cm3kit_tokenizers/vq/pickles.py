@@ -1,8 +1,8 @@
-"""Tensors out of other people's pickles, without running anything that is in them.
+"""Read tensors from untrusted pickles without executing code in them.
 
-This is the one place where a pickle is opened, and only to convert it. torch's restricted unpickler (weights_only)
-builds plain data and tensors; names of lightning, omegaconf and the like, which old checkpoints carry along, become
-empty classes of our own under the same name. Any other name is refused before anything is built.
+This is the only place where pickles are opened, and only for conversion. torch's restricted unpickler (weights_only)
+creates plain data and tensors; class names of lightning, omegaconf and similar packages in old checkpoints become
+empty classes of ours. Any other name is refused before any object is created.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ INERT = (
     "pathlib.",
 )
 MAPPINGS = ("AttributeDict", "DictConfig")
-PLAIN = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")  # named as factories of a defaultdict
+PLAIN = ("bool", "dict", "float", "int", "list", "set", "str", "tuple")  # factories of defaultdicts
 
 
 class Inert:
-    """Stands for an object of a class that is not wanted; holds what it is given, and does nothing."""
+    """Placeholder of an object of an unneeded class; stores its state, and has no behaviour."""
 
     def __new__(cls, *args: object, **more: object) -> Inert:
-        """Accept whatever the pickle says."""
+        """Accept any arguments."""
         return super().__new__(cls)
 
     def __init__(self, *args: object, **more: object) -> None:
-        """Accept whatever the pickle says."""
+        """Accept any arguments."""
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote into a file: plain data and tensors, on the CPU.
+    """Read a file of `torch.save`: plain data and tensors, on the CPU.
 
     Raises:
         ModelError: the file names a function or class that is not on the list, or is damaged (`bad_checkpoint`).
@@ -54,8 +54,8 @@ def read_pickle(path: Path) -> Any:
         for name in names:
             if _stand_in(name) is None:
                 raise ModelError(
-                    f"{path} is refused: it names {name!r}, which could run code when it is opened; nothing was run."
-                    " Get the weights as safetensors, or from somebody you trust.",
+                    f"{path} is refused: it names {name!r}, which could run code when opened; nothing was run."
+                    " Get the weights as safetensors, or from a trusted source.",
                     code="bad_checkpoint",
                 )
         allowed = [(_stand_in(name), name) for name in names]
@@ -67,7 +67,7 @@ def read_pickle(path: Path) -> Any:
         raise
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist.", code="no_file") from error
-    # Whatever a malformed file makes the unpickler stumble over; nothing of it has been called.
+    # Any error of the unpickler on a malformed file; none of the file's names has been called.
     except Exception as error:
         if what := disguised(path):
             raise ModelError(f"{path} {what}.", code="bad_checkpoint") from error
@@ -83,7 +83,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _stand_in(name: str) -> Any:
-    """What takes the place of a name, or None if there is nothing harmless."""
+    """The replacement of a name, or None if it is not allowed."""
     if name in _NUMPY:
         return _NUMPY[name]
     first, _, last = name.rpartition(".")
@@ -96,12 +96,12 @@ def _stand_in(name: str) -> Any:
 
 
 def _mapping(*factory: object) -> OrderedDict[Any, Any]:
-    """In place of a defaultdict; its factory is left alone."""
+    """Replaces a defaultdict; its factory is ignored."""
     return OrderedDict()
 
 
 def _numpy_names() -> dict[str, Any]:
-    """Numpy's own constructors of plain scalars and arrays, under the names of old and new versions."""
+    """Numpy's constructors of scalars and arrays, under the names of old and new versions."""
     from numpy._core import multiarray
 
     found: dict[str, Any] = {"numpy.dtype": np.dtype, "numpy.ndarray": np.ndarray}
@@ -112,7 +112,7 @@ def _numpy_names() -> dict[str, Any]:
 
 
 _NUMPY = _numpy_names()
-# A file of before torch 1.6 cannot be searched for its names beforehand: these are known, any other one is refused.
+# Files from before torch 1.6 cannot be scanned for names first: these are allowed, any other one is refused.
 _USUAL = sorted(
     [
         *_NUMPY,

@@ -1,4 +1,4 @@
-"""Pictures as uint8 tensors, and pixels as the floats that networks read."""
+"""Conversions of pictures, uint8 tensors and the networks' floats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def to_picture(pixels_CHW: Tensor) -> Image.Image:
 
 
 def fit(picture: Image.Image, config: ImageTokenizerConfig) -> Tensor:
-    """A picture at the tokenizer's size, by its policy: `pixels_CHW` uint8."""
+    """A picture at the tokenizer's size, by its rules: `pixels_CHW` uint8."""
     if picture.has_transparency_data:
         front = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", front.size, (*config.background, 255)), front)

@@ -1,8 +1,8 @@
-"""Vector quantisation in fp32: nearest code, straight-through or rotated gradients, codes that never die.
+"""Vector quantisation in fp32: nearest code, straight-through or rotated gradients, restarts of unused codes.
 
-Codes start from data and an unused code restarts from data, the two cheap cures for codebook collapse.
-The codebook follows its vectors by exponential moving average (arXiv:1711.00937, app. A.1); the commitment
-term carries weight β on the encoder's side (eq. 3, without the swapped weights of taming-transformers).
+Codes are initialised from data and unused codes restart from data, to prevent codebook collapse.
+The codebook is an exponential moving average of its vectors (arXiv:1711.00937, app. A.1); the commitment
+term has weight β on the encoder's side (eq. 3, without the swapped weights of taming-transformers).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cm3kit_tokenizers.vq.quantizers import nearest as nearest
 class Quantized:
     """Vectors of a grid replaced by their codes.
 
-    Shapes: `vectors_BCHW` like the input, `codes_BHW` integer ids; `commitment` (the encoder's side) and `moved` (the
+    Shapes: `vectors_BCHW` as the input, `codes_BHW` integer ids; `commitment` (the encoder's side) and `moved` (the
     codes' side, zero where they follow by moving average) are scalars.
     """
 
@@ -31,7 +31,7 @@ class Quantized:
 
 
 def rotate_to(vectors_ND: Tensor, targets_ND: Tensor) -> Tensor:
-    """The value of `targets`, with gradients carried back by the rotation that maps vector to target.
+    """The value of `targets`, with gradients transformed by the rotation from vector to target.
 
     arXiv:2410.06424, eq. 4: q = |q|/|e| · R e with R = I − 2 r rᵀ + 2 q̂ êᵀ held constant.
     """
@@ -46,7 +46,7 @@ def rotate_to(vectors_ND: Tensor, targets_ND: Tensor) -> Tensor:
 
 
 def of_all_processes(mine_N: Tensor) -> Tensor:
-    """Rows of every process that trains, in their order; what is given where there is one process."""
+    """Rows of all training processes, by rank; the input itself for a single process."""
     if not distributed.is_available() or not distributed.is_initialized():
         return mine_N
     sizes = [
@@ -62,15 +62,15 @@ def of_all_processes(mine_N: Tensor) -> Tensor:
 
 
 class Codebook(nn.Module):
-    """Codes in training: how often each is used, and how they move.
+    """Codebook in training: usage counts and updates of codes.
 
     Args:
-        weight: the embedding that holds the codes (shared with the network, so it is saved with it).
+        weight: the embedding of the codes (shared with the network, and saved with it).
         decay: of the moving averages, per step.
         restart_below: a code whose average count falls below this restarts from a vector of the batch.
         rotation: rotated gradients instead of straight-through.
-        rule: which code a vector gets; the nearest one unless given.
-        gradient: codes follow by gradient instead of by moving average, if the rule leaves the choice.
+        rule: the quantizer; by default nearest code.
+        gradient: codes learn by gradient instead of moving average, if the rule allows both.
     """
 
     counts_K: Tensor
@@ -83,7 +83,7 @@ class Codebook(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         rule = rule if rule is not None else quantizers["vq"](*weight.shape)
-        self._held = (weight, rule)  # in a tuple, so that the network alone registers and saves them
+        self._held = (weight, rule)  # in a tuple, so that only the network registers and saves them
         self.decay, self.restart_below = decay, restart_below
         self.rotation = rotation if rule.rotation is None else rule.rotation
         self.averaged = rule.averaged and not gradient
@@ -99,11 +99,11 @@ class Codebook(nn.Module):
 
     @property
     def rule(self) -> Quantizer:
-        """Which code a vector gets."""
+        """The quantizer."""
         return self._held[1]
 
     def forward(self, vectors_BCHW: Tensor, rng: Generator | None = None) -> Quantized:
-        """Quantise; in training mode also move the codes, which needs `rng` for restarts."""
+        """Quantise; in training mode also update the codes, which needs `rng` for restarts."""
         B, C, H, W = vectors_BCHW.shape
         vectors_ND = vectors_BCHW.float().permute(0, 2, 3, 1).reshape(-1, C)
         quantise = self._average if self.averaged else self._learn
@@ -135,7 +135,7 @@ class Codebook(nn.Module):
         if rng is not None:
             counts_K = torch.bincount(of_all_processes(codes_N), minlength=len(self.weight)).float()
             self.counts_K.lerp_(counts_K, 1 - self.decay)
-        if self.rule.averaged:  # by choice of the recipe, so the gradients are those of the averaged rule
+        if self.rule.averaged:  # chosen by the recipe, so the gradients are those of the averaged rule
             targets_ND = self._carried(self.rule.prepare(vectors_ND), targets_ND.detach())
         return targets_ND, codes_N, commitment, moved
 
@@ -147,7 +147,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, vectors_ND: Tensor, rng: Generator, rounds: int = 8) -> None:
-        """Place the codes on data by k-means over `vectors_ND`."""
+        """Initialise the codes by k-means over `vectors_ND`."""
         vectors_ND = self.rule.prepare(vectors_ND)
         pick_K = torch.randint(len(vectors_ND), (len(self.weight),), generator=rng)
         codes_KD = vectors_ND[pick_K] + 1e-4 * torch.randn(self.weight.shape, generator=rng).to(vectors_ND)
@@ -163,7 +163,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def usage(self) -> dict[str, float]:
-        """Of the recent codes: the share in use, the share of dead ones, and the perplexity."""
+        """Statistics of recent codes: share in use, share of dead codes, perplexity."""
         shares_K = self.counts_K / self.counts_K.sum().clamp_min(1e-9)
         entropy = -(shares_K * shares_K.clamp_min(1e-12).log()).sum()
         return {
@@ -187,7 +187,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def _restart(self, vectors_ND: Tensor, rng: Generator) -> None:
-        """Put codes that learn by gradient and have died on vectors of the batch."""
+        """Reset unused codes that learn by gradient to vectors of the batch."""
         dead_K = (self.counts_K < self.restart_below).nonzero()[:, 0]
         if len(dead_K):
             pick = torch.randint(len(vectors_ND), (len(dead_K),), generator=rng)
@@ -196,5 +196,5 @@ class Codebook(nn.Module):
 
 
 def _learns(rule: Quantizer) -> bool:
-    """Whether the codebook is a weight of its own, neither averaged nor computed from others."""
+    """Whether the codebook is a weight that is neither averaged nor computed from others."""
     return not rule.averaged and type(rule).settle is Quantizer.settle

@@ -1,7 +1,7 @@
-"""Which code a vector gets: one class a rule, registered by name. Decoding is a lookup in the codebook for all of them.
+"""Quantizers: one class per rule, registered by name. For all of them decoding is a lookup in the codebook.
 
-Whatever a rule computes its codes from (levels, signs, a projection) is written into the codebook of the network, so
-that any saved folder draws its codes in diffusers too. All arithmetic is fp32, whatever the network's precision.
+Codes that are computed (from levels, signs, a projection) are written into the codebook of the network, so that
+diffusers can decode any saved folder. All arithmetic is fp32, independent of the network's precision.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from cm3kit_tokenizers.registry import Registry
 
 
 class Quantizer(nn.Module):
-    """Base: a rule with its own weights, if it has any.
+    """Base class of quantizers, with their own weights, if any.
 
     Args:
-        codes: how many there are (K).
+        codes: number of codes (K).
         code_dim: length of a vector (D).
         levels: values of each coordinate, for `fsq`; vectors of each level, for `residual`.
     """
 
-    averaged = (
-        True  # in training codes follow their vectors by moving average, and start and restart from data
-    )
-    starts = True  # codes are placed on data after some steps of training without quantisation
-    rotation: bool | None = None  # rotated gradients; None leaves the choice to the recipe
+    averaged = True  # in training codes are moving averages of their vectors, and start and restart from data
+    starts = True  # codes are initialised from data after some training steps without quantisation
+    rotation: bool | None = None  # rotated gradients; None: set by the recipe
 
     def __init__(self, codes: int, code_dim: int, levels: Sequence[int] = ()) -> None:
         super().__init__()
@@ -37,16 +35,16 @@ class Quantizer(nn.Module):
 
     @classmethod
     def check(cls, codes: int, code_dim: int, levels: Sequence[int]) -> None:
-        """ValueError where no such quantizer can be."""
+        """ValueError if the sizes are not possible."""
         if levels:
-            raise ValueError("levels are for the quantizers fsq and residual; leave them out")
+            raise ValueError("levels are for the quantizers fsq and residual; omit them")
 
     def prepare(self, vectors_ND: Tensor) -> Tensor:
-        """Vectors as they are compared with codes."""
+        """Transform vectors for the comparison with codes."""
         return vectors_ND
 
     def scores(self, vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """How well each code fits, `(N, K)`; the largest is the code."""
+        """Score of each code, `(N, K)`; the code is the argmax."""
         vectors_ND, codebook_KD = self.prepare(vectors_ND.float()), codebook_KD.float()
         with torch.autocast(vectors_ND.device.type, enabled=False):
             near_NK: Tensor = 2 * vectors_ND @ codebook_KD.T - codebook_KD.square().sum(1)
@@ -58,7 +56,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def settle(self, codebook_KD: Tensor) -> None:
-        """Write codes that follow from other weights into the codebook."""
+        """Write computed codes into the codebook."""
 
     def learn(
         self, vectors_ND: Tensor, codebook_KD: Tensor, rng: Generator | None
@@ -76,7 +74,7 @@ quantizers: Registry[type[Quantizer]] = Registry("quantizer")
 
 
 def nearest(vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-    """Index of the nearest code of each vector, in fp32 whatever the input's precision; shape (N,)."""
+    """Index of the nearest code of each vector, computed in fp32; shape (N,)."""
     vectors_ND, codebook_KD = vectors_ND.float(), codebook_KD.float()
     with torch.autocast(vectors_ND.device.type, enabled=False):  # it would round the product to bf16
         distances_NK: Tensor = codebook_KD.square().sum(1) - 2 * vectors_ND @ codebook_KD.T
@@ -95,7 +93,7 @@ class Euclidean(Quantizer):
 
 @quantizers("rotation")
 class Rotated(Quantizer):
-    """The nearest code; in training gradients are rotated (arXiv:2410.06424), whatever the recipe says."""
+    """The nearest code; in training gradients are always rotated (arXiv:2410.06424)."""
 
     rotation = True
 
@@ -109,13 +107,13 @@ class Spherical(Quantizer):
         return F.normalize(vectors_ND, dim=1)
 
     def codes(self, vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """The code of each vector, `(N,)`; codes that were rounded to half precision count as unit vectors too."""
+        """The code of each vector, `(N,)`; codes rounded to half precision are renormalised."""
         return nearest(self.prepare(vectors_ND.float()), self.prepare(codebook_KD.float()))
 
 
 @quantizers("vq_dot")
 class InnerProduct(Quantizer):
-    """The code with the largest inner product, all codes learning through a softmax (IBQ, arXiv:2412.02692)."""
+    """The code with the largest inner product; all codes learn through a softmax (IBQ, arXiv:2412.02692)."""
 
     averaged = False
 
@@ -131,7 +129,7 @@ class InnerProduct(Quantizer):
     def learn(
         self, vectors_ND: Tensor, codebook_KD: Tensor, rng: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As the base, but every code gets gradients by its probability."""
+        """As the base, but every code gets gradients weighted by its probability."""
         scores_NK = self.scores(vectors_ND, codebook_KD)
         codes_N = scores_NK.argmax(1)
         hard_NK = F.one_hot(codes_N, self.size).to(scores_NK)
@@ -143,10 +141,10 @@ class InnerProduct(Quantizer):
 
 @quantizers("gumbel_argmax")
 class Gumbel(Quantizer):
-    """A linear classifier chooses the code: sampled in training (arXiv:1611.01144), the likeliest one afterwards.
+    """A linear classifier chooses the code: sampled in training (arXiv:1611.01144), argmax otherwise.
 
-    taming-transformers samples when it encodes too, so its ids are not reproducible; these are.
-    The commitment term is the divergence from the uniform distribution; weigh it with about 5e-4.
+    taming-transformers also samples when it encodes, so its ids are not reproducible; these are.
+    The commitment term is the divergence from the uniform distribution; weight it with about 5e-4.
     """
 
     averaged = starts = False
@@ -161,7 +159,7 @@ class Gumbel(Quantizer):
             return F.linear(vectors_ND.float(), self.proj.weight.float(), self.proj.bias.float())
 
     def codes(self, vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """The likeliest code of each vector, `(N,)`."""
+        """The most likely code of each vector, `(N,)`."""
         return self.scores(vectors_ND, codebook_KD).argmax(1)
 
     def learn(
@@ -182,20 +180,20 @@ class Gumbel(Quantizer):
 
 @quantizers("fsq")
 class FiniteScalar(Quantizer):
-    """Each coordinate is bounded and rounded to one of its levels (arXiv:2309.15505); nothing is learnt."""
+    """Each coordinate is bounded and rounded to one of its levels (arXiv:2309.15505); no weights."""
 
     averaged = starts = False
 
     @classmethod
     def check(cls, codes: int, code_dim: int, levels: Sequence[int]) -> None:
-        """ValueError unless each coordinate has at least 3 levels (better 5), with the product `codes`."""
+        """ValueError unless each coordinate has at least 3 levels (5 or more are better), with the product `codes`."""
         if len(levels) != code_dim or any(level < 3 for level in levels) or math.prod(levels) != codes:
             raise ValueError(
-                f"fsq needs {code_dim} levels of at least 3 (code_dim) with the product {codes} (codes)"
+                f"fsq needs {code_dim} levels (code_dim) of at least 3 with the product {codes} (codes)"
             )
 
     def prepare(self, vectors_ND: Tensor) -> Tensor:
-        """Each coordinate bounded to its levels, in steps of 1."""
+        """Coordinates bounded to their levels, in steps of 1."""
         levels_D = torch.tensor(self.levels, device=vectors_ND.device)
         half_D = (levels_D - 1) * (1 + 1e-3) / 2
         offset_D = 0.5 * (levels_D % 2 == 0)
@@ -225,7 +223,7 @@ class FiniteScalar(Quantizer):
     def learn(
         self, vectors_ND: Tensor, codebook_KD: Tensor, rng: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rounded coordinates, with the gradient of bounded ones."""
+        """Rounded coordinates, with the gradient of the bounded ones."""
         half_D = torch.tensor(self.levels, device=vectors_ND.device) // 2
         bounded_ND, codes_N = self.prepare(vectors_ND) / half_D, self.codes(vectors_ND, codebook_KD)
         zero = bounded_ND.new_zeros(())
@@ -234,7 +232,7 @@ class FiniteScalar(Quantizer):
 
 @quantizers("lfq")
 class LookupFree(Quantizer):
-    """The signs of the coordinates, the first one the highest bit (arXiv:2310.05737); train it with an entropy term."""
+    """Signs of the coordinates, the first is the highest bit (arXiv:2310.05737); train it with an entropy term."""
 
     averaged = starts = False
 
@@ -243,7 +241,7 @@ class LookupFree(Quantizer):
         """ValueError unless codes = 2 to the power of code_dim."""
         super().check(codes, code_dim, levels)
         if 2**code_dim != codes:
-            raise ValueError(f"lfq needs codes = 2^code_dim, which are {2**code_dim} here")
+            raise ValueError(f"lfq needs codes = 2^code_dim = {2**code_dim}")
 
     def codes(self, vectors_ND: Tensor, codebook_KD: Tensor) -> Tensor:
         """The code of each vector, `(N,)`."""
@@ -259,7 +257,7 @@ class LookupFree(Quantizer):
 
 @quantizers("simvq")
 class Projected(Quantizer):
-    """The nearest of frozen random codes under one learnt linear map, which moves all of them (arXiv:2411.02038)."""
+    """The nearest of frozen random codes under one learnt linear map (SimVQ, arXiv:2411.02038)."""
 
     averaged = starts = False
     base_KD: Tensor
@@ -277,15 +275,15 @@ class Projected(Quantizer):
     def learn(
         self, vectors_ND: Tensor, codebook_KD: Tensor, rng: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As the base, with gradients of the codes going to the map."""
+        """As the base, with the codes' gradients going to the map."""
         with torch.autocast(vectors_ND.device.type, enabled=False):
             return super().learn(vectors_ND, self.proj(self.base_KD), rng)
 
 
 def entropy_term(scores_NK: Tensor, temperature: float = 0.01) -> Tensor:
-    """Mean entropy of each vector's choice less the entropy of the mean choice (arXiv:2310.05737, eq. 5), in nats.
+    """Mean entropy of each vector's choice minus the entropy of the mean choice (arXiv:2310.05737, eq. 5), in nats.
 
-    Small where each vector is sure of its code and all codes are chosen equally often.
+    Small if each choice is certain and all codes are chosen equally often.
     """
     log_NK = (scores_NK.float() / temperature).log_softmax(1)
     each = -(log_NK.exp() * log_NK).sum(1).mean()

@@ -1,9 +1,9 @@
-"""Residual quantisation with one id a place: a code is a sum of one vector from each of several small codebooks.
+"""Residual quantisation with one id per cell: a code is a sum of one vector from each of several small codebooks.
 
-Residual VQ (arXiv:2107.03312, arXiv:2203.01941) gives a place one id a level. Here these are the digits of one id, the
-first level being the highest digit, so that a picture is still one id a place and every rule for grids holds. The
-number of codes is therefore the product of the levels' sizes, and cannot be as large as where ids follow one another;
-what is gained is that few vectors make many codes, and that all of them move with every batch.
+Residual VQ (arXiv:2107.03312, arXiv:2203.01941) assigns one id per level to a cell. Here these are the digits of one
+id, with the first level as the highest digit, so that grids still have one id per cell. The number of codes is the
+product of the levels' sizes, hence smaller than with separate ids; the advantage is that few vectors give many codes,
+all of which are updated with every batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DECAY, RESTART_BELOW = 0.99, 0.05
 
 @quantizers("residual")
 class Residual(Quantizer):
-    """The nearest of all sums; in training, vectors start and restart from what the levels before them leave over."""
+    """The nearest of all sums; in training, vectors start and restart from residuals of the levels before them."""
 
     averaged = starts = False
     counts_L: Tensor
@@ -37,7 +37,7 @@ class Residual(Quantizer):
 
     @classmethod
     def check(cls, codes: int, code_dim: int, levels: Sequence[int]) -> None:
-        """ValueError unless there are two levels or more, of at least 2 vectors, with the product `codes`."""
+        """ValueError unless there are two or more levels of at least 2 vectors, with the product `codes`."""
         if len(levels) < 2 or any(size < 2 for size in levels) or math.prod(levels) != codes:
             raise ValueError(
                 f"residual needs two or more levels of at least 2 with the product {codes} (codes)"
@@ -51,7 +51,7 @@ class Residual(Quantizer):
         return sums_KD
 
     def digits(self, codes_N: Tensor) -> list[Tensor]:
-        """Each level's part of ids, `(N,)` each, the first level first."""
+        """The digits of ids, one `(N,)` per level, the first level first."""
         found: list[Tensor] = []
         for size in reversed(self.levels):
             found.insert(0, codes_N % size)
@@ -66,7 +66,7 @@ class Residual(Quantizer):
     def learn(
         self, vectors_ND: Tensor, codebook_KD: Tensor, rng: Generator | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As the base, with gradients of the codes going to the vectors that they are sums of."""
+        """As the base, with the codes' gradients going to the summed vectors."""
         with torch.autocast(vectors_ND.device.type, enabled=False):
             if rng is not None:
                 self._revive(vectors_ND.detach(), rng)
@@ -74,7 +74,7 @@ class Residual(Quantizer):
 
     @torch.no_grad()
     def _revive(self, vectors_ND: Tensor, rng: Generator) -> None:
-        """Put vectors that have not been in use (at first, all) on residuals of the batch."""
+        """Reset unused vectors (initially all) to residuals of the batch."""
         digits = None if not self.begun else self.digits(nearest(vectors_ND, self.sums()))
         left_ND, counts = vectors_ND, torch.split(self.counts_L, list(self.levels))
         for level, (base_SD, counts_S) in enumerate(zip(self.base, counts, strict=True)):

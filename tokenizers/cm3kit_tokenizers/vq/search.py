@@ -1,8 +1,8 @@
-"""Analysis by synthesis: codes of a picture that the decoder draws closer to it than the nearest codes.
+"""Analysis by synthesis: search for codes with a smaller pixel error than the nearest codes.
 
-An encoder chooses each code by the distance of vectors, and never looks at what the decoder makes of all of them
-together. Classical codecs search their choices by the error of what is decoded (rate–distortion optimisation); here
-the number of codes is fixed, so only the error counts. Nothing is random, and no picture is drawn worse than before.
+An encoder chooses each code by vector distance, without regard to the decoded picture. Classical codecs search by the
+error of the decoded picture (rate–distortion optimisation); here the number of codes is fixed, so only the error
+counts. The search is deterministic, and never increases the error.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from cm3kit_tokenizers.vq.model import ImageTokenizer, to_signed
 
-CANDIDATES = 5  # best-fitting codes of a place, the one that is there among them at first
-APART = 2  # places tried at once are so many rows and columns apart
+CANDIDATES = 5  # best codes per cell, initially including the current one
+APART = 2  # distance in rows and columns of the cells that are tried at once
 
 
 @torch.inference_mode()
 def encode(tokenizer: ImageTokenizer, pixels_BCHW: Tensor, rounds: int = 0) -> Tensor:
-    """Codes of uint8 pixels, `codes_BN`: the tokenizer's own, or after so many rounds of search.
+    """Codes of uint8 pixels, `codes_BN`: the tokenizer's own, or after `rounds` of search.
 
-    Every round visits every place once, a quarter of them together. The codes that fit a place's vector best are
-    decoded one after another, and the best of them stays if the pixels around the place come nearer to the picture's,
-    and so does the picture as a whole. A round costs 20 to 24 decodings.
+    Every round visits every cell once, a quarter of them at a time. The best codes for a cell's vector are decoded in
+    turn, and the best one is kept if it reduces the error around the cell and of the whole picture. A round costs 20
+    to 24 decodings.
     """
     codes_BN = tokenizer.encode(pixels_BCHW)
     if not rounds:
@@ -39,7 +39,7 @@ def encode(tokenizer: ImageTokenizer, pixels_BCHW: Tensor, rounds: int = 0) -> T
 
 
 def _fitting(tokenizer: ImageTokenizer, pixels_BCHW: Tensor) -> Tensor:
-    """The best-fitting codes of each place by the tokenizer's own rule, `(B, N, CANDIDATES)`."""
+    """The best codes of each cell by the tokenizer's quantizer, `(B, N, CANDIDATES)`."""
     vectors_BND = tokenizer.latents(to_signed(pixels_BCHW)).float().flatten(2).transpose(1, 2)
     scores_MK = tokenizer.quantizer.scores(vectors_BND.flatten(0, 1), tokenizer.codebook_KD)
     return scores_MK.topk(min(CANDIDATES, tokenizer.size), 1).indices.view(*vectors_BND.shape[:2], -1)
@@ -49,7 +49,7 @@ def _improve(
     tokenizer: ImageTokenizer, pixels_BCHW: Tensor, codes_BN: Tensor, error_BHW: Tensor, fitting_BNK: Tensor,
     row: int, column: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Try other codes at one place in `APART`² of the grid: codes and errors afterwards."""
+    """Try other codes in one of `APART`² cells of the grid; returns the new codes and errors."""
     height, width = tokenizer.grid
     places_HW = torch.arange(height * width, device=codes_BN.device).view(height, width)
     places_P = places_HW[row::APART, column::APART].flatten()
@@ -71,12 +71,12 @@ def _improve(
 
 
 def _error(tokenizer: ImageTokenizer, codes_BN: Tensor, pixels_BCHW: Tensor) -> Tensor:
-    """Squared error of uint8 pixels over channels, `(B, h, w)`, in float64, where sums of it are exact."""
+    """Squared error of uint8 pixels, summed over channels, `(B, h, w)`, in float64, in which sums are exact."""
     return (tokenizer.decode(codes_BN).double() - pixels_BCHW.double()).square().sum(1)
 
 
 def _around(error_BHW: Tensor, grid: tuple[int, int], row: int, column: int) -> Tensor:
-    """The error in the square about each place of a group, `APART` places wide and high: `(B, P)`."""
+    """The error in the square around each cell of a group, `APART` cells wide and high: `(B, P)`."""
     side = error_BHW.shape[1] // grid[0]
     before, wide = side * (APART - 1) // 2, side * APART
     padded_BHW = F.pad(error_BHW, (before, wide, before, wide))[:, side * row :, side * column :]

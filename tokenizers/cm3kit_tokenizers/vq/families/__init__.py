@@ -1,4 +1,4 @@
-"""Image tokenizers that others have trained, brought onto one `ImageTokenizer`; each family is one file."""
+"""Conversion of image tokenizers of other projects to `ImageTokenizer`; each family is one file."""
 
 from cm3kit_tokenizers.vq.families.base import Source, families
 from cm3kit_tokenizers.vq.families.diffusers_folder import Diffusers

@@ -1,4 +1,4 @@
-"""What a family of checkpoints is: how it is told from its tensors, and how these become ours."""
+"""The protocol of checkpoint families: detection and conversion."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cm3kit_tokenizers.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Weights as others wrote them.
+    """Weights of a checkpoint before conversion.
 
     Args:
-        tensors: by the names of the file.
-        hints: the settings that came along (a YAML, a config.json), of any shape; never trusted over the tensors.
+        tensors: by their names in the file.
+        hints: settings beside the weights (a YAML, a config.json) of any form; the tensors take precedence.
         path: for messages.
-        hashes: SHA-256 of each file that was read, by its name.
+        hashes: SHA-256 of each file, by name.
     """
 
     tensors: Mapping[str, Tensor]
@@ -31,14 +31,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A checkpoint in our terms.
+    """A converted checkpoint.
 
     Args:
         settings: fields of `ImageTokenizerConfig`.
-        network: tensors by the names of diffusers' `VQModel`.
-        quantizer: tensors of the quantizer itself, for those that have some.
-        cause: what is probably wrong if the tensors do not fit, as a sentence.
-        notes: what was assumed, for the user.
+        network: tensors by their names in diffusers' `VQModel`.
+        quantizer: tensors of the quantizer, if it has any.
+        cause: the likely cause if the tensors do not fit, as a sentence.
+        notes: assumptions, for the user.
     """
 
     settings: dict[str, Any]
@@ -49,15 +49,15 @@ class Mapped:
 
 
 class Family(Protocol):
-    """One way of writing a VQGAN down."""
+    """One checkpoint format of a VQGAN."""
 
     title: str
 
     def detect(self, source: Source) -> bool:
-        """Whether the tensors (and where these cannot tell, the settings) are of this family."""
+        """Whether the tensors (or the settings, if the tensors are ambiguous) are of this family."""
 
     def convert(self, source: Source) -> Mapped:
-        """Rename and reshape; ModelError (`bad_checkpoint`) where the checkpoint is of another sort."""
+        """Rename and reshape; ModelError (`bad_checkpoint`) if the checkpoint is of another kind."""
 
 
 families: Registry[type[Family]] = Registry("family of image tokenizers")

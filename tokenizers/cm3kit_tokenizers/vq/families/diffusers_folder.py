@@ -1,4 +1,4 @@
-"""A folder of diffusers' `VQModel`: aMUSEd, Meissonic, latent diffusion as diffusers ships it."""
+"""A folder of diffusers' `VQModel`: aMUSEd, Meissonic, diffusers' latent diffusion."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cm3kit_tokenizers.vq.families.base import Mapped, Source, families
 OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 ATTENDS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 FIXED = {"act_fn": "silu", "norm_type": "group", "in_channels": 3, "out_channels": 3}
-UNTOLD = 32  # diffusers' default sample_size, which says nothing of the pictures
+UNTOLD = 32  # diffusers' default sample_size, which need not be the size of pictures
 
 
 @families("diffusers")
 class Diffusers:
-    """The names are ours; the settings say how they are meant."""
+    """The names equal ours; the settings define the conventions."""
 
     title = "diffusers VQModel (aMUSEd, Meissonic)"
 
     def detect(self, source: Source) -> bool:
-        """By the names of the encoder's levels."""
+        """Detect by the names of the encoder's levels."""
         return "encoder.down_blocks.0.resnets.0.conv1.weight" in source.tensors
 
     def convert(self, source: Source) -> Mapped:
-        """The same tensors, with the names that attention had in older versions brought up to date."""
+        """The same tensors, with the attention names of older versions updated."""
         hints = source.hints
         if hints.get("_class_name") != "VQModel":
             raise ModelError(
@@ -53,11 +53,11 @@ class Diffusers:
             "attention_levels": _attention_levels(source),
             "pixel_range": "unit" if amused else "signed",
         }
-        notes = ["pixels are taken as [0, 1], as aMUSEd and Meissonic have them"] if amused else []
+        notes = ["pixels are assumed to be in [0, 1], as for aMUSEd and Meissonic"] if amused else []
         if told <= UNTOLD:
-            notes.append("config.json does not tell the size of pictures: taken as 256 × 256")
+            notes.append("config.json does not record the size of pictures: 256 × 256 is assumed")
         network = {_renamed(name): each for name, each in source.tensors.items()}
-        cause = "config.json is of another checkpoint, or the file is cut."
+        cause = "config.json is of another checkpoint, or the file is truncated."
         return Mapped(settings, network, {}, cause, tuple(notes))
 
 
@@ -67,7 +67,7 @@ def _number(hints: Mapping[str, Any], key: str, default: int) -> int:
 
 
 def _is_amused(hints: Mapping[str, Any]) -> bool:
-    """No attention and 64-dimensional codes: what the pipelines of aMUSEd and Meissonic feed without normalising."""
+    """No attention and 64-dimensional codes: the pipelines of aMUSEd and Meissonic do not normalise pixels."""
     return hints.get("mid_block_add_attention") is False and hints.get("vq_embed_dim") == 64
 
 

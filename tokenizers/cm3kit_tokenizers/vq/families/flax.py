@@ -1,4 +1,4 @@
-"""dalle-mini's VQGAN in flax: taming's network as a msgpack of nested names, convolutions with channels last."""
+"""dalle-mini's VQGAN in flax: taming's network as a msgpack of nested names, with channels-last convolutions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from cm3kit_tokenizers.installing import install
 from cm3kit_tokenizers.vq.families.base import Mapped, Source, families
 from cm3kit_tokenizers.vq.families.taming import convert_taming
 
-ARRAY = 1  # the code of an array among msgpack's extension types, as flax.serialization has it
+ARRAY = 1  # flax.serialization's msgpack extension type of arrays
 LAST = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 @families("flax")
 class Flax:
-    """Names as in taming, but `down_0` for `down.0` and `kernel`, `scale`, `embedding` for `weight`."""
+    """Names as in taming, with `down_0` for `down.0` and `kernel`, `scale`, `embedding` for `weight`."""
 
     title = "dalle-mini (flax)"
 
     def detect(self, source: Source) -> bool:
-        """By the names of the encoder's levels."""
+        """Detect by the names of the encoder's levels."""
         return "encoder.down_0.block_0.conv1.kernel" in source.tensors
 
     def convert(self, source: Source) -> Mapped:
-        """Rename to taming's terms, turn kernels, and go on from there."""
+        """Rename to taming's names, transpose kernels, and convert as taming's."""
         tensors = {_renamed(name): _turned(name, each) for name, each in source.tensors.items()}
         return convert_taming(replace(source, tensors=tensors), "vq")
 

@@ -1,4 +1,4 @@
-"""IBQ (SEED-Voken): taming's network, with the code of the largest inner product instead of the nearest one."""
+"""IBQ (SEED-Voken): taming's network with the largest inner product instead of the nearest code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from cm3kit_tokenizers.vq.families.taming import convert_taming
 
 @families("ibq")
 class Ibq:
-    """The names are taming's, so it is told by its settings, or by averaged weights and four blocks a level."""
+    """The names are taming's, so it is detected by its settings, or by averaged weights and four blocks per level."""
 
     title = "IBQ (SEED-Voken)"
 
     def detect(self, source: Source) -> bool:
-        """By the class that the settings name; without settings by averages and `num_res_blocks` = 4."""
+        """Detect by the class in the settings; without settings by averages and `num_res_blocks` = 4."""
         model = source.hints.get("model")
         named = str(model.get("class_path", model.get("target", ""))) if isinstance(model, dict) else ""
         if named:
@@ -25,5 +25,5 @@ class Ibq:
         )
 
     def convert(self, source: Source) -> Mapped:
-        """taming's map, with the moving averages of the weights."""
+        """taming's conversion, with the moving averages of the weights."""
         return convert_taming(source, "vq_dot")

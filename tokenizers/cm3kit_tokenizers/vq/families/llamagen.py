@@ -1,4 +1,4 @@
-"""LlamaGen's VQ: taming's network under other names, with codes on the unit sphere."""
+"""LlamaGen's VQ: taming's network with other names and codes on the unit sphere."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ MIDDLE = ("block_1", "attn_1", "block_2")
 
 @families("llamagen")
 class LlamaGen:
-    """Codes are normalised once here, so that a lookup draws what LlamaGen draws."""
+    """Codes are normalised at conversion, so that a lookup equals LlamaGen's decoding."""
 
     title = "LlamaGen"
 
     def detect(self, source: Source) -> bool:
-        """By the names of the encoder's levels."""
+        """Detect by the names of the encoder's levels."""
         return "encoder.conv_blocks.0.res.0.conv1.weight" in source.tensors
 
     def convert(self, source: Source) -> Mapped:
-        """Rename to taming's terms, and go on from there."""
+        """Rename to taming's names, and convert as taming's."""
         found = [re.match(r"encoder\.conv_blocks\.(\d+)\.", name) for name in source.tensors]
         levels = 1 + max(int(each[1]) for each in found if each)
         tensors = {

@@ -1,4 +1,4 @@
-"""From a file or folder of any known family to an `ImageTokenizer`."""
+"""Load a file or folder of any known family as an `ImageTokenizer`."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "flax_model.msgpack",
 )  # fmt: skip
-NESTED = ("ema", "state_dict", "model")  # where checkpoints keep the weights, the averaged ones first
-PREFIX = "first_stage_model."  # of the tokenizer inside a whole latent diffusion model
+NESTED = ("ema", "state_dict", "model")  # keys of the weights in checkpoints, averaged ones first
+PREFIX = "first_stage_model."  # of the tokenizer inside a latent diffusion model
 
 
 def read_source(path: Path, hints: Mapping[str, Any] | None = None) -> Source:
-    """Weights and settings of a file, or of a folder that holds one; nothing in it is executed.
+    """Weights and settings of a file, or of a folder with one; no code in it is executed.
 
     Args:
         path: .safetensors, .ckpt, .pt, .pth, .bin, .msgpack, or a folder.
-        hints: settings from elsewhere; unless given, a config.json beside the weights.
+        hints: settings; by default a config.json beside the weights.
 
     Raises:
-        ModelError: there is no such file (`no_file`), or it is no checkpoint (`bad_checkpoint`).
+        ModelError: the file does not exist (`no_file`), or is not a checkpoint (`bad_checkpoint`).
     """
     file = _weights_file(path)
     settings = file.parent / "config.json"
@@ -51,7 +51,7 @@ def read_source(path: Path, hints: Mapping[str, Any] | None = None) -> Source:
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Named tensors of a file of any of these formats, in fp32; ModelError if it is refused or holds none."""
+    """Named tensors of a file of any supported format, in fp32; ModelError if it is refused or has none."""
     if file.suffix == ".safetensors":
         return read_tensors(file)
     if file.suffix == ".msgpack":
@@ -59,7 +59,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if file.suffix in PICKLES:
         return checked(_state_dict(read_pickle(file), file), file)
     raise ModelError(
-        f"{file} is none of .safetensors, .msgpack, {', '.join(PICKLES)}.", code="bad_checkpoint"
+        f"{file} is not one of .safetensors, .msgpack, {', '.join(PICKLES)}.", code="bad_checkpoint"
     )
 
 
@@ -69,17 +69,17 @@ def open_foreign(
     changes: Mapping[str, Any] | None = None,
     kind: type[ImageTokenizer] = ImageTokenizer,
 ) -> tuple[ImageTokenizer, tuple[str, ...]]:
-    """The tokenizer of a checkpoint, and what had to be assumed for it.
+    """The tokenizer of a checkpoint, and the assumptions that were made.
 
     Args:
-        source: weights and settings, as `read_source` gives them.
-        family: a name of `families`; unless given, it is told from the tensors.
-        changes: fields of `ImageTokenizerConfig` that are to be other than the family has them.
+        source: weights and settings from `read_source`.
+        family: a name of `families`; by default detected from the tensors.
+        changes: fields of `ImageTokenizerConfig` that override those of the family.
         kind: what is made, such as `vq.absent.Undrawn` of weights without a decoder.
 
     Raises:
         ModelError: no family fits, or tensors are missing, unexpected or mis-shaped (`bad_checkpoint`).
-        ConfigError: the family or a changed field is wrong.
+        ConfigError: the family or a changed field is invalid.
     """
     name = family or _detect(source)
     cause = _other_family(source, name)
@@ -101,7 +101,7 @@ def open_foreign(
         raise ConfigError(
             f"{source.path}: {f'{where}: ' if where else ''}{problem['msg']}.", code="bad_config"
         ) from error
-    with torch.random.fork_rng(devices=[]):  # the weights are about to be replaced
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         tokenizer = kind(config)
     place_exactly(tokenizer.network, mapped.network, source.path, cause=cause or mapped.cause)
     if mapped.quantizer:
@@ -115,21 +115,21 @@ def _detect(source: Source) -> str:
         some = ", ".join(sorted(source.tensors)[:3]) or "nothing"
         kinds: list[str] = [families[name].title for name in families]
         raise ModelError(
-            f"{source.path} is of no family that is known ({'; '.join(kinds)}): it holds {some}, …",
+            f"{source.path} is of none of the known families ({'; '.join(kinds)}): it holds {some}, …",
             code="bad_checkpoint",
         )
-    # IBQ has taming's names and is the more particular of the two.
+    # IBQ has taming's names and the more specific test.
     return "ibq" if "ibq" in found else found[0]
 
 
 def _other_family(source: Source, name: str) -> str:
-    """What a checkpoint looks like, if that is not what it was said to be."""
+    """A hint if the checkpoint looks like another family than the given one."""
     found = (
         []
         if families[name]().detect(source)
         else [each for each in families if families[each]().detect(source)]
     )
-    return f"it looks like the family {found[0]}; leave --family out." if found else ""
+    return f"it looks like the family {found[0]}; omit --family." if found else ""
 
 
 def _weights_file(path: Path) -> Path:

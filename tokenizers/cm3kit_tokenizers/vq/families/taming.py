@@ -1,8 +1,8 @@
-"""taming-transformers' VQGAN and what has its names: latent diffusion, Chameleon, Anole, Lumina, Liquid, Gumbel f8.
+"""taming-transformers' VQGAN and others with its names: latent diffusion, Chameleon, Anole, Lumina, Liquid, Gumbel f8.
 
-The network is that of diffusers' `VQModel`; levels of the decoder are counted the other way round there, and
-attention is written as linear layers instead of 1 × 1 convolutions. Its shape is read off the tensors, and compared
-with the YAML where there is one.
+The network is that of diffusers' `VQModel`, in which decoder levels are numbered in reverse and attention has linear
+layers instead of 1 × 1 convolutions. Its shape is inferred from the tensors, and compared with the YAML if there is
+one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RENAMED = (
 )
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 OTHERS = {
-    "adaptive": "Open-MAGVIT2, whose decoder is another network",
+    "adaptive": "Open-MAGVIT2, which has another decoder",
     "latent_tokens": "TiTok, which is a transformer",
     "encoder.blocks.": "OpenAI's DALL-E, which is another network",
     "encoder.layers.": "a transformer",
@@ -39,21 +39,21 @@ OTHERS = {
 
 @families("taming")
 class Taming:
-    """Nearest code, or the likeliest one where there is a Gumbel projection."""
+    """Nearest code, or the most likely one if there is a Gumbel projection."""
 
     title = "taming-transformers, latent diffusion, Chameleon, Anole, Liquid"
 
     def detect(self, source: Source) -> bool:
-        """By the names of the encoder's levels."""
+        """Detect by the names of the encoder's levels."""
         return any(re.match(r"encoder\.down\.\d+\.block\.", name) for name in source.tensors)
 
     def convert(self, source: Source) -> Mapped:
-        """The network with the quantizer that its codebook tells."""
+        """The network with the quantizer inferred from its codebook."""
         return convert_taming(source, "vq")
 
 
 def convert_taming(source: Source, quantizer: str) -> Mapped:
-    """Tensors with taming's names in diffusers', with the settings that their shapes tell."""
+    """Tensors renamed from taming's to diffusers' names, with the settings inferred from their shapes."""
     tensors = {
         name: each for name, each in with_averages(source.tensors).items() if not name.startswith(DROPPED)
     }
@@ -76,14 +76,16 @@ def convert_taming(source: Source, quantizer: str) -> Mapped:
     network = {renamed(name, levels): _linear(name, each) for name, each in tensors.items()}
     size = _group(source.hints).get("resolution")
     notes = (
-        () if isinstance(size, int) else ("no settings beside the weights: pictures are taken as 256 × 256",)
+        ()
+        if isinstance(size, int)
+        else ("no settings beside the weights: pictures of 256 × 256 are assumed",)
     )
     settings = {**shape, "resolution": size if isinstance(size, int) else 256, "quantizer": quantizer}
     return Mapped(settings, network, own, _cause(source, shape), notes)
 
 
 def with_averages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights replaced by their moving averages, which lightning keeps under the same names without dots."""
+    """Weights replaced by their moving averages, which lightning stores under the same names without dots."""
     return {
         name: tensors.get("model_ema." + name.replace(".", ""), each)
         for name, each in tensors.items()
@@ -92,7 +94,7 @@ def with_averages(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shape_of(tensors: Mapping[str, Tensor], source: Source) -> dict[str, Any]:
-    """Fields of the configuration that the tensors tell."""
+    """Fields of the configuration inferred from the tensors."""
     blocks = {(int(found[1]), int(found[2])) for name in tensors if (found := _BLOCK.match(name))}
     levels = 1 + max((level for level, _ in blocks), default=-1)
     try:
@@ -122,7 +124,7 @@ _BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.")
 
 
 def renamed(name: str, levels: int) -> str:
-    """A name of taming's in diffusers' terms."""
+    """Diffusers' name of a tensor from its name in taming."""
     name = re.sub(r"decoder\.up\.(\d+)\.", lambda f: f"decoder.up_blocks.{levels - 1 - int(f[1])}.", name)
     for pattern, other in RENAMED:
         name = re.sub(pattern, other, name)
@@ -134,13 +136,13 @@ def renamed(name: str, levels: int) -> str:
 
 
 def _linear(name: str, tensor: Tensor) -> Tensor:
-    """The 1 × 1 convolutions of attention as matrices."""
+    """1 × 1 convolutions of attention as matrices."""
     attention = ".attn" in name and tensor.ndim == 4
     return tensor[:, :, 0, 0].contiguous() if attention else tensor
 
 
 def _group(hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the network: in model.params, model.init_args, a first_stage_config in these, or at the top."""
+    """Settings of the network: in model.params, model.init_args, a first_stage_config in these, or at top level."""
     inner: Any = hints.get("model", hints)
     for key in ("params", "init_args", "first_stage_config", "params"):
         inner = inner.get(key, inner) if isinstance(inner, Mapping) else {}
@@ -151,7 +153,7 @@ def _group(hints: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cause(source: Source, shape: Mapping[str, Any]) -> str:
-    """Why the tensors may not fit, as far as one can tell."""
+    """The likely cause if the tensors do not fit."""
     known, wrong = _group(source.hints), []
     channels = shape.get("channels", ())
     told = {
@@ -171,4 +173,4 @@ def _cause(source: Source, shape: Mapping[str, Any]) -> str:
     other = next(
         (kind for part, kind in OTHERS.items() if any(part in name for name in source.tensors)), None
     )
-    return f"it is {other}." if other else "the file is cut, or of another family; see --family."
+    return f"it is {other}." if other else "the file is truncated, or of another family; see --family."

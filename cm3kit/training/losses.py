@@ -1,0 +1,45 @@
+"""What of a corpus does not reach a decoder as it is: pages in slices, pictures that are left out, empty positions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def of_documents(lengths: Sequence[int], room: int, lost: int) -> str:
+    """A line on documents of a folder: how many are longer than the ids that a row has room for, pictures dropped."""
+    long = sum(each > room for each in lengths)
+    pictures = (
+        f"{lost:,} pictures are left out, as the folder does not hold them"
+        if lost
+        else "no picture is left out"
+    )
+    sliced = f"{_share(long, len(lengths))} longer than {room:,} ids and read in slices"
+    return f"data: {len(lengths):,} pages, {sliced}; {pictures}"
+
+
+def of_shards(index: dict[str, Any], lengths: Sequence[int], room: int) -> str:
+    """The same of packed shards, by their index; those of before it told say less."""
+    long = sum(each > room for each in lengths)
+    told = f"data: {len(lengths):,} documents, {_share(long, len(lengths))} longer than {room:,} ids and read in slices"
+    if "sliced" not in index:
+        return told
+    pages = f"{_share(index['sliced'], index['pages'])} of {index['pages']:,} pages were cut when they were packed"
+    return f"{told}; {pages}, and {index['too_short']:,} rests were too short"
+
+
+def filled(log: Path) -> str | None:
+    """A line on how full rows were over a run, by its log; None where it does not say."""
+    shares = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+        try:
+            shares.append(float(json.loads(line)["filled"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return f"rows: {sum(shares) / len(shares):.0%} of their positions held an id" if shares else None
+
+
+def _share(some: int, all_: int) -> str:
+    return f"{some:,} ({some / max(1, all_):.0%})"
