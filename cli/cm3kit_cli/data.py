@@ -20,7 +20,10 @@ app = typer.Typer(name="data", help="Build, prepare, pack and describe corpora."
 
 @app.command()
 def build(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="emoji, or pictures (from a checkout).")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="emoji, entity-pages, summaries, or pictures (from a checkout)."),
+    ],
     packages: Annotated[
         Path,
         typer.Option(
@@ -35,7 +38,7 @@ def build(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Build a corpus of named pictures from unpacked Debian and npm packages."""
+    """Build a corpus from unpacked packages: named pictures, pages of entities, or summaries."""
     from cm3kit.data.builders import builder
 
     with progress("building", quiet) as watch:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.render import Reply, one_line, progress
 from cm3kit_cli.tokenizing import Batch, Precision, Search, Tokenizer
 
 app = typer.Typer(name="eval", help="Measure a model.")
@@ -89,6 +89,52 @@ def of_model(
     width = max(map(len, told))
     lines = tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items())
     return Reply(told, lines, warnings=tuple(warnings))
+
+
+@app.command("tasks")
+def of_tasks(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TASK...",
+            help="entity-disambiguation, summarise, caption, infill, draw, or a YAML file of your own.",
+        ),
+    ],
+    model: options.Model = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Folder of the data, instead of the task's.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="At most so many rows, spread over the split.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Keep rows and results; the same command goes on."
+        ),
+    ] = None,
+    decoder: Annotated[str | None, typer.Option(help="Which decoder answers: cm3 or diffusion.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn while decoding.")] = 0,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Measure a model on CM3's tasks, with baselines beside it and bootstrap intervals."""
+    from cm3kit.evaluation.task_files import load_task
+    from cm3kit.evaluation.task_run import RunHow, run_task, table
+    from cm3kit.fill.kit import load
+
+    tasks = [load_task(name) for name in names]
+    kit, found, warnings = load(model, device=device), [], list[str]()
+    how = RunHow(data, limit, output, seed, {"decoder": decoder})
+    for task in tasks:
+        with progress(task.name, quiet) as watch:
+            found.append(run_task(kit, task, how, watch, warnings.append))
+    for line in warnings:
+        typer.echo(f"warning: {one_line(line)}", err=True)
+    lines = [line for number, each in enumerate(found) for line in (*([""] if number else []), *table(each))]
+    return Reply({"tasks": found}, tuple(lines), warnings=tuple(warnings))
 
 
 def _shown(value: float) -> str:

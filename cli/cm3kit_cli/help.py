@@ -60,6 +60,7 @@ EXAMPLES = {
     "tokenize image": "tokenize image photos/ -o codes/",
     "eval recon": "eval recon photos/ --limit 200",
     "eval model": "eval model data/emoji -m emoji --limit 64",
+    "eval tasks": "eval tasks caption infill -m emoji --limit 64 -o outputs/tasks/",
 }  # fmt: skip
 _RANGE = re.compile(r"(-?[\d.]+)<=x<=(-?[\d.]+)")
 _ENDLESS = 1e9  # a bound that nobody comes near is not worth reading

@@ -1,4 +1,4 @@
-"""Corpora built from packages: the dictionary, and those with a builder beside their checkpoint."""
+"""Corpora built from packages, and those with a builder beside their checkpoint."""
 
 from __future__ import annotations
 
@@ -30,6 +30,24 @@ def _emoji(packages: Path, output: Path, report: Callable[[int, int], None], wor
     from cm3kit.data.dictionary import build_emoji
 
     return build_emoji(packages, output, report)
+
+
+@corpus("entity-pages")
+def _entity_pages(
+    packages: Path, output: Path, report: Callable[[int, int], None], workers: int
+) -> dict[str, Any]:
+    from cm3kit.data.entity_pages import build
+
+    return build(packages, output, report)
+
+
+@corpus("summaries")
+def _summaries(
+    packages: Path, output: Path, report: Callable[[int, int], None], workers: int
+) -> dict[str, Any]:
+    from cm3kit.data.summaries import build
+
+    return build(packages, output, report)
 
 
 def builder(name: str) -> Builder:

@@ -22,12 +22,14 @@ class Scored:
         fills: the answers; `logprobs` id by id, none where the sum is a bound.
         method: what the log-probability is.
         stderr: standard error of a bound that was estimated from random masks.
+        greedy: whether each id is the likeliest of all at its place; None where ids are not scored one by one.
     """
 
     logprob: float
     fills: tuple[Fill, ...]
     method: Method = "exact"
     stderr: float = 0.0
+    greedy: bool | None = None
 
 
 def answered(canvas: Canvas) -> list[MaskSpan]:

@@ -255,15 +255,20 @@ def score_words(
     """How likely each second text is right behind the first, with no page around them."""
     found = []
     for number, (before, after) in enumerate(pairs):
-        ids = kit.tokenizer.text_ids(before + after)
-        context = kit.tokenizer.text_ids(before)
-        # A token may hold the end of one text and the start of the other; then each is read by itself.
-        split = ids[len(context) :] if ids[: len(context)] == context else kit.tokenizer.text_ids(after)
-        found.append(
-            score_sequence(kit, [kit.vocab.eod, *context], split, options, how, lambda done, total: None)
-        )
+        context, ids = word_ids(kit, before, after)
+        found.append(score_sequence(kit, context, ids, options, how, lambda done, total: None))
         progress(number + 1, len(pairs))
     return found
+
+
+def word_ids(kit: Kit, before: str, after: str) -> tuple[list[int], list[int]]:
+    """The ids of two texts, the first behind what opens a page.
+
+    A token may hold the end of one text and the start of the other; then each is read by itself.
+    """
+    ids, context = kit.tokenizer.text_ids(before + after), kit.tokenizer.text_ids(before)
+    split = ids[len(context) :] if ids[: len(context)] == context else kit.tokenizer.text_ids(after)
+    return [kit.vocab.eod, *context], split
 
 
 def score_sequence(

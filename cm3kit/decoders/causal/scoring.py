@@ -16,6 +16,8 @@ from cm3kit_tokenizers.errors import ConfigError
 
 ROWS, LOGITS = 64, 1 << 25
 """Most answers of one pass, and about how many logits may be in memory."""
+_Found = list[tuple[float, bool]]
+"""log p of each scored id, and whether none is likelier there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +73,22 @@ def score_causal(passes: Passes, canvases: Sequence[Canvas], window: int) -> lis
     groups: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault((row.prompt, row.prefix), []).append(number)
-    found: dict[int, list[float]] = {}
+    found: dict[int, _Found] = {}
     for numbers in groups.values():
         found |= _score_group(passes, {number: rows[number] for number in numbers})
     return [_scored(canvas, rows[number], found[number]) for number, canvas in enumerate(canvases)]
 
 
-def _scored(canvas: Canvas, row: _Row, logprobs: list[float]) -> Scored:
+def _scored(canvas: Canvas, row: _Row, found: _Found) -> Scored:
+    logprobs, greedy = [each for each, _ in found], all(best for _, best in found)
     fills, at = [], 0
     for span, count in zip(answered(canvas), row.counts, strict=True):
         fills.append(Fill(span.answer or (), tuple(logprobs[at : at + count]), True))
         at += count
-    return Scored(sum(logprobs), tuple(fills))
+    return Scored(sum(logprobs), tuple(fills), greedy=greedy)
 
 
-def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, list[float]]:
+def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, _Found]:
     """Log-probabilities of the scored ids of rows that share their prompt."""
     first = next(iter(rows.values()))
     past = DynamicCache()
@@ -93,7 +96,7 @@ def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, list[float]
     hidden_1PD = passes.run(prompt_1P, _left(size, first.prefix), 0, past, torch.zeros(1, size))
     (first_1V,) = passes.read(hidden_1PD, 0, None, [torch.tensor([size - 1])])
     first_V = first_1V[0].log_softmax(-1).double().cpu()
-    found: dict[int, list[float]] = {}
+    found: dict[int, _Found] = {}
     # Rows of like lengths share a pass, so that little of it is padding.
     ordered = sorted(rows, key=lambda number: len(rows[number].ids))
     vocab = len(first_V)
@@ -108,9 +111,13 @@ def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, list[float]
 
 def _score_rows(
     passes: Passes, rows: dict[int, _Row], past: DynamicCache, first_V: Tensor
-) -> dict[int, list[float]]:
+) -> dict[int, _Found]:
     size, width = past.get_seq_length(), max(len(row.ids) for row in rows.values()) - 1
-    found = {number: [float(first_V[row.ids[0]])] if row.scored[0] else [] for number, row in rows.items()}
+    best = int(first_V.argmax())
+    found = {
+        number: [(float(first_V[row.ids[0]]), row.ids[0] == best)] if row.scored[0] else []
+        for number, row in rows.items()
+    }
     if not width:
         return found
     ids_RW = torch.zeros(len(rows), width, dtype=torch.long)
@@ -121,11 +128,14 @@ def _score_rows(
     hidden_RWD = passes.run(ids_RW, mask_R1QK, size, copies(past, len(rows)), torch.zeros(ids_RW.shape))
     # What follows an id is read where that id stands.
     asked = [[at - 1 for at, on in enumerate(row.scored) if on and at] for row in rows.values()]
-    logits = passes.read(hidden_RWD, size, None, [torch.tensor(each) + size for each in asked])
+    # One of a single id is read off the prompt alone.
+    slots = [torch.tensor(each, dtype=torch.long) + size for each in asked]
+    logits = passes.read(hidden_RWD, size, None, slots)
     for (number, row), places, logits_MV in zip(rows.items(), asked, logits, strict=True):
         target_M1 = torch.tensor([row.ids[place + 1] for place in places], dtype=torch.long)[:, None]
         chosen_M = logits_MV.log_softmax(-1).cpu().gather(-1, target_M1)[:, 0]
-        found[number] += chosen_M.double().tolist()
+        best_M = logits_MV.argmax(-1).cpu() == target_M1[:, 0]
+        found[number] += list(zip(chosen_M.double().tolist(), best_M.tolist(), strict=True))
     return found
 
 

@@ -98,6 +98,7 @@ def score_left_to_right(
             key = (*target.upto(count), target.slots[count])
             states.setdefault(key, (target, count, []))[2].append((number, count))
     found = [[0.0] * len(target.slots) for target in targets]
+    best = [True] * len(targets)
     # What a pass computes once is what stands before the block; in this order a cache has least to compute anew.
     begun = {key: _begun(target, count, config) for key, (target, count, _) in states.items()}
     ordered = [(begun[key], *states[key]) for key in sorted(states, key=lambda key: (begun[key], key))]
@@ -107,9 +108,14 @@ def score_left_to_right(
         for (*_, users), logp_1V in zip(batch, logp, strict=True):
             for number, count in users:
                 target = targets[number]
-                found[number][count] = float(logp_1V[0, target.written[target.slots[count]]])
+                id = target.written[target.slots[count]]
+                found[number][count] = float(logp_1V[0, id])
+                best[number] &= int(logp_1V[0].argmax()) == id
     report(len(ordered), len(ordered))
-    return [_by_id(canvas, logprobs, method) for canvas, logprobs in zip(canvases, found, strict=True)]
+    return [
+        _by_id(canvas, logprobs, method, greedy)
+        for canvas, logprobs, greedy in zip(canvases, found, best, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +234,14 @@ def _bound(canvas: Canvas, sums: list[float], n: int, masks: Masks) -> Scored:
     return Scored(float(estimates_R.mean()), fills, "bound", error)
 
 
-def _by_id(canvas: Canvas, logprobs: list[float], method: Method) -> Scored:
+def _by_id(canvas: Canvas, logprobs: list[float], method: Method, greedy: bool) -> Scored:
     fills, at = [], 0
     for span in answered(canvas):
         ids = span.answer or ()
         count = len(ids) + (not span.exact and len(ids) < span.max_tokens)
         fills.append(Fill(ids, tuple(logprobs[at : at + count]), True))
         at += count
-    return Scored(sum(logprobs), tuple(fills), method)
+    return Scored(sum(logprobs), tuple(fills), method, greedy=greedy)
 
 
 def _batches(

@@ -1,0 +1,1 @@
+"""Text tasks for lm-evaluation-harness: `--include_path` takes this folder."""
