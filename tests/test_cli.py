@@ -335,7 +335,10 @@ def test_infill_to_standard_output_and_in_place(fake: FakeKit, tmp_path: Path, c
 def test_model_info_and_list(fake: FakeKit, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cm3kit.fill.formats.formats", lambda kit: {"cm3": {"precision": "fp32"}})
     assert run(["model", "info"]) == 0
-    assert capsys.readouterr().out == "name: fake\nprecision:\n  cm3:\n    precision: fp32\n\nA model.\nOf nothing.\n"
+    assert (
+        capsys.readouterr().out
+        == "name: fake\nprecision:\n  cm3:\n    precision: fp32\n\nA model.\nOf nothing.\n"
+    )
     assert run(["model", "info", "--verbose"]) == 0
     assert "sha256:\n  decoder: 00\n" in capsys.readouterr().out
     assert run(["model", "info", "fake", "--json"]) == 0
