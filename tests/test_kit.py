@@ -325,3 +325,11 @@ def test_parts_of_different_models_are_refused(copied: Path) -> None:
     (copied / "vocab.json").write_text(json.dumps({**saved, "text_size": 5}))
     with pytest.raises(ModelError, match=r"vocab\.json"):
         cm3kit.load(copied)
+
+
+def test_the_summary_of_a_card_is_its_first_paragraph() -> None:
+    from cm3kit.fill.kit import _summary
+
+    front = "---\nlicense: mit\ntags: [a]\n---\n# name: a model\n\nFour parts,\nand more.\n\nElse.\n"
+    assert _summary(front) == "Four parts, and more." == _summary(front.split("---\n")[-1])
+    assert _summary("") == "" == _summary("# name\n")

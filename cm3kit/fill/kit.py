@@ -316,8 +316,9 @@ class Kit:
 
 
 def _summary(card: str) -> str:
-    """The first paragraph of a card on one line."""
-    blocks = (block.strip() for block in card.split("\n\n"))
+    """The first paragraph of a card on one line, without its front matter and headings."""
+    text = card.split("\n---", 1)[-1] if card.startswith("---") else card
+    blocks = (block.strip() for block in text.split("\n\n"))
     return next((" ".join(block.split()) for block in blocks if block and not block.startswith("#")), "")
 
 
