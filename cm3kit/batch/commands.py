@@ -205,7 +205,9 @@ def infill(
     warnings = list(filled[0].warnings)
     extra = []
     if planned.report is not None:
-        extra = [(planned.report, diff.side_by_side(before, pages, job.name).encode())]
+        sources = [each.get("source") or {} for each in samples]
+        report = diff.side_by_side(before, pages, job.name, job.page.base, sources)
+        extra = [(planned.report, report.encode())]
     if planned.folder is not None:
         needed = companions(job.page, planned.folder)
         extra += [each for each in needed.files if job.where.force or not each[0].exists()]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from cm3kit.viewing.display import display, frame, marks_of
 from cm3kit.viewing.document import document
 
 STYLE = """
@@ -40,22 +43,36 @@ def unified(before: bytes, after: bytes, name: str = "page.html") -> str:
     return "".join(f"{_shorten(line)}\n" for line in lines)
 
 
-def side_by_side(before: bytes, variants: Sequence[bytes], name: str = "page.html") -> str:
+def side_by_side(
+    before: bytes,
+    variants: Sequence[bytes],
+    name: str = "page.html",
+    base: Path | None = None,
+    sources: Sequence[Mapping[str, Any]] = (),
+) -> str:
     """A self-contained HTML report: each variant beside its source page, and the changed text.
 
     The pages are untrusted: they are shown in sandboxed frames without scripts, and the report's
     policy loads nothing but pictures embedded in the page.
+
+    Args:
+        base: folder of the pictures that the pages name; they are embedded in the report.
+        sources: `source` of each variant's recipe, by which what is new is marked.
     """
     title = f"Gaps of {name}, filled"
-    sections = "".join(_section(before, after, index) for index, after in enumerate(variants))
+    old = display(before, base)
+    told = [*sources, *({} for _ in variants[len(sources) :])]
+    sections = "".join(
+        _section(before, after, index, old, display(after, base, marks_of(told[index])))
+        for index, after in enumerate(variants)
+    )
     return document(title, f"<h1>{html.escape(title)}</h1>{sections}", STYLE)
 
 
-def _section(before: bytes, after: bytes, index: int) -> str:
-    old, new = decode(before), decode(after)
+def _section(before: bytes, after: bytes, index: int, old: str, new: str) -> str:
     changes = changed_lines(before, after)
     return (
-        f'<h2>Variant {index}</h2><div class="pair">{_frame(old, "before")}{_frame(new, "after")}</div>'
+        f'<h2>Variant {index}</h2><div class="pair">{_figure(old, "before")}{_figure(new, "after")}</div>'
         f"<pre>{changes}</pre>"
     )
 
@@ -65,11 +82,8 @@ def changed_lines(before: bytes, after: bytes) -> str:
     return "".join(f"{change}\n" for change in _changes(decode(before), decode(after))) or "no change\n"
 
 
-def _frame(page: str, label: str) -> str:
-    return (
-        f"<figure><figcaption>{label}</figcaption>"
-        f'<iframe sandbox title="{label}" srcdoc="{html.escape(page, quote=True)}"></iframe></figure>'
-    )
+def _figure(copy: str, label: str) -> str:
+    return f"<figure><figcaption>{label}</figcaption>{frame(copy, label)}</figure>"
 
 
 def _changes(old: str, new: str) -> Iterator[str]:

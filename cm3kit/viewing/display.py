@@ -29,6 +29,11 @@ STYLE = (
     f"<style>{NEW}{{background:#ffe08a;color:#1d1d1f;border-radius:3px;box-shadow:0 0 0 2px #ffe08a}}"
     f"[data-{NEW}]{{outline:3px solid #e07b00;outline-offset:1px}}</style>"
 )
+# Gaps that are still open: a chip in the text, a dashed box for a picture.
+GAPS = (
+    "<style>mask::before{content:'gap';background:#cfe4ff;color:#16395f;border-radius:3px;padding:0 .5em}"
+    "img[src*='<mask']{outline:2px dashed #3b82c4;min-width:64px;min-height:64px}</style>"
+)
 # Elements in which the parser would move an inserted element, or read it as text.
 CLOSED = {"title", "textarea", "option", "select", "table", "tbody", "thead", "tfoot", "tr", "colgroup"}
 _ACTIVE = re.compile(r"<(link|base|meta)(?=[\s/>])", re.I)
@@ -79,7 +84,7 @@ def display(
             parts += [data[at:start], new.encode(codec, "replace")]
             at = stop
     copy = b"".join((*parts, data[at:])).decode(codec, "replace").removeprefix("\ufeff")
-    return _still(copy, STYLE if marks else "")
+    return _still(copy, (STYLE if marks else "") + (GAPS if "<mask" in copy.lower() else ""))
 
 
 def frame(copy: str, title: str) -> str:
