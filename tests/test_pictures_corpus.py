@@ -129,7 +129,8 @@ def test_held_out_synonyms_caption_nothing(built: tuple[Path, dict[str, Any]]) -
 
 
 def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown corpus 'nothing'; known: emoji, pictures"):
+    known = "emoji, entity-pages, pictures, summaries"
+    with pytest.raises(ConfigError, match=f"unknown corpus 'nothing'; known: {known}"):
         builder("nothing")
     make = builder("pictures")
     (tmp_path / "full").mkdir()

@@ -611,7 +611,9 @@ def test_open_slots_that_are_unseen_in_training_are_so_in_use(tmp_path: Path, co
     ids_1T = batch.ids_BT[:, first_T]
     ask = Ask(ids_1T, (ids_1T.shape[1],), (places_T,), (1.0,))
     scores = BackboneDenoiser(task.model.backbone, task.vocab.mask, len(task.vocab), unseen=True)
-    picked_M = scores.logits(ask)[0].log_softmax(-1).gather(-1, batch.targets_BT[0, places_T, None])[:, 0]
+    logits_MV = scores.logits(ask)[0]
+    logits_MV[:, task.vocab.mask] = -torch.inf  # as in training, and as a decoder bans it
+    picked_M = logits_MV.log_softmax(-1).gather(-1, batch.targets_BT[0, places_T, None])[:, 0]
     assert len(places_T) and torch.allclose(-picked_M, nats_T[places_T], atol=1e-3)
     task.export(task.model, tmp_path)
     trained = Trained.load(tmp_path)
