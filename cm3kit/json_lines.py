@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from cm3kit_tokenizers.errors import OutputError
 
 Record = Mapping[str, Any]
 
@@ -28,3 +33,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+def append(file: int, path: Path, data: bytes) -> None:
+    """Append bytes to an open file of lines, on the disk before this returns.
+
+    Args:
+        file: descriptor, opened to append. path: what the user is told.
+
+    Raises:
+        OutputError: the disk is full (`no_space`), or the file cannot be written (`cannot_write`).
+    """
+    try:
+        while data:
+            data = data[os.write(file, data) :]
+        os.fsync(file)
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror}; free some space, and repeat the command.",
+            code="no_space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot_write",
+        ) from error

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.decode_options import under_new_names
-from cm3kit.json_lines import dump_json
+from cm3kit.json_lines import append, dump_json
 from cm3kit.publish import sweep, write_atomic, write_group
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
@@ -248,18 +248,9 @@ class Store:
         for folder in {path.parent for path, _ in files}:
             folder.mkdir(parents=True, exist_ok=True)
         write_group(files)
-        self._append("".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace"))
-
-    def _append(self, data: bytes) -> None:
-        try:
-            while data:
-                data = data[os.write(self._file, data) :]
-            os.fsync(self._file)
-        except OSError as error:
-            raise OutputError(
-                f"{self._path} cannot be written: {error.strerror}; free some space, and repeat the command.",
-                code="no_space" if error.errno in (28, 122) else "cannot_write",
-            ) from error
+        append(
+            self._file, self._path, "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+        )
 
     def close(self) -> None:
         """Close the manifest."""

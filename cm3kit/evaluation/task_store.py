@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cm3kit.json_lines import dump_json
+from cm3kit.json_lines import append, dump_json
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
@@ -33,15 +33,7 @@ class RowStore:
         self.lines[row] = dict(line)
         if self._file is not None:
             data = f"{dump_json({'row': row, **line})}\n".encode("utf-8", "backslashreplace")
-            try:
-                while data:
-                    data = data[os.write(self._file, data) :]
-                os.fsync(self._file)
-            except OSError as error:
-                raise OutputError(
-                    f"{self.folder} cannot be written: {error.strerror}; run the same command again later.",
-                    code="cannot_write",
-                ) from error
+            append(self._file, self.folder or Path(), data)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the results."""
