@@ -118,6 +118,17 @@ class Defaults(Settings):
     chat: ChatTemplate | None = None
     pictures: PictureMarks | None = None
 
+    @classmethod
+    def of(cls, folder: Path) -> Defaults:
+        """Those of a model folder, under whatever names they were written.
+
+        Raises:
+            OSError: there is no `defaults.json`.
+            ValidationError: it cannot be used.
+        """
+        with old_names():
+            return cls.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+
     @model_validator(mode="after")
     def _diffusion_is_used(self) -> Defaults:
         if self.diffusion != DiffusionDefaults() and DIFFUSION not in self.decoders:
@@ -159,8 +170,7 @@ def load_parts(folder: Path) -> Parts:
         raise ModelError(f"{folder} is damaged: {wrong}; fetch it again.", code="bad_checkpoint")
     try:
         vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
-        with old_names():
-            defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+        defaults = Defaults.of(folder)
     except (OSError, ValueError, KeyError, ValidationError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(

@@ -98,7 +98,7 @@ def _of_files(folder: Path) -> str:
 
 
 def _own(folder: Path) -> tuple[Defaults, int]:
-    defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+    defaults = Defaults.of(folder)
     vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
     return defaults, len(vocab)
 

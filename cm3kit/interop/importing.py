@@ -97,6 +97,6 @@ def start_from(kind: str, folder: Path) -> list[str]:
     if (folder / "image").is_dir():
         return [*settings[:1], f"image={folder / 'image'}", *settings[1:]]
     # A public model of words alone; its mask is one that it knows.
-    defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+    defaults = Defaults.of(folder)
     shifted = defaults.diffusion.shift and DIFFUSION in defaults.decoders and kind != "cm3"
     return [*settings, "mask_embedding=keep", *(["objective.diffusion.shift=true"] if shifted else [])]

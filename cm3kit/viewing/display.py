@@ -37,6 +37,7 @@ GAPS = (
 # Elements in which the parser would move an inserted element, or read it as text.
 CLOSED = {"title", "textarea", "option", "select", "table", "tbody", "thead", "tfoot", "tr", "colgroup"}
 _ACTIVE = re.compile(r"<(link|base|meta)(?=[\s/>])", re.I)
+_FRAMES = re.compile(r"<(iframe|frame|embed|object)(?=[\s/>])", re.I)
 _KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
 
 
@@ -109,6 +110,8 @@ def _still(page: str, style: str) -> str:
     policy += '<meta http-equiv="x-dns-prefetch-control" content="off">'
     # A meta element without name and http-equiv has no effect, and is valid where the replaced elements are.
     page = _ACTIVE.sub(r"<meta data-was-\1 ", page)
+    # A browser may connect to a frame's host before the policy forbids the frame. Of two attributes the first counts.
+    page = _FRAMES.sub(r"<\1 src=about:blank data=about:blank ", page)
     page = re.sub(r"http-equiv(?=[\s=/>])", "data-http-equiv", page, flags=re.I)
     return policy + style + page
 

@@ -121,7 +121,7 @@ def _rows(recipe: RLRecipe, answer: int) -> int:
 def _backbone(recipe: RLRecipe, folder: Path, public: bool, size: int) -> PreTrainedModel:
     source = folder
     if not public:
-        defaults = Defaults.model_validate_json((folder / "defaults.json").read_text(encoding="utf-8"))
+        defaults = Defaults.of(folder)
         writes = recipe.sampling.get("decoder") or defaults.decoders[0]
         own = writes == DIFFUSION and (folder / DIFFUSION).is_dir()
         source = folder / (DIFFUSION if own else "decoder")
