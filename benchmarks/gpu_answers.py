@@ -14,7 +14,7 @@ import torch
 from gpu_common import SHIPPED, Context
 from gpu_training import corpus, on, recipe_of, task_of
 
-from cm3kit.decoders.hf_engine import make_engine
+from cm3kit.decoders.engines import make_engine
 from cm3kit.fill.kit import GenerateOptions, Kit, load
 from cm3kit.rng import generator
 from cm3kit.types import Canvas, Fill

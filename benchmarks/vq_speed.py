@@ -80,7 +80,7 @@ def contestants(tokenizer: ImageTokenizer, pixels_BCHW: Tensor) -> dict[str, tup
     x_BCHW, B = to_signed(pixels_BCHW), len(pixels_BCHW)
     codes_BN = tokenizer.encode(pixels_BCHW)
     shape = (B, *tokenizer.grid, tokenizer.config.code_dim)
-    theirs = copied(tokenizer).network
+    theirs = tokenizer.as_diffusers()
 
     def encode() -> Tensor:
         ids: Tensor = theirs.quantize(theirs.encode(x_BCHW).latents)[2][2]

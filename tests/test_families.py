@@ -402,7 +402,9 @@ def test_pixels_of_an_old_settings_file_are_as_before(tmp_path: Path) -> None:
     distances_NK = torch.cdist(latents_ND().double(), ours().codebook_KD.detach().double())
     assert torch.equal(made.encode(pixels()).flatten(), distances_NK.argmin(1))
     with torch.no_grad():
-        x_BCHW = made.network.decode(
-            made.encode(pixels()), force_not_quantize=True, shape=(4, 4, 4, 6)
-        ).sample
+        x_BCHW = (
+            made.as_diffusers()
+            .decode(made.encode(pixels()), force_not_quantize=True, shape=(4, 4, 4, 6))
+            .sample
+        )
     assert torch.equal(made.decode(made.encode(pixels())), to_uint8(x_BCHW))

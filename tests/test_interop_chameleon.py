@@ -18,7 +18,7 @@ from transformers import ChameleonImageProcessorPil, ChameleonProcessor, PreTrai
 from transformers import RepetitionPenaltyLogitsProcessor as Penalty
 
 import cm3kit
-from cm3kit.decoders.hf_engine import make_engine
+from cm3kit.decoders.engines import make_engine
 from cm3kit.fill.batching import Order
 from cm3kit.fill.fillers import Task
 from cm3kit.fill.kit import GenerateOptions, Kit

@@ -57,7 +57,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_codes_and_pictures_equal_those_of_diffusers() -> None:
-    network: VQModel = tokenizer().network
+    network: VQModel = tokenizer().as_diffusers()
     codes_BN = tokenizer().encode(pixels(4, seed=5))
     assert codes_BN.shape == (4, 64) and len(set(codes_BN.flatten().tolist())) > 8
     with torch.no_grad():

@@ -87,7 +87,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     given = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv))
     given, files = without_plugins(given)
     arguments = given or ["--help"]
-    command, as_json = _command_of(arguments), "--json" in arguments
+    tree = get_command(app)  # making it takes as long as the rest of the start without torch
+    command, as_json = _command_of(tree, arguments), "--json" in arguments
     terminated: list[int] = []
     try:
         with _sigterm_interrupts(terminated):
@@ -96,7 +97,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
                 plugins.add(files)
                 plugins.load()
-            answer = get_command(app).main(args=arguments, prog_name="cm3kit", standalone_mode=False)
+                tree = get_command(app)
+            answer = tree.main(args=arguments, prog_name="cm3kit", standalone_mode=False)
             if isinstance(answer, Reply):
                 show(answer, command, as_json)
                 return answer.status
@@ -140,10 +142,9 @@ def _wants_traceback(arguments: list[str]) -> bool:
     return "--verbose" in arguments or "-v" in arguments or os.environ.get("CM3KIT_DEBUG") == "1"
 
 
-def _command_of(arguments: list[str]) -> str:
+def _command_of(command: Any, arguments: list[str]) -> str:
     """The command that the arguments name, such as `train cm3`."""
     names: list[str] = []
-    command = get_command(app)
     for argument in arguments:
         inner = getattr(command, "commands", {}).get(argument)
         if inner is None:

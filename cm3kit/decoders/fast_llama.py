@@ -8,19 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
-from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
+from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -70,7 +75,7 @@ class _Layer:
     head_scale_1HD: Tensor | None
 
 
-def supports(model: PreTrainedModel) -> bool:
+def supports(model: PreTrainedModel | PlainDecoder) -> bool:
     """Whether `LeanEngine` computes exactly this architecture."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
@@ -91,13 +96,15 @@ class LeanEngine:
     """Reads the weights of a transformers module once, and runs without it.
 
     Args:
-        model: a model that `supports` accepts.
+        model: a model that `supports` accepts, or its weights alone (`models.plain`).
         vocab_size: logits are computed for this many ids, from 0.
         precision: number format of the weights.
         rows: rows of a step, for which the products are tuned.
     """
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, precision: Precision, rows: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PlainDecoder, vocab_size: int, precision: Precision, rows: int
+    ) -> None:
         config, body = model.config, model.model
         self.window, self.precision = int(config.max_position_embeddings), precision
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -184,7 +191,7 @@ class LeanEngine:
 
     @torch.no_grad()
     def extend(
-        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: DynamicCache | None = None
+        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None
     ) -> Tensor:
         """Hidden states (B, Q, D), as `encode` gives them, of the places from `start` on.
 

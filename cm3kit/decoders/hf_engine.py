@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache as TransformersCache
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt, supports
+from cm3kit.decoders.fast_llama import Prompt
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.backbone import mask_for
 from cm3kit.models.timestep import is_timed, time_inputs
@@ -136,10 +136,3 @@ class ModuleEngine:
             )
         logits_BTV: Tensor = output.logits[..., : self._vocab_size].float()
         return logits_BTV
-
-
-def make_engine(model: PreTrainedModel, vocab_size: int, precision: Precision, rows: int) -> Engine:
-    """The fastest engine that computes this model; see `LeanEngine` for the arguments."""
-    if supports(model):
-        return LeanEngine(model, vocab_size, precision, rows)
-    return ModuleEngine(model, vocab_size, precision)

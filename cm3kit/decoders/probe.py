@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from cm3kit.decoders.engines import make_engine
 from cm3kit.decoders.fast_llama import Engine
-from cm3kit.decoders.hf_engine import make_engine
 from cm3kit.models.backbone import forward, head, hidden_states
 from cm3kit.models.timestep import is_timed
 from cm3kit.rng import generator
 from cm3kit_tokenizers.errors import ModelError, in_a_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TOLERANCE, ROUNDED = 1e-3, 3e-2
 """Largest difference of two logits, as a share of the largest logit where that is over 1; and of weights in 16 bits."""

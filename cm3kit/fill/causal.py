@@ -50,7 +50,7 @@ class CausalFiller:
 
     @cached_property
     def _auto(self) -> Precision:
-        return auto_precision(self._context.parts.backbone, many=False)
+        return auto_precision(self._context.parts.weights, many=False)
 
     def task(self, task: Task, ids: Ids, options: GenerateOptions, seed: int) -> Canvas:
         """The canvas of a task's page; ConfigError (`too_long`) if it does not fit the model's window."""
@@ -156,7 +156,7 @@ class CausalFiller:
         if config not in self._decoders:
             parts = self._context.parts
             self._decoders[config] = Autoregressive(
-                parts.backbone, self._context.grammar, config, parts.defaults.window
+                parts.weights, self._context.grammar, config, parts.defaults.window
             )
         return self._decoders[config]
 

@@ -241,3 +241,10 @@ def _folders(root: Path, deep: int) -> Iterator[Path]:
         yield folder
         if deep > 1 and not (folder / INDEX).is_file() and not (folder / RECIPE).is_file():
             yield from _folders(folder, deep - 1)
+
+
+def summary_of(card: str) -> str:
+    """The first paragraph of a card on one line, without its front matter and headings."""
+    text = card.split("\n---", 1)[-1] if card.startswith("---") else card
+    blocks = (block.strip() for block in text.split("\n\n"))
+    return next((" ".join(block.split()) for block in blocks if block and not block.startswith("#")), "")

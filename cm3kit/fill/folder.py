@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
 
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.presets import presets
@@ -29,11 +25,17 @@ from cm3kit.fill.finding import available as available
 from cm3kit.fill.finding import find as find
 from cm3kit.fill.finding import name_of
 from cm3kit.fill.openers import find_foreign, try_out
+from cm3kit.fill.parts import DIFFUSION as DIFFUSION
+from cm3kit.fill.parts import Parts as Parts
+from cm3kit.fill.parts import count_parameters as count_parameters
+from cm3kit.fill.parts import diffusion_backbone as diffusion_backbone
+from cm3kit.fill.parts import own_diffusion as own_diffusion
 from cm3kit.fill.styles import ChatTemplate, PictureMarks, PromptStyle
 from cm3kit.fill.trained import Trained, written_in_place
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file
-from cm3kit.models.quantized import split_format
+from cm3kit.models.plain import LateModel, read_plain
+from cm3kit.models.quantized import Format, split_format
 from cm3kit.objectives.contract import Use
 from cm3kit.publish import publishing, verify
 from cm3kit.renamed import old_names
@@ -44,8 +46,11 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
 PARTS = {"text": "TextTokenizer", "image": "VQModel", "decoder": "CausalLM"}
-DIFFUSION = "diffusion"
 
 
 class DiffusionDefaults(Settings):
@@ -136,24 +141,6 @@ class Defaults(Settings):
         return self
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a model folder holds, loaded; a diffusion decoder of its own is not (`diffusion_backbone`)."""
-
-    name: str
-    folder: Path
-    text: TextTokenizer
-    image: ImageTokenizer
-    vocab: Vocab
-    backbone: PreTrainedModel
-    defaults: Defaults
-
-    @property
-    def public(self) -> bool:
-        """Whether it is a public model, which has never seen minimal HTML."""
-        return self.defaults.prompt_style != "minimal"
-
-
 def load_parts(folder: Path) -> Parts:
     """Open every part of a model folder, or a folder of a public family as it was downloaded.
 
@@ -190,43 +177,22 @@ def load_parts(folder: Path) -> Parts:
             f"{given}: formats are for public models; use --precision for one that was trained here.",
             code="bad_checkpoint",
         )
-    dtype: Any = "auto" if public else torch.float32
-    backbone = load_backbone(folder / "decoder", len(vocab), dtype=dtype, quantize=quantize)
-    try_out(backbone, folder, defaults)
+    decoder = _decoder(folder, defaults, len(vocab), quantize)
     name = name_of(folder) if quantize is None else f"{name_of(folder)}:{quantize}"
-    return Parts(name, folder, text, image, vocab, backbone, defaults)
+    return Parts(name, folder, text, image, vocab, decoder, defaults)
 
 
-def own_diffusion(parts: Parts) -> bool:
-    """Whether the diffusion decoder has weights of its own."""
-    return DIFFUSION in parts.defaults.decoders and (parts.folder / DIFFUSION).is_dir()
-
-
-def diffusion_backbone(parts: Parts) -> PreTrainedModel:
-    """The weights of the diffusion decoder: its own, read now, or those of both decoders.
-
-    Raises:
-        ModelError: a tensor is missing, extra or mis-shaped (`bad_checkpoint`).
-    """
-    return (
-        load_backbone(parts.folder / DIFFUSION, len(parts.vocab)) if own_diffusion(parts) else parts.backbone
-    )
-
-
-def count_parameters(folder: Path) -> int:
-    """Numbers in the weight files of a folder, by their headers.
-
-    Raises:
-        ModelError: a file cannot be read (`bad_checkpoint`).
-    """
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt") as file:
-                total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path} cannot be read: {error}.", code="bad_checkpoint") from error
-    return total
+def _decoder(
+    folder: Path, defaults: Defaults, vocab_size: int, quantize: Format | None
+) -> PreTrainedModel | LateModel:
+    """The decoder of a model folder; a plain one that was trained here as its weights."""
+    public = defaults.prompt_style != "minimal"
+    if not public and (plain := read_plain(folder / "decoder", vocab_size)) is not None:
+        return LateModel(plain, lambda: load_backbone(folder / "decoder", vocab_size))
+    dtype: Any = "auto" if public else torch.float32
+    backbone = load_backbone(folder / "decoder", vocab_size, dtype=dtype, quantize=quantize)
+    try_out(backbone, folder, defaults)
+    return backbone
 
 
 def as_trained(defaults: Defaults, decoder: Trained | None, diffusion: Trained | None = None) -> Defaults:

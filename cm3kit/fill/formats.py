@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cm3kit.decoders.precision import bits_lost
-from cm3kit.fill.folder import DIFFUSION, Parts, diffusion_backbone
 from cm3kit.fill.kit import Kit
 from cm3kit.fill.options import GenerateOptions
+from cm3kit.fill.parts import DIFFUSION, Parts, diffusion_weights
 from cm3kit.fill.tokenizing import AUTO
 
 
@@ -30,5 +30,5 @@ def _lost(parts: Parts, decoder: str, precision: Any) -> float:
     if precision == "fp32":
         return 0.0
     diffusion = decoder == DIFFUSION
-    model = diffusion_backbone(parts) if diffusion else parts.backbone
+    model = diffusion_weights(parts) if diffusion else parts.weights
     return bits_lost(model, len(parts.vocab), precision, parts.vocab.mask if diffusion else None)

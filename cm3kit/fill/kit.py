@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image as Pillow
@@ -22,6 +22,7 @@ from cm3kit.fill.constraints import constrained, specs_of_canvas
 from cm3kit.fill.diffusion import DiffusionFiller
 from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, ScoreHow, Task, Trace
 from cm3kit.fill.filling import Filled, FilledGap, PageFiller
+from cm3kit.fill.finding import summary_of
 from cm3kit.fill.folder import (
     DIFFUSION,
     Parts,
@@ -51,6 +52,9 @@ from cm3kit_tokenizers.vq.absent import undrawn
 from cm3kit_tokenizers.vq.model import to_picture
 from cm3kit_tokenizers.vq.pixels import fit
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 __all__ = [
     "Filled", "FilledGap", "GenerateOptions", "Kit", "Order", "Result", "Score", "Trace", "available", "load",
 ]  # fmt: skip
@@ -70,7 +74,7 @@ class Kit:
         self.device = resolve_device(device)
         self.text, self.vocab = parts.text, parts.vocab
         self.image = parts.image.to(self.device)
-        self.backbone = parts.backbone.to(self.device)
+        parts.decoder.to(self.device)
         self.tokenizer = PageTokenizer(parts.text, parts.vocab)
         # A model that was never taught markup as ids of its own would write tags as words, which come out escaped.
         without = b"<" if parts.public else b""
@@ -79,6 +83,11 @@ class Kit:
         self.grammar = Grammar(self.vocab, codes, self.text.pieces, without, known)
         self.context = ModelContext(parts, self.tokenizer, self.grammar)
         self._fillers: dict[DecoderName, Filler] = {}
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The decoder as a model of transformers; made when it is first asked for."""
+        return self.parts.backbone
 
     def generate(
         self, prompt: str | bytes | Path = "", *, task: Task = "image", n: int = 1, seed: int = 0,
@@ -237,14 +246,14 @@ class Kit:
         path = parts.folder / "README.md"
         card = path.read_text(encoding="utf-8") if path.is_file() else ""
         parameters = {
-            "decoder": sum(each.numel() for each in self.backbone.parameters()),
+            "decoder": sum(each.numel() for each in parts.weights.parameters()),
             "image": sum(each.numel() for each in self.image.parameters()),
         }
         if own_diffusion(parts):
             parameters[DIFFUSION] = count_parameters(parts.folder / DIFFUSION)
         return {
             "name": parts.name,
-            "summary": _summary(card),
+            "summary": summary_of(card),
             "folder": str(parts.folder),
             "decoders": ", ".join(parts.defaults.decoders),
             "parameters": parameters,
@@ -255,7 +264,7 @@ class Kit:
             },
             "window": parts.defaults.window,
             "device": str(self.device),
-            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "dtype": str(parts.weights.dtype).removeprefix("torch."),
             "sha256": fingerprints(parts.folder),
             "card": card,
         }
@@ -313,13 +322,6 @@ class Kit:
     def picture_src(self, image: Image) -> str:
         """A picture of codes as a data: address."""
         return to_data_uri(encode_png(self.pictures([image.codes])[0]))
-
-
-def _summary(card: str) -> str:
-    """The first paragraph of a card on one line, without its front matter and headings."""
-    text = card.split("\n---", 1)[-1] if card.startswith("---") else card
-    blocks = (block.strip() for block in text.split("\n\n"))
-    return next((" ".join(block.split()) for block in blocks if block and not block.startswith("#")), "")
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:

@@ -7,12 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
 
 from cm3kit.decoders.causal.guidance import streams
 from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, find
@@ -22,6 +21,9 @@ from cm3kit.models.quantized import Format, split_format
 from cm3kit.models.transplant import borrow_text
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.weights import read_shapes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BYTES = {"float64": 8.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 # Of a weight in few bits, with the scales of its rows or of its groups of 128 and 64.

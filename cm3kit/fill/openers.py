@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from transformers import PreTrainedModel
 
 from cm3kit.decoders.fast_llama import supports
 from cm3kit.decoders.probe import check_backbone
@@ -16,6 +15,8 @@ from cm3kit.models.windows import clear_windows
 from cm3kit.registry import Registry
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from cm3kit.fill.folder import Defaults, Parts
 
 

@@ -14,11 +14,14 @@ halves swapped). The order in which the ids stand in the row does not matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import pad
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """`mod(row, head, query, key)`: whether that query may look at that key (FlexAttention, arXiv:2412.05496)."""
@@ -107,6 +110,8 @@ def flex_mask(
 
     The tiles are counted one row of them after another, so that the whole mask is never in memory.
     """
+    from torch.nn.attention.flex_attention import BlockMask  # it imports PyTorch's compiler
+
     rows, length = documents_BT.shape
     count = -(-length // TILE)
     seen = []

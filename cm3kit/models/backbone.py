@@ -10,25 +10,16 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
-from transformers.utils import logging
 
 from cm3kit.config import Settings
-from cm3kit.models.documents import Documents
+from cm3kit.models.document_runs import Documents
 from cm3kit.models.embeddings import grow_vocabulary
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.gguf import gguf_file, read_gguf
@@ -38,14 +29,28 @@ from cm3kit.models.timestep import load_timestep, plain_state, refuse_misfits, s
 from cm3kit.registry import Registry
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, ModelError, in_a_line
 
-Attention = Literal["causal", "full"] | Tensor | BlockMask | Documents
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+    from transformers import PreTrainedModel
 
-Family = tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]
+Attention: TypeAlias = "Literal['causal', 'full'] | Tensor | BlockMask | Documents"
+
+Family: TypeAlias = "tuple[Callable[..., Any], Callable[[Any], PreTrainedModel]]"
 """Makes a configuration from Llama's keywords, and a causal language model of transformers from that."""
 
+
+def _late(name: str) -> Callable[..., Any]:
+    """A class of transformers, which takes long to import, where it is called."""
+
+    def make(*args: Any, **options: Any) -> Any:
+        return getattr(import_module("transformers"), name)(*args, **options)
+
+    return make
+
+
 families: Registry[Family] = Registry("backbone family")
-families("llama")((LlamaConfig, LlamaForCausalLM))
-families("qwen3")((Qwen3Config, Qwen3ForCausalLM))
+families("llama")((_late("LlamaConfig"), _late("LlamaForCausalLM")))
+families("qwen3")((_late("Qwen3Config"), _late("Qwen3ForCausalLM")))
 
 SHARD, LARGE = "15MB", "4GB"  # of a file of weights, and of one of a public model
 
@@ -172,6 +177,8 @@ def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False, shar
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars of transformers, whose lines would mix with ours."""
+    from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -233,6 +240,8 @@ def _open(
         # What is saved has the names of the class, and not those of the family.
         model._weight_conversions = None
         return model, report
+    from transformers import AutoModelForCausalLM
+
     try:
         model, report = AutoModelForCausalLM.from_pretrained(source, trust_remote_code=False, **how)
     except ValueError as error:

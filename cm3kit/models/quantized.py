@@ -6,14 +6,18 @@ Products of the layers take the weights as they are kept; embedding and head sta
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.installing import install
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 Format = Literal["int8", "int4", "nf4"]
 """torchao's int8 and int4, weights alone, and bitsandbytes' NF4 (Dettmers et al., arXiv:2305.14314)."""
@@ -58,7 +62,7 @@ def quantization(wanted: Format) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig() if wanted == "int8" else Int4WeightOnlyConfig(group_size=128))
 
 
-def is_quantized(model: PreTrainedModel) -> bool:
+def is_quantized(model: PreTrainedModel | PlainDecoder) -> bool:
     """Whether products of a model's layers are of weights in few bits, which only its own modules compute."""
     return bool(getattr(model, "is_quantized", False))
 

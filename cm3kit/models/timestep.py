@@ -17,16 +17,20 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
-from transformers import PreTrainedModel
 
 from cm3kit_tokenizers.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 WEIGHTS, SETTINGS = "timestep.safetensors", "timestep.json"
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -99,7 +103,7 @@ def add_timestep(model: PreTrainedModel, width: int = 256, seed: int = 0) -> Pre
     return model
 
 
-def is_timed(model: PreTrainedModel) -> bool:
+def is_timed(model: PreTrainedModel | PlainDecoder) -> bool:
     """Whether the model wants times."""
     return isinstance(getattr(model, "timestep", None), TimestepEmbedding)
 

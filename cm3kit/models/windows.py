@@ -7,9 +7,11 @@ configuration says, and transformers would read the export in another way than i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 # Names of the number of ids that a layer sees, by family.
 NAMES = (

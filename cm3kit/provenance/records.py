@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import PIL
 import torch
-import transformers
 
 import cm3kit
 from cm3kit.fill.fillers import Trace
@@ -52,7 +52,7 @@ def surroundings(kit: Kit) -> dict[str, Any]:
         **kept,
         "version": getattr(cm3kit, "__version__", None),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "transformers": version("transformers"),
         "pillow": PIL.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.guidance import combine, streams
@@ -19,15 +19,20 @@ from cm3kit.decoders.causal.jobs import Job, make_jobs
 from cm3kit.decoders.causal.scoring import score_causal
 from cm3kit.decoders.causal.source import Source, result_of
 from cm3kit.decoders.diffusion.cached_forward import Passes
+from cm3kit.decoders.engines import make_engine
 from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt
 from cm3kit.decoders.grammar.html import Grammar
-from cm3kit.decoders.hf_engine import make_engine
 from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.decoders.token_sampling import draw, penalize
 from cm3kit.types import Canvas, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 Report = Callable[[Sequence[Job | None], Sequence[int | None]], None]
 
@@ -39,14 +44,19 @@ class Autoregressive:
     are steady (`kernels`), which on a CPU are all but those of int8.
 
     Args:
-        backbone: a causal language model of transformers; its weights are read once, here.
+        backbone: a causal language model of transformers, or the weights of a plain one (`models.plain`); they are read
+            once, here.
         grammar: which ids may follow which.
         config: how to sample.
         window: most positions of a row of a stream; the model's unless given.
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, grammar: Grammar, config: DecodeConfig, window: int | None = None
+        self,
+        backbone: PreTrainedModel | PlainDecoder,
+        grammar: Grammar,
+        config: DecodeConfig,
+        window: int | None = None,
     ) -> None:
         if config.precision == "auto":
             config = config.model_copy(update={"precision": auto_precision(backbone, many=False)})

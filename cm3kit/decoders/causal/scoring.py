@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from cm3kit.decoders.diffusion.cached_forward import Passes, copies
+from cm3kit.decoders.past import Past
 from cm3kit.decoders.scoring import Scored, answered
 from cm3kit.types import Canvas, Fill
 from cm3kit_tokenizers.errors import ConfigError
@@ -91,7 +91,7 @@ def _scored(canvas: Canvas, row: _Row, found: _Found) -> Scored:
 def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, _Found]:
     """Log-probabilities of the scored ids of rows that share their prompt."""
     first = next(iter(rows.values()))
-    past = DynamicCache()
+    past = passes.past()
     prompt_1P, size = torch.tensor([first.prompt]), len(first.prompt)
     hidden_1PD = passes.run(prompt_1P, _left(size, first.prefix), 0, past, torch.zeros(1, size))
     (first_1V,) = passes.read(hidden_1PD, 0, None, [torch.tensor([size - 1])])
@@ -109,9 +109,7 @@ def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, _Found]:
     return found
 
 
-def _score_rows(
-    passes: Passes, rows: dict[int, _Row], past: DynamicCache, first_V: Tensor
-) -> dict[int, _Found]:
+def _score_rows(passes: Passes, rows: dict[int, _Row], past: Past, first_V: Tensor) -> dict[int, _Found]:
     size, width = past.get_seq_length(), max(len(row.ids) for row in rows.values()) - 1
     best = int(first_V.argmax())
     found = {

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine, supports
@@ -16,6 +15,11 @@ from cm3kit.models.attention import row_mask
 from cm3kit.models.backbone import head, hidden_states
 from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 Hidden = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
 """`hidden(ids_BT, lengths, times)`: last hidden states (B, T, D) after the final norm."""
@@ -51,7 +55,7 @@ class BackboneDenoiser:
 
     def __init__(
         self,
-        backbone: PreTrainedModel,
+        backbone: PreTrainedModel | PlainDecoder,
         mask: int,
         vocab_size: int,
         *,
@@ -127,7 +131,7 @@ class BackboneDenoiser:
         ]
 
 
-def refuse_format(precision: Precision, backbone: PreTrainedModel) -> None:
+def refuse_format(precision: Precision, backbone: PreTrainedModel | PlainDecoder) -> None:
     """ConfigError (`bad_value`) for a format other than fp32 of a model that only its module computes."""
     if precision != "fp32":
         raise ConfigError(
@@ -141,7 +145,11 @@ class _Lean:
     """The lean engine, which has no time."""
 
     def __init__(
-        self, backbone: PreTrainedModel, vocab_size: int, unseen: int | None, precision: Precision
+        self,
+        backbone: PreTrainedModel | PlainDecoder,
+        vocab_size: int,
+        unseen: int | None,
+        precision: Precision,
     ) -> None:
         self._engine, self._unseen = LeanEngine(backbone, vocab_size, precision, rows=256), unseen
 

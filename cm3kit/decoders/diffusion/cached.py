@@ -13,17 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.cached_forward import Passes, copies
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.past import Past
 from cm3kit.models.attention import block_mask
 from cm3kit.types import Verification
 from cm3kit_tokenizers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 Found = tuple[list[Tensor], tuple[int, int]]
 """Logits (M, V) of each row, and the places `start:stop` that were computed for them."""
@@ -54,7 +60,7 @@ class ExactCache:
 
     def __init__(
         self,
-        backbone: PreTrainedModel,
+        backbone: PreTrainedModel | PlainDecoder,
         mask: int,
         vocab_size: int,
         block_size: int,
@@ -99,7 +105,7 @@ class ExactCache:
         self._passes.check(max(ask.lengths))
         origin, stored = start % self._clean_size, self._stored.pop(-1, None)
         if stored is None or stored.origin != origin:
-            stored = _Stored(DynamicCache(), first_1T[:, :0], ask.lengths[:1], origin)
+            stored = _Stored(self._passes.past(), first_1T[:, :0], ask.lengths[:1], origin)
         known = self._known(stored, first_1T, start)
         stored.crop(known)
         if known < start:
@@ -121,7 +127,7 @@ class ExactCache:
         # What a pass leaves half done when it fails must not be found by the next one.
         stored = self._stored.pop(row, None)
         if stored is None or stored.origin != origin or not _same_rows(ask, stored.ids_BS, stored.lengths):
-            stored = _Stored(DynamicCache(), ask.ids_BT[:, :0], ask.lengths, origin)
+            stored = _Stored(self._passes.past(), ask.ids_BT[:, :0], ask.lengths, origin)
         known = self._known(stored, ask.ids_BT, start)
         stored.crop(known)
         mask_B1QK = self._sees(ask.lengths, start, stop, slice(known, stop))
@@ -194,7 +200,7 @@ class _Stored:
         before: `before_BD` is the hidden state of the place before this one; None at the row's start.
     """
 
-    past: DynamicCache
+    past: Past
     ids_BS: Tensor
     lengths: tuple[int, ...]
     origin: int
@@ -238,7 +244,7 @@ class ApproximateCache:
 
     def __init__(
         self,
-        backbone: PreTrainedModel,
+        backbone: PreTrainedModel | PlainDecoder,
         mask: int,
         vocab_size: int,
         *,
@@ -285,7 +291,7 @@ class ApproximateCache:
         return found, (start, stop)
 
     def _refresh(self, row: int, ask: Ask, start: int, stop: int) -> list[Tensor]:
-        past = DynamicCache()
+        past = self._passes.past()
         found, hidden_BTD = self._whole(ask, past)
         for layer in past.layers:
             layer.keys = torch.cat([layer.keys[:, :, :start], layer.keys[:, :, stop:]], 2)
@@ -294,7 +300,7 @@ class ApproximateCache:
         self._kept[row] = _Kept(past, ask.ids_BT.clone(), ask.lengths, start, stop, before_BD)
         return found
 
-    def _whole(self, ask: Ask, past: DynamicCache | None) -> tuple[list[Tensor], Tensor]:
+    def _whole(self, ask: Ask, past: Past | None) -> tuple[list[Tensor], Tensor]:
         width = ask.ids_BT.shape[1]
         mask_B1TT = _inside(ask.lengths, torch.arange(width), width)
         hidden_BTD = self._passes.run(ask.ids_BT, mask_B1TT, 0, past)
@@ -305,7 +311,7 @@ class ApproximateCache:
 class _Kept:
     """Keys and values of all places but `start:stop`, as they were when the rows were `ids_BT`."""
 
-    past: DynamicCache
+    past: Past
     ids_BT: Tensor
     lengths: tuple[int, ...]
     start: int
@@ -340,7 +346,7 @@ def _inside(lengths: Sequence[int], places_K: Tensor, queries: int) -> Tensor:
     return (places_K < length_B[:, None])[:, None, None].expand(-1, -1, queries, -1)
 
 
-def _crop(past: DynamicCache, length: int) -> None:
+def _crop(past: Past, length: int) -> None:
     # Removing nothing has meant keeping nothing in some versions of transformers.
     if length:
         past.crop(-length)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
 
 from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.past import Past, PlainPast
 from cm3kit.models.backbone import head, mask_for
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from cm3kit.models.plain import PlainDecoder
 
 
 class Passes:
@@ -30,12 +36,26 @@ class Passes:
     """
 
     def __init__(
-        self, backbone: PreTrainedModel, vocab_size: int, shift: bool, engine: LeanEngine | None = None
+        self,
+        backbone: PreTrainedModel | PlainDecoder,
+        vocab_size: int,
+        shift: bool,
+        engine: LeanEngine | None = None,
     ) -> None:
-        self._backbone, self._vocab_size, self.shift, self._engine = backbone, vocab_size, shift, engine
+        self._backbone: Any = backbone
+        self._vocab_size, self.shift, self._engine = vocab_size, shift, engine
         self._window = int(backbone.config.max_position_embeddings)
         self.device: torch.device = backbone.get_input_embeddings().weight.device
         self.alone = self.device.type == "cpu"
+
+    def past(self) -> Past:
+        """Room for keys and values of passes, empty."""
+        if self._engine is not None:
+            return PlainPast()
+        from transformers import DynamicCache
+
+        found: Past = DynamicCache()
+        return found
 
     @torch.no_grad()
     def run(
@@ -43,7 +63,7 @@ class Passes:
         ids_BQ: Tensor,
         mask_B1QK: Tensor,
         start: int,
-        past: DynamicCache | None = None,
+        past: Past | None = None,
         times_BQ: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, Q, D) of the places from `start` on.
@@ -135,9 +155,9 @@ def _parts(ask: Ask, alone: bool) -> list[tuple[int, Ask]]:
     ]
 
 
-def copies(past: DynamicCache, rows: int) -> DynamicCache:
+def copies(past: Past, rows: int) -> Past:
     """Keys and values of one row for several."""
-    out = DynamicCache()
+    out: Past = type(past)()
     for index, layer in enumerate(past.layers):
         shape = (rows, *layer.keys.shape[1:])
         out.update(layer.keys.expand(shape), layer.values.expand(rows, *layer.values.shape[1:]), index)

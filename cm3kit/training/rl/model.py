@@ -110,7 +110,7 @@ class PolicyModel:
         """A kit of one decoder, whose folder holds no other weights."""
         defaults = self.start.defaults.model_copy(update={"decoders": (self.decoder,)})
         folder = self.start.folder / "decoder" if self._own else self.start.folder
-        parts = replace(self.start, folder=folder, backbone=backbone.eval(), defaults=defaults)
+        parts = replace(self.start, folder=folder, decoder=backbone.eval(), defaults=defaults)
         return Kit(parts, str(backbone.get_input_embeddings().weight.device))
 
     @property

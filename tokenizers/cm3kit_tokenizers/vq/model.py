@@ -1,56 +1,37 @@
-"""Pictures to codes and back with the network of diffusers' `VQModel`, quantised in fp32.
+"""Pictures to codes and back with the network of diffusers' `VQModel` (`vq.network`), quantised in fp32.
 
-The network equals taming-transformers' VQGAN (arXiv:2012.09841); a saved folder opens in diffusers.
+The network equals taming-transformers' VQGAN (arXiv:2012.09841); a saved folder opens in diffusers, which is imported
+where one is saved.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import VQModel
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vq.config import ImageTokenizerConfig as ImageTokenizerConfig
+from cm3kit_tokenizers.vq.network import VqNetwork
 from cm3kit_tokenizers.vq.pixels import fit
 from cm3kit_tokenizers.vq.pixels import to_picture as to_picture
 from cm3kit_tokenizers.vq.pixels import to_signed as to_signed
 from cm3kit_tokenizers.vq.pixels import to_uint8 as to_uint8
 from cm3kit_tokenizers.vq.quantizers import Quantizer, quantizers
 
+if TYPE_CHECKING:
+    from diffusers import VQModel
+
 FILE = "tokenizer_config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 OWN = "quantizer.safetensors"
-
-
-def build_network(config: ImageTokenizerConfig) -> VQModel:
-    """A newly initialised diffusers `VQModel`."""
-    attends = [level in config.attention_levels for level in range(len(config.channels))]
-    return VQModel(
-        block_out_channels=config.channels,
-        down_block_types=tuple(
-            "AttnDownEncoderBlock2D" if each else "DownEncoderBlock2D" for each in attends
-        ),
-        up_block_types=tuple(
-            "AttnUpDecoderBlock2D" if each else "UpDecoderBlock2D" for each in attends[::-1]
-        ),
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        vq_embed_dim=config.code_dim,
-        num_vq_embeddings=config.codes,
-        norm_num_groups=config.norm_groups,
-        sample_size=config.resolution,
-        mid_block_add_attention=config.attention,
-        lookup_from_codebook=True,
-    )
 
 
 class ImageTokenizer(nn.Module):
@@ -61,10 +42,10 @@ class ImageTokenizer(nn.Module):
 
     draws = True  # whether codes can be made pictures again
 
-    def __init__(self, config: ImageTokenizerConfig, network: VQModel | None = None) -> None:
+    def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.network: Any = network if network is not None else build_network(config)
+        self.network: Any = VqNetwork(config)
         self.quantizer: Quantizer = quantizers[config.quantizer](config.codes, config.code_dim, config.levels)
         self.quantizer.settle(self.codebook_KD)
 
@@ -153,11 +134,37 @@ class ImageTokenizer(nn.Module):
         self.network.to(memory_format=torch.channels_last)
         return self
 
+    def as_diffusers(self) -> VQModel:
+        """A copy of the network as diffusers' own class, with what its `config.json` says."""
+        from diffusers import VQModel
+
+        config = self.config
+        attends = [level in config.attention_levels for level in range(len(config.channels))]
+        down = ["AttnDownEncoderBlock2D" if each else "DownEncoderBlock2D" for each in attends]
+        up = ["AttnUpDecoderBlock2D" if each else "UpDecoderBlock2D" for each in attends[::-1]]
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
+            made = VQModel(
+                block_out_channels=config.channels,
+                down_block_types=tuple(down),
+                up_block_types=tuple(up),
+                layers_per_block=config.layers_per_block,
+                latent_channels=config.latent_channels,
+                vq_embed_dim=config.code_dim,
+                num_vq_embeddings=config.codes,
+                norm_num_groups=config.norm_groups,
+                sample_size=config.resolution,
+                mid_block_add_attention=config.attention,
+                lookup_from_codebook=True,
+            )
+        state = {name: each.detach().clone() for name, each in self.network.state_dict().items()}
+        made.load_state_dict(state, assign=True)
+        return made.train(self.training)
+
     def save(self, folder: Path, half: bool = False) -> None:
         """Write config.json + safetensors (a diffusers folder) and the tokenizer's own settings."""
         self.quantizer.settle(self.codebook_KD)
-        network = copy.deepcopy(self.network).half() if half else self.network
-        network.save_pretrained(folder, safe_serialization=True)
+        network = self.as_diffusers()
+        (network.half() if half else network).save_pretrained(folder, safe_serialization=True)
         if own := self.quantizer.state_dict():
             save_file({name: each.contiguous() for name, each in own.items()}, folder / OWN)
         (folder / FILE).write_text(self.config.model_dump_json(indent=2) + "\n")
