@@ -16,6 +16,7 @@ from cm3kit.renamed import warn_renamed
 
 DecoderName = Literal["cm3", "diffusion"]
 Precision = Literal["auto", "fp32", "bf16", "fp16-packed", "int8"]
+DraftName = Literal["none", "lookup", "diffusion"]
 CacheName = Literal["none", "exact", "causal", "prefix", "dual"]
 PromptStyle = Literal["minimal", "page", "plain", "chat"]
 """Minimal HTML as ids of its own (models that were trained here), HTML source, the words alone, or a conversation."""
@@ -116,6 +117,13 @@ class GenerateOptions:
     parallel: Annotated[
         bool, Opt("Fill gaps at once, unaware of one another.", decoder="cm3", commands=("infill",))
     ] = False
+    draft: Annotated[
+        DraftName | None,
+        Opt(
+            "What guesses further tokens, for one pass to verify several; it changes no result.",
+            decoder="cm3",
+        ),
+    ] = None
     batch_size: Annotated[
         int | None, Opt("Results made at once; it changes none of them.", metavar="N", least=1, most=1024)
     ] = None

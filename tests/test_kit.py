@@ -328,8 +328,8 @@ def test_parts_of_different_models_are_refused(copied: Path) -> None:
 
 
 def test_the_summary_of_a_card_is_its_first_paragraph() -> None:
-    from cm3kit.fill.kit import _summary
+    from cm3kit.fill.finding import summary_of
 
     front = "---\nlicense: mit\ntags: [a]\n---\n# name: a model\n\nFour parts,\nand more.\n\nElse.\n"
-    assert _summary(front) == "Four parts, and more." == _summary(front.split("---\n")[-1])
-    assert _summary("") == "" == _summary("# name\n")
+    assert summary_of(front) == "Four parts, and more." == summary_of(front.split("---\n")[-1])
+    assert summary_of("") == "" == summary_of("# name\n")

@@ -15,8 +15,8 @@ import torch
 from packed_toys import V, four_pages, packed, task  # noqa: F401
 from torch import Tensor
 
+from cm3kit.models import document_runs, packing
 from cm3kit.models import documents as runs_of
-from cm3kit.models import packing
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
 from cm3kit.models.documents import Documents, documents_in
@@ -282,7 +282,7 @@ def test_kernels_on_cuda_are_called_with_what_makes_them_the_dense_mask(
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
     monkeypatch.setattr(runs_of, "_looks", lambda causal: {"window_size": (-1, 0 if causal else -1)})
-    monkeypatch.setattr(runs_of, "block_diagonal", lambda runs, device: (runs.ends_N, runs.left))
+    monkeypatch.setattr(document_runs, "block_diagonal", lambda runs, device: (runs.ends_N, runs.left))
     torch._dynamo.reset()
     model, draw = backbone(std=0.2), generator(3)
     use_flex(model)

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cm3kit.decoders.fast_llama import Engine, LeanEngine, supports
 from cm3kit.decoders.settings import Precision
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
+from cm3kit.models.plain import DecoderWeights
 
 
-def make_engine(
-    model: PreTrainedModel | PlainDecoder, vocab_size: int, precision: Precision, rows: int
-) -> Engine:
+def make_engine(model: DecoderWeights, vocab_size: int, precision: Precision, rows: int) -> Engine:
     """The fastest engine that computes this model; see `LeanEngine` for the arguments."""
     if supports(model):
         return LeanEngine(model, vocab_size, precision, rows)

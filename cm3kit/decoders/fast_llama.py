@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,9 @@ from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
+from cm3kit.models.plain import DecoderWeights
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
@@ -75,7 +71,7 @@ class _Layer:
     head_scale_1HD: Tensor | None
 
 
-def supports(model: PreTrainedModel | PlainDecoder) -> bool:
+def supports(model: DecoderWeights) -> bool:
     """Whether `LeanEngine` computes exactly this architecture."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
@@ -102,9 +98,7 @@ class LeanEngine:
         rows: rows of a step, for which the products are tuned.
     """
 
-    def __init__(
-        self, model: PreTrainedModel | PlainDecoder, vocab_size: int, precision: Precision, rows: int
-    ) -> None:
+    def __init__(self, model: DecoderWeights, vocab_size: int, precision: Precision, rows: int) -> None:
         config, body = model.config, model.model
         self.window, self.precision = int(config.max_position_embeddings), precision
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -220,21 +214,40 @@ class LeanEngine:
         """Logits (M, V) of hidden states that `encode` gave."""
         return self._logits(hidden_MD)
 
-    @torch.no_grad()
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it."""
-        slots, group = len(ids_S), self.heads // self.kv_heads
+        return self.verify(cache, [write], ids_S[None])[0]
 
-        def attend(index: int, heads_SHD: Tensor) -> Tensor:
-            keys, values = cache.write(index, write, heads_SHD[:, self.heads :])
-            # Heads that share a key are so many queries of one head. Two batched products take half
-            # the time of the fused kernel, which is made for long queries.
-            queries = heads_SHD[:, : self.heads].reshape(-1, group, self.head_dim)
-            weights = torch.baddbmm(write.mask_N1C, queries, keys.transpose(1, 2)).softmax(-1)
-            return torch.bmm(weights, values).view(slots, -1)
+    @torch.no_grad()
+    def verify(self, cache: Cache, writes: Sequence[Write], ids_QS: Tensor) -> Tensor:
+        """Put Q ids into every slot, each behind the one before; logits (Q, S, V) after them.
 
-        x_SD = self.embed_VD.index_select(0, ids_S)
-        return self._logits(self._layers(x_SD, self._cis.index_select(0, write.positions_S), attend))
+        On a CPU, where products are steady (`kernels`), they have the bits of as many steps: attention is that of a
+        step, one id after another.
+        """
+        steps, slots = ids_QS.shape
+        group = self.heads // self.kv_heads
+
+        def attend(index: int, heads_MHD: Tensor) -> Tensor:
+            found = []
+            # Of later ids no earlier one sees anything, so all are written first.
+            for write, heads_SHD in zip(writes, torch.split(heads_MHD, slots), strict=True):
+                found.append((write, heads_SHD, *cache.write(index, write, heads_SHD[:, self.heads :])))
+            return torch.cat([self._attend_step(*each, group) for each in found])
+
+        positions_M = torch.cat([write.positions_S for write in writes])
+        cis_M1R = self._cis.index_select(0, positions_M.clamp(max=self.window - 1))
+        x_MD = self.embed_VD.index_select(0, ids_QS.reshape(-1))
+        return self._logits(self._layers(x_MD, cis_M1R, attend)).view(steps, slots, -1)
+
+    def _attend_step(
+        self, write: Write, heads_SHD: Tensor, keys: Tensor, values: Tensor, group: int
+    ) -> Tensor:
+        # Heads that share a key are so many queries of one head. Two batched products take half
+        # the time of the fused kernel, which is made for long queries.
+        queries = heads_SHD[:, : self.heads].reshape(-1, group, self.head_dim)
+        weights = torch.baddbmm(write.mask_N1C, queries, keys.transpose(1, 2)).softmax(-1)
+        return torch.bmm(weights, values).view(len(heads_SHD), -1)
 
     def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
         """Attended values (T, H * D); each id looks left unless `seen_TT` says otherwise."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,18 +16,14 @@ from torch import Tensor
 from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.kernels import has_fbgemm
 from cm3kit.decoders.settings import Precision
+from cm3kit.models.plain import DecoderWeights
 from cm3kit.rng import generator
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 LARGEST = 60_000.0  # of a weight that is to be a number in fp16
 PROBE = 4, 64  # rows and ids of what a model writes for its formats to be compared on
 
 
-def auto_precision(model: PreTrainedModel | PlainDecoder, many: bool) -> Precision:
+def auto_precision(model: DecoderWeights, many: bool) -> Precision:
     """The format of a model's products.
 
     Args:
@@ -44,7 +39,7 @@ def auto_precision(model: PreTrainedModel | PlainDecoder, many: bool) -> Precisi
     return "fp16-packed" if not many and has_fbgemm() and _fits_fp16(model) else "fp32"
 
 
-def _fits_fp16(model: PreTrainedModel | PlainDecoder) -> bool:
+def _fits_fp16(model: DecoderWeights) -> bool:
     """Whether all weights are numbers in fp16 after norms have been folded into them."""
     widths = [float(each.detach().abs().max()) for each in model.parameters() if each.ndim == 2]
     norms = [float(each.detach().abs().max()) for each in model.parameters() if each.ndim == 1]
@@ -52,9 +47,7 @@ def _fits_fp16(model: PreTrainedModel | PlainDecoder) -> bool:
 
 
 @torch.no_grad()
-def bits_lost(
-    model: PreTrainedModel | PlainDecoder, vocab_size: int, precision: Precision, mask: int | None = None
-) -> float:
+def bits_lost(model: DecoderWeights, vocab_size: int, precision: Precision, mask: int | None = None) -> float:
     """Bits per token that a format loses on what the model itself says: mean KL divergence from it in fp32.
 
     The model writes rows from a random id on, in fp32; at every id both formats say what comes next, and what the first

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from cm3kit.config import Settings
 from cm3kit.decode_options import DecoderName as DecoderName
+from cm3kit.decode_options import DraftName as DraftName
 from cm3kit.decode_options import Precision as Precision
 
 
@@ -37,6 +38,7 @@ class DecodeConfig(Settings):
             arXiv:1909.05858, sec. 4.1).
         batch_size: rows decoded together; fixed, so that neighbours never change a result.
         parallel: fill the blanks of a row independently, from copies of one cache.
+        draft: what guesses further ids for a pass to verify (`causal.drafts`); it changes nothing that is written.
         precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
     """
 
@@ -53,3 +55,4 @@ class DecodeConfig(Settings):
     batch_size: int = Field(default=8, ge=1, le=1024)
     parallel: bool = False
     precision: Precision = "fp32"
+    draft: DraftName = "none"

@@ -8,14 +8,17 @@ from functools import cached_property
 from typing import Any
 
 from cm3kit.decoders.causal.autoregressive import Autoregressive
+from cm3kit.decoders.causal.drafts import BlockDrafter
 from cm3kit.decoders.causal.guidance import streams
 from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig, Precision
 from cm3kit.fill.continuing import continued, ends_of
+from cm3kit.fill.denoisers import Denoisers
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, gaps_of, layout
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, Modality, chosen_style, cm3_settings
+from cm3kit.fill.parts import DIFFUSION
 from cm3kit.fill.windows import first_window
 from cm3kit.objectives.hints import SizeHints
 from cm3kit.objectives.spans import PRESETS
@@ -155,10 +158,31 @@ class CausalFiller:
     def _decoder(self, config: DecodeConfig) -> Autoregressive:
         if config not in self._decoders:
             parts = self._context.parts
+            drafter = self._block_drafter(config) if config.draft == "diffusion" else None
             self._decoders[config] = Autoregressive(
-                parts.weights, self._context.grammar, config, parts.defaults.window
+                parts.weights, self._context.grammar, config, parts.defaults.window, drafter
             )
         return self._decoders[config]
+
+    def _block_drafter(self, config: DecodeConfig) -> BlockDrafter:
+        """The model's other decoder as what guesses; ConfigError (`bad_value`) if it has none that can."""
+        parts = self._context.parts
+        how = parts.defaults.diffusion
+        if (
+            DIFFUSION not in parts.defaults.decoders
+            or how.trained_cache != "causal"
+            or how.layout != "behind"
+        ):
+            raise ConfigError(
+                f"draft 'diffusion': model {parts.name!r} has no second decoder that writes in blocks behind the page;"
+                " use lookup or none.",
+                code="bad_value",
+            )
+        denoisers, size = Denoisers(parts), how.trained_block or 1
+        own = how.text.model_copy(
+            update={"precision": config.precision, "cache": "causal", "block_size": size}
+        )
+        return BlockDrafter(lambda: denoisers.make(own), size, config)
 
     def _left(self, ids: Ids) -> int:
         """What the window leaves to a page that begins with these ids."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser, refuse_format
 from cm3kit.decoders.diffusion.cached import ApproximateCache, ExactCache
 from cm3kit.decoders.diffusion.denoiser import Denoiser
@@ -14,13 +12,9 @@ from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.settings import Precision
 from cm3kit.fill.parts import Parts, diffusion_weights
 from cm3kit.fill.styles import PromptStyle, spelling
+from cm3kit.models.plain import DecoderWeights
 from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 
 class Denoisers:
@@ -28,7 +22,7 @@ class Denoisers:
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._defaults = parts, parts.defaults.diffusion
-        self._backbone: PreTrainedModel | PlainDecoder | None = None
+        self._backbone: DecoderWeights | None = None
         self._plain: dict[Precision, BackboneDenoiser] = {}
         self._engines: dict[Precision, LeanEngine] = {}
 
@@ -129,7 +123,7 @@ class Denoisers:
                 code="bad_value",
             )
 
-    def _weights(self) -> PreTrainedModel | PlainDecoder:
+    def _weights(self) -> DecoderWeights:
         if self._backbone is None:
             device = self._parts.weights.get_input_embeddings().weight.device
             self._backbone = diffusion_weights(self._parts).to(device)

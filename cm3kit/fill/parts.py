@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from cm3kit.models.backbone import load_backbone
-from cm3kit.models.plain import LateModel, read_plain
+from cm3kit.models.plain import DecoderWeights, LateModel, read_plain
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from cm3kit.fill.folder import Defaults
-    from cm3kit.models.plain import PlainDecoder
-
 DIFFUSION = "diffusion"
 
 
@@ -47,7 +45,7 @@ class Parts:
         return self.decoder.model if isinstance(self.decoder, LateModel) else self.decoder
 
     @property
-    def weights(self) -> PreTrainedModel | PlainDecoder:
+    def weights(self) -> DecoderWeights:
         """What engines read of the decoder: that model, or the weights alone while nobody has asked for it."""
         return self.decoder.weights if isinstance(self.decoder, LateModel) else self.decoder
 
@@ -73,7 +71,7 @@ def diffusion_backbone(parts: Parts) -> PreTrainedModel:
     )
 
 
-def diffusion_weights(parts: Parts) -> PreTrainedModel | PlainDecoder:
+def diffusion_weights(parts: Parts) -> DecoderWeights:
     """What engines read of the diffusion decoder; errors as `diffusion_backbone`."""
     if not own_diffusion(parts):
         return parts.weights

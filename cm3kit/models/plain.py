@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -192,6 +192,10 @@ def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "lm_head.weight", (vocab, hidden)
 
 
+DecoderWeights: TypeAlias = "PreTrainedModel | PlainDecoder"
+"""What engines read of a decoder."""
+
+
 class LateModel:
     """A decoder whose weights are there, and that is made a model of transformers when that is asked for.
 
@@ -203,12 +207,12 @@ class LateModel:
     """
 
     def __init__(self, plain: PlainDecoder, load: Callable[[], PreTrainedModel]) -> None:
-        self._weights: PlainDecoder | PreTrainedModel = plain
+        self._weights: DecoderWeights = plain
         self._load: Callable[[], PreTrainedModel] | None = load
         self._lock = Lock()
 
     @property
-    def weights(self) -> PlainDecoder | PreTrainedModel:
+    def weights(self) -> DecoderWeights:
         """What engines read: the weights alone, or the model once there is one."""
         return self._weights
 

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from cm3kit.models.plain import DecoderWeights
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.installing import install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 Format = Literal["int8", "int4", "nf4"]
 """torchao's int8 and int4, weights alone, and bitsandbytes' NF4 (Dettmers et al., arXiv:2305.14314)."""
@@ -62,7 +61,7 @@ def quantization(wanted: Format) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig() if wanted == "int8" else Int4WeightOnlyConfig(group_size=128))
 
 
-def is_quantized(model: PreTrainedModel | PlainDecoder) -> bool:
+def is_quantized(model: DecoderWeights) -> bool:
     """Whether products of a model's layers are of weights in few bits, which only its own modules compute."""
     return bool(getattr(model, "is_quantized", False))
 

@@ -25,12 +25,11 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.nn.functional import silu
 
+from cm3kit.models.plain import DecoderWeights
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 WEIGHTS, SETTINGS = "timestep.safetensors", "timestep.json"
 PARTS = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
@@ -103,7 +102,7 @@ def add_timestep(model: PreTrainedModel, width: int = 256, seed: int = 0) -> Pre
     return model
 
 
-def is_timed(model: PreTrainedModel | PlainDecoder) -> bool:
+def is_timed(model: DecoderWeights) -> bool:
     """Whether the model wants times."""
     return isinstance(getattr(model, "timestep", None), TimestepEmbedding)
 

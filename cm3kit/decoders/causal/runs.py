@@ -54,6 +54,10 @@ class HtmlRun:
         """See `SpanRun`."""
         return self._grammar.allowed(self._state, left)
 
+    def fork(self) -> HtmlRun:
+        """The same place, to go on from without this one."""
+        return HtmlRun(self._grammar, self._state)
+
     def take(self, id: int) -> None:
         """See `SpanRun`."""
         self._state = self._grammar.advance(self._state, id)

@@ -13,13 +13,12 @@ from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
 from cm3kit.models.backbone import head, hidden_states
+from cm3kit.models.plain import DecoderWeights
 from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 Hidden = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
 """`hidden(ids_BT, lengths, times)`: last hidden states (B, T, D) after the final norm."""
@@ -55,7 +54,7 @@ class BackboneDenoiser:
 
     def __init__(
         self,
-        backbone: PreTrainedModel | PlainDecoder,
+        backbone: DecoderWeights,
         mask: int,
         vocab_size: int,
         *,
@@ -131,7 +130,7 @@ class BackboneDenoiser:
         ]
 
 
-def refuse_format(precision: Precision, backbone: PreTrainedModel | PlainDecoder) -> None:
+def refuse_format(precision: Precision, backbone: DecoderWeights) -> None:
     """ConfigError (`bad_value`) for a format other than fp32 of a model that only its module computes."""
     if precision != "fp32":
         raise ConfigError(
@@ -146,7 +145,7 @@ class _Lean:
 
     def __init__(
         self,
-        backbone: PreTrainedModel | PlainDecoder,
+        backbone: DecoderWeights,
         vocab_size: int,
         unseen: int | None,
         precision: Precision,

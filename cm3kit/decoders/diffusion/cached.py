@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,13 +22,9 @@ from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.past import Past
 from cm3kit.models.attention import block_mask
+from cm3kit.models.plain import DecoderWeights
 from cm3kit.types import Verification
 from cm3kit_tokenizers.errors import ConfigError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 Found = tuple[list[Tensor], tuple[int, int]]
 """Logits (M, V) of each row, and the places `start:stop` that were computed for them."""
@@ -60,7 +55,7 @@ class ExactCache:
 
     def __init__(
         self,
-        backbone: PreTrainedModel | PlainDecoder,
+        backbone: DecoderWeights,
         mask: int,
         vocab_size: int,
         block_size: int,
@@ -244,7 +239,7 @@ class ApproximateCache:
 
     def __init__(
         self,
-        backbone: PreTrainedModel | PlainDecoder,
+        backbone: DecoderWeights,
         mask: int,
         vocab_size: int,
         *,

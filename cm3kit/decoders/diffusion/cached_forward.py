@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +12,9 @@ from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.past import Past, PlainPast
 from cm3kit.models.backbone import head, mask_for
+from cm3kit.models.plain import DecoderWeights
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from cm3kit.models.plain import PlainDecoder
 
 
 class Passes:
@@ -37,7 +33,7 @@ class Passes:
 
     def __init__(
         self,
-        backbone: PreTrainedModel | PlainDecoder,
+        backbone: DecoderWeights,
         vocab_size: int,
         shift: bool,
         engine: LeanEngine | None = None,
