@@ -13,6 +13,7 @@ from toys import toy_kit
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from cm3kit import GenerateOptions, Page
+from cm3kit.batch.job import plain
 from cm3kit.canvas import ConstraintSpec
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.drafts import BlockDrafter, Unfinished, look_up
@@ -251,6 +252,10 @@ def test_a_block_is_drawn_by_the_numbers_that_verification_draws_by() -> None:
     found = decoder(WAYS["plain"], BlockDrafter(Teacher, 8, WAYS["plain"]), batch_size=1).fill(ROWS)
     ids = sum(len(fill.logprobs) for each in found for fill in each.fills)
     assert ids / passes(found) > 4
+
+
+def test_a_job_is_the_same_with_drafts_and_without() -> None:
+    assert plain(GenerateOptions(batch_size=3, draft="lookup")) == GenerateOptions()
 
 
 def test_what_cannot_be_verified_to_the_bit_is_refused() -> None:

@@ -82,7 +82,7 @@ def prepare(job: SampleJob, how: How) -> tuple[SampleJob, Rows]:
 
 
 def _told(job: SampleJob, rows: Rows) -> dict[str, Any]:
-    """All settings that outputs depend on; not batch size, shards and devices."""
+    """All settings that outputs depend on; not batch size, drafts, shards and devices."""
     usual = asdict(GenerateOptions())
     kept = {key: value for key, value in asdict(plain(job.options)).items() if value != usual[key]}
     folder = find(job.model)
@@ -96,8 +96,8 @@ def _told(job: SampleJob, rows: Rows) -> dict[str, Any]:
 
 
 def plain(options: GenerateOptions) -> GenerateOptions:
-    """The options without the batch size, which does not change outputs."""
-    return replace(options, batch_size=None)
+    """The options without batch size and draft, which do not change outputs."""
+    return replace(options, batch_size=None, draft=None)
 
 
 def count(row: Row, job: SampleJob) -> int:

@@ -133,7 +133,10 @@ def read_plain(folder: Path, vocab_size: int) -> PlainDecoder | None:
     wanted = dict(_shapes(config))
     if {name: tuple(each.shape) for name, each in found.items()} != wanted:
         return None
-    tensors = {name: found[name].float() for name in wanted if found[name].is_floating_point()}
+    # A copy: what a file holds may change under what was mapped from it.
+    tensors = {
+        name: found[name].to(torch.float32, copy=True) for name in wanted if found[name].is_floating_point()
+    }
     if len(tensors) < len(wanted) or not all(bool(torch.isfinite(each).all()) for each in tensors.values()):
         return None
     return PlainDecoder(config, tensors)
