@@ -48,7 +48,10 @@ def read(folder: Path, splits: tuple[str, ...]) -> tuple[Tensor, Tensor, list[st
 
 
 def train(folder: Path, seconds: float, device: str, batch: int = 256, most: int = 20_000) -> Judge:
-    """Train for so many seconds (of processor time without a GPU): a one-cycle rate over the steps that fit, label smoothing, exponential average."""
+    """Train for so many seconds (of processor time without a GPU).
+
+    One-cycle rate over the steps that fit, label smoothing, exponential average.
+    """
     white, opacity, names, artists = read(folder, ("train",))
     judge = Judge(sorted(set(names)), sorted(set(artists)))
     number = {name: index for index, name in enumerate(judge.names)}
