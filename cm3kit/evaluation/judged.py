@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from cm3kit.evaluation.judge import SIZE, Judge
 from cm3kit.evaluation.retrieval import Index, features
+from cm3kit.json_lines import numbered_objects
 from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, reward
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
@@ -155,7 +155,7 @@ def _listed(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [row for _, row in numbered_objects(path.read_bytes(), path)]
 
 
 def _opened(path: Path) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cm3kit.config import read_yaml
 from cm3kit.publish import publishing
-from cm3kit_tokenizers.errors import OutputError
+from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.vq.families import open_foreign, read_source
 
 
@@ -38,8 +38,7 @@ def convert(
         ModelError: the file is not there, refused, or does not fit.
         OutputError: `output` exists already.
     """
-    if output.exists():
-        raise OutputError(f"{output} exists already; choose another name or remove it first.", code="exists")
+    refuse_existing(output)
     yaml = settings or _beside(source)
     hints = read_yaml(yaml) if yaml is not None else None
     tokenizer, notes = open_foreign(read_source(source, hints), family, changes)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cm3kit.publish import make_folder, newest, publishing, sweep
+from cm3kit.targets import refuse_existing
 from cm3kit.training.guard import PATIENCE
 from cm3kit.training.interrupts import Paused, interrupts_wait
 from cm3kit.training.observe import HELD, LogFile, Observer, Observers, Reporter, Seen
@@ -27,7 +28,7 @@ from cm3kit.training.step import schedule as schedule
 from cm3kit.training.task import LoopSettings as LoopSettings
 from cm3kit.training.task import Report, TaskWithHeldOut, Warn
 from cm3kit.training.task import Task as Task
-from cm3kit_tokenizers.errors import Cm3kitError, DataError, OutputError
+from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
 
 def train(
@@ -120,14 +121,9 @@ def _paused(progress: Progress) -> Paused:
 def _refuse_overwriting(progress: Progress, run: Path, found: Path | None) -> None:
     """Say so before training, not after hours of it."""
     if found is not None and progress.saved is None:
-        raise OutputError(
-            f"{found} exists already; choose another --output, or resume from it.", code="exists"
-        )
-    final = run / "final"
-    if final.exists() and progress.step < progress.settings.steps:
-        raise OutputError(
-            f"{final} exists already; remove it or choose another --output to train on.", code="exists"
-        )
+        refuse_existing(found, "choose another --output, or resume from it")
+    if progress.step < progress.settings.steps:
+        refuse_existing(run / "final", "remove it or choose another --output to train on")
 
 
 def _set_damaged_aside(run: Path, found: Path | None) -> None:

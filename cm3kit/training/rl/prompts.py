@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from cm3kit.fill.fillers import Task
 from cm3kit.fill.pages import read_page
-from cm3kit.fill.prompts import as_utf8, read_prompts
+from cm3kit.fill.prompts import MAX_BYTES, read_prompts
+from cm3kit.fill.row_files import read_raw
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.page import Page
 
@@ -97,21 +98,10 @@ def _worded(words: str, task: RLTaskName, source: Path, **more: Any) -> Item:
 
 
 def _rows(source: Path, task: RLTaskName, hold_out: Sequence[str]) -> Iterator[Item]:
-    try:
-        text = as_utf8(source.read_bytes(), source).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} cannot be read: {error}.", code="unreadable_file") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{source} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{where} is not JSON; mend the line.", code="bad_data") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is no object.", code="bad_data")
-        yield _row(row, task, source, hold_out, where)
+    for place, row in read_raw(source, MAX_BYTES)[1]:
+        if isinstance(row, Cm3kitError):
+            raise DataError(f"{source} {row.args[0]}", code=row.code)
+        yield _row(dict(row), task, source, hold_out, f"{source} {place}")
 
 
 def _row(row: dict[str, Any], task: RLTaskName, source: Path, hold_out: Sequence[str], where: str) -> Item:
