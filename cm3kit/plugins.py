@@ -45,7 +45,10 @@ def load() -> None:
 
 def load_file(path: Path) -> None:
     """Run one file; see `load`."""
-    spec = importlib.util.spec_from_file_location(f"cm3kit_plugin_{path.stem}", path)
+    # Relative imports of a plug-in are of the files beside it.
+    spec = importlib.util.spec_from_file_location(
+        f"cm3kit_plugin_{path.stem}", path, submodule_search_locations=[str(path.parent)]
+    )
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file; a plug-in is one .py file.", code="no_file")
     module = importlib.util.module_from_spec(spec)

@@ -96,7 +96,7 @@ def prepare(
 
     The same command goes on where it was stopped.
     """
-    from cm3kit.processors import processors
+    from cm3kit.devices import processors
     from cm3kit.web import runner
     from cm3kit.web.sources import SourceOptions
 

@@ -63,7 +63,7 @@ def estimate(
     if model is not None:
         return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])
     from cm3kit.quantities import read_memory
-    from cm3kit.training.estimate import estimate as foresee
+    from cm3kit.training.estimates import estimate as foresee
     from cm3kit.training.other_device import fit
 
     size = None if device_memory is None else read_memory(device_memory)

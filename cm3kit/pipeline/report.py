@@ -6,16 +6,13 @@ import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cm3kit.pipeline.held import compared
+from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.plan import NAMES
 from cm3kit.quantities import duration, memory
 from cm3kit.viewing.document import document, resource
 from cm3kit.viewing.training_page import charts, pictures, read_log
-
-if TYPE_CHECKING:
-    from cm3kit.pipeline.run import Made
 
 TITLES = {"image": "Picture tokenizer", "decoder": "Decoder"}
 

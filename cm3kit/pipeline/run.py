@@ -7,14 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from cm3kit.config import dump, read_yaml, resolve
 from cm3kit.pipeline.card import card, examples
-from cm3kit.pipeline.held import compared, held_figures
+from cm3kit.pipeline.held import held_figures
+from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.plan import NAMES, Cost, Plan
 from cm3kit.pipeline.planner import HELD, make_plan
 from cm3kit.pipeline.report import render
@@ -31,27 +31,6 @@ from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputE
 
 Watch = Callable[[int, int, str], None]
 PLAN, ASKED, TOOK, MADE, REPORT = "plan.yaml", "request.json", "took.json", "made.json", "report.html"
-
-
-@dataclass(frozen=True)
-class Made:
-    """What `train_all` did: the plan, and unless it stopped there, seconds by stage, memory, figures and a prompt."""
-
-    folder: Path
-    plan: Plan
-    took: dict[str, float] = field(default_factory=dict)
-    peak: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    prompt: str = ""
-
-    def lines(self) -> list[str]:
-        """For people."""
-        out = [f"{NAMES[name]:19}{duration(took):>12}" for name, took in self.took.items()]
-        for what, mine, theirs in compared(self.figures):
-            out.append(f"{what}: {mine:.3f} held out; {theirs:.3f} of a unigram model")
-        if self.prompt:
-            out.append(f'try it: cm3kit generate "{self.prompt}" -n 4 -m {self.folder}')
-        return out
 
 
 def train_all(

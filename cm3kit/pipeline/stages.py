@@ -11,11 +11,11 @@ from typing import Any
 
 from cm3kit.config import dump, resolve
 from cm3kit.data.prepared import is_prepared
+from cm3kit.devices import processors
 from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.pipeline.plan import KINDS, Plan
 from cm3kit.pipeline.planner import part_of
 from cm3kit.pipeline.request import Request
-from cm3kit.processors import processors
 from cm3kit.publish import make_folder, publishing, write_atomic
 from cm3kit.training.run import run
 from cm3kit.training.task import Warn

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from cm3kit.config import read_yaml, resolve
 from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.corpus import listing
 from cm3kit.data.token_shards import INDEX, TokenShards
@@ -38,13 +37,11 @@ from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.live import Live, peak_while, refilled, resident, torch_is_warm
 from cm3kit.training.parallel import recompute
 from cm3kit.training.precision import computes_bf16
-from cm3kit.training.run import kind_of, recipe_path, recipes
 from cm3kit.training.speed import peak_flops, step_flops
 from cm3kit.training.task import LoopSettings
 from cm3kit.training.trial import backward, drawing_seconds, fastest, step_seconds
 from cm3kit.training.validation import held_documents, spread
 from cm3kit.training.vqgan import VqganRecipe, VqganTask
-from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -303,33 +300,3 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _distinct(model: nn.Module) -> Sequence[Tensor]:
     """What the averages copy: every name of the state, tied weights as often as they are named."""
     return list(model.state_dict().values())
-
-
-def estimate(
-    kind: str | None, config: Sequence[Path], overrides: Sequence[str] = (), elsewhere: bool = False
-) -> tuple[Estimate, int]:
-    """What a training of merged recipes needs, and its steps.
-
-    Args:
-        kind: vqgan, cm3, mdm, block, hybrid or rl; None is told from the recipes.
-        config: recipes, by file or by the name of one that ships, later ones winning.
-        overrides: `a.b=c`.
-        elsewhere: on a device that is not here: in bf16, and nothing is timed.
-
-    Raises:
-        ConfigError: a recipe is wrong, or of something that has no estimate (`bad_config`).
-    """
-    kind = kind or kind_of(config)
-    shape, base = recipes[kind]()
-    recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], overrides)
-    if isinstance(recipe, VqganRecipe):
-        return estimate_vqgan(recipe), recipe.loop.steps
-    if kind == "rl":
-        from cm3kit.training.rl.estimate import estimate_rl
-        from cm3kit.training.rl.recipe import RLRecipe
-
-        assert isinstance(recipe, RLRecipe)
-        return estimate_rl(recipe), recipe.loop.steps
-    if not isinstance(recipe, DecoderRecipe):
-        raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")
-    return estimate_decoder(recipe, not elsewhere, True if elsewhere else None), recipe.loop.steps

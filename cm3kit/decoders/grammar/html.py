@@ -9,21 +9,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cm3kit.decoders.grammar.elements import CONTENT, TOP
 from cm3kit.decoders.grammar.html_state import MAX_DEPTH, PIECES, Mode, State, action, complete
+from cm3kit.decoders.grammar.language import Language, LanguageSource
 from cm3kit.decoders.grammar.utf8 import TextAutomaton
 from cm3kit.types import MaskSpan, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import MARKUP, Vocab
-
-if TYPE_CHECKING:
-    from cm3kit.decoders.grammar.language import Language
-    from cm3kit.decoders.grammar.languages import Languages
 
 
 @dataclass(slots=True)
@@ -49,7 +46,7 @@ class Grammar:
 
     def __init__(
         self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None, without: bytes = b"",
-        languages: Languages | None = None,
+        languages: LanguageSource | None = None,
     ) -> None:  # fmt: skip
         self.vocab, self.image_length, self._languages = vocab, image_length, languages
         self._text = TextAutomaton(vocab.text_size, text_bytes)

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from cm3kit.canvas import ConstraintSpec
+
 
 class Run(Protocol):
     """One answer on its way from left to right."""
@@ -70,3 +72,10 @@ class Language(Protocol):
 
     def slots(self, length: int, exact: bool) -> Slots:
         """An answer in so many masked positions, which repeats the end id up to the last one unless it is `exact`."""
+
+
+class LanguageSource(Protocol):
+    """Makes languages from constraints; `languages.Languages` is one."""
+
+    def of(self, spec: ConstraintSpec, end: int) -> Language:
+        """The answers that a constraint allows, before an end id; ConfigError where it cannot be used."""

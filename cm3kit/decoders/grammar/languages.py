@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import cm3kit.decoders.grammar.kinds  # noqa: F401  (they register themselves)
 from cm3kit.canvas import ConstraintSpec, MaskSpan
@@ -18,9 +17,6 @@ from cm3kit.decoders.grammar.token_dfa import TokenDfa
 from cm3kit.decoders.grammar.token_trie import TokenArrays, TokenTrie
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
-
-if TYPE_CHECKING:
-    from cm3kit.decoders.grammar.html import Grammar
 
 KEPT = 16
 # What HTML cannot hold, as `utf8` has it, and halves of surrogate pairs.
@@ -128,7 +124,7 @@ class _Encoded:
             self.refused = self.refused or [text]
 
 
-def refuse_unfit(language: Language, span: MaskSpan, grammar: Grammar, before: State) -> None:
+def refuse_unfit(language: Language, span: MaskSpan, before: State) -> None:
     """Refuse a constraint that no answer to a gap can keep to.
 
     Args:

@@ -48,7 +48,7 @@ class CanvasConstraint:
     def _written(self, span: MaskSpan, length: int, before: State, depth: int) -> Slots:
         if span.constraint is not None:
             language = self._grammar.language(span)
-            refuse_unfit(language, span, self._grammar, before)
+            refuse_unfit(language, span, before)
             return language.slots(length, span.exact)
         subsets = _subsets(self._grammar, span, before, depth)
         lattice = Lattice(subsets, length)
