@@ -10,9 +10,9 @@ from PIL import Image as Pillow
 from cm3kit.decoders.grammar.languages import refuse_unfit
 from cm3kit.fill.constraints import constrained, specs_of_page
 from cm3kit.fill.fillers import Ids, LoadedModel, Progress, Trace
+from cm3kit.fill.layouts import put_in
 from cm3kit.fill.options import GenerateOptions, chosen_style
 from cm3kit.fill.sight import Sight
-from cm3kit.fill.tasks import put_in
 from cm3kit.images import encode_png, png_marks
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, Fill, MaskSpan, Result

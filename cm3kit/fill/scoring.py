@@ -10,10 +10,10 @@ from cm3kit.decoders.scoring import Method, Scored
 from cm3kit.fill.answers import Answer, answer_ids
 from cm3kit.fill.fillers import Ids, LoadedModel, Progress, ScoreHow
 from cm3kit.fill.filling import Filled, PageFiller
+from cm3kit.fill.layouts import put_in
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, chosen_style
 from cm3kit.fill.sight import Sight
 from cm3kit.fill.styles import spelling
-from cm3kit.fill.tasks import put_in
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.document import Gap

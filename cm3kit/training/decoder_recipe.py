@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from cm3kit.config import Settings
+from cm3kit.config import RenamedSettings, Settings
 from cm3kit.data.views import ViewSettings
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.models.lora import LoraSettings
@@ -31,7 +31,7 @@ class WarmStart(Settings):
     text: Literal["source", "recipe"] = "source"
 
 
-class DecoderRecipe(Settings):
+class DecoderRecipe(RenamedSettings):
     """Everything that training a decoder needs.
 
     Attributes:

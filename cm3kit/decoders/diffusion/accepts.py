@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cm3kit.decoders.diffusion.axes import accept
-from cm3kit.decoders.diffusion.options import number
+from cm3kit.decoders.diffusion.axes import accept, number
 
 
 @accept("top")

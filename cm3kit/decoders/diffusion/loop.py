@@ -206,9 +206,9 @@ class _Batch:
         scored = [job.scored(slots) if job else [] for job, slots in zip(self._places, wanted, strict=True)]
         if not any(scored):
             return
-        weights = [self._weight(job) for job in self._places]
-        guides: list[list[int]] = []
+        weights, guides = list[float](), list[list[int]]()
         if self._streams == 2:  # a weight of 1 guides nothing, and costs no second pass
+            weights = [self._weight(job) for job in self._places]
             guides = [slots if each != 1 else [] for slots, each in zip(scored, weights, strict=True)]
         logits = self._ask([*scored, *guides])
         self._count([len(slots) for slots in (*scored, *guides)])

@@ -12,8 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.axes import Choice, bind, modifier
-from cm3kit.decoders.diffusion.options import number, whole
+from cm3kit.decoders.diffusion.axes import Choice, bind, modifier, number, whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.axes import order
-from cm3kit.decoders.diffusion.options import number, one_of
+from cm3kit.decoders.diffusion.axes import number, one_of, order
 from cm3kit.decoders.diffusion.scores import Order, Scores
 from cm3kit.decoders.diffusion.settings import Eoser
 

@@ -13,8 +13,7 @@ from typing import Literal
 
 import torch
 
-from cm3kit.decoders.diffusion.axes import schedule
-from cm3kit.decoders.diffusion.options import number, one_of
+from cm3kit.decoders.diffusion.axes import number, one_of, schedule
 from cm3kit_tokenizers.errors import ConfigError
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cm3kit.config import Settings
+from cm3kit.config import RenamedSettings, Settings
 from cm3kit.decode_options import CacheName as CacheName
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.settings import Precision, Sampling
@@ -29,7 +29,7 @@ class Eoser(Settings):
     hard: float | None = Field(None, ge=0, le=1)
 
 
-class DiffusionConfig(Settings):
+class DiffusionConfig(RenamedSettings):
     """How a board is filled.
 
     Attributes:
