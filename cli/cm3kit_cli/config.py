@@ -1,4 +1,4 @@
-"""`cm3kit config`: what a recipe comes to."""
+"""`cm3kit config`: a recipe with all its settings resolved."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def told(saved: Saved) -> dict[str, Any]:
 
 
 def notes(saved: Saved) -> list[str]:
-    """What `--verify-cache` found, in a line for people."""
+    """The result of `--verify-cache` as a line of text."""
     found = saved.verification
     if not found:
         return []

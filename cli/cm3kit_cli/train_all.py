@@ -1,4 +1,4 @@
-"""`cm3kit train all`: from pages to a model of one's own."""
+"""`cm3kit train all`: from a folder of pages to a model."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class Cm3kitLM(LM):  # type: ignore[misc]
         super().__init__()
         self._told: set[str] = set()
         if device.startswith("cuda") and not torch.cuda.is_available():
-            # lm-eval's command names cuda:0 where nobody named a device.
+            # lm-eval's command passes cuda:0 where no device was given.
             self._tell(f"{device} is not there; the model runs on what is.")
             device = "auto"
         self.kit = pretrained if isinstance(pretrained, Kit) else cm3kit.load(pretrained, device=device)

@@ -71,7 +71,7 @@ def _documents(
     elif not parts.vocab.image_size:
         found, lost = words_of_pages(data, tokenizer, split, limit)
         if lost:
-            warn(f"{lost} pictures are left out of the pages: this model knows words alone.")
+            warn(f"{lost} pictures are left out of the pages: this model has words alone.")
     else:
         with tempfile.TemporaryDirectory() as cache:
             found = held_documents(data, tokenizer, parts.image, Path(cache), limit, split)

@@ -109,7 +109,7 @@ def put_in(ids: Ids, written: Mapping[tuple[int, int], Sequence[int]]) -> list[i
     out: list[int | Gap] = []
     for each in ids:
         key = (each.index, each.part) if isinstance(each, Gap) else None
-        out += written[key] if key in written else [each]
+        out += written[key] if key is not None and key in written else [each]
     return out
 
 

@@ -1,4 +1,4 @@
-"""Other people's image tokenizers as folders of ours: safetensors and JSON, converted once."""
+"""Conversion of public image tokenizers to folders of cm3kit: safetensors and JSON."""
 
 from __future__ import annotations
 

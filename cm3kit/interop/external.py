@@ -1,4 +1,4 @@
-"""Other people's masked-diffusion models as denoisers: LLaDA, Dream, SDAR, or any callable that gives logits.
+"""Public masked-diffusion models as denoisers: LLaDA, Dream, SDAR, or any callable that gives logits.
 
 The three families differ in two things. Dream and DiffuCoder predict a place from the hidden state before
 it (arXiv:2508.15487, 2506.20639); LLaDA (arXiv:2502.09992) and SDAR (arXiv:2510.06303) from its own. LLaDA
@@ -37,7 +37,7 @@ class ModuleDenoiser:
         block_size: places of a block for "blocks", counted from the first place of the row.
         together: whether rows go through in one padded piece, whose shape does not depend on which are in
             use; otherwise each goes alone and unpadded. By default they go alone on a CPU, where that is
-            faster and a row is the same to the last bit in any company.
+            faster, and a row has the same bits whatever the other rows are.
 
     Raises:
         ConfigError: "blocks" without a block size, or the reverse (`bad_value`), or the model takes no

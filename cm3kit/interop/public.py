@@ -23,7 +23,7 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-AS_IT_STANDS = {"objective": {"name": "next-token"}}  # what scores a causal model of somebody else
+AS_IT_STANDS = {"objective": {"name": "next-token"}}  # the objective that scores a public causal model
 MOST = 2048  # ids of a row of a public model, unless it sees fewer
 
 

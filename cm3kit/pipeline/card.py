@@ -1,4 +1,4 @@
-"""The card of a model that was made of somebody's pages."""
+"""The card of a model that `train all` made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def examples(recipe: DecoderRecipe, count: int = 4) -> tuple[str, ...]:
 
 
 def card(request: Request, made: Made) -> str:
-    """Markdown: what it is of, how it was made, how good it is, how it is used."""
+    """Markdown: the corpus, how the model was made, its held-out losses, and how to use it."""
     plan, found = made.plan, made.plan.survey
     rows, columns = plan.grid
     name = request.output.resolve().name

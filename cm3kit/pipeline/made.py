@@ -1,4 +1,4 @@
-"""What came of a `train_all`, as its card, its report and people get it."""
+"""The result of `train_all`, which its card and its report show."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Made:
     prompt: str = ""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The result as lines of text."""
         out = [f"{NAMES[name]:19}{duration(took):>12}" for name, took in self.took.items()]
         for what, mine, theirs in compared(self.figures):
             out.append(f"{what}: {mine:.3f} held out; {theirs:.3f} of a unigram model")

@@ -82,7 +82,7 @@ class Plan(Settings):
         return max(each.memory for each in self.costs.values())
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The plan as lines of text."""
         rows, columns = self.grid
         pixels = (
             f"{self.image.tokenizer.resolution} pixels" if self.image else "as the given tokenizer has it"

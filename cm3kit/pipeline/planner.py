@@ -40,7 +40,7 @@ from cm3kit_tokenizers.vq.model import FILE, ImageTokenizer
 
 SHARE = 0.35  # of the time that is left, for the image tokenizer
 LEAST = 80  # steps of an image tokenizer, and of a decoder, under which nothing is learnt
-DRAWN, READ = 300, 40  # times that a picture, and a page, is seen at most: more is learning by heart
+DRAWN, READ = 300, 40  # most times that a picture, and a page, is seen: more would overfit
 OPENING = 0.003  # seconds that a stored picture takes to open
 PREVIEW = 4.0  # seconds of a preview of a decoder
 FINISH = 8.0  # seconds that the model folder takes, besides trying it on held-out pages
@@ -159,7 +159,7 @@ def _notes(request: Request, device: str, table: dict[str, Cost], left: float | 
     total = sum(each.seconds for each in table.values())
     if left is not None and total < 0.7 * (request.seconds or 0):
         out.append(
-            f"note       the budget is not used up: every page is seen {READ} times, and more is learning by heart"
+            f"note       the budget is not used up: every page is seen {READ} times, and more would overfit"
             " (--set decoder.loop.steps=N has it so)"
         )
     free = _free_memory()
@@ -170,7 +170,7 @@ def _notes(request: Request, device: str, table: dict[str, Cost], left: float | 
 
 
 def _free_memory() -> int:
-    """Bytes that processes can still have here; 0 where nobody tells."""
+    """Bytes of memory that are available; 0 where that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What somebody asks for who wants a model of pages, and what of it a later call has to repeat."""
+"""The request for a model of pages, and which parts of it a later call has to repeat."""
 
 from __future__ import annotations
 

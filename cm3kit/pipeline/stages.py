@@ -28,7 +28,7 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 Told = Callable[[float, str], None]
-"""Hears the share of a stage that is done, and a few words."""
+"""Called with the share of a stage that is done, and a short note."""
 
 SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of a model that has not seen much
 
@@ -160,7 +160,7 @@ def _pack(request: Request, plan: Plan, told: Told) -> None:
 def put_together(request: Request, plan: Plan, card: str, extra: Mapping[str, bytes]) -> None:
     """Make the model in `.runs/model`, and move it to where it is asked for, what makes it a model last.
 
-    A call that dies between two files is taken up by the next one.
+    If a call ends between two files, the next one continues there.
     """
     runs, target = request.runs, request.output
     made = runs / "model"

@@ -47,7 +47,7 @@ class Survey(Settings):
     languages: dict[str, int] = Field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The survey as lines of text."""
         dropped, lost = sum(self.dropped.values()), sum(self.lost.values())
         named = ", ".join(f"{name} {count:,}" for name, count in list(self.languages.items())[:5])
         low, middle, high = self.sides

@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
             rng: for restarts and samples; codes move only with it.
             temperature: of the entropy term, which is computed if it is given.
             judged: let the discriminator look.
-            heard: let the decoder hear of it.
+            heard: whether its loss counts for the decoder.
         """
         z_BDHW = self.tokenizer.latents(x_BCHW).float()
         zero = z_BDHW.new_zeros(())

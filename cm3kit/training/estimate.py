@@ -1,4 +1,4 @@
-"""What a training will need before it starts: parameters, memory, time.
+"""An estimate of what a training will need: parameters, memory, time.
 
 Memory is not guessed from a formula: a whole step (forward, backward, AdamW, averages) runs on fake tensors, which have
 shapes and no content, while every storage is counted. What the process holds besides is measured on this machine, as
@@ -63,7 +63,7 @@ class Estimate:
         parameters: of the model; `trained` are those that learn.
         tokens_per_step: ids (or codes) of a batch.
         weights: in fp32, and `gradients`, `moments` (AdamW's two) and `average` (EMA) likewise.
-        activations: the rest of what is alive at the fullest moment of a step, logits among it.
+        activations: the rest of the memory in use at the peak of a step, with the logits.
         slack: what the C library holds besides, in the holes that freed activations leave.
         export: what the end of training takes besides the first four, for the averaged copy in half precision.
         process: the interpreter, its libraries, the tokenizers and the pages in memory.

@@ -22,8 +22,8 @@ GRACE = 30.0  # seconds that processes have to end by themselves once one of the
 def launch(command: Sequence[str], processes: int) -> int:
     """Run a command as so many processes that train together, and return the exit status of what they did.
 
-    Only the main one (`RANK` 0) is heard; of another that fails first the standard error is shown. Ctrl-C and SIGTERM
-    go to all of them. Where one fails the others are ended, as they would wait for it for ever.
+    Only the output of the main one (`RANK` 0) is shown; of another that fails first, its standard error. Ctrl-C and
+    SIGTERM go to all of them. If one fails the others are ended, as they would wait for it forever.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,7 +60,7 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 
 def _stop_with_the_launcher() -> None:
-    """Have the kernel send SIGTERM to this process if the launcher dies, lest it trains on unseen (Linux)."""
+    """Have the kernel send SIGTERM to this process if the launcher ends, so that it does not train on (Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

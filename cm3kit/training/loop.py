@@ -43,7 +43,7 @@ def train(
     Args:
         run: gets `step-…` checkpoints, `previews/`, `log.jsonl`, and `final/` when training is done.
         resume: go on from the newest whole checkpoint.
-        observers: hear of every step, after the log and `report`, in the main process.
+        observers: called after every step, behind the log and `report`, in the main process.
 
     Raises:
         ConfigError: the checkpoint is of another model or of other data.
@@ -127,7 +127,7 @@ def _refuse_overwriting(progress: Progress, run: Path, found: Path | None) -> No
 
 
 def _set_damaged_aside(run: Path, found: Path | None) -> None:
-    """Rename checkpoints after the newest whole one, whose names training will come to again."""
+    """Rename checkpoints after the newest whole one, as training will write to their names again."""
     for folder in run.glob("step-*"):
         if found is None or folder.name > found.name:
             aside = run / f"damaged-{folder.name}"

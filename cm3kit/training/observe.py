@@ -1,4 +1,4 @@
-"""What hears of each step of the loop: the log, the progress line, and whatever else wants to watch.
+"""Observers of each step of the loop: the log, the progress line, and others.
 
 An observer is an object with three methods. It runs in the main process alone, between steps, and outside of the time
 that a step is said to take. It must not draw from a global generator, nor change what it is shown.
@@ -68,7 +68,7 @@ class Observer(Protocol):
 
 @runtime_checkable
 class ObserverWithState(Protocol):
-    """An observer that has to know after a restart what it knew before, such as the id of a run elsewhere."""
+    """An observer with state that a checkpoint has to hold, such as the id of a run of a tracker."""
 
     name: str
 

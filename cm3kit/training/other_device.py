@@ -39,7 +39,7 @@ class Fit:
         return asdict(self)
 
     def lines(self, device_memory: int | None, tflops: float | None) -> list[str]:
-        """For people."""
+        """The figures as lines of text."""
         out = [f"on the device      {memory(self.needed)} needed"]
         if device_memory is not None:
             used = f"{self.needed / device_memory:.0%} of {memory(device_memory)}"

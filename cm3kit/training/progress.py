@@ -121,7 +121,7 @@ class Progress:
         }  # fmt: skip
 
     def load(self, folder: Path, warn: Warn = lambda line: None) -> None:
-        """Take up a checkpoint, in every process; `warn` hears what is not as it was.
+        """Load a checkpoint, in every process; `warn` gets lines on what differs from before.
 
         Raises:
             ConfigError: it is of another model, or of other data.

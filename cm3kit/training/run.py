@@ -233,7 +233,7 @@ def kind_of(config: Sequence[Path]) -> str:
 
 
 def traced(config: Sequence[Path], overrides: Sequence[str] = (), kind: str | None = None) -> Traced:
-    """What merged recipes come to, each value with where it is from."""
+    """Merged recipes, each value with its source."""
     plugins.load()
     kind = kind or kind_of(config)
     shape, base = recipes[kind]()
@@ -261,7 +261,7 @@ def shipped_recipes(defaults: bool = False) -> list[Path]:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold the folder of a run for as long as it is trained; whoever dies lets go of it.
+    """Lock the folder of a run while it is trained; the lock ends with the process.
 
     Raises:
         OutputError: another process trains there (`in_use`), or the folder cannot be made (`cannot_write`).

@@ -56,7 +56,7 @@ def number(option: str, value: object, least: float = -math.inf, most: float = m
     Raises:
         ConfigError: it is none, not finite, or out of range (`bad_config`).
     """
-    # True is an int to Python, but no number to the person who wrote it.
+    # True is an int in Python, but was not meant as a number.
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise ConfigError(f"option {option!r} is {value!r}; give a number.", code="bad_config")
     if not least <= value <= most:

@@ -1,4 +1,4 @@
-"""From a constraint to the answers that it allows in a model's tokens; those that were used last are kept."""
+"""From a constraint to the language it allows in a model's tokens; the most recent ones are cached."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class Languages:
         if by_end is None:
             rule = kind.rule(spec.value)
             if rule is None:
-                raise ConfigError(f"constraint {spec.kind!r} is what gaps have anyway.", code="bad_value")
+                raise ConfigError(
+                    f"constraint {spec.kind!r} is what every gap has already; leave it out.", code="bad_value"
+                )
             by_end = {end: self._make(rule, spec, end)}
         self._known[key] = by_end
         if len(self._known) > KEPT:
@@ -90,7 +92,7 @@ class Languages:
             raise ConfigError(f"{spec.kind} {spec.value[:80]!r} holds no text; give some.", code="bad_value")
         if found.total - found.count > len(arrays):
             same = found.total - found.count - len(arrays)
-            notes = (*notes, f"{spec.kind}: {same:,} texts stand there more than once.")
+            notes = (*notes, f"{spec.kind}: {same:,} texts are listed more than once.")
         return TokenTrie(arrays, self._vocab.text.start, len(self._vocab), end, notes)
 
     def encoded(self, text: str, end: int) -> Sequence[int] | None:

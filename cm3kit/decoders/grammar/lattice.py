@@ -1,4 +1,4 @@
-"""What may stand in each slot of a span, so that the whole stays well-formed in whatever order it is written.
+"""Which ids each slot of a span may take, so that the span stays well-formed in any order of writing.
 
 Id v may come into slot i iff it leads from a state that the slots before i can leave the automaton in to one
 from which the slots after i can reach the end: the forward and backward pass over a trellis (Bahl et al.,
@@ -38,13 +38,13 @@ class Lattice:
         return meet(self._left[0], self._right[0])
 
     def allowed(self, slot: int) -> Tensor:
-        """Ids that may come into a slot, or into the place of what stands there; bool (V,), not to be written to."""
+        """Ids that a slot may take, written or not; bool (V,), not to be written to."""
         return self._subsets.allowed(self._left[slot], self._right[slot + 1])
 
     def commit(self, slot: int, id: int) -> None:
-        """Write an id; ValueError if it may not stand there."""
+        """Write an id; ValueError if it is not allowed there."""
         if not self.allowed(slot)[id]:
-            raise ValueError(f"id {id} may not stand in slot {slot} of its span")
+            raise ValueError(f"id {id} is not allowed in slot {slot} of its span")
         self._set(slot, int(self._subsets.automaton.class_V[id]))
 
     def release(self, slot: int) -> None:

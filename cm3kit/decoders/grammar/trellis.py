@@ -69,12 +69,12 @@ class CanvasConstraint:
         return torch.stack(masks) if masks else torch.empty(0, self._size, dtype=torch.bool)
 
     def commit(self, slot: int, id: int) -> None:
-        """Take note that an id was written, over another one or not; ValueError if it is not allowed there."""
+        """Record that an id was written or replaced; ValueError if it is not allowed there."""
         lattice, place = self._slots[slot]
         lattice.commit(place, id)
 
     def release(self, slot: int) -> None:
-        """Take note that a slot is open again."""
+        """Record that a slot is masked again."""
         lattice, place = self._slots[slot]
         lattice.release(place)
 

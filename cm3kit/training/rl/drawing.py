@@ -63,5 +63,5 @@ def _answered(
 
 
 def _seen(rollout: Rollout) -> Rollout:
-    """Without the picture, which nobody looks at any more."""
+    """Without the picture, which is not needed any more."""
     return replace(rollout, sample=replace(rollout.sample, image=None))

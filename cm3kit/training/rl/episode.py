@@ -132,7 +132,7 @@ def masked_views(
     """Views of a row in which some positions are masked: one, or one of each block with what is before it clean.
 
     Args:
-        row: what stands there otherwise.
+        row: the ids there otherwise.
         masked: positions.
         asked: token, id and share by position.
     """

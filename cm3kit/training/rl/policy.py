@@ -170,7 +170,7 @@ class Policy(nn.Module):
     Args:
         mask: id that has no probability; None leaves all.
         vocab_size: ids that the softmax is over, from 0.
-        unseen: whether masked positions are seen by nobody else.
+        unseen: whether masked positions are attended to by no other position.
     """
 
     def __init__(

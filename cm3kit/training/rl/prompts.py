@@ -1,4 +1,4 @@
-"""What is answered: prompts of a file, or pages with gaps."""
+"""The prompts of reinforcement learning: those of a file, or pages with gaps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Item:
         task: what is made of it; None for a page.
         prompt: words, or the path of a picture.
         page: a page with gaps.
-        answers: what stood in the gaps, or is the right answer; None where that is not known.
+        answers: the original content of the gaps, or the right answers; None where unknown.
         meta: other columns of its row, for rewards.
     """
 
@@ -53,7 +53,7 @@ def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> 
 
     A file holds a prompt a line (.txt), or rows (.csv, .jsonl); rows of JSON lines may have `answer` (or `answers`, one
     for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other columns. A folder
-    holds pages with gaps. What the selectors `hold_out` match is a gap too, and what stood there its answer.
+    holds pages with gaps. What the selectors `hold_out` match becomes a gap too, with its content as the answer.
 
     Raises:
         DataError: there is nothing, or a row is malformed (its number is named).

@@ -106,7 +106,7 @@ class Group:
 
 
 def figures_of(groups: Sequence[Group]) -> dict[str, float]:
-    """What a round comes to, over all that was written in it.
+    """Metrics of a round, over all samples in it.
 
     `reward` and each by name are means; `no reward` is the share of answers that had none, `no spread` that of groups
     from which nothing can be learned, `distinct` that of distinct answers in a group; `ended` and `length` (ids) are of

@@ -134,7 +134,7 @@ class RLTask:
         return kept
 
     def seek(self, step: int, size: int, process: int, processes: int) -> None:
-        """Take note of the step."""
+        """Record the step."""
         self._step = step
 
     def fingerprint(self) -> str:
@@ -328,7 +328,7 @@ class RLTask:
         self._made.export(self.model, folder)
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The round on its way, and a reference that has moved."""
+        """The current round, and a reference that was updated."""
         tensors, told = self._round.state() if self._round is not None else ({}, None)
         if self._reference is not None and self.recipe.loss.sync_every:
             tensors |= {f"reference.{name}": each for name, each in self._reference.state_dict().items()}

@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """What rewards may know besides: the folder of the model that training began with, and where to compute."""
+    """Context of rewards: the folder of the model that training began with, and the device."""
 
     model: Path
     device: str
@@ -144,7 +144,7 @@ class Rewards:
         return {name: settings.weight for name, (settings, _) in zip(self._names, self._made, strict=True)}
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[str]) -> Judged:
-        """Judge samples."""
+        """Score samples."""
         totals: list[float | None] = [0.0] * len(samples)
         parts: dict[str, list[float | None]] = {}
         for name, (settings, judge) in zip(self._names, self._made, strict=True):
