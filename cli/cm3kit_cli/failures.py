@@ -1,4 +1,4 @@
-"""From an exception to the line that a user reads."""
+"""Error messages of exceptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output holds the result and nothing else; progress and errors go to standard error."""
+"""Standard output holds the result only; progress and errors go to standard error."""
 
 from __future__ import annotations
 
