@@ -1,4 +1,4 @@
-"""Is the drawn picture the one that was named? By the fixed feature, or by a classifier."""
+"""The reward `judged`: whether a picture shows the named thing, by a fixed feature or by a classifier."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class JudgedSettings(RewardSettings):
 
 @reward("judged")
 class Judged:
-    """How surely the picture is the named one; 0 for no picture, None for a name that is not known.
+    """The score of the picture for the name; 0 for no picture, None for a name that is not known.
 
     The name is the column `name` of the prompt's row, else the prompt.
     """
@@ -140,7 +140,7 @@ class Reference:
 
 
 def _listed(path: Path) -> Iterator[tuple[str, Path]]:
-    """Names and pictures: of a dictionary (`entries.jsonl`), of one by many hands (`pictures.jsonl`), or of a list."""
+    """Names and pictures of a dictionary (`entries.jsonl`), of one by many artists (`pictures.jsonl`), or of a list."""
     if path.is_file():
         for row in _rows(path):
             yield str(row["name"]), path.parent / str(row["picture"])

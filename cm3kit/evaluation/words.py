@@ -1,4 +1,4 @@
-"""How near filled words are to the right ones."""
+"""Similarity of filled words to the right ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Shares over gaps: exactly right, mean edit similarity (1 = equal), ended by themselves."""
+    """Shares over gaps: exactly right, mean edit similarity (1 = equal), ended with an end id."""
 
     count: int
     exact: float

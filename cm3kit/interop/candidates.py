@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers handles: ids that a model offers in a block of rows, and the outcome of a step."""
+"""Inputs and outputs of a step of a diffusers scheduler: candidate ids of a block of rows, and the ids after it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def draw_candidates(
     logits_NV[:, mask] = -torch.inf
     uniforms_BL = torch.zeros(scored_BL.shape, dtype=torch.float64)
     if way[0]:
-        # Every place has its number, open or not, so that a row's numbers do not depend on its ids.
+        # A number is drawn for every position, open or not, so that a row's numbers do not depend on its ids.
         for row, rng in enumerate(dice):
             numbers_L = torch.rand(scored_BL.shape[1], generator=rng, dtype=torch.float64, device=rng.device)
             uniforms_BL[row] = numbers_L.cpu()

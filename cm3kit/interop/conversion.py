@@ -22,17 +22,17 @@ def convert(
     half: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write an image tokenizer of any known family as a folder that `train` and `model assemble` take.
+    """Convert an image tokenizer of any known family to a folder for `train` and `model assemble`.
 
     Args:
         source: file or folder of the weights; what it holds is never executed.
         settings: YAML that came with the weights; unless given, the one beside them if there is one alone.
-        family: a name of the registry of families; unless given, told from the tensors.
+        family: a name of the registry of families; unless given, detected from the tensors.
         half: write half-precision weights.
         changes: fields of `ImageTokenizerConfig` to set, such as `resolution`.
 
     Returns:
-        Folder, family, quantizer, codes, grid, parameters, and `notes` on what was assumed.
+        Folder, family, quantizer, codes, grid, parameters, and `notes` on assumptions.
 
     Raises:
         ModelError: the file is not there, refused, or does not fit.

@@ -1,4 +1,4 @@
-"""Public models as they were downloaded: their rows at our ids, and pages put to them in their own tokens."""
+"""Public models as they were downloaded: their embedding rows moved to our ids, and pages spelt in their own tokens."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_public(wanted: str) -> bool:
         return True
     raise ModelError(
         f"{wanted} holds weights of {raw.get('model_type')!r} without a tokenizer and no {INDEX}; put its parts"
-        " together with model assemble, or train on from it with --backbone.",
+        " together with model assemble, or train from it with --backbone.",
         code="unknown_model",
     )
 

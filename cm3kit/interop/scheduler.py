@@ -212,7 +212,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         mask_token_id: int,
         prompt_length: int,
     ) -> Tensor:
-        """Which rows (B,) are done: nothing is masked before the first end id after the prompt.
+        """Which rows (B,) are finished: nothing is masked before the first end id after the prompt.
 
         It does not matter which step wrote that id, nor whether the prompt holds one, so `sampled_tokens` and
         `final_transfer` are not read.

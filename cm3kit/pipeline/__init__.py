@@ -1,4 +1,4 @@
-"""From a folder of pages to a model in one call: read, plan, train the parts, put them together."""
+"""From a folder of pages to a model in one call: read, plan, train the parts, assemble them."""
 
 from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.plan import Plan

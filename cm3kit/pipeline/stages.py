@@ -1,4 +1,4 @@
-"""The stages in their order; each is done, or is taken up where it was left."""
+"""The stages in their order; a stage that was interrupted is resumed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 Told = Callable[[float, str], None]
 """Called with the share of a stage that is done, and a short note."""
 
-SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of a model that has not seen much
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of a model with little training
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_pages(request: Request, told: Told, warn: Warn) -> Path:
 
 
 def _refuse_rules(request: Request) -> None:
-    """Records are what they are: rules for reading pages would be of no effect."""
+    """Refuse rules for reading pages where these are records already, as they would have no effect."""
     given = [f"--set {each}" for each in request.overrides if each.startswith("data.")]
     given += [f"--source {request.source}"] if request.source != "auto" else []
     if given:
@@ -104,7 +104,7 @@ def stages(request: Request, plan: Plan) -> list[Stage]:
 
 
 def _text(request: Request, plan: Plan) -> None:
-    """Learn the text tokenizer, or bring the one that was given."""
+    """Train the text tokenizer, or copy the one that was given."""
     if plan.text is None:
         assert request.text is not None
         _bring(part_of(request.text), request.runs / "text/final")
@@ -131,7 +131,7 @@ def _bring(source: Path, target: Path) -> None:
 
 
 def _run(request: Request, kind: str, name: str, recipe: Any, told: Told, warn: Warn) -> None:
-    """Train by a recipe, which is kept beside the run: it can be trained by again."""
+    """Train by a recipe, which is saved beside the run so that the training can be repeated."""
     folder = request.runs / "recipes"
     make_folder(folder)
     path = folder / f"{name}-{kind}.yaml"

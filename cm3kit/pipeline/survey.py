@@ -1,4 +1,4 @@
-"""What a prepared corpus holds: pages, pictures, sizes, text, languages; and a sample of it in ids."""
+"""Counts of a prepared corpus: pages, pictures, sizes, text, languages; and a sample of it in ids."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Survey(Settings):
         ]
 
     def check(self, place: str) -> None:
-        """DataError (`bad_data`) where that is too little to learn from."""
+        """DataError (`bad_data`) where that is too little to train on."""
         why = f"; dropped: {_listed(self.dropped)}" if self.dropped else ""
         if self.pages < LEAST_PAGES:
             raise DataError(

@@ -90,7 +90,7 @@ class DecoderRecipe(RenamedSettings):
     @model_validator(mode="after")
     def _starts_once(self) -> DecoderRecipe:
         if self.warm.source is not None and self.backbone_from is not None:
-            raise ValueError("warm.source and backbone_from both say what to start from; set one")
+            raise ValueError("warm.source and backbone_from both name weights to start from; set one")
         if self.lora.rank and self.warm.source is None and self.backbone_from is None:
             raise ValueError("lora.rank needs weights to adapt; set warm.source or backbone_from")
         return self

@@ -47,8 +47,8 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-SAMPLE = 32  # pages that are read to tell how long all are
-COUNTS = 2, 4  # pictures of the steps that are tried out
+SAMPLE = 32  # pages that are read to estimate the length of all
+COUNTS = 2, 4  # pictures of the steps that are measured
 # Of decoders, fitted to the five cases of benchmarks/estimate.py: what the C library keeps of freed activations, in the
 # holes that they leave, and bytes that the loop loads besides what is tried out here.
 SLACK, LOADED = 0.05, 80_000_000
@@ -57,7 +57,7 @@ BYTES_OF_ID = 36  # a number and a place in a list
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a training needs. Sizes are bytes, times seconds, on this machine and with its number of threads.
+    """The estimate of a training. Sizes are bytes, times seconds, on this machine and with its number of threads.
 
     Attributes:
         parameters: of the model; `trained` are those that learn.
@@ -200,7 +200,7 @@ class Sizes:
 
 
 def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[Scorer, Sizes, int]:
-    """A decoder of fake tensors, its sizes, and what else a step of it holds at its fullest moment, in bytes."""
+    """A decoder of fake tensors, its sizes, and the other memory of a step at its peak, in bytes."""
     loop = recipe.loop
     shape = -(-loop.batch_size // loop.accumulate), recipe.window
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -75,7 +75,7 @@ def _first_failure(running: list[subprocess.Popen[bytes]], heard: list[IO[bytes]
         statuses = [each.poll() for each in running]
         failed = [rank for rank, status in enumerate(statuses) if status]
         if failed:
-            # Processes that stop together do not all end in the same moment, and the main one says why.
+            # Processes that stop together do not end at the same moment, and the main one reports the reason.
             deadline = time.monotonic() + (GRACE if running[failed[0]].returncode == 3 else 2.0)
             while running[0].poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -96,7 +96,7 @@ def _show(errors: IO[bytes] | None) -> None:
 
 
 def _end(running: list[subprocess.Popen[bytes]]) -> None:
-    """Ask those that still run to stop, and wait no longer than the grace."""
+    """Terminate those that still run, and kill them after the grace period."""
     for each in running:
         if each.poll() is None:
             each.terminate()

@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line."""
+"""The log of a run: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_line(log: Path, step: int, seconds: float, figures: Mapping[str, float])
 
 
 def forget_after(log: Path, step: int) -> None:
-    """Cut lines off the log that tell of steps after the checkpoint, as they are about to be repeated."""
+    """Remove the lines of steps after the checkpoint from the log, as these steps will be repeated."""
     if not log.is_file():
         return
     lines = log.read_bytes().splitlines(keepends=True)

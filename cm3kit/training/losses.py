@@ -1,4 +1,4 @@
-"""What of a corpus does not reach a decoder as it is: pages in slices, pictures that are left out, empty positions."""
+"""Losses of a corpus on the way to a decoder: pages in slices, pictures left out, empty positions."""
 
 from __future__ import annotations
 
