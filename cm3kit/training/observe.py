@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from cm3kit.training.log import add_line, forget_after
 from cm3kit.training.task import Report
 
-HELD = "held "  # before the names of figures of what is not trained on
+HELD = "held "  # prefix of metrics of held-out data
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Seen:
     validated: bool = False
 
     def due(self, every: int) -> bool:
-        """Whether what happens `every` so many steps, and at the last, happens now."""
+        """Whether an action that is due every `every` steps and at the last one is due now."""
         return self.step % every == 0 or self.step == self.total
 
     def logged(self, every: int) -> bool:
@@ -76,7 +76,7 @@ class ObserverWithState(Protocol):
         """What goes into the next checkpoint, as JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take it up again; called before `begin`, if a checkpoint has it."""
+        """Restore the state; called before `begin`, if a checkpoint has it."""
 
 
 class LogFile:
@@ -138,7 +138,7 @@ class Observers:
             observer.end()
 
     def state(self) -> dict[str, Any]:
-        """By name, what observers want to be told again."""
+        """The state of observers by name."""
         kept = [each for each in self.each if isinstance(each, ObserverWithState)]
         return {each.name: dict(each.state()) for each in kept}
 

@@ -1,4 +1,4 @@
-"""Groups of answers for a round: prompts drawn, answered by the policy, and judged, by all processes together."""
+"""Groups of answers for a round: prompts are drawn, answered by the policy and rewarded, by all processes together."""
 
 from __future__ import annotations
 

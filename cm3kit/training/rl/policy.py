@@ -27,7 +27,7 @@ Spell = Callable[[list[int]], tuple[list[int], list[int]]]
 
 @dataclass(slots=True)
 class Row:
-    """What goes through the model at once.
+    """The rows that go through the model at once.
 
     Attributes:
         ids: with `blocks`, `noisy` and `places` of `models.attention`, and `times` of models that look at it.

@@ -84,7 +84,7 @@ def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> 
 
 
 def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
-    """Those to learn from and those that are held out: about that share, the same ones whatever else there is."""
+    """Training and held-out items: about that share, and the same ones whatever other items there are."""
     held = [each for each in items if int(each.key[:8], 16) < share * 2**32]
     if share and not held and len(items) > 1:
         held = [min(items, key=lambda each: each.key)]
@@ -153,7 +153,7 @@ def _page(
 
 
 def _stood(page: Page) -> list[str | None]:
-    """What stands where each gap is; None for pictures, and for what is only marked as missing."""
+    """The original content of each gap; None for pictures, and for gaps that are only marked."""
     out: list[str | None] = []
     for gap in page.gaps:
         text = page.data[gap.start : gap.end].decode(page.codec, "replace").strip()

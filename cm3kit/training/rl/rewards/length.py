@@ -1,4 +1,4 @@
-"""Whether what was written is about as long as it was to be."""
+"""Whether a text has about the target length."""
 
 from __future__ import annotations
 
