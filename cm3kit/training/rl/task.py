@@ -286,8 +286,8 @@ class RLTask:
         if len(self._few) == FEW and max(self._few) < self.recipe.min_distinct:
             raise DataError(
                 f"answers to a prompt have become the same: {distinct:.0%} of a group are distinct, under"
-                f" min_distinct = {self.recipe.min_distinct:g} for {FEW} rounds; raise sampling.temperature, add the reward variety,"
-                " or take the checkpoint before.",
+                f" min_distinct = {self.recipe.min_distinct:g} for {FEW} rounds; raise sampling.temperature,"
+                " add the reward variety, or take the checkpoint before.",
                 code="unstable",
             )
 
