@@ -167,7 +167,7 @@ def bundle(
 def _tokenizers(
     model: str | None, text: Path | None, image: Path | None
 ) -> tuple[TextTokenizer, ImageTokenizer]:
-    from cm3kit.fill.folder import find
+    from cm3kit.fill.finding import find
     from cm3kit_tokenizers.text import TextTokenizer
     from cm3kit_tokenizers.vq.model import ImageTokenizer
 

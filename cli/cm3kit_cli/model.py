@@ -173,7 +173,7 @@ def push(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Upload a model folder to the Hugging Face hub, where `-m hf:owner/name` finds it."""
-    from cm3kit.fill.folder import find
+    from cm3kit.fill.finding import find
     from cm3kit.interop import hub
 
     address = hub.push(find(model), repo, private=private, revision=revision)

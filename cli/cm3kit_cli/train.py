@@ -180,7 +180,7 @@ def _from(kind: str, start: str | None) -> list[str]:
         return []
     if kind == "text":
         raise typer.BadParameter("the text tokenizer is trained from scratch; leave --from out.")
-    from cm3kit.fill.folder import find
+    from cm3kit.fill.finding import find
 
     folder = find(start)
     if kind == "vqgan":

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from cm3kit.fill.folder import Parts, find, load_parts, write_json
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import Parts, load_parts, write_json
 from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ConfigError

@@ -13,7 +13,8 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
-from cm3kit.fill.finding import FINAL, assemble_run
+from cm3kit.fill.finding import assemble_run
+from cm3kit.fill.runs import FINAL
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train

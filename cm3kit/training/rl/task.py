@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cm3kit.fill.folder import find, fingerprints, load_parts
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import fingerprints, load_parts
 from cm3kit.fill.kit import Kit
 from cm3kit.rng import generator, stream
 from cm3kit.training.parallel import whole
