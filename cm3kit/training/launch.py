@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO
 
+from cm3kit.devices import processors
+
 _PR_SET_PDEATHSIG = 1
 GRACE = 30.0  # seconds that processes have to end by themselves once one of them has failed or all are asked to stop
 
@@ -28,7 +30,7 @@ def launch(command: Sequence[str], processes: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, processors() // processes)
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     common |= {
         "LOCAL_WORLD_SIZE": str(processes),
