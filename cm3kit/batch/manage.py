@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from cm3kit.batch.store import MANIFEST, Key, Line, begin, claim, held, manifests, read_job, read_lines
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import write_atomic, write_group
-from cm3kit_tokenizers.errors import DataError, OutputError
+from cm3kit_tokenizers.errors import DataError
 
 Warn = Callable[[str], None]
 GROUP = 64
@@ -115,9 +114,3 @@ def _fetch(other: Path, folder: Path) -> None:
             write_group(group)
             group = []
     write_group(group)
-
-
-def check_new(path: Path, force: bool) -> None:
-    """OutputError (`exists`) if the path exists and `force` is off."""
-    if os.path.lexists(path) and not force:
-        raise OutputError(f"{path} exists already; choose another name or add --force.", code="exists")

@@ -14,11 +14,11 @@ from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig, Precision
 from cm3kit.fill.continuing import continued, ends_of
+from cm3kit.fill.defaults import DIFFUSION
 from cm3kit.fill.denoisers import Denoisers
 from cm3kit.fill.fillers import Ids, ModelContext, Progress, ScoreHow, Task, modality_of
 from cm3kit.fill.layouts import LayoutParts, Room, gaps_of, layout
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, Modality, chosen_style, cm3_settings
-from cm3kit.fill.parts import DIFFUSION
 from cm3kit.fill.windows import first_window
 from cm3kit.objectives.hints import SizeHints
 from cm3kit.objectives.spans import PRESETS

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from cm3kit.decoders.precision import bits_lost
+from cm3kit.fill.defaults import DIFFUSION
 from cm3kit.fill.kit import Kit
 from cm3kit.fill.options import GenerateOptions
-from cm3kit.fill.parts import DIFFUSION, Parts, diffusion_weights
+from cm3kit.fill.parts import Parts, diffusion_weights
 from cm3kit.fill.tokenizing import AUTO
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from cm3kit.fill.defaults import DIFFUSION, Defaults
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.plain import DecoderWeights, LateModel, read_plain
 from cm3kit_tokenizers.errors import ModelError
@@ -18,9 +19,6 @@ from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from cm3kit.fill.folder import Defaults
-DIFFUSION = "diffusion"
 
 
 @dataclass(frozen=True)
