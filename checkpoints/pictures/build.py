@@ -45,7 +45,8 @@ def build(packages: Path, output: Path, report: Callable[[int, int], None], work
     Args:
         packages: the folder with `usr/share` of the Debian packages, and with the npm packages in `npm/NAME`.
         output: a folder that does not exist; it gets `pictures/`, the pages, `things.jsonl`, `pictures.jsonl`
-            (file, thing, artist, split, weight, licence), `manifest.jsonl` (page, split, weight) and `LICENSES.md`.
+            (file, thing, artist, split, weight, licence), `manifest.jsonl` (page, split, weight, form, things) and
+            `LICENSES.md`.
         workers: processes that draw.
     """
     refuse_existing(output, "remove it or choose another folder")
@@ -62,10 +63,18 @@ def build(packages: Path, output: Path, report: Callable[[int, int], None], work
     (working / "pictures.jsonl").write_text(dump_jsonl([*map(asdict, drawings)]), encoding="utf-8")
     pages = Pages(by_slug, drawings)
     lines = []
-    for number, (page, split, weight) in enumerate(pages.all()):
+    for number, page in enumerate(pages.all()):
         name = f"{number:06}.html"
-        (working / name).write_text(page, encoding="utf-8")
-        lines.append({"page": name, "split": split, "weight": round(weight, 6)})
+        (working / name).write_text(page.content, encoding="utf-8")
+        lines.append(
+            {
+                "page": name,
+                "split": page.split,
+                "weight": round(page.weight, 6),
+                "form": page.form,
+                "things": page.slugs,
+            }
+        )
     (working / "manifest.jsonl").write_text(dump_jsonl(lines), encoding="utf-8")
     (working / "LICENSES.md").write_text(_licences(drawings), encoding="utf-8")
     working.rename(output)
