@@ -84,7 +84,7 @@ def of_model(
         data, model, split=split, limit=limit, rounds=rounds, rows=rows, seed=seed, device=device, style=style,
         warn=warnings.append,
     )  # fmt: skip
-    for line in warnings:
+    for line in () if quiet else warnings:
         typer.echo(f"note: {line}", err=True)
     width = max(map(len, told))
     lines = tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items())
@@ -131,7 +131,7 @@ def of_tasks(
     for task in tasks:
         with progress(task.name, quiet) as watch:
             found.append(run_task(kit, task, how, watch, warnings.append))
-    for line in warnings:
+    for line in () if quiet else warnings:
         typer.echo(f"warning: {one_line(line)}", err=True)
     lines = [line for number, each in enumerate(found) for line in (*([""] if number else []), *table(each))]
     return Reply({"tasks": found}, tuple(lines), warnings=tuple(warnings))

@@ -202,7 +202,7 @@ def infill(
     samples = [variant(each, job.page if told else None, kept_in) for each in filled]
     record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
     before = job.page.data
-    warnings = list(filled[0].warnings)
+    warnings = remarks.joined(filled)
     extra = []
     if planned.report is not None:
         sources = [each.get("source") or {} for each in samples]
@@ -224,7 +224,7 @@ def infill(
         (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
     ]
     saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
-    return replace(saved, warnings=(*warnings, *remarks.equal([pages])))
+    return replace(saved, warnings=tuple(warnings))
 
 
 def _kept(path: Path, content: bytes, where: Where) -> bool:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import gcd
@@ -80,8 +80,23 @@ def read_lines(folder: Path) -> dict[Key, Line]:
                     _check(line, key, path)
                     # A failure that another shard has retried successfully is ignored.
                     if line["status"] == "ok" or found.get(key, line)["status"] != "ok":
-                        found[key] = line
+                        found[key] = fuller(found.get(key), line)
     return found
+
+
+def fuller(known: Line | None, line: Line) -> Line:
+    """Of two lines for one output the later one, or of two for the same file that with more warnings."""
+    if known is not None and known.get("sha256") == line.get("sha256"):
+        return max(line, known, key=lambda each: len(each.get("warnings", ())))
+    return line
+
+
+def counted(lines: Iterable[Line]) -> dict[str, int]:
+    """How many of some lines are `done`, have `failed`, and have warnings (`warned`)."""
+    lines = [*lines]
+    done = sum(line["status"] == "ok" for line in lines)
+    warned = sum(bool(line.get("warnings")) for line in lines)
+    return {"done": done, "failed": len(lines) - done, "warned": warned}
 
 
 def _check(line: Line, key: Key, manifest: Path) -> None:
@@ -92,6 +107,8 @@ def _check(line: Line, key: Key, manifest: Path) -> None:
     """
     if min(key) < 0 or line["status"] not in ("ok", "error"):
         raise KeyError("status")
+    if not isinstance(line.get("warnings", []), list):
+        raise TypeError("warnings")
     if line["status"] == "error":
         line["code"], line["error"]
         return

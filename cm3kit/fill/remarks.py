@@ -1,36 +1,39 @@
-"""What there is to say of results besides them: that all are the same, or that a prompt asks for what nobody taught."""
+"""What there is to say of results besides them: that all are the same, or that nobody taught a word of the prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from cm3kit.data.words import unknown_words
 
 if TYPE_CHECKING:
+    from cm3kit.fill.filling import Filled
     from cm3kit.fill.kit import Kit, Result
 
+Made = TypeVar("Made", bound="Result | Filled")
 SHOWN = 8  # words that are named
 
 
-def unknown(kit: Kit, prompts: Sequence[object]) -> Iterator[str]:
-    """A line on words of prompts that the model's corpus does not have, where the model knows its corpus."""
+def unknown(kit: Kit, texts: Iterable[object]) -> tuple[str, ...]:
+    """A line on words of prompts or pages that the model's corpus does not have, where the model knows its corpus."""
     parts = getattr(kit, "parts", None)
     if parts is None:
-        return
+        return ()
     found = dict.fromkeys(
-        word
-        for each in prompts
-        if isinstance(each, str)
-        for word in unknown_words(parts.folder / "text", each)
+        word for each in texts if isinstance(each, str) for word in unknown_words(parts.folder / "text", each)
     )
-    if found:
-        named = ", ".join(repr(word) for word in [*found][:SHOWN]) + (", …" if len(found) > SHOWN else "")
-        yield f"{parts.name} has never seen the words {named}: what it makes of them is a guess"
+    if not found:
+        return ()
+    named = ", ".join(repr(word) for word in [*found][:SHOWN]) + (", …" if len(found) > SHOWN else "")
+    return (f"{parts.name} has never seen the words {named}: what it makes of them is a guess",)
 
 
-def content(result: Result) -> Hashable:
+def content(result: Result | Filled) -> Hashable:
     """What a result is, without what tells it apart from others that are the same."""
+    if isinstance(result.html, bytes):
+        return result.html
     pixels = result.image.tobytes() if result.image is not None and not result.codes else b""
     return result.codes, pixels, result.text, result.html
 
@@ -45,4 +48,20 @@ def equal(results: Sequence[Sequence[Hashable]]) -> Iterator[str]:
     same = sum(len(set(each)) == 1 for each in several)
     if same:
         of = f" of {same} of {len(several)} prompts" if len(several) > 1 else ""
-        yield f"all {len(several[0])} results{of} are equal; --temperature and --top-p make them differ"
+        yield all_equal(len(several[0]), of)
+
+
+def all_equal(count: int, of: str = "") -> str:
+    """The line on results of a prompt that are all the same."""
+    return f"all {count} results{of} are equal; temperature and top-p make them differ"
+
+
+def remarked(results: list[Made]) -> list[Made]:
+    """Results of one prompt or page, each with the line where all are equal."""
+    more: tuple[str, ...] = (*equal([[content(each) for each in results]]),)
+    return [replace(each, warnings=(*each.warnings, *more)) for each in results] if more else results
+
+
+def joined(results: Iterable[Result | Filled]) -> list[str]:
+    """The lines on several results, each once."""
+    return [*dict.fromkeys(line for each in results for line in each.warnings)]
