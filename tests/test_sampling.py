@@ -33,7 +33,8 @@ from cm3kit.batch.processes import launched, part, run_processes
 from cm3kit.batch.ray import Sample
 from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
-from cm3kit.batch.store import claim, overlap, read_lines
+from cm3kit.batch.store import read_lines
+from cm3kit.claims import claim, overlap
 from cm3kit.decoders.kernels import TILE, _packed, in_tiles
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.batching import Order

@@ -14,14 +14,13 @@ from cm3kit.batch.store import (
     Key,
     Line,
     begin,
-    claim,
     counted,
     fuller,
-    held,
     manifests,
     read_job,
     read_lines,
 )
+from cm3kit.claims import claim, held
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import write_atomic, write_group
 from cm3kit_tokenizers.errors import DataError, OutputError

@@ -19,7 +19,8 @@ from cm3kit.batch.commands import SUFFIXES
 from cm3kit.batch.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.batch.rows import Row, Rows, options_of
 from cm3kit.batch.signals import Signals
-from cm3kit.batch.store import Key, Made, Store, claim, file_name, read_lines
+from cm3kit.batch.store import Key, Made, Store, file_name, read_lines
+from cm3kit.claims import claim
 from cm3kit.fill.batching import Order
 from cm3kit.fill.constraints import pinned
 from cm3kit.fill.kit import Filled, Kit, Result
