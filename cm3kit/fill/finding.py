@@ -21,7 +21,7 @@ INDEX = "model_index.json"
 ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
 RECIPE, FINAL, MODEL, RUNS = "config.yaml", "final", "model", ".runs"
 DEEP = 3  # folders down from here that models and runs are looked for
-Kind = Literal["model", "decoder", "image tokenizer", "text tokenizer"]
+Kind = Literal["model", "decoder", "model by rewards", "image tokenizer", "text tokenizer"]
 
 
 def shelves() -> tuple[Path, ...]:
@@ -38,7 +38,8 @@ def available() -> list[str]:
 def find(name: str | Path | None) -> Path:
     """The folder of a model by name or path; unless given, `CM3KIT_MODEL` or the default.
 
-    The run of a decoder, or its `final/`, is the model that it makes with its tokenizers.
+    The run of a decoder, or its `final/`, is the model that it makes with its tokenizers; that of reinforcement
+    learning is its `final/`, which is a model already.
 
     Raises:
         ModelError: there is none (`unknown_model`), with the nearest name, or with what it lacks.
@@ -93,6 +94,8 @@ def kind_of_run(folder: Path) -> Kind | None:
         return None
     if {"objective", "text", "image", "window"} <= keys:
         return "decoder"
+    if {"prompts", "estimator", "rewards"} <= keys:
+        return "model by rewards"
     if {"tokenizer", "codebook"} <= keys:
         return "image tokenizer"
     return "text tokenizer" if {"data", "size"} <= keys else None
@@ -106,7 +109,7 @@ def model_of_run(run: Path) -> Path:
         OutputError: the model cannot be written.
     """
     kind = kind_of_run(run)
-    if kind != "decoder":
+    if kind not in ("decoder", "model by rewards"):
         raise ModelError(
             f"{run} is the run of {'an' if kind == 'image tokenizer' else 'a'} {kind}, which writes nothing by itself;"
             " name the run of a decoder that was trained on it.",
@@ -119,7 +122,7 @@ def model_of_run(run: Path) -> Path:
             " train command again, which goes on.",
             code="unknown_model",
         )
-    return assemble_run(run)
+    return assemble_run(run) if kind == "decoder" else run / FINAL
 
 
 def assemble_run(run: Path) -> Path:
@@ -165,7 +168,8 @@ def _weights(folder: Path, prefix: str) -> dict[str, str]:
 def name_of(folder: Path) -> str:
     """What a model is called: as its folder, as the run that it is of, or as on the hub that it came from."""
     whole = folder.resolve()
-    return whole.parent.name if whole.name == MODEL and kind_of_run(whole.parent) else named(folder)
+    part = whole.name in (MODEL, FINAL) and kind_of_run(whole.parent)
+    return whole.parent.name if part else named(folder)
 
 
 def _from_run(run: Path, path: Path) -> Path:
