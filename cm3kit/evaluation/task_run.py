@@ -233,7 +233,7 @@ def _told(data: TaskData) -> dict[str, Any]:
 
 
 def table(results: Mapping[str, Any]) -> list[str]:
-    """Results as lines for people."""
+    """Results as lines of text."""
     if missing := results.get("missing"):
         there = results["rows"] - missing
         return [

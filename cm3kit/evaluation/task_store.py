@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.claims import Shard, claim
-from cm3kit.json_lines import append, dump_json
+from cm3kit.json_lines import append, dump_json, parse
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
@@ -109,9 +109,8 @@ def _read(folder: Path) -> dict[int, dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     data = path.read_bytes()
-    for number, raw in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+    for number, line in parse(data[: data.rfind(b"\n") + 1]):
         try:
-            line = json.loads(raw)
             figures = {k: (float(a), float(b)) for k, (a, b) in line["figures"].items()}
             yield int(line["row"]), {**line, "figures": figures}
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 from cm3kit.data.words import unknown_words
 
 if TYPE_CHECKING:
+    from cm3kit.fill.fillers import LoadedModel
     from cm3kit.fill.filling import Filled
-    from cm3kit.fill.kit import Kit, Result
+    from cm3kit.fill.tasks import Result
 
 Made = TypeVar("Made", bound="Result | Filled")
 SHOWN = 8  # words that are named
 
 
-def unknown(kit: Kit, texts: Iterable[object]) -> tuple[str, ...]:
+def unknown(kit: LoadedModel, texts: Iterable[object]) -> tuple[str, ...]:
     """A line on words of prompts or pages that the model's corpus does not have, where the model knows its corpus."""
     parts = getattr(kit, "parts", None)
     if parts is None:
