@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 
 from cm3kit.batch.store import Key, Line, Made
+from cm3kit.fill.equality import all_equal, content
 from cm3kit.fill.kit import Filled, Result
-from cm3kit.fill.remarks import all_equal, content
 
 CONTENT = "content_sha256"
 

@@ -14,7 +14,7 @@ from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.languages import Languages
 from cm3kit.decoders.settings import DecoderName
 from cm3kit.devices import resolve_device
-from cm3kit.fill import remarks, task_pages
+from cm3kit.fill import equality, remarks, task_pages
 from cm3kit.fill.answers import Answer
 from cm3kit.fill.batching import Filling, Order, stream
 from cm3kit.fill.causal import CausalFiller
@@ -100,7 +100,7 @@ class Kit:
         orders = (Order(prompt, task, seed, index, options) for index in range(first, first + n))
         tasks = [self._task(order, ids) for order in orders]
         fill_together(filler, tasks, options, watch)
-        return remarks.remarked([each.result() for each in tasks])
+        return equality.remarked([each.result() for each in tasks])
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
@@ -112,7 +112,9 @@ class Kit:
             PageError: the page has no gap. PictureError: a picture with a missing region cannot be read.
             ConfigError: an option is out of range or of another decoder.
         """
-        return remarks.remarked(PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first))
+        return equality.remarked(
+            PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
+        )
 
     def score(
         self, page: Page, answers: Sequence[Answer | Answers] | None = None, *, pmi: bool = False,

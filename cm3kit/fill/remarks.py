@@ -1,19 +1,12 @@
-"""What there is to say of results besides them: that all are the same, or that nobody taught a word of the prompt."""
+"""What there is to say of a prompt besides its results: that the model has never seen a word of it."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable
 
 from cm3kit.data.words import unknown_words
+from cm3kit.fill.fillers import LoadedModel
 
-if TYPE_CHECKING:
-    from cm3kit.fill.fillers import LoadedModel
-    from cm3kit.fill.filling import Filled
-    from cm3kit.fill.tasks import Result
-
-Made = TypeVar("Made", bound="Result | Filled")
 SHOWN = 8  # words that are named
 
 
@@ -29,40 +22,3 @@ def unknown(kit: LoadedModel, texts: Iterable[object]) -> tuple[str, ...]:
         return ()
     named = ", ".join(repr(word) for word in [*found][:SHOWN]) + (", …" if len(found) > SHOWN else "")
     return (f"{parts.name} has never seen the words {named}: what it makes of them is a guess",)
-
-
-def content(result: Result | Filled) -> Hashable:
-    """What a result is, without what tells it apart from others that are the same."""
-    if isinstance(result.html, bytes):
-        return result.html
-    pixels = result.image.tobytes() if result.image is not None and not result.codes else b""
-    return result.codes, pixels, result.text, result.html
-
-
-def equal(results: Sequence[Sequence[Hashable]]) -> Iterator[str]:
-    """A line where there were several results of a prompt and all are the same, for any number of prompts.
-
-    Args:
-        results: of each prompt, without what tells them apart (`content`).
-    """
-    several = [each for each in results if len(each) > 1]
-    same = sum(len(set(each)) == 1 for each in several)
-    if same:
-        of = f" of {same} of {len(several)} prompts" if len(several) > 1 else ""
-        yield all_equal(len(several[0]), of)
-
-
-def all_equal(count: int, of: str = "") -> str:
-    """The line on results of a prompt that are all the same."""
-    return f"all {count} results{of} are equal; temperature and top-p make them differ"
-
-
-def remarked(results: list[Made]) -> list[Made]:
-    """Results of one prompt or page, each with the line where all are equal."""
-    more: tuple[str, ...] = (*equal([[content(each) for each in results]]),)
-    return [replace(each, warnings=(*each.warnings, *more)) for each in results] if more else results
-
-
-def joined(results: Iterable[Result | Filled]) -> list[str]:
-    """The lines on several results, each once."""
-    return [*dict.fromkeys(line for each in results for line in each.warnings)]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from cm3kit.fill import remarks
+from cm3kit.fill import equality
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit.fill.prompts import Prompt
 from cm3kit.images import encode_png
@@ -60,7 +60,7 @@ def infill(body: InfillBody, kit: Kit, watch: Watch) -> dict[str, Any]:
         made = [_variant(body, page, each, how) for each in filled]
     return {
         "seed": seed, "model": kit.parts.name, "decoder": how["decoder"], "variants": made,
-        "warnings": remarks.joined(filled),
+        "warnings": equality.joined(filled),
     }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
 
         used[0] += len(kit.text.encode(prompt + suffix))
         results = kit.infill(page, variants=body.n, seed=seed, options=options, watch=share)
-        warnings += [each for each in remarks.joined(results) if each not in warnings]
+        warnings += [each for each in equality.joined(results) if each not in warnings]
         for filled in results:
             ((start, stop),) = filled.spans
             text, stopped = _until(filled.html[start:stop].decode(), body.stops)
@@ -154,7 +154,7 @@ def images(body: ImageBody, kit: Kit, watch: Watch) -> dict[str, Any]:
         if each.image is not None
     ]
     data = [{"b64_json": base64.b64encode(png).decode()} for png in pngs]
-    warnings = remarks.joined(results)
+    warnings = equality.joined(results)
     return {"created": int(time.time()), "data": data, "seed": seed} | (
         {"warnings": warnings} if warnings else {}
     )
