@@ -331,7 +331,7 @@ def test_held_out_prompts_are_tried_at_temperature_0(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'causal' is of the decoder 'cm3'"):
+    with pytest.raises(ConfigError, match="'causal' is for the decoder 'cm3'"):
         RLTask(recipe(tmp_path, {"name": "causal"}, sampling={"decoder": "diffusion"}))
     for wrong, told in (
         ({"group": 3}, "no multiple of group"), ({"rewards": []}, "at least 1"),
