@@ -23,10 +23,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.stamp-base ## Draw four red apples and fill the gaps of a page (installs first)
-	$(BIN)/cm3kit generate "red apple" -n 4 --seed 1 --force -o $(DEMO)/apple/
+demo: $(VENV)/.stamp-base ## Draw six pictures from their names and fill the gaps of a page (installs first)
+	$(BIN)/cm3kit generate --prompt-file samples/prompts.txt --seed 1 --force -o $(DEMO)/pictures/
 	$(BIN)/cm3kit infill samples/apple.html --seed 1 --diff --force -o $(DEMO)/page/
-	@printf '\nThe results:\n  pictures     %s\n  filled page  %s\n' "$(CURDIR)/$(DEMO)/apple" "$(CURDIR)/$(DEMO)/page"
+	@printf '\nThe results:\n  pictures     %s\n  filled page  %s\nNext:\n  . $(BIN)/activate && cm3kit generate "red heart"\n' "$(CURDIR)/$(DEMO)/pictures" "$(CURDIR)/$(DEMO)/page"
 
 test: $(VENV)/.stamp-dev ## Run the tests (installs first)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow" $(PYTEST_ARGS)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from toys import toy, toy_kit
 
+from cm3kit.claims import claim
 from cm3kit.evaluation import task_run
 from cm3kit.evaluation.bootstrap import bootstrap
 from cm3kit.evaluation.task_baselines import baseline
@@ -21,6 +22,7 @@ from cm3kit.evaluation.task_metrics import Prediction, metric
 from cm3kit.evaluation.task_rows import filled, read_data
 from cm3kit.evaluation.task_run import RunHow, run_task, table
 from cm3kit.evaluation.words import compare
+from cm3kit.fill.filling import Filled, FilledGap
 from cm3kit_cli.main import run
 from cm3kit_tokenizers import Page
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, OutputError
@@ -73,7 +75,7 @@ def yaml_of(tmp_path: Path, name: str, change: Callable[[str], str] = lambda tex
 
 
 def test_every_task_that_ships_is_whole() -> None:
-    assert shipped() == ["caption", "draw", "entity-disambiguation", "infill", "summarise"]
+    assert shipped() == ["caption", "draw", "entity-disambiguation", "entity-linking", "infill", "summarise"]
     for name in shipped():
         spec = load_task(name).spec
         assert spec.metric in metric and all(each in baseline for each in spec.baselines) and spec.about
@@ -103,6 +105,74 @@ def test_links_are_chosen_as_scoring_ranks_them(links: Path, tmp_path: Path) -> 
     assert suffix["accuracy"]["value"] == 2 / 4
     assert found["figures"]["chance"]["accuracy"]["value"] == pytest.approx((0.5 + 0.5 + 1) / 4)
     assert found["model_minus"]["chance"]["accuracy"]["value"] == pytest.approx(0) and found["groups"] == 2
+
+
+def test_links_are_written_along_all_titles(links: Path, tmp_path: Path) -> None:
+    (links / "titles.txt").write_text("a.b\nc.b\nx\nz.y\n")
+    kit, task = toy_kit(), load_task("entity-linking")
+    found = run_task(kit, task, RunHow(data=links, output=tmp_path / "out"))
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/entity-linking/rows.jsonl").read_text().splitlines()
+    ]
+    page = Page.parse(
+        b'<meta charset="utf-8"><p>a red &lt;b&gt; &amp; <a title="<mask trie=titles.txt>">b</a> apple</p>',
+        links,
+    )
+    alone = kit.infill(page, options=task.options({}))[0].gaps[0]
+    assert {line["text"] for line in lines} <= {"a.b", "c.b", "x", "z.y"} and lines[0]["text"] == alone.text
+    figures = found["figures"]["model"]
+    hits = [line["text"] == right for line, right in zip(lines, ("a.b", "c.b", "x", "z.y"), strict=True)]
+    assert figures["accuracy"]["value"] == sum(hits) / 4 == figures["micro_f1"]["value"]
+    assert figures["accuracy_ambiguous"]["value"] == sum(hits[:2]) / 2
+    assert figures["accuracy_unseen"]["value"] == pytest.approx(
+        sum(hits[1:]) / 3
+    )  # a.b alone is in the known rows
+    prior = found["figures"]["anchor-prior"]
+    assert prior["accuracy"]["value"] == 1 / 4 and prior["micro_f1"]["value"] == pytest.approx(2 / (2 + 4))
+    assert found["figures"]["suffix-candidates"]["accuracy"]["value"] == 2 / 4
+    assert found["figures"]["most-common"]["accuracy"]["value"] == 1 / 4
+
+
+def test_titles_that_were_cut_are_no_answers(links: Path) -> None:
+    judge = metric["linking"](read_data(load_task("entity-linking"), links, None))
+    row = read_data(load_task("entity-linking"), links, None).rows[0]
+    for satisfied, hit in ((True, 1.0), (False, 0.0)):
+        gap = FilledGap(0, "attribute", "a.b", -1.0, satisfied, 1, 4, satisfied)
+        found = judge(row, task_run._prediction(toy_kit(), Filled(b"", [gap], 0, 0)))
+        assert found["accuracy"] == (hit, 1.0) and found["micro_f1"] == (2 * hit, 1.0 + hit)
+
+
+def test_shards_come_to_the_figures_of_the_whole(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit, task, how = toy_kit(), load_task("caption"), RunHow(data=pictures, output=tmp_path / "out")
+    whole = run_task(kit, task, replace(how, output=None))
+    first = run_task(kit, task, replace(how, shard=(1, 2)))
+    assert first["missing"] == 1 and "1 of 2 rows are there" in table(first)[0]
+    assert not (tmp_path / "out/caption/results.json").exists()
+    second = run_task(kit, task, replace(how, shard=(0, 2)))
+    assert second == whole and json.loads((tmp_path / "out/caption/results.json").read_text()) == json.loads(
+        json.dumps(whole)
+    )
+    with pytest.raises(ConfigError, match="-o"):
+        run_task(kit, task, replace(how, output=None, shard=(0, 2)))
+    with claim(tmp_path / "out/caption", (2, 4)), pytest.raises(OutputError, match="2/4"):
+        run_task(kit, task, replace(how, shard=(0, 2)))
+    line = [
+        "eval",
+        "tasks",
+        "caption",
+        "-m",
+        str(toy()),
+        "--data",
+        str(pictures),
+        "-q",
+        "-o",
+        str(tmp_path / "two"),
+    ]
+    assert run([*line, "--shard", "0/2"]) == 3 and "1 of 2 rows" in capsys.readouterr().out
+    assert run([*line, "--shard", "2/2"]) != 0
+    assert run([*line, "--shard", "1/2"]) == 0 and "nearest-picture" in capsys.readouterr().out
 
 
 def test_captions_infills_and_drawings(pictures: Path) -> None:

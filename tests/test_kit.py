@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from toys import WORDS, toy_decoder, toy_image, toy_text
+from toys import WORDS, toy_decoder, toy_image, toy_text, zebras
 
 import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
@@ -74,6 +74,20 @@ def test_a_sample_is_the_same_whatever_is_made_beside_it(kit: Kit) -> None:
     ]
     other = kit.generate("red apple", n=5, seed=4)
     assert [each.logprob for each in other] != [each.logprob for each in many]
+
+
+def test_results_say_what_is_remarkable_of_them(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm3kit.fill.remarks.unknown_words", zebras)
+    unseen = "toy has never seen the words 'zebra': what it makes of them is a guess"
+    equal = "all 2 results are equal; temperature and top-p make them differ"
+    cold = GenerateOptions(temperature=0.0, max_tokens=4)
+    for task in ("image", "text", "document"):
+        made = kit.generate("a zebra", task=task, n=2, options=cold)  # type: ignore[arg-type]
+        assert [each.warnings for each in made] == [(unseen, equal)] * 2
+    assert kit.generate("a zebra", task="text", options=cold)[0].warnings == (unseen,)
+    assert not any(each.warnings for each in kit.generate("an apple", n=2))
+    filled = kit.infill(Page.parse(b"<p>a zebra <mask></p>"), variants=2, options=cold)
+    assert [each.warnings for each in filled] == [(unseen, equal)] * 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

@@ -197,6 +197,26 @@ def test_marks_stand_only_where_an_element_may() -> None:
     assert copy.endswith("<title>ab</title><cm3kit-new>cd</cm3kit-new>")
 
 
+def test_open_gaps_are_visible_of_every_kind() -> None:
+    page = (
+        b'<head><meta name=x content="<mask>"><title><mask></title></head><p>a <mask choices="b|c"></p>'
+        b'<p title="<mask>">d</p><img alt="<mask>" src=e.png><img alt="<mask>" src="<mask>"><select title="<mask>">'
+    )
+    copy = display(page)
+    body = copy[copy.index("<p>") :]
+    # A picture is a square that takes no clicks, an attribute a chip with its name; in the head nothing is put.
+    assert (
+        body.count("data:image/svg+xml;base64,") == 1
+        and '<img alt="<mask>" data-cm3kit-gap="" src="data:' in body
+    )
+    assert '<p title="<mask>"><cm3kit-gap data-of="title"></cm3kit-gap>d' in body
+    assert body.count('><cm3kit-gap data-of="alt"></cm3kit-gap>') == 2 and body.endswith(
+        '<select title="<mask>">'
+    )
+    assert "<cm3kit-gap" not in copy[: copy.index("<p>")].partition("</style>")[2]
+    assert "cm3kit-gap" not in display(b"<p title=x>no gap</p><img src=x>")
+
+
 def test_a_folder_without_a_run_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["show", "report", str(tmp_path)]) == 1
     (tmp_path / "manifest.jsonl").write_text('{"path": "gone.png"}\n{"error": "x"}\n{torn')

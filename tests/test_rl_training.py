@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from toys import toy
 
+from cm3kit.fill.finding import local
 from cm3kit.fill.kit import GenerateOptions, load
 from cm3kit.models.lora import LoraSettings
 from cm3kit.publish import newest
@@ -23,6 +24,7 @@ from cm3kit.training.rl.losses import LossSettings
 from cm3kit.training.rl.recipe import RLRecipe
 from cm3kit.training.rl.rewards import RewardSettings, Sample, reward
 from cm3kit.training.rl.task import RLTask
+from cm3kit.training.run import keep
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
 torch.set_num_threads(1)
@@ -223,7 +225,12 @@ def test_products_may_be_in_bf16(tmp_path: Path, estimator: str) -> None:
 def test_what_comes_out_is_a_model_folder(tmp_path: Path) -> None:
     made = recipe(tmp_path, "trajectory", {"steps": 2, "preview_every": 2}, previews=2)
     trained(made, tmp_path / "run")
-    kit = load(tmp_path / "run/final")
+    keep(made, tmp_path / "run")  # as the command does
+    kit = load(tmp_path / "run")  # which is the model in final/
+    assert kit.parts.folder == tmp_path / "run/final" and kit.parts.name == "run"
+    assert [each.line for each in local(tmp_path) if each.path == "run"] == [
+        "run (run of a model by rewards, finished)"
+    ]
     before = load(toy())
     assert kit.parts.defaults == before.parts.defaults and kit.text.sha256 == before.text.sha256
     drawn = kit.generate(WORDS[0], options=GenerateOptions(decoder="diffusion", temperature=1.0))
@@ -324,7 +331,7 @@ def test_held_out_prompts_are_tried_at_temperature_0(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'causal' is of the decoder 'cm3'"):
+    with pytest.raises(ConfigError, match="'causal' is for the decoder 'cm3'"):
         RLTask(recipe(tmp_path, {"name": "causal"}, sampling={"decoder": "diffusion"}))
     for wrong, told in (
         ({"group": 3}, "no multiple of group"), ({"rewards": []}, "at least 1"),
@@ -332,6 +339,8 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
             recipe(tmp_path, **wrong)
+    with pytest.raises(ValueError, match="leave shard or lora out"):
+        recipe(tmp_path, loop={"shard": True}, lora=LoraSettings(rank=4))
     with pytest.raises(ValueError, match="workers"):
         recipe(tmp_path, loop={"workers": 2})
     made = recipe(tmp_path)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toys import toy_decoder, toy_image, toy_text
+from toys import toy_decoder, toy_image, toy_text, zebras
 
 import cm3kit
 from cm3kit.batch import processes, store
@@ -33,7 +33,8 @@ from cm3kit.batch.processes import launched, part, run_processes
 from cm3kit.batch.ray import Sample
 from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
-from cm3kit.batch.store import claim, overlap, read_lines
+from cm3kit.batch.store import read_lines
+from cm3kit.claims import claim, overlap
 from cm3kit.decoders.kernels import TILE, _packed, in_tiles
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.batching import Order
@@ -688,6 +689,61 @@ def test_the_command_says_what_is_missing(folder: Path, tmp_path: Path, capsys: 
     assert len(list((tmp_path / "new").glob("*.txt"))) == 3
     assert command([*line, "--traj", "x"]) == 2
     assert command(["sample", "status", str(tmp_path)]) == 1
+
+
+def test_rows_whose_outputs_are_equal_say_so_in_the_manifest(
+    kit: Kit, folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often the run was interrupted, and in however many shards."""
+    rows = [{"prompt": "red apple", "n": 3}, {"prompt": "pear", "n": 2, "temperature": 2.0, "max_tokens": 40}]
+    rows += [{"prompt": "book"}, {"html": PAGE, "n": 2, "task": "infill"}]
+    path, cold = write(tmp_path / "rows.jsonl", rows), GenerateOptions(max_tokens=3, temperature=0.0)
+    found = run(job_of(path, tmp_path / "whole", folder, options=cold))
+    assert (found["done"], found["warned"]) == (8, 5)
+    made = read_lines(tmp_path / "whole")
+    assert {key[0] for key, line in made.items() if line.get("warnings")} == {0, 3}
+    assert made[0, 2]["warnings"][0].startswith("all 3 results are equal")
+    parts = job_of(path, tmp_path / "parts", folder, options=cold)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "cm3kit.batch.equal.remarked", lambda lines, counts: []
+        )  # as if it had died just before
+        run(parts, How(shard=(0, 2)))
+    run(parts, How(shard=(1, 2)))
+    run(parts)
+    for each in (parts.output, tmp_path / "whole"):
+        assert merge(each)["warned"] == 5
+    assert len({(each / "manifest.jsonl").read_bytes() for each in (parts.output, tmp_path / "whole")}) == 1
+    assert command(["sample", "status", str(parts.output)]) == 0
+    assert "8 of 8 outputs are there, 5 with warnings" in capsys.readouterr().out
+
+
+def test_words_that_were_never_seen_are_told_in_the_manifest(
+    kit: Kit, folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cm3kit.fill.remarks.unknown_words", zebras)
+    rows = [{"prompt": "red zebra"}, {"prompt": "red apple"}, {"html": "<p>a zebra <mask></p>"}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    line = [
+        "sample",
+        "run",
+        str(path),
+        "-m",
+        str(folder),
+        "--task",
+        "text",
+        "--max-tokens",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    assert command([*line, "-o", str(tmp_path / "out")]) == 0
+    assert "3 of 3 outputs are there, 2 with warnings" in capsys.readouterr().err
+    said = {key[0]: each.get("warnings") for key, each in read_lines(tmp_path / "out").items()}
+    assert said[1] is None
+    assert said[0] == said[2] == ["toy has never seen the words 'zebra': what it makes of them is a guess"]
+    assert command([*line, "-o", str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_the_keys_of_shards_are_all_keys(folder: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import browser as browsers
 import pytest
 from PIL import Image
-from toys import toy
+from toys import toy, zebras
 
 import cm3kit
 from cm3kit.provenance.recipes import read_recipe
@@ -233,6 +233,20 @@ def test_images_have_openais_shape_and_carry_their_recipe(
     assert [each.verdict for each in ModelCache(str(model), "cpu").check([path])] == ["same"]
     assert client.post("/v1/images/generations", json={**body, "size": "512x512"}).status_code == 400
     assert client.get("/v1/models").json()["data"][0]["id"] == "toy"
+
+
+def test_answers_say_what_is_remarkable(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cm3kit.fill.remarks.unknown_words", zebras)
+    unseen = "toy has never seen the words 'zebra': what it makes of them is a guess"
+    equal = "all 2 results are equal; temperature and top-p make them differ"
+    cold = {"temperature": 0, "max_tokens": 4}
+    told = infilled(client, html="<p>a zebra <mask></p>", variants=2, options=cold)
+    assert told["warnings"] == [unseen, equal]
+    body = {"prompt": "<p>a zebra ", "n": 2, **cold}
+    assert client.post("/v1/completions", json=body).json()["warnings"] == [unseen, equal]
+    body = {"prompt": "zebra", "n": 2, "options": {"temperature": 0}}
+    assert client.post("/v1/images/generations", json=body).json()["warnings"] == [unseen, equal]
+    assert "warnings" not in client.post("/v1/images/generations", json={"prompt": "apple", "n": 2}).json()
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,19 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     assert not (tmp_path / "model").exists()
 
 
+def test_several_processes_are_refused_in_one_line(tmp_path: Path, capsys: Capture) -> None:
+    assert (
+        run(["train", "all", str(tmp_path), "-o", str(tmp_path / "model"), "--num-processes", "2", "-q"]) == 2
+    )
+    out, err = capsys.readouterr()
+    assert (
+        out == ""
+        and err.count("\n") == 1
+        and "trains in one process" in err
+        and not (tmp_path / "model").exists()
+    )
+
+
 def test_a_large_picture_among_others_is_no_trouble(tmp_path: Path) -> None:
     folder = make_pages(tmp_path / "pages")
     Image.new("1", (8000, 8000)).save(folder / "0.png")

@@ -10,6 +10,7 @@ import typer
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, one_line, progress
 from cm3kit_cli.tokenizing import Batch, Precision, Search, Tokenizer
+from cm3kit_cli.train_all import INCOMPLETE
 
 app = typer.Typer(name="eval", help="Measure a model.")
 
@@ -82,7 +83,7 @@ def of_model(
         data, model, split=split, limit=limit, rounds=rounds, rows=rows, seed=seed, device=device, style=style,
         warn=warnings.append,
     )  # fmt: skip
-    for line in warnings:
+    for line in () if quiet else warnings:
         typer.echo(f"note: {line}", err=True)
     width = max(map(len, told))
     lines = tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items())
@@ -95,7 +96,7 @@ def of_tasks(
         list[str],
         typer.Argument(
             metavar="TASK...",
-            help="entity-disambiguation, summarise, caption, infill, draw, or a YAML file of your own.",
+            help="entity-disambiguation, entity-linking, summarise, caption, infill, draw, or a YAML file of your own.",
         ),
     ],
     model: options.Model = None,
@@ -111,6 +112,9 @@ def of_tasks(
             "--output", "-o", metavar="DIR", help="Keep rows and results here; the same command resumes."
         ),
     ] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="i/n", help="Only the rows i, i+n, i+2n, …, into the same -o.")
+    ] = "0/1",
     decoder: Annotated[str | None, typer.Option(help="The decoder to use: cm3 or diffusion.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling.")] = 0,
     device: options.Device = "auto",
@@ -122,17 +126,19 @@ def of_tasks(
     from cm3kit.evaluation.task_files import load_task
     from cm3kit.evaluation.task_run import RunHow, run_task, table
     from cm3kit.fill.kit import load
+    from cm3kit.web.runner import shard_of
 
     tasks = [load_task(name) for name in names]
     kit, found, warnings = load(model, device=device), [], list[str]()
-    how = RunHow(data, limit, output, seed, {"decoder": decoder})
+    how = RunHow(data, limit, output, seed, {"decoder": decoder}, shard_of(shard))
     for task in tasks:
         with progress(task.name, quiet) as watch:
             found.append(run_task(kit, task, how, watch, warnings.append))
-    for line in warnings:
+    for line in () if quiet else warnings:
         typer.echo(f"warning: {one_line(line)}", err=True)
     lines = [line for number, each in enumerate(found) for line in (*([""] if number else []), *table(each))]
-    return Reply({"tasks": found}, tuple(lines), warnings=tuple(warnings))
+    status = INCOMPLETE if any(each.get("missing") for each in found) else 0
+    return Reply({"tasks": found}, tuple(lines), warnings=tuple(warnings), status=status)
 
 
 def _shown(value: float) -> str:

@@ -89,7 +89,7 @@ def infill(
     if not quiet and not as_json:
         for line in (*_notes(saved), *notes(saved)):
             typer.echo(line, err=True)
-    for line in saved.warnings:
+    for line in () if quiet else saved.warnings:
         typer.echo(f"warning: {one_line(line)}", err=True)
     return _reply(saved, chosen)
 

@@ -123,7 +123,7 @@ Report = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings on standard error.")]
 Verbose = Annotated[
     bool,
     typer.Option("--verbose", "-v", help="Also hashes, and the traceback of an unexpected failure."),

@@ -162,7 +162,8 @@ def export(
 
 def _counts(found: Mapping[str, Any]) -> str:
     told = f"{found['done']} of {found['outputs']} outputs are there"
-    return told + "".join(f", {found[name]} {name}" for name in ("failed", "missing") if found[name])
+    told += "".join(f", {found[name]} {name}" for name in ("failed", "missing") if found[name])
+    return told + (f", {found['warned']} with warnings (see manifest.jsonl)" if found.get("warned") else "")
 
 
 def _status(found: Mapping[str, Any]) -> int:

@@ -102,6 +102,8 @@ def score(
             pmi=pmi, method=method, rounds=rounds, options=chosen, watch=watch,
         )  # fmt: skip
     shown = [each.shown for each in given] if given is not None else [{}]
+    for line in () if quiet else dict.fromkeys(line for each in found for line in each.warnings):
+        typer.echo(f"warning: {one_line(line)}", err=True)
     return _reply(found, shown, pmi, chosen.decoder or kit.parts.defaults.decoders[0])
 
 
@@ -111,8 +113,6 @@ def _reply(found: Sequence[Score], shown: Sequence[Mapping[str, str]], pmi: bool
         for number, (each, answer) in enumerate(zip(found, shown, strict=True))
     ]
     warnings = tuple(dict.fromkeys(line for each in found for line in each.warnings))
-    for line in warnings:
-        typer.echo(f"warning: {one_line(line)}", err=True)
     key = "pmi" if pmi else "logprob"
     ranked = sorted(rows, key=lambda row: -row[key])
     lines = tuple("\t".join((f"{row[key]:.4f}", *_column(row), _told(row["answer"]))) for row in ranked)

@@ -50,6 +50,9 @@ def train_all(
             help="A setting of a stage: data, text, image, pack or decoder; repeatable.",
         ),
     ] = None,
+    num_processes: Annotated[
+        int, typer.Option("--num-processes", metavar="N", help="1: all stages train in one process.")
+    ] = 1,
     clean: Annotated[bool, typer.Option("--clean", help="Remove the runs of the finished model.")] = False,
     device: options.Device = "auto",
     as_json: options.Json = False,
@@ -62,6 +65,7 @@ def train_all(
 
     Example: cm3kit train all site/ -o my-model --budget 30min
     """
+    _check(num_processes, output)
     from cm3kit.pipeline import Request
     from cm3kit.quantities import read_duration
 
@@ -70,6 +74,16 @@ def train_all(
         pages, output, preset, seconds, decoder, text, image, source, tuple(overrides or ()), device
     )
     return _train(asked, plan, clean, quiet)
+
+
+def _check(num_processes: int, output: Path) -> None:
+    """Refuse several processes, which stages by themselves can have."""
+    if num_processes != 1:
+        raise typer.BadParameter(
+            f"--num-processes {num_processes}: train all trains in one process; leave it out, or train a stage again by"
+            f" its recipe: cm3kit train cm3 -c {output}/.runs/recipes/decoder-cm3.yaml -o RUN --num-processes"
+            f" {num_processes}"
+        )
 
 
 def _train(asked: Request, plan: bool, clean: bool, quiet: bool) -> Reply:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cm3kit
 from cm3kit import images, json_lines
 from cm3kit.batch.companions import beside, companions
-from cm3kit.fill import remarks
+from cm3kit.fill import equality, remarks
 from cm3kit.fill.constraints import pinned
 from cm3kit.fill.fillers import Progress, Task, Trace
 from cm3kit.fill.prompts import Prompt
@@ -144,9 +144,9 @@ def generate(
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
     written = [(result.trace, record) for result, record in made]
     saved = _save(planned, files, samples, record, extra, job.where, kit, written)
-    plain = [remarks.content(result) for result, _ in made]
+    plain = [equality.content(result) for result, _ in made]
     rows_of = [plain[at : at + job.n] for at in range(0, count, job.n)]
-    said = [*remarks.unknown(kit, [each.content for each in job.prompts]), *remarks.equal(rows_of)]
+    said = [*remarks.unknown(kit, [each.content for each in job.prompts]), *equality.equal(rows_of)]
     return replace(saved, warnings=tuple(said))
 
 
@@ -202,7 +202,7 @@ def infill(
     samples = [variant(each, job.page if told else None, kept_in) for each in filled]
     record = {"run_id": planned.run_id, **how, "page": job.name, "variants": job.variants, "seed": job.seed}
     before = job.page.data
-    warnings = list(filled[0].warnings)
+    warnings = equality.joined(filled)
     extra = []
     if planned.report is not None:
         sources = [each.get("source") or {} for each in samples]
@@ -224,7 +224,7 @@ def infill(
         (each.trace, {**how, "page": job.name, "seed": each.seed, "index": each.index}) for each in filled
     ]
     saved = _save(planned, pages, samples, record, extra, job.where, kit, written, text)
-    return replace(saved, warnings=(*warnings, *remarks.equal([pages])))
+    return replace(saved, warnings=tuple(warnings))
 
 
 def _kept(path: Path, content: bytes, where: Where) -> bool:

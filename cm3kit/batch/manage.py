@@ -8,7 +8,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cm3kit.batch.store import MANIFEST, Key, Line, begin, claim, held, manifests, read_job, read_lines
+from cm3kit.batch.store import (
+    MANIFEST,
+    Key,
+    Line,
+    begin,
+    counted,
+    fuller,
+    manifests,
+    read_job,
+    read_lines,
+)
+from cm3kit.claims import claim, held
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import write_atomic, write_group
 from cm3kit_tokenizers.errors import DataError
@@ -18,12 +29,11 @@ GROUP = 64
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed` and `missing`."""
-    job, statuses = read_job(folder), [line["status"] for line in read_lines(folder).values()]
-    done = statuses.count("ok")
+    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed`, `missing`, and with warnings."""
+    job, lines = read_job(folder), read_lines(folder)
     return {
-        "folder": folder, "seed": job["seed"], "outputs": job["outputs"], "done": done,
-        "failed": len(statuses) - done, "missing": job["outputs"] - len(statuses),
+        "folder": folder, "seed": job["seed"], "outputs": job["outputs"], **counted(lines.values()),
+        "missing": job["outputs"] - len(lines),
     }  # fmt: skip
 
 
@@ -84,7 +94,9 @@ def merge(folder: Path, others: tuple[Path, ...] = (), warn: Warn = lambda line:
                 known = lines.get(key)
                 if known is None or known["status"] != "ok":
                     lines[key] = line
-                elif line["status"] == "ok" and line["sha256"] != known["sha256"]:
+                elif line["status"] == "ok" and line["sha256"] == known["sha256"]:
+                    lines[key] = fuller(known, line)
+                elif line["status"] == "ok":
                     warn(
                         f"output {key[1]} of row {key[0]} differs between {folder} and {other}; the first is kept"
                     )

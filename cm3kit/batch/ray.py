@@ -21,7 +21,7 @@ from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 
 class Sample:
-    """Adds to rows with `prompt` (and `id`, `seed`) the columns `content`, `suffix`, `logprob` and `error`.
+    """Adds to rows with `prompt` (and `id`, `seed`) the columns `content`, `suffix`, `logprob`, `error` and `warnings`.
 
     Outputs equal those of `sample run` with the same run seed, except for embedded metadata. With `ray.data`'s
     `CheckpointConfig(id_column="id", …)` a job can be resumed.
@@ -47,7 +47,7 @@ class Sample:
         made = {order.key: result for order, result in self._kit.sample(self._orders(batch))}
         found = [self._told(made[place]) for place in range(len(batch["prompt"]))]
         columns = zip(*found, strict=True)
-        names = ("content", "suffix", "logprob", "error")
+        names = ("content", "suffix", "logprob", "error", "warnings")
         return {**batch, **{name: np.array(each, object) for name, each in zip(names, columns, strict=True)}}
 
     def _orders(self, batch: Mapping[str, Any]) -> list[Order]:
@@ -62,10 +62,10 @@ class Sample:
             for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]  # fmt: skip
 
-    def _told(self, made: Any) -> tuple[bytes, str, float, str]:
+    def _told(self, made: Any) -> tuple[bytes, str, float, str, str]:
         if isinstance(made, Exception):
             text = str(made) if isinstance(made, Cm3kitError) else f"{type(made).__name__}: {made}"
-            return b"", "", 0.0, text
+            return b"", "", 0.0, text, ""
         assert not isinstance(made, Filled)
         place = {"seed": made.seed, "index": made.index, "task": self._task, "model": self._kit.parts.name}
-        return encode(made, place), SUFFIXES[self._task], made.logprob, ""
+        return encode(made, place), SUFFIXES[self._task], made.logprob, "", "\n".join(made.warnings)

@@ -13,12 +13,14 @@ from typing import Any
 
 import cm3kit
 from cm3kit import json_lines
+from cm3kit.batch import equal
 from cm3kit.batch.choice import Choice, Selector
 from cm3kit.batch.commands import SUFFIXES
 from cm3kit.batch.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.batch.rows import Row, Rows, options_of
 from cm3kit.batch.signals import Signals
-from cm3kit.batch.store import Key, Made, Store, claim, file_name, read_lines
+from cm3kit.batch.store import Key, Made, Store, file_name, read_lines
+from cm3kit.claims import claim
 from cm3kit.fill.batching import Order
 from cm3kit.fill.constraints import pinned
 from cm3kit.fill.kit import Filled, Kit, Result
@@ -48,7 +50,8 @@ def run(
     """Sample the missing outputs.
 
     Returns:
-        For the shard: how many outputs are `done`, `failed` and `missing`; the run's `seed`, and the folder.
+        For the shard: how many outputs are `done`, `failed` and `missing`, and how many have warnings in the manifest
+        (`warned`); the run's `seed`, and the folder.
 
     Raises:
         ConfigError: the folder belongs to another job, or an option is invalid.
@@ -102,7 +105,16 @@ class _Run:
             self._log(kit)
             with closing(Store(self._job.output, self._how.shard)) as self._store:
                 self._make(kit, selector)
+        self._remark()
         return tally(self._job, self._rows, self._how.shard)
+
+    def _remark(self) -> None:
+        """Put a warning on the lines of rows whose outputs are all equal."""
+        counts = ((row.number, count(row, self._job)) for row in self._mine)
+        made = [*equal.remarked(read_lines(self._job.output), counts)]
+        if made:
+            with closing(Store(self._job.output, self._how.shard)) as store:
+                store.commit(made)
 
     def _make(self, kit: Kit, selector: Selector | None) -> None:
         waiting: dict[Key, list[tuple[Order, Result | Filled | Exception]]] = {}
@@ -225,8 +237,9 @@ class _Run:
             record = {**self._record(kit, order), **prompt, "id": row.id, **place} if shown else None
             suffix, content = SUFFIXES[order.task], encode(made, record)
             told = {"seed": made.seed, **outcome(made)}
-        line = {**said, **prompt, **told, "index": key[1], "sample": made.index, **why, **given, **carried}
-        self._take(key, Made(line, suffix, content), "ok")
+        several = {equal.CONTENT: equal.fingerprint(made)} if count(row, self._job) > 1 else {}
+        line = {**said, **prompt, **told, "index": key[1], "sample": made.index, **several, **why, **given}
+        self._take(key, Made({**line, **carried}, suffix, content), "ok")
 
     def _fail(self, row: Row, indices: Sequence[int], error: Exception) -> None:
         code = error.code if isinstance(error, Cm3kitError) else "internal"

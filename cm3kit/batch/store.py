@@ -11,18 +11,16 @@ Lines hold no time and process id, so that an interrupted run ends with the same
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
 from typing import Any
 
+from cm3kit.claims import Shard
 from cm3kit.decode_options import under_new_names
 from cm3kit.json_lines import append, dump_json, objects
 from cm3kit.publish import sweep, write_atomic, write_group
@@ -32,9 +30,6 @@ MANIFEST = "manifest.jsonl"
 JOB = "job.json"
 FILES = "files"
 SUFFIXES = (".png", ".txt", ".html")
-_LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
-
-Shard = tuple[int, int]
 Key = tuple[int, int]
 """Number of a row, and index of its output."""
 Line = Mapping[str, Any]
@@ -79,8 +74,23 @@ def read_lines(folder: Path) -> dict[Key, Line]:
                     _check(line, key, path)
                     # A failure that another shard has retried successfully is ignored.
                     if line["status"] == "ok" or found.get(key, line)["status"] != "ok":
-                        found[key] = line
+                        found[key] = fuller(found.get(key), line)
     return found
+
+
+def fuller(known: Line | None, line: Line) -> Line:
+    """Of two lines for one output the later one, or of two for the same file that with more warnings."""
+    if known is not None and known.get("sha256") == line.get("sha256"):
+        return max(line, known, key=lambda each: len(each.get("warnings", ())))
+    return line
+
+
+def counted(lines: Iterable[Line]) -> dict[str, int]:
+    """How many of some lines are `done`, have `failed`, and have warnings (`warned`)."""
+    lines = [*lines]
+    done = sum(line["status"] == "ok" for line in lines)
+    warned = sum(bool(line.get("warnings")) for line in lines)
+    return {"done": done, "failed": len(lines) - done, "warned": warned}
 
 
 def _check(line: Line, key: Key, manifest: Path) -> None:
@@ -91,6 +101,8 @@ def _check(line: Line, key: Key, manifest: Path) -> None:
     """
     if min(key) < 0 or line["status"] not in ("ok", "error"):
         raise KeyError("status")
+    if not isinstance(line.get("warnings", []), list):
+        raise TypeError("warnings")
     if line["status"] == "error":
         line["code"], line["error"]
         return
@@ -155,57 +167,6 @@ def begin(folder: Path, said: Mapping[str, Any]) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def overlap(first: Shard, second: Shard) -> bool:
-    """Whether two shards have a row in common (Chinese remainder theorem)."""
-    return (first[0] - second[0]) % gcd(first[1], second[1]) == 0
-
-
-def held(folder: Path) -> list[Shard]:
-    """Shards that are locked by a process."""
-    found = []
-    for path in sorted(folder.glob(".lock-*-of-*")):
-        if (match := _LOCK.fullmatch(path.name)) and not _free(path):
-            found.append((int(match[1]), int(match[2])))
-    return found
-
-
-def _free(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-@contextmanager
-def claim(folder: Path, shard: Shard) -> Iterator[None]:
-    """Lock a shard of a folder; the lock ends with the process.
-
-    Raises:
-        OutputError: another process has some of its rows (`in_use`).
-    """
-    with (folder / ".lock").open("ab") as guard:
-        fcntl.flock(guard, fcntl.LOCK_EX)
-        taken = [each for each in held(folder) if overlap(each, shard)]
-        if taken:
-            raise OutputError(
-                f"{folder}: a process is running shard {taken[0][0]}/{taken[0][1]}, which has rows in common"
-                f" with {shard[0]}/{shard[1]}; wait for it, or join as another shard of {taken[0][1]}.",
-                code="in_use",
-            )
-        mine = (folder / f".lock-{shard[0]}-of-{shard[1]}").open("ab")
-        fcntl.flock(mine, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            Path(mine.name).unlink()
-        mine.close()
 
 
 class Store:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from cm3kit.publish import write_atomic
@@ -47,9 +48,16 @@ def unknown_words(folder: Path, prompt: str) -> list[str]:
 
     None where the folder does not say which words there are, or not all of them.
     """
+    path = folder / NAME
     try:
-        first, *known = (folder / NAME).read_text(encoding="utf-8").split("\n")
+        words = _known(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return []
-    words = set(known) if first == ALL else None
     return [] if words is None else [word for word in dict.fromkeys(words_of(prompt)) if word not in words]
+
+
+@lru_cache(maxsize=8)
+def _known(path: Path, changed: int) -> frozenset[str] | None:
+    """The words of a file as it is since `changed`; None where it does not have all."""
+    first, *known = path.read_text(encoding="utf-8").split("\n")
+    return frozenset(known) if first == ALL else None

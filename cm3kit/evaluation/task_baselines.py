@@ -76,7 +76,7 @@ def suffix_candidates(data: TaskData) -> Answerer:
 
     def answer(row: TaskRow) -> Prediction:
         mention = _field(data, row, "mention").removesuffix("()")
-        ending = [each for each in row.candidates or () if each.endswith(mention)]
+        ending = [each for each in row.named if each.endswith(mention)]
         best = min(ending, key=lambda each: (len(each), each), default=None)
         return Prediction(choices={} if best is None else {best: 1.0})
 

@@ -52,6 +52,27 @@ def choice(data: TaskData) -> Judge:
     return judge
 
 
+@metric("linking")
+def linking(data: TaskData) -> Judge:
+    """accuracy of titles that are written; the same where several end in the mention, and where no known row has the
+    title; micro_f1, in which a row without an answer lowers recall alone.
+    """
+    known = {row.right for row in data.known}
+
+    def judge(row: TaskRow, answer: Prediction) -> dict[str, Ratio]:
+        choices = {answer.text: 1.0} if answer.text else answer.choices
+        hit, told = choices.get(row.right, 0.0), sum(choices.values())
+        several, new = float(len(row.named) > 1), float(row.right not in known)
+        return {
+            "accuracy": (hit, 1.0),
+            "accuracy_ambiguous": (hit * several, several),
+            "accuracy_unseen": (hit * new, new),
+            "micro_f1": (2 * hit, told + 1.0),
+        }
+
+    return judge
+
+
 @metric("words")
 def words(data: TaskData) -> Judge:
     """exact, and similarity: 1 - Levenshtein distance in characters / the longer length; case and ends do not count."""

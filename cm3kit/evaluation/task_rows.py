@@ -46,6 +46,12 @@ class TaskRow:
         """The page with its gap."""
         return self.parse()
 
+    @property
+    def named(self) -> Sequence[str]:
+        """Answers that it may have by the file, whether they are to be chosen from or not."""
+        given = self.fields.get("candidates", ()) if self.candidates is None else self.candidates
+        return tuple(map(str, given)) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+
 
 @dataclass(frozen=True)
 class TaskData:

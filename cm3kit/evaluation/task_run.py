@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cm3kit.claims import Shard
 from cm3kit.evaluation.bootstrap import bootstrap, ratios_of
 from cm3kit.evaluation.task_baselines import baseline
 from cm3kit.evaluation.task_files import Task
@@ -16,7 +17,7 @@ from cm3kit.evaluation.task_rows import TaskData, TaskRow, read_data
 from cm3kit.evaluation.task_store import RowStore, row_store
 from cm3kit.fill.batching import Order
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
-from cm3kit_tokenizers.errors import Cm3kitError, stops
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, stops
 
 Progress = Callable[[int, int], None]
 Warn = Callable[[str], None]
@@ -33,6 +34,8 @@ class RunHow:
         output: a folder for the run, in which the same call goes on; None keeps nothing.
         seed: of what is drawn while decoding.
         options: of decoding, over those of the task.
+        shard: (i, n): the model is asked only the rows i, i + n, i + 2n, … of those chosen; for several processes or
+            machines with one `output`.
     """
 
     data: Path | None = None
@@ -40,6 +43,7 @@ class RunHow:
     output: Path | None = None
     seed: int = 0
     options: Mapping[str, Any] | None = None
+    shard: Shard = (0, 1)
 
 
 def run_task(
@@ -48,13 +52,18 @@ def run_task(
 ) -> dict[str, Any]:  # fmt: skip
     """Figures of a model and of the baselines on one and the same rows.
 
-    A row that the model cannot be asked counts as one that it got wrong, and is counted as `failed`.
+    A row that the model cannot be asked counts as one that it got wrong, and is counted as `failed`. Of a shard
+    there are figures once the rows of the others are there too; before, `missing` tells how many are not.
 
     Raises:
         ConfigError: the task or an option is wrong, or `output` was begun for something else.
         DataError: the data are missing or wrong. OutputError: `output` cannot be written.
     """
     how = how or RunHow()
+    if how.shard[1] > 1 and how.output is None:
+        raise ConfigError(
+            "shards meet in a folder; give one that all of them write to (-o).", code="bad_value"
+        )
     options = task.options(how.options or {})
     data = read_data(task, how.data, how.limit)
     if data.skipped:
@@ -63,10 +72,14 @@ def run_task(
     judge = metric[task.spec.metric](data)
     answerers = {name: baseline[name](data) for name in task.spec.baselines}
     job = _job(kit, data, how, options)
-    with row_store(how.output / task.name if how.output else None, job) as store:
+    with row_store(how.output / task.name if how.output else None, job, how.shard) as store:
         if store.lines:
             warn(f"{task.name}: {len(store.lines)} of {len(data.rows)} rows are there already")
-        _ask(kit, data, judge, store, options, how.seed, progress)
+        mine = data.rows[how.shard[0] :: how.shard[1]]
+        _ask(kit, data, mine, judge, store, options, how.seed, progress)
+        store.look()
+        if missing := sum(row.number not in store.lines for row in data.rows):
+            return {**_told(data), "missing": missing, "job": job}
         systems = {"model": [store.lines[row.number]["figures"] for row in data.rows]}
         for name, answer in answerers.items():
             systems[name] = [judge(row, answer(row)) for row in data.rows]
@@ -103,12 +116,13 @@ def _job(kit: Kit, data: TaskData, how: RunHow, options: GenerateOptions) -> dic
 
 
 def _ask(
-    kit: Kit, data: TaskData, judge: Judge, store: RowStore, options: GenerateOptions, seed: int, progress: Progress
+    kit: Kit, data: TaskData, rows: Sequence[TaskRow], judge: Judge, store: RowStore, options: GenerateOptions,
+    seed: int, progress: Progress,
 ) -> None:  # fmt: skip
-    """Put the rows that are not there yet to the model."""
-    left = [row for row in data.rows if row.number not in store.lines]
-    done = len(data.rows) - len(left)
-    progress(done, len(data.rows))
+    """Put those of some rows that are not there yet to the model."""
+    left = [row for row in rows if row.number not in store.lines]
+    done = len(rows) - len(left)
+    progress(done, len(rows))
     chooses = data.task.spec.candidates
     found = _chosen(kit, data, left, options) if chooses else _written(kit, left, options, seed)
     for row, answer in found:
@@ -121,7 +135,7 @@ def _ask(
             line = {"figures": judge(row, answer), "right": row.right, **answer.told}
         store.add(row.number, line)
         done += 1
-        progress(done, len(data.rows))
+        progress(done, len(rows))
 
 
 def _chosen(
@@ -180,7 +194,8 @@ def _prediction(kit: Kit, made: Filled) -> Prediction:
     gap = made.gaps[0]
     if gap.kind != "image":
         told = {"text": gap.text, "logprob": gap.logprob, "ended": gap.ended}
-        return Prediction(text=gap.text, told=told)
+        # What was cut before it could keep to its constraint is no answer.
+        return Prediction(text=None if gap.satisfied is False else gap.text, told=told)
     codes = kit.codes([id for key in sorted(made.answers) for id in made.answers[key]])
     return Prediction(picture=kit.pictures([codes])[0], told={"codes": codes, "logprob": gap.logprob})
 
@@ -205,14 +220,25 @@ def _figures(data: TaskData, systems: Mapping[str, Sequence[Mapping[str, Any]]])
         if system != "model"
     }
     return {
-        "task": data.task.name, "about": data.task.spec.about, "rows": len(data.rows), "groups": len(set(groups)),
+        **_told(data),
         "interval": f"95 %, percentiles of {DRAWS} resamples of groups ({data.task.spec.group}), seed 0",
         "figures": figures, "model_minus": above,
     }  # fmt: skip
 
 
+def _told(data: TaskData) -> dict[str, Any]:
+    groups = {row.group for row in data.rows}
+    spec = data.task.spec
+    return {"task": data.task.name, "about": spec.about, "rows": len(data.rows), "groups": len(groups)}
+
+
 def table(results: Mapping[str, Any]) -> list[str]:
     """Results as lines of text."""
+    if missing := results.get("missing"):
+        there = results["rows"] - missing
+        return [
+            f"{results['task']}: {there} of {results['rows']} rows are there; figures come with the last shard"
+        ]
     figures = results["figures"]
     names = list(figures["model"])
     head = f"{results['task']}: {results['about']} ({results['rows']} rows in {results['groups']} groups)"

@@ -1,20 +1,20 @@
 """The folder of a task's run: what it is for, a line for each row that was judged, and the results.
 
 job.json       model, data and task by their hashes, and settings
-rows.jsonl     a line for each row, added when it is judged
+rows.jsonl     a line for each row, added when it is judged; of one shard rows-00001-of-00004.jsonl
 results.json   figures, once all rows are there
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cm3kit.claims import Shard, claim
 from cm3kit.json_lines import append, dump_json, parse
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
@@ -35,6 +35,11 @@ class RowStore:
             data = f"{dump_json({'row': row, **line})}\n".encode("utf-8", "backslashreplace")
             append(self._file, self.folder or Path(), data)
 
+    def look(self) -> None:
+        """Take up what other shards have added meanwhile."""
+        if self.folder is not None:
+            self.lines |= _read(self.folder)
+
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write the results."""
         if self.folder is not None:
@@ -42,12 +47,12 @@ class RowStore:
 
 
 @contextmanager
-def row_store(folder: Path | None, job: Mapping[str, Any]) -> Iterator[RowStore]:
-    """The store of a job, with the lines that are there already.
+def row_store(folder: Path | None, job: Mapping[str, Any], shard: Shard = (0, 1)) -> Iterator[RowStore]:
+    """The store of a shard of a job, with the lines that are there already, also those of other shards.
 
     Raises:
         ConfigError: the folder was begun for another job (`bad_config`).
-        OutputError: it cannot be written, or another process works on it (`in_use`).
+        OutputError: it cannot be written, or another process works on some of its rows (`in_use`).
         DataError: a line is wrong (`bad_data`).
     """
     if folder is None:
@@ -55,34 +60,27 @@ def row_store(folder: Path | None, job: Mapping[str, Any]) -> Iterator[RowStore]
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be written: {error.strerror}; change -o.", code="cannot_write"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise OutputError(f"{folder}: another process works on it; wait for it.", code="in_use") from None
-    try:
+    with claim(folder, shard):
         _begin(folder, job)
-        lines = _read(folder / ROWS)
-        file = os.open(folder / ROWS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        mine = folder / (ROWS if shard[1] == 1 else f"rows-{shard[0]:05d}-of-{shard[1]:05d}.jsonl")
+        _mend(mine)
+        lines = _read(folder)
+        file = os.open(mine, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             yield RowStore(folder, lines, file)
         finally:
             os.close(file)
-    finally:
-        os.close(lock)
 
 
 def _begin(folder: Path, job: Mapping[str, Any]) -> None:
     now = json.loads(dump_json(job))
     path = folder / JOB
-    if not path.is_file():
-        write_atomic(path, f"{dump_json(job, indent=1)}\n".encode(), force=True)
-        return
+    with suppress(OutputError):  # another shard, or a run before, has begun it
+        write_atomic(path, f"{dump_json(job, indent=1)}\n".encode())
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(begun, dict):
@@ -96,21 +94,24 @@ def _begin(folder: Path, job: Mapping[str, Any]) -> None:
             )
 
 
-def _read(path: Path) -> dict[int, dict[str, Any]]:
-    """Lines by row; a torn last line is cut off."""
-    if not path.is_file():
-        return {}
+def _mend(path: Path) -> None:
+    """Cut a torn last line off."""
+    if path.is_file():
+        data = path.read_bytes()
+        if (end := data.rfind(b"\n") + 1) < len(data):
+            os.truncate(path, end)
+
+
+def _read(folder: Path) -> dict[int, dict[str, Any]]:
+    """Lines of all shards by row; one that is being written, or is torn, is left out."""
+    return {row: line for path in sorted(folder.glob("rows*.jsonl")) for row, line in _lines(path)}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.truncate(path, end)
-    found: dict[int, dict[str, Any]] = {}
-    for number, line in parse(data[:end]):
+    for number, line in parse(data[: data.rfind(b"\n") + 1]):
         try:
-            found[int(line["row"])] = {
-                **line,
-                "figures": {k: (float(a), float(b)) for k, (a, b) in line["figures"].items()},
-            }
+            figures = {k: (float(a), float(b)) for k, (a, b) in line["figures"].items()}
+            yield int(line["row"]), {**line, "figures": figures}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"line {number} of {path} is wrong; remove it.", code="bad_data") from error
-    return found

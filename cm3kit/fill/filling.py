@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from PIL import Image as Pillow
 
 from cm3kit.decoders.grammar.languages import refuse_unfit
+from cm3kit.fill import remarks
 from cm3kit.fill.constraints import constrained, specs_of_page
 from cm3kit.fill.fillers import Ids, LoadedModel, Progress, Trace
 from cm3kit.fill.layouts import put_in
@@ -46,7 +47,8 @@ class Filled:
     """A filled page and what was written; `trace` tells how, where that was done in place.
 
     `spans` is the byte range of `html` that each gap of the page has become; `warnings` are lines on what the gaps
-    were written without, and on what was left out. `answers` are the ids of each piece of each gap.
+    were written without, on what was left out, on words that the model's corpus does not have, and on variants that
+    are all equal. `answers` are the ids of each piece of each gap.
     """
 
     html: bytes
@@ -122,7 +124,10 @@ class PageFiller:
         chat = chosen_style(kit.parts.defaults, options) == "chat"
         bare = dict.fromkeys(self.leads, "") if chat else self.leads
         self.specs = specs_of_page(page, options.constrain or (), bare) if writes else {}
-        self._notes = self._check() if self.specs else ()
+        unseen = remarks.unknown(
+            kit, [each.content for each in nodes if isinstance(each, Text)] if writes else ()
+        )
+        self._notes = (*(self._check() if self.specs else ()), *unseen)
 
     def _check(self) -> tuple[str, ...]:
         """Refuse constraints that no answer can keep to, before anything is written; lines on what they leave out."""
@@ -176,7 +181,7 @@ class PageFiller:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Lines on what the model does not see of the page."""
+        """Lines on what the model does not see of the page, or never saw before."""
         return (*self._sight.warnings, *self._notes)
 
     def box_of(self, gap: PageGap) -> tuple[tuple[int, int], list[bool]]:

@@ -34,7 +34,8 @@ def available() -> list[str]:
 def find(name: str | Path | None) -> Path:
     """The folder of a model by name or path; unless given, `CM3KIT_MODEL` or the default.
 
-    The run of a decoder, or its `final/`, is the model that it makes with its tokenizers.
+    The run of a decoder, or its `final/`, is the model that it makes with its tokenizers; that of reinforcement
+    learning is its `final/`, which is a model already.
 
     Raises:
         ModelError: there is none (`unknown_model`), with the nearest name, or with what it lacks.
@@ -87,7 +88,7 @@ def model_of_run(run: Path) -> Path:
         OutputError: the model cannot be written.
     """
     kind = kind_of_run(run)
-    if kind != "decoder":
+    if kind not in ("decoder", "model by rewards"):
         raise ModelError(
             f"{run} is the run of {'an' if kind == 'image tokenizer' else 'a'} {kind}, which writes nothing by itself;"
             " name the run of a decoder that was trained on it.",
@@ -100,7 +101,7 @@ def model_of_run(run: Path) -> Path:
             " train command again, which goes on.",
             code="unknown_model",
         )
-    return assemble_run(run)
+    return assemble_run(run) if kind == "decoder" else run / FINAL
 
 
 def assemble_run(run: Path) -> Path:

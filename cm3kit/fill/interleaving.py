@@ -6,6 +6,7 @@ go on. It is the loop of Chameleon's own generator (chameleon/inference/chameleo
 
 from __future__ import annotations
 
+from cm3kit.fill import remarks
 from cm3kit.fill.batching import Order
 from cm3kit.fill.continuing import guided
 from cm3kit.fill.fillers import Ids, LoadedModel
@@ -99,7 +100,10 @@ class Interleaving:
         """See `Generation`."""
         kit, order = self._kit, self._order
         page = kit.page([each for each in kit.tokenizer.encode(self._nodes()) if isinstance(each, int)])
-        return Result("page", None, None, page, order.seed, order.index, self._logprob, self._ended)
+        said = remarks.unknown(kit, [order.prompt])
+        return Result(
+            "page", None, None, page, order.seed, order.index, self._logprob, self._ended, warnings=said
+        )
 
     def _nodes(self) -> list[Piece]:
         """The page: the prompt as its title, a paragraph for each line of words, a figure for each picture."""

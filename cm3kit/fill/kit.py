@@ -14,7 +14,7 @@ from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.languages import Languages
 from cm3kit.decoders.settings import DecoderName
 from cm3kit.devices import resolve_device
-from cm3kit.fill import task_pages
+from cm3kit.fill import equality, remarks, task_pages
 from cm3kit.fill.answers import Answer
 from cm3kit.fill.batching import Filling, Order, stream
 from cm3kit.fill.causal import CausalFiller
@@ -108,7 +108,7 @@ class Kit:
         orders = (Order(prompt, task, seed, index, options) for index in range(first, first + n))
         tasks = [self._task(order, ids) for order in orders]
         fill_together(filler, tasks, options, watch)
-        return [each.result() for each in tasks]
+        return equality.remarked([each.result() for each in tasks])
 
     def infill(
         self, page: Page, *, variants: int = 1, seed: int = 0,
@@ -120,7 +120,9 @@ class Kit:
             PageError: the page has no gap. PictureError: a picture with a missing region cannot be read.
             ConfigError: an option is out of range or of another decoder.
         """
-        return PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
+        return equality.remarked(
+            PageFiller(self, page, options or DEFAULT).fill(variants, seed, watch, first)
+        )
 
     def score(
         self, page: Page, answers: Sequence[Answer | Answers] | None = None, *, pmi: bool = False,
@@ -175,7 +177,7 @@ class Kit:
             return self._canvas(order.task, ids, options, seed, later=done > 0)
 
         def read(results: Sequence[DecoderResult]) -> Result:
-            return self._read(order.task, ids, results, order.seed, order.index)
+            return self._read(order, ids, results)
 
         if order.task == "document" and self.parts.defaults.pictures is not None:
             return Interleaving(self, order, ids)
@@ -283,7 +285,7 @@ class Kit:
         }[task]  # fmt: skip
         return self.tokenizer.encode(nodes(_words(prompt, empty=task == "pair")))
 
-    def _read(self, task: Task, ids: Ids, results: Sequence[DecoderResult], seed: int, index: int) -> Result:
+    def _read(self, order: Order, ids: Ids, results: Sequence[DecoderResult]) -> Result:
         """What was written, as the task wants it."""
         image = text = html = None
         codes: tuple[int, ...] = ()
@@ -299,8 +301,9 @@ class Kit:
                 text = text if span.constraint else text.strip()
         kind: Literal["image", "text", "pair", "page"] = "page" if html else "image" if image else "text"
         logprob, ended = sum(each.logprob for each in fills), all(each.ended for each in fills)
-        kind = "pair" if task == "pair" else kind
-        return Result(kind, image, text, html, seed, index, logprob, ended, Trace.of(results), codes)
+        kind, said = "pair" if order.task == "pair" else kind, remarks.unknown(self, [order.prompt])
+        trace = Trace.of(results)
+        return Result(kind, image, text, html, order.seed, order.index, logprob, ended, trace, codes, said)
 
     def needs_pictures(self, what: str, drawn: bool = True) -> None:
         """Refuse what needs an image tokenizer where there is none, or none that draws; ConfigError (`bad_value`)."""

@@ -73,6 +73,8 @@ def read_bytes(file: str | Path) -> bytes:
             return stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise PageError(f"{file} does not exist; check the path", code="no_file") from None
+    except IsADirectoryError:
+        raise PageError(f"{file} is a folder; give a file in it", code="unreadable_file") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PageError(

@@ -11,7 +11,7 @@ from cm3kit_tokenizers.errors import Cm3kitError
 
 INDEX = "model_index.json"
 RECIPE, FINAL, MODEL, RUNS = "config.yaml", "final", "model", ".runs"
-Kind = Literal["model", "decoder", "image tokenizer", "text tokenizer"]
+Kind = Literal["model", "decoder", "model by rewards", "image tokenizer", "text tokenizer"]
 
 
 def kind_of_run(folder: Path) -> Kind | None:
@@ -24,6 +24,8 @@ def kind_of_run(folder: Path) -> Kind | None:
         return None
     if {"objective", "text", "image", "window"} <= keys:
         return "decoder"
+    if {"prompts", "estimator", "rewards"} <= keys:
+        return "model by rewards"
     if {"tokenizer", "codebook"} <= keys:
         return "image tokenizer"
     return "text tokenizer" if {"data", "size"} <= keys else None
@@ -48,4 +50,5 @@ def named(folder: Path) -> str:
 def name_of(folder: Path) -> str:
     """What a model is called: as its folder, as the run that it is of, or as on the hub that it came from."""
     whole = folder.resolve()
-    return whole.parent.name if whole.name == MODEL and kind_of_run(whole.parent) else named(folder)
+    part = whole.name in (MODEL, FINAL) and kind_of_run(whole.parent)
+    return whole.parent.name if part else named(folder)

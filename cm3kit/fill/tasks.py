@@ -21,7 +21,8 @@ from cm3kit_tokenizers.document import Gap
 class Result:
     """One sample: a picture, words, a picture with its words, or a page. `seed` and `index` make it again.
 
-    `trace` tells how it was written, where that was done in place; `codes` are those of the picture.
+    `trace` tells how it was written, where that was done in place; `codes` are those of the picture. `warnings` are
+    lines on words of the prompt that the model's corpus does not have, and on results that are all equal.
     """
 
     kind: Literal["image", "text", "pair", "page"]
@@ -34,6 +35,7 @@ class Result:
     ended: bool
     trace: Trace | None = None
     codes: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Generation(Protocol):

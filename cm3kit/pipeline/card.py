@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cm3kit.data.token_shards import TokenShards
+from cm3kit.data.words import unknown_words
 from cm3kit.pipeline.held import compared
 from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.request import Request
@@ -17,11 +18,12 @@ from cm3kit_tokenizers.text import TextTokenizer
 
 
 def examples(recipe: DecoderRecipe, count: int = 4) -> tuple[str, ...]:
-    """Prompts out of the held-out pages of shards."""
+    """Prompts out of the held-out pages of shards, first those of which training has seen every word."""
     shards = TokenShards(recipe.data)
     held = np.flatnonzero(shards.held).tolist() or list(range(len(shards)))
     documents = (shards[held[place]] for place in spread(len(held), 200))
-    return prompts_of(documents, PageTokenizer(TextTokenizer.load(recipe.text), shards.vocab), count)
+    found = prompts_of(documents, PageTokenizer(TextTokenizer.load(recipe.text), shards.vocab), 200)
+    return tuple(sorted(found, key=lambda each: bool(unknown_words(recipe.text, each)))[:count])
 
 
 def card(request: Request, made: Made) -> str:

@@ -203,15 +203,20 @@ def decoder_recipe(
     return made
 
 
-def pack_recipe(longest: int, with_pictures: float, overrides: Sequence[str]) -> PackSettings:
+def pack_recipe(
+    longest: int, with_pictures: float, overrides: Sequence[str], batch: int | None = None
+) -> PackSettings:
     """How documents are cut for a window, and how often those pieces come that have pictures.
 
     Args:
         longest: ids of a piece.
         with_pictures: share of the pieces that have one; they are to be about half of what is seen.
+        batch: pictures that are encoded at once: as many as training had, whose memory the plan tells.
     """
     times = (1 - with_pictures) / max(with_pictures, 1e-3)
     own = {"longest": longest, "held_out": HELD_OUT, "least": 8}
+    if batch is not None:
+        own["batch"] = min(batch, PackSettings().batch)
     return resolve(PackSettings, [{**own, "picture_copies": max(1, min(COPIES, round(times)))}], overrides)
 
 

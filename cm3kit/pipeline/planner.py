@@ -115,7 +115,8 @@ def make_plan(request: Request, prepared: Path, found: Survey, spent: float) -> 
     longest = main.window // copies - ADDED
     pieces = _cut(some, longest)
     drawn = sum(any(id in some.vocab.image for id in each) for each in pieces) / max(1, len(pieces))
-    packing = pack_recipe(longest, drawn, request.of("pack"))
+    at_once = parts.image.loop.batch_size if parts.image else None
+    packing = pack_recipe(longest, drawn, request.of("pack"), at_once)
     image_need = estimate_vqgan(parts.image) if parts.image else None
     need = estimate_on(main, tokenizer_parts, pieces, device=device)
     costs = _Costs(found, some, parts, main, image_need, need, device, spent)

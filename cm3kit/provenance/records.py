@@ -78,7 +78,8 @@ def _hash(content: str | bytes | Path) -> dict[str, str]:
 def outcome(result: Result) -> dict[str, Any]:
     """Record fields of a sample."""
     words = {} if result.text is None else {"text": result.text}
-    return {**words, "logprob": result.logprob, "ended": result.ended, **cost(result.trace)}
+    said = {"warnings": list(result.warnings)} if result.warnings else {}
+    return {**words, "logprob": result.logprob, "ended": result.ended, **cost(result.trace), **said}
 
 
 def variant(filled: Filled, page: Page | None = None, folder: Path | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from cm3kit.fill import equality
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit.fill.prompts import Prompt
 from cm3kit.images import encode_png
@@ -59,7 +60,7 @@ def infill(body: InfillBody, kit: Kit, watch: Watch) -> dict[str, Any]:
         made = [_variant(body, page, each, how) for each in filled]
     return {
         "seed": seed, "model": kit.parts.name, "decoder": how["decoder"], "variants": made,
-        "warnings": list(filled[0].warnings),
+        "warnings": equality.joined(filled),
     }  # fmt: skip
 
 
@@ -100,13 +101,14 @@ def completions(body: CompletionBody, kit: Kit, watch: Watch) -> dict[str, Any]:
             watch(number * total + done, len(body.prompts) * total)
 
         used[0] += len(kit.text.encode(prompt + suffix))
-        for filled in kit.infill(page, variants=body.n, seed=seed, options=options, watch=share):
+        results = kit.infill(page, variants=body.n, seed=seed, options=options, watch=share)
+        warnings += [each for each in equality.joined(results) if each not in warnings]
+        for filled in results:
             ((start, stop),) = filled.spans
             text, stopped = _until(filled.html[start:stop].decode(), body.stops)
             used[1] += filled.gaps[0].tokens
             reason = "stop" if stopped or filled.gaps[0].ended else "length"
             choices.append({"index": len(choices), "text": text, "finish_reason": reason, "logprobs": None})
-            warnings += [each for each in filled.warnings if each not in warnings]
     usage = {"prompt_tokens": used[0], "completion_tokens": used[1], "total_tokens": sum(used)}
     return {
         "id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
@@ -152,4 +154,7 @@ def images(body: ImageBody, kit: Kit, watch: Watch) -> dict[str, Any]:
         if each.image is not None
     ]
     data = [{"b64_json": base64.b64encode(png).decode()} for png in pngs]
-    return {"created": int(time.time()), "data": data, "seed": seed}
+    warnings = equality.joined(results)
+    return {"created": int(time.time()), "data": data, "seed": seed} | (
+        {"warnings": warnings} if warnings else {}
+    )

@@ -194,8 +194,17 @@ class VqganTask:
         """Pixels again, computed where the weights are, on the device of those given."""
         tokenizer = self.model.tokenizer
         tokenizer.quantizer.settle(tokenizer.codebook_KD)
-        there_BCHW = pixels_BCHW.to(tokenizer.codebook_KD.device)
-        return tokenizer.decode(tokenizer.encode(there_BCHW)).to(pixels_BCHW.device)
+        device = tokenizer.codebook_KD.device
+        parts = (
+            tokenizer.decode(tokenizer.encode(each.to(device))).to(each.device)
+            for each in torch.split(pixels_BCHW, self._at_once)
+        )
+        return torch.cat([*parts])
+
+    @property
+    def _at_once(self) -> int:
+        """Pictures of a pass, in a training step and elsewhere: no more memory is needed than for training."""
+        return -(-self.recipe.loop.batch_size // self.recipe.loop.accumulate)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """The tokenizer in half precision; ConfigError before there are codes."""
@@ -221,11 +230,11 @@ class VqganTask:
         held_BCHW = self.pictures.held_out(count)
         return {"psnr": float(psnr(held_BCHW, self._reconstruct(held_BCHW)).mean())}
 
-    def evaluate(self, batch: int = 64) -> dict[str, Any]:
+    def evaluate(self) -> dict[str, Any]:
         """Mean PSNR of held-out pictures and share of codes in use over all pictures."""
-        held = self.pictures.held_out(None)
-        scores = [psnr(each, self._reconstruct(each)) for each in torch.split(held, batch)]
-        codes = [self.model.tokenizer.encode(each) for each in torch.split(self.pictures.pixels_BCHW, batch)]
+        held, every = self.pictures.held_out(None), self.pictures.pixels_BCHW
+        scores = [psnr(each, self._reconstruct(each)) for each in torch.split(held, self._at_once)]
+        codes = [self.model.tokenizer.encode(each) for each in torch.split(every, self._at_once)]
         used = torch.unique(torch.cat(codes)).numel() / self.model.tokenizer.size
         return {"psnr": float(torch.cat(scores).mean()), "used": used}
 

@@ -29,13 +29,26 @@ STYLE = (
     f"<style>{NEW}{{background:#ffe08a;color:#1d1d1f;border-radius:3px;box-shadow:0 0 0 2px #ffe08a}}"
     f"[data-{NEW}]{{outline:3px solid #e07b00;outline-offset:1px}}</style>"
 )
-# Gaps that are still open: a chip in the text, a dashed box for a picture.
+# Gaps that are still open: a chip in the text, with what it may say; a dashed square for a picture; for an attribute a
+# chip with its name, in the element or behind it.
+OPEN = "cm3kit-gap"
+_CHIP = "background:#cfe4ff;color:#16395f;border-radius:3px;padding:0 .5em;font:.85em sans-serif"
 GAPS = (
-    "<style>mask::before{content:'gap';background:#cfe4ff;color:#16395f;border-radius:3px;padding:0 .5em}"
-    "img[src*='<mask']{outline:2px dashed #3b82c4;min-width:64px;min-height:64px}</style>"
+    f"<style>mask::before{{content:'gap';{_CHIP}}}{OPEN}::before{{content:attr(data-of) ' gap';{_CHIP};margin:0 .3em}}"
+    + "".join(
+        f"mask[{name}]::before{{content:'gap: ' attr({name})}}" for name in ("choices", "regex", "trie")
+    )
+    + f"[data-{OPEN}]{{pointer-events:none}}</style>"
+)
+_SQUARE = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="96" height="96"><rect x="1.5" y="1.5" width="93" height="93" rx="6"'
+    ' fill="#cfe4ff" stroke="#3b82c4" stroke-width="3" stroke-dasharray="9 6"/><text x="48" y="54" font-size="18"'
+    ' font-family="sans-serif" text-anchor="middle" fill="#16395f">gap</text></svg>'
 )
 # Elements in which the parser would move an inserted element, or read it as text.
 CLOSED = {"title", "textarea", "option", "select", "table", "tbody", "thead", "tfoot", "tr", "colgroup"}
+# Those, and elements in which nothing is shown.
+UNSEEN = CLOSED | {*RAW_TEXT, "html", "head", "body", "meta", "link", "base", "template"}
 _ACTIVE = re.compile(r"<(link|base|meta)(?=[\s/>])", re.I)
 _FRAMES = re.compile(r"<(iframe|frame|embed|object)(?=[\s/>])", re.I)
 _KINDS = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
@@ -76,7 +89,7 @@ def display(
         codec = codec_of(data)
     except Cm3kitError:
         return _still(data.decode("utf-8", "replace"), "")
-    edits = [*_pictures(text, tree, base, codec), *_marks(text, marks)]
+    edits = [*_gaps(text, tree), *_pictures(text, tree, base, codec), *_marks(text, marks)]
     edits += _places(text, tree) if places else []
     parts: list[bytes] = []
     at = 0
@@ -134,6 +147,25 @@ def _pictures(text: str, tree: Any, base: Path | None, codec: str) -> Iterator[E
             yield (*src.value, data_address(content))
             yield from ((*attribute.span, "") for _, attribute in hidden)
             break
+
+
+def _gaps(text: str, tree: Any) -> Iterator[Edit]:
+    """Edits that make open gaps of pictures and attributes visible; those of words are seen as elements."""
+    for each in elements(text, tree):
+        gaps = [
+            (name, attribute)
+            for name, attribute in each.attributes.items()
+            if attribute.value and "<mask" in text[slice(*attribute.value)].lower()
+        ]
+        named = [name for name, _ in gaps if not (each.name == "img" and name == "src")]
+        for name, attribute in gaps if each.html else ():
+            if name not in named and attribute.value:
+                square = base64.b64encode(_SQUARE.encode()).decode()
+                yield (*attribute.value, f"data:image/svg+xml;base64,{square}")
+                yield attribute.span[0], attribute.span[0], f'data-{OPEN}="" '
+        if named and each.html and each.name not in UNSEEN:
+            of = html.escape(" ".join(named), quote=True)
+            yield each.start[1], each.start[1], f'<{OPEN} data-of="{of}"></{OPEN}>'
 
 
 def _marks(text: str, marks: Sequence[Mark]) -> Iterator[Edit]:
