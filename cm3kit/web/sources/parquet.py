@@ -56,11 +56,37 @@ class Parquet:
         number, detail = first, "the row group is damaged"
         try:
             for batch in file.iter_batches(batch_size=16, row_groups=[group]):
-                for row in batch.to_pylist():
+                for row in _rows(batch):
+                    key = f"{piece.place}#{number}"
                     if number in wanted:
-                        yield item(f"{piece.place}#{number}", row, self.kind, options)
+                        yield (
+                            Item(key, None, reason="unreadable", detail=row)
+                            if isinstance(row, str)
+                            else item(key, row, self.kind, options)
+                        )
                     number += 1
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             detail = str(error)
         for left in range(max(number, wanted.start), wanted.stop):
             yield Item(f"{piece.place}#{left}", None, reason="unreadable", detail=detail)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch as Python values; for a row with a value that has none, the reason."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):
+        for at in range(batch.num_rows):
+            yield _row(batch, at)
+
+
+def _row(batch: Any, at: int) -> dict[str, Any] | str:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[at].as_py()
+        except (ValueError, OverflowError) as error:
+            # A point in time that Python cannot express is nothing that a page is made of.
+            if not need("pyarrow.types", "web", "Reading Parquet").is_temporal(column.type):
+                return f"{name}: {error}"
+    return row
