@@ -27,10 +27,13 @@ from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
 from cm3kit.batch.signals import Signals
 from cm3kit.batch.store import begin, file_name, read_job, read_lines
+from cm3kit.fill.answer_files import collect
 from cm3kit.fill.batching import Order
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.prompts import read_prompts
+from cm3kit.provenance.recipes import rows as recipe_rows
 from cm3kit.publish import publishing, verify
+from cm3kit.training.rl.prompts import read_items
 from cm3kit.training.run import LOCK, locked
 from cm3kit.training.run import run as train
 from cm3kit.types import Canvas
@@ -293,6 +296,36 @@ def test_prompt_files_are_read_as_they_are_encoded(tmp_path: Path, suffix: str, 
     for read in (read_rows, read_prompts):
         with pytest.raises(DataError, match="UTF-16"):
             read(path)
+
+
+def test_a_line_ends_where_json_lines_do(tmp_path: Path) -> None:
+    # Characters that break lines for Python's `str.splitlines`, and that JSON may write as they are.
+    odd = ["a\u2028b", "a\u2029b", "a\x85b"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"prompt": "{each}"}}\n' for each in odd), encoding="utf-8")
+    assert [row.asked.prompt for row in read_rows(path).rows] == odd
+    assert [each.content for each in read_prompts(path)] == odd
+    assert [each.prompt for each in read_items(path, "text")] == odd
+    path.write_text("".join(f'"{each}"\r\n' for each in odd), encoding="utf-8")
+    given = collect(Page.parse(b"<mask>"), (), path, 0)
+    assert given is not None and [each.answers[0] for each in given] == odd
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "manifest.jsonl").write_text("".join(f'{{"prompt": "{each}"}}\n' for each in odd), "utf-8")
+    assert [row["prompt"] for row in recipe_rows(tmp_path)] == odd
+
+
+def test_a_row_that_python_cannot_hold_is_an_error_of_its_own(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    ends = b"".join(number.to_bytes(4, "little") for number in (0, 1, 3, 4))
+    texts = arrow.Array.from_buffers(
+        arrow.string(), 3, [None, arrow.py_buffer(ends), arrow.py_buffer(b"a\xff\xfec")]
+    )
+    parquet.write_table(arrow.table({"prompt": texts}), tmp_path / "a.parquet")
+    first, second, third = read_rows(tmp_path / "a.parquet").rows
+    assert (first.asked.prompt, third.asked.prompt) == ("a", "c") and "row 2" in str(second.error)
+    (tmp_path / "a.csv").write_text(f"prompt\n{'x' * 200_000}\nb\n")
+    assert [len(row.asked.prompt) for row in read_rows(tmp_path / "a.csv").rows] == [200_000, 1]
+    assert len(read_prompts(tmp_path / "a.csv")) == 2
 
 
 RECIPE = ["data=", "loop.steps=2", "loop.rows=2", "loop.preview_every=0"]

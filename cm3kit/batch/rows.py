@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from cm3kit.arrow import python_rows
 from cm3kit.config import Settings
 from cm3kit.decode_options import RENAMED, GenerateOptions, table, under_new_names
 from cm3kit.extras import need
@@ -24,7 +25,7 @@ from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
 SampleTask = Literal["image", "text", "caption", "document", "pair", "infill"]
 
-MAX_BYTES = 4 << 30
+MAX_BYTES, MOST_CELL = 4 << 30, 64 << 20
 MAX_SEED = 2**63 - 1
 OPTIONS = tuple(table())
 _OPTIONS = TypeAdapter(GenerateOptions)
@@ -220,6 +221,7 @@ def _lines(data: bytes) -> Iterator[tuple[str, str | Cm3kitError]]:
 
 
 def _from_csv(data: bytes, path: Path) -> Iterator[Raw]:
+    csv.field_size_limit(MOST_CELL)
     try:
         table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         _check_header(table.fieldnames or (), path)
@@ -254,9 +256,11 @@ def _from_parquet(data: bytes, path: Path) -> Iterator[Raw]:
         _check_header(file.schema_arrow.names, path)
         number = 0
         for batch in file.iter_batches():
-            for row in batch.to_pylist():
+            for row in python_rows(batch):
                 number += 1
-                yield f"row {number}", row
+                where = f"row {number}"
+                wrong = DataError(f"{where} cannot be read: {row}; fix the row.", code="bad_data")
+                yield where, wrong if isinstance(row, str) else row
     except pyarrow.ArrowException as error:
         line = " ".join(str(error).split())[:160]
         raise DataError(f"{path} is not Parquet: {line}.", code="bad_data") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cm3kit.evaluation.judge import SIZE, Judge
 from cm3kit.evaluation.retrieval import Index, features
+from cm3kit.json_lines import lines_of
 from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, reward
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
@@ -155,7 +156,7 @@ def _listed(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in lines_of(path.read_text(encoding="utf-8")) if line.strip()]
 
 
 def _opened(path: Path) -> Image.Image:

@@ -12,6 +12,7 @@ from cm3kit.decoders.grammar.kinds.choices import split
 from cm3kit.fill.answers import Answer
 from cm3kit.fill.pages import read_bytes
 from cm3kit.fill.prompts import as_utf8
+from cm3kit.json_lines import lines_of
 from cm3kit_tokenizers.errors import ConfigError, DataError, PageError
 from cm3kit_tokenizers.page import Page
 
@@ -80,7 +81,7 @@ def _read(file: Path, gap: int) -> list[Mapping[int, str]]:
 
 
 def _lines(file: Path, text: str, gap: int) -> Iterator[Mapping[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         if file.suffix.lower() != ".jsonl":

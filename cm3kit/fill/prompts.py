@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cm3kit.json_lines import lines_of
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
 MAX_BYTES = 64 << 20
@@ -76,12 +77,12 @@ def as_utf8(data: bytes, path: Path) -> bytes:
 
 
 def _from_text(text: str, path: Path) -> list[Prompt]:
-    return [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
+    return [Prompt(line.strip()) for line in lines_of(text) if line.strip()]
 
 
 def _from_jsonl(text: str, path: Path) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:
@@ -93,6 +94,7 @@ def _from_jsonl(text: str, path: Path) -> list[Prompt]:
 
 
 def _from_csv(text: str, path: Path) -> list[Prompt]:
+    csv.field_size_limit(MAX_BYTES)
     try:
         rows = list(csv.DictReader(io.StringIO(text), strict=True))
     except csv.Error as error:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from cm3kit.json_lines import lines_of
 from cm3kit.publish import write_atomic
 
 
@@ -21,7 +22,7 @@ def forget_after(log: Path, step: int) -> None:
     """Cut lines off the log that tell of steps after the checkpoint, as they are about to be repeated."""
     if not log.is_file():
         return
-    lines = log.read_text(encoding="utf-8").splitlines()
+    lines = lines_of(log.read_text(encoding="utf-8"))
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) < len(lines):
         write_atomic(log, "".join(f"{line}\n" for line in kept).encode(), force=True)

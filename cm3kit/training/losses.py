@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cm3kit.json_lines import lines_of
+
 
 def of_documents(lengths: Sequence[int], room: int, lost: int) -> str:
     """A line on documents of a folder: how many are longer than the ids that a row has room for, pictures dropped."""
@@ -33,7 +35,7 @@ def of_shards(index: dict[str, Any], lengths: Sequence[int], room: int) -> str:
 def filled(log: Path) -> str | None:
     """A line on how full rows were over a run, by its log; None where it does not say."""
     shares = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
+    for line in lines_of(log.read_text(encoding="utf-8")) if log.is_file() else ():
         try:
             shares.append(float(json.loads(line)["filled"]))
         except (ValueError, KeyError, TypeError):

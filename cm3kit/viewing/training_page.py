@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
+from cm3kit.json_lines import lines_of
 from cm3kit.publish import write_atomic
 from cm3kit.quantities import duration
 from cm3kit.training.observe import HELD, Seen
@@ -106,7 +107,7 @@ def read_log(path: Path) -> Log:
     curves: Log = {}
     if not path.is_file():
         return curves
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in lines_of(path.read_text(encoding="utf-8")):
         try:
             figures = json.loads(line)
             step = float(figures.pop("step"))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from cm3kit.fill.fillers import Task
 from cm3kit.fill.pages import read_page
 from cm3kit.fill.prompts import as_utf8, read_prompts
+from cm3kit.json_lines import lines_of
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.page import Page
 
@@ -101,7 +102,7 @@ def _rows(source: Path, task: RLTaskName, hold_out: Sequence[str]) -> Iterator[I
         text = as_utf8(source.read_bytes(), source).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{source} cannot be read: {error}.", code="unreadable_file") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         where = f"{source} line {number}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cm3kit.arrow import python_rows
 from cm3kit.extras import need
 from cm3kit.web.sources import Item, Piece, SourceOptions, files, source
 from cm3kit.web.sources.rows import item
@@ -56,7 +57,7 @@ class Parquet:
         number, detail = first, "the row group is damaged"
         try:
             for batch in file.iter_batches(batch_size=16, row_groups=[group]):
-                for row in _rows(batch):
+                for row in python_rows(batch):
                     key = f"{piece.place}#{number}"
                     if number in wanted:
                         yield (
@@ -69,24 +70,3 @@ class Parquet:
             detail = str(error)
         for left in range(max(number, wanted.start), wanted.stop):
             yield Item(f"{piece.place}#{left}", None, reason="unreadable", detail=detail)
-
-
-def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of a batch as Python values; for a row with a value that has none, the reason."""
-    try:
-        yield from batch.to_pylist()
-    except (ValueError, OverflowError):
-        for at in range(batch.num_rows):
-            yield _row(batch, at)
-
-
-def _row(batch: Any, at: int) -> dict[str, Any] | str:
-    row = {}
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        try:
-            row[name] = column[at].as_py()
-        except (ValueError, OverflowError) as error:
-            # A point in time that Python cannot express is nothing that a page is made of.
-            if not need("pyarrow.types", "web", "Reading Parquet").is_temporal(column.type):
-                return f"{name}: {error}"
-    return row
