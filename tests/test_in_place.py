@@ -65,6 +65,7 @@ FOUND = [
     ("<picture><source srcset=a.png><img alt='<mask>' src=gone.png></picture>", "a.png"),
     ("<img alt='<mask>' src='a\n.png'>", "a.png"),
 ]
+DOT = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 LOST = [
     ("<img alt='<mask>' src=../img/banana.png>", "picture_outside", "--root"),
     ("<img alt='<mask>' src=link.png>", "picture_outside", "--root"),
@@ -77,6 +78,12 @@ LOST = [
     ("<img alt='<mask>'>", "no_file", "no address"),
     ("<img alt='<mask>' srcset='gone.png 2x'>", "no_file", "gone.png"),
     ("<figure><img src=gone.png><figcaption><mask></figcaption></figure>", "no_file", "gone.png"),
+    (f"<img alt='<mask>' data-src=gone.png src='{DOT}'>", "no_file", "gone.png"),
+    (f"<img alt='<mask>' src='{DOT}'><noscript><img src=gone.png></noscript>", "bad_picture", "1x1"),
+    ("<img alt='<mask>' ng-src=gone.png>", "no_file", "gone.png"),
+    ("<svg><image href=a.png /><title><mask></title></svg>", "bad_picture", "<svg>"),
+    ("<figure><video src=a.mp4></video><figcaption>A <mask></figcaption></figure>", "bad_picture", "<video>"),
+    ("<figure><svg></svg><figcaption><mask></figcaption></figure>", "bad_picture", "<svg>"),
 ]  # fmt: skip
 
 
@@ -109,6 +116,16 @@ def test_beside_other_gaps_it_is_said(site: Path, html: str, code: str, words: s
     sight = Sight(Page.parse((html + "<p><mask></p>").encode(), site / "pages"))
     assert len(sight.warnings) == 1 and words in sight.warnings[0]
     assert not any(isinstance(node, Picture) for node in sight.nodes)
+
+
+def test_a_placeholder_that_is_read_is_named(site: Path) -> None:
+    page = Page.parse(b"<img alt='<mask>' data-src=gone.png src=a.png><p>x", site / "pages")
+    sight = Sight(page)
+    assert [node.src for node in sight.nodes if isinstance(node, Picture)] == ["a.png"]
+    (line,) = sight.warnings
+    assert "gone.png" in line and "placeholder 'a.png'" in line
+    page = Page.parse(b"<img alt='<mask>' data-src=img/b.png src=a.png>", site / "pages")
+    assert not Sight(page).warnings
 
 
 def test_the_site_s_folder_opens_what_the_page_s_does_not(site: Path) -> None:
