@@ -106,6 +106,21 @@ def test_no_row_can_end_a_run(tmp_path: Path) -> None:
     assert not status(tmp_path / "out")["failures"].get("internal")
 
 
+def test_what_a_row_s_page_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.css").write_text("p{}")
+    html = "<link rel=stylesheet href=s.css><p><mask></p><img alt='<mask>' src=gone.png>"
+    path = rows(tmp_path, [json.dumps({"html": html}), json.dumps({"html": "<p><mask></p>"})])
+    asked = ["sample", "run", str(path), "-m", str(toy()), "-o", str(tmp_path / "out"), "--seed", "1"]
+    assert command([*asked, "--max-tokens", "2", "-n", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["data"]["warned"] == 2 and "2 with warnings" in err
+    for words in ("gone.png", "s.css"):
+        assert any(words in line for line in told["warnings"]) and words in err
+    lines = read_lines(tmp_path / "out")
+    assert [bool(lines[key].get("warnings")) for key in sorted(lines)] == [True, True, False, False]
+
+
 def test_an_error_of_any_class_is_charged_to_its_row(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     filler = kit.filler(GenerateOptions())
     real: Callable[..., Any] = filler.stream

@@ -10,7 +10,7 @@ from typing import Any
 
 from cm3kit.batch.choice import Selector
 from cm3kit.batch.rows import Row, Rows, SampleTask, read_rows
-from cm3kit.batch.store import JOB, Key, Shard, begin, read_job, read_lines
+from cm3kit.batch.store import JOB, Key, Shard, begin, counts, read_job, read_lines
 from cm3kit.fill.folder import find, fingerprints
 from cm3kit.fill.options import GenerateOptions
 from cm3kit_tokenizers.errors import ConfigError
@@ -114,11 +114,9 @@ def keys(job: SampleJob, rows: Rows, shard: Shard) -> list[Key]:
 def tally(job: SampleJob, rows: Rows, shard: Shard) -> dict[str, Any]:
     """The counts that `run` returns."""
     wanted, lines = keys(job, rows, shard), read_lines(job.output)
-    statuses = [lines[key]["status"] for key in wanted if key in lines]
-    done = statuses.count("ok")
     return {
-        "folder": job.output, "seed": job.seed, "outputs": len(wanted), "done": done,
-        "failed": len(statuses) - done, "missing": len(wanted) - len(statuses),
+        "folder": job.output, "seed": job.seed, "outputs": len(wanted),
+        **counts([lines[key] for key in wanted if key in lines], len(wanted)),
     }  # fmt: skip
 
 

@@ -9,7 +9,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cm3kit.batch.store import MANIFEST, Key, Line, begin, claim, held, manifests, read_job, read_lines
+from cm3kit.batch.store import (
+    MANIFEST,
+    Key,
+    Line,
+    begin,
+    claim,
+    counts,
+    held,
+    manifests,
+    read_job,
+    read_lines,
+)
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import write_atomic, write_group
 from cm3kit_tokenizers.errors import DataError, OutputError
@@ -19,12 +30,11 @@ GROUP = 64
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed` and `missing`."""
-    job, statuses = read_job(folder), [line["status"] for line in read_lines(folder).values()]
-    done = statuses.count("ok")
+    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed`, `missing` and `warned`."""
+    job, lines = read_job(folder), read_lines(folder)
     return {
-        "folder": folder, "seed": job["seed"], "outputs": job["outputs"], "done": done,
-        "failed": len(statuses) - done, "missing": job["outputs"] - len(statuses),
+        "folder": folder, "seed": job["seed"], "outputs": job["outputs"],
+        **counts([lines[key] for key in sorted(lines)], job["outputs"]),
     }  # fmt: skip
 
 

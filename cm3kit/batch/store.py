@@ -31,6 +31,7 @@ from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 MANIFEST = "manifest.jsonl"
 JOB = "job.json"
 FILES = "files"
+MOST_WARNINGS = 5
 SUFFIXES = (".png", ".txt", ".html")
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
 
@@ -62,6 +63,17 @@ def manifests(folder: Path) -> list[Path]:
 def file_name(key: Key, suffix: str) -> str:
     """Path of an output relative to the folder."""
     return f"{FILES}/{key[0] // 1000:03d}/{key[0]:06d}-{key[1]}{suffix}"
+
+
+def counts(lines: Sequence[Line], wanted: int) -> dict[str, Any]:
+    """How many outputs are done, failed, missing and done with warnings, and the first of these."""
+    done = sum(line["status"] == "ok" for line in lines)
+    told = [line["warnings"] for line in lines if line["status"] == "ok" and line.get("warnings")]
+    first = dict.fromkeys(str(each) for some in told if isinstance(some, list) for each in some)
+    return {
+        "done": done, "failed": len(lines) - done, "missing": wanted - len(lines), "warned": len(told),
+        "warnings": list(first)[:MOST_WARNINGS],
+    }  # fmt: skip
 
 
 def read_lines(folder: Path) -> dict[Key, Line]:
