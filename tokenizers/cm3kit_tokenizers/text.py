@@ -20,6 +20,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # GPT-2's pattern (openai/gpt-2, encoder.py) for ASCII text. In tokenizers that split only by it, merges do not
 # cross its matches.
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+# In any text, the pattern cuts before a space between two characters that are none.
+_SPACED = re.compile(r"(?<=\S)(?= \S)")
 _REMEMBERED, _LONGEST = 2**16, 64
 
 
@@ -94,11 +96,20 @@ class TextTokenizer:
         words = self._words.get(start)
         if words is None:
             words = self._words[start] = _Words(self._tokenizer, start)
-        # Texts with other characters, and tokenizers with other patterns, are not split here: only the library can
+        # Words with other characters, and tokenizers with other patterns, are not split here: only the library can
         # split them.
-        if self._cuts_alike and text.isascii():
+        if not self._cuts_alike:
+            return [*words[text]]
+        if text.isascii():
             return list(chain.from_iterable(map(words.__getitem__, _WORDS.findall(text))))
-        return [*words[text]]
+        ids: list[int] = []
+        for part in _SPACED.split(text):
+            ids += (
+                chain.from_iterable(map(words.__getitem__, _WORDS.findall(part)))
+                if part.isascii()
+                else words[part]
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; broken UTF-8 becomes U+FFFD."""

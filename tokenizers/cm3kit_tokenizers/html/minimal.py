@@ -117,6 +117,9 @@ def _written(events: Sequence[Event | str]) -> list[Piece]:
             if pre:
                 run.append(event)
                 continue
+            if text == " ":
+                pending = pending or not fresh
+                continue
             core = text.strip(" ")
             pending = pending or (not fresh and text[:1] == " ")
             if core:
