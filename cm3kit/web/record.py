@@ -31,6 +31,7 @@ Find = Callable[[str], bytes]
 
 _DEFAULT = WebSettings()
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd]")
+_CONTROLS = bytes({*range(9), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0)})
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _LISTS = frozenset({"ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "th", "td"})
 _EXEMPT = frozenset({"title", "h1", "h2", "h3", "h4", "h5", "h6", "figcaption"})
@@ -175,7 +176,10 @@ def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
         )
     text = data.decode(codec, ERRORS).removeprefix("\ufeff")
     # In a single-byte encoding all bytes decode; binary data then shows as control characters.
-    broken = text.count("\ufffd") if codec == "utf-8" else len(_NO_TEXT.findall(text))
+    if codec == "utf-8" or ("\ufffd" not in text and len(data.translate(None, _CONTROLS)) == len(data)):
+        broken = text.count("\ufffd")
+    else:
+        broken = len(_NO_TEXT.findall(text))
     if broken and broken > rules.max_broken * len(text):
         raise Refused("bad_encoding", f"{broken} of {len(text)} characters are not {codec}")
     return text
