@@ -50,7 +50,7 @@ OPENS = _events((OPEN_INLINE, OPEN, OPEN_PRE), PLAIN, "")
 CLOSES = _events((CLOSE_INLINE, CLOSE, CLOSE_PRE), (*PLAIN, "a"), "/")
 
 # Content of an element so far: nothing, exactly one div, or anything else.
-_EMPTY, _ONE_DIV, MORE = range(3)
+_EMPTY, _ONE_DIV, _MORE = range(3)
 
 
 class Frame:
@@ -118,7 +118,7 @@ class Outline:
             if self.stack.names[-1] in TOUCHY:
                 self._settle()
             top = self.frames[-1]
-            top.content, top.solid = MORE, True
+            top.content, top.solid = _MORE, True
         self.events.append(text)
 
     def space(self) -> None:
@@ -131,7 +131,7 @@ class Outline:
             return
         self._settle()
         top = self.frames[-1]
-        top.content = MORE
+        top.content = _MORE
         top.solid = top.solid or kind != BREAK
         if self.with_gaps:
             self._count(pieces)
@@ -164,7 +164,7 @@ class Outline:
         else:
             self.events.append(CLOSES[name])
         parent = self.frames[-1]
-        parent.content = _ONE_DIV if parent.content == _EMPTY and name == "div" else MORE
+        parent.content = _ONE_DIV if parent.content == _EMPTY and name == "div" else _MORE
         parent.solid = parent.solid or frame.solid
 
     def _remove(self, frame: Frame) -> None:

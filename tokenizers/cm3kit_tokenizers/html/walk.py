@@ -10,16 +10,14 @@ import turbohtml
 
 from cm3kit_tokenizers.document import Gap, Picture, Piece
 from cm3kit_tokenizers.html.gaps import PageGap
-from cm3kit_tokenizers.html.nesting import INLINE, TOUCHY
+from cm3kit_tokenizers.html.nesting import INLINE
 from cm3kit_tokenizers.html.outline import (
     ATOM,
     BREAK,
     META,
-    MORE,
     OPEN_INLINE,
     OPENS,
     PIECES,
-    SPACE,
     Event,
     Frame,
     Outline,
@@ -51,12 +49,6 @@ MARK = re.compile("\ud800([0-9]+)\ud801")
 """Matches the output of `mark`, with the index of the gap."""
 _UNEVEN = re.compile(r"[\t\n\f\r]|  ")
 
-# Elements whose text is serialised as it is, or that are not HTML's: their pages are walked node by node.
-UNEVEN = "svg,math,xmp,plaintext,noscript,noembed,noframes,listing,frameset"
-_TAGS = re.compile(r"<(?:!--.*?--|[!?][^>]*|(/?[a-z][^\s>]*)([^>]*))>", re.S | re.I)
-_PAIRS = re.compile(r' ([^\s=]+)="([^"]*)"')
-_WRITTEN = (("&lt;", "<"), ("&gt;", ">"), ("&nbsp;", "\xa0"), ("&quot;", '"'), ("&amp;", "&"))
-
 ELEMENT: Any = turbohtml.Element
 TEXT: Any = turbohtml.Text
 
@@ -70,7 +62,6 @@ _RULES: dict[str, tuple[int, str]] = {
     "a": (_LINK, "a"), "img": (_VOID, "img"), "meta": (_VOID, "meta"), "br": (_BREAK, "br"),
     "hr": (_RULE, "hr"), "svg": (_SVG, "svg"),
 }  # fmt: skip
-_HOLD = frozenset(name for name, (what, _) in _RULES.items() if what in (_PLAIN, _LINK, _BARE, _BLOCK))
 _ATTRIBUTES = {
     name: [(attribute, PIECES[f' {attribute}="']) for attribute in attributes]
     for name, attributes in ATTRIBUTES.items()
@@ -109,8 +100,6 @@ class Walk:
             caption.parent.insert_before(caption)
         tree.strip_tags(CLEAR)
         tree.root.normalize()
-        if not self.gaps and tree.select_one(UNEVEN) is None:
-            return self._read(tree)
         self.foreign = tree.find("svg") is not None or tree.find("math") is not None
         outline, text = self.outline, self._text if self.gaps else self.outline.text
         ends: list[tuple[int, Frame]] = []
@@ -149,51 +138,6 @@ class Walk:
                 elif end is _SPACED:
                     outline.space()
         return outline.finish()
-
-    def _read(self, tree: Any) -> list[Event | str]:
-        """The outline of a tree without gaps, read from its serialisation: a node costs several times a tag."""
-        for hidden in tree.select(",".join(HIDDEN)):
-            hidden.decompose()
-        outline, rules = self.outline, _RULES
-        add, touchy, frames, names = outline.events.append, TOUCHY, outline.frames, outline.stack.names
-        ends: list[Frame] = []
-        parts = iter(_TAGS.split(tree.serialize()))
-        tag = ""
-        for text in parts:
-            if text:
-                if tag == "pre" and text[0] == "\n":
-                    text = text[1:]  # serialisers double the first line break
-                if "&" in text:
-                    text = _referenced(text)
-                if not text.strip(SPACE):
-                    add(text)
-                elif names[-1] in touchy:
-                    outline.text(text)
-                else:
-                    top = frames[-1]
-                    top.content, top.solid = MORE, True
-                    add(text)
-            tag, rest = next(parts, ""), next(parts, "")
-            if (rule := rules.get(tag)) is not None and rule[0] == _PLAIN:
-                name = rule[1]
-                ends.append(outline.open(name, OPENS[name]) or self._unwrapped(name))
-            elif tag:
-                self._tag(tag, rest, ends)
-        return outline.finish()
-
-    def _tag(self, tag: str, attributes: str, ends: list[Frame]) -> None:
-        """Open or close an element by its serialised tag; `ends` are those that are open."""
-        if tag[:1] == "/":
-            if tag[1:] in _HOLD:
-                end = ends.pop()
-                if not end.closed:
-                    self.outline.close(end)
-                elif end is _SPACED:
-                    self.outline.space()
-        elif rule := _RULES.get(tag):
-            end = self._element(_Tag(attributes), *rule)
-            if tag in _HOLD:
-                ends.append(end)
 
     def _text(self, text: str) -> None:
         """Add a run of text with its gaps."""
@@ -279,25 +223,6 @@ class Walk:
             elif part:
                 found.append(part)
         return found
-
-
-class _Tag:
-    """The attributes of a serialised tag."""
-
-    def __init__(self, attributes: str) -> None:
-        self._values = dict(_PAIRS.findall(attributes))
-
-    def attr(self, name: str) -> str | None:
-        """The value of an attribute."""
-        value = self._values.get(name)
-        return _referenced(value) if value and "&" in value else value
-
-
-def _referenced(text: str) -> str:
-    """Serialised text without the references that serialisers write."""
-    for written, meant in _WRITTEN:
-        text = text.replace(written, meant)
-    return text
 
 
 def _skip(nodes: Iterator[Any], count: int) -> None:
