@@ -343,6 +343,41 @@ def test_a_row_that_python_cannot_hold_is_an_error_of_its_own(tmp_path: Path) ->
     assert len(read_prompts(tmp_path / "a.csv")) == 2
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"constrain": 1, "guided_regex": "a"},
+        {"constrain": False, "guided_choice": ["a"]},
+        {"guided_json": {"properties": 5}},
+        {"guided_json": {"type": 5, "enum": 5}},
+        {"guided_json": {"required": 7}},
+        {"guided_json": "x" * 5000},
+        {"constrain": ["0=trie:" + "x" * 5000]},
+        {"constrain": ["0=trie:a\0b"]},
+        {"constrain": ["0=regex:[["]},
+        {"guided_json": {"$ref": "#"}},
+    ],
+)
+def test_a_constraint_that_is_none_is_its_row_s(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    fine = {"html": "<p><mask></p>", "max_tokens": 2}
+    lines = [json.dumps({**fine, **wrong}), json.dumps(fine)]
+    assert sampled(tmp_path, lines) == {0: "error", 1: "ok"}
+    assert set(status(tmp_path / "out")["failures"]) <= {"bad_data", "bad_value", "no_file"}
+
+
+def test_deep_json_is_told_in_a_line(tmp_path: Path) -> None:
+    deep = '{"a":' + "[" * 100_000
+    (tmp_path / "config.json").write_text(deep)
+    with pytest.raises(ModelError, match="cannot be read"):
+        cm3kit.load(tmp_path, device="cpu")
+    for name in ("vocab.json", "defaults.json", "image/tokenizer_config.json", "decoder/config.json"):
+        model = edited(tmp_path, "vocab.json")
+        (model / name).write_text(deep)
+        with pytest.raises(Cm3kitError) as error:
+            cm3kit.load(model, device="cpu")
+        assert "\n" not in str(error.value)
+
+
 RECIPE = ["data=", "loop.steps=2", "loop.rows=2", "loop.preview_every=0"]
 
 

@@ -86,7 +86,7 @@ def read_lines(folder: Path) -> dict[Key, Line]:
     for path in manifests(folder):
         with path.open("rb") as file:
             for raw in file:
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(RecursionError, ValueError, KeyError, TypeError):
                     line = json.loads(raw) if raw.endswith(b"\n") else {}
                     key = (int(line["row"]), int(line["index"]))
                     _check(line, key, path)
