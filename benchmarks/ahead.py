@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from cm3kit.data.corpus import load_documents
-from cm3kit.fill.folder import find, load_parts
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import load_parts
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import head, hidden_states, load_backbone
 from cm3kit.objectives import CausalBlocks, MaskedDiffusion

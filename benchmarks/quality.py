@@ -151,7 +151,7 @@ def table(result: dict[str, Any]) -> str:
         count = sum(one["count"] for one in every)
         ended = sum(one["ended"] * one["count"] for one in every) / count
         rows.append(
-            f"gaps that ended by themselves; well-formed pages | {ended:.1%} of {count};"
+            f"gaps that ended with an end id; well-formed pages | {ended:.1%} of {count};"
             f" {words['well_formed']:.0%} of {words['pages']}"
         )
     return "\n".join(f"| {row} |" for row in ("what | figure", "--- | ---", *rows))

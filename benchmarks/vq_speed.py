@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cm3kit.fill.folder import find
+from cm3kit.fill.finding import find
 from cm3kit.rng import generator
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig, to_signed
 

@@ -18,13 +18,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and strict about names.
-
-    Names and words that were called otherwise before still work, with a warning: `renamed` has the new name of an
-    old one, `renamed_values` the new words of a setting.
-    """
+    """Base of all settings: frozen, and strict about names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RenamedSettings(Settings):
+    """Settings some of which had other names, which still work with a warning.
+
+    `renamed` has the new name of an old one, `renamed_values` the new words of a setting.
+    """
+
     renamed: ClassVar[Mapping[str, str]] = {}
     renamed_values: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
@@ -32,7 +36,7 @@ class Settings(BaseModel):
     @classmethod
     def _under_new_names(cls, given: Any) -> Any:
         """What was given, by today's names; of two names for one setting the one that was set last counts."""
-        if not isinstance(given, Mapping) or not (cls.renamed or cls.renamed_values):
+        if not isinstance(given, Mapping):
             return given
         found: dict[str, Any] = {}
         for key, value in given.items():

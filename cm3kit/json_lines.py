@@ -1,4 +1,4 @@
-"""JSON as it is written here: UTF-8, paths as strings, and no NaN."""
+"""JSON and JSON lines: written as UTF-8 with paths as strings and without NaN, and read line by line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,56 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from cm3kit_tokenizers.errors import OutputError
+from cm3kit_tokenizers.errors import DataError, OutputError
 
 Record = Mapping[str, Any]
+
+
+class Malformed(Enum):
+    """In place of the value of a line that has none."""
+
+    UTF8 = "is not UTF-8"
+    JSON = "is not JSON"
+
+
+def parse(data: bytes | Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Number, from 1, and value of each line that is not blank; the value of a malformed line is a `Malformed`.
+
+    Args:
+        data: a whole file, or its lines. Only CR and LF end a line, as the other separators of `str.splitlines` may
+            stand inside JSON strings.
+    """
+    lines = data.removeprefix(b"\xef\xbb\xbf").splitlines() if isinstance(data, bytes) else data
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, _value(line)
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return Malformed.UTF8
+    except (ValueError, RecursionError):
+        return Malformed.JSON
+
+
+def objects(data: bytes | Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects; others, such as one that a crash cut short, are skipped."""
+    return (value for _, value in parse(data) if isinstance(value, dict))
+
+
+def numbered_objects(data: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number, from 1, and object of each line that is not blank; DataError (`bad_data`) for any other line."""
+    for number, value in parse(data):
+        if not isinstance(value, dict):
+            raise DataError(f"line {number} of {path} is no JSON object.", code="bad_data")
+        yield number, value
 
 
 def dump_json(record: Record, indent: int | None = None) -> str:

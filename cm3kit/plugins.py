@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import zlib
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -45,7 +46,10 @@ def load() -> None:
 
 def load_file(path: Path) -> None:
     """Run one file; see `load`."""
-    spec = importlib.util.spec_from_file_location(f"cm3kit_plugin_{path.stem}", path)
+    # The same name in every process, and another for a file of the same name elsewhere.
+    name = f"cm3kit_plugin_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    # Relative imports of a plug-in are of the files beside it.
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=[str(path.parent)])
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not a Python file; a plug-in is one .py file.", code="no_file")
     module = importlib.util.module_from_spec(spec)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from cm3kit.manifests import unnamed
+from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 # Workers that only handle pages publish too: torch is imported where tensors are written.
@@ -53,7 +54,7 @@ def publishing(target: Path) -> Iterator[Path]:
     temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}"
     lock = -1
     try:
-        _refuse_existing(target)
+        refuse_existing(target)
         make_folder(target.parent)
         temporary.mkdir()
         # Held until the end, or until the process dies: tells a folder in use from one left behind.
@@ -61,7 +62,7 @@ def publishing(target: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield temporary
         _seal(temporary)
-        _refuse_existing(target)
+        refuse_existing(target)
         os.rename(temporary, target)
         _sync(target.parent)
     except BaseException as error:
@@ -160,7 +161,7 @@ def write_atomic(path: Path, data: bytes, force: bool = False) -> None:
     temporary = path.parent / f"{_PREFIX}{secrets.token_hex(8)}"
     try:
         if not force:
-            _refuse_existing(path)
+            refuse_existing(path)
         elif path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; choose another name.", code="cannot_write")
         with temporary.open("xb") as file:
@@ -313,20 +314,15 @@ def _place(temporary: Path, path: Path, force: bool) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        _refuse_existing(path)
+        refuse_existing(path)
     except OSError as error:
         # Some file systems have no hard links.
         if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS}:
             raise
-        _refuse_existing(path)
+        refuse_existing(path)
         os.rename(temporary, path)
     else:
         temporary.unlink()
-
-
-def _refuse_existing(path: Path) -> None:
-    if os.path.lexists(path):
-        raise OutputError(f"{path} exists already; choose another name or remove it first.", code="exists")
 
 
 def _checkpoints(run: Path, prefix: str) -> list[Path]:

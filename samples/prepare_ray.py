@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ray
 
-from cm3kit.fill.folder import find
+from cm3kit.fill.finding import find
 from cm3kit.web.ray import Encode, prepare
 from cm3kit.web.sources import SourceOptions
 

@@ -253,13 +253,13 @@ def test_any_decoder_is_trained_by_any_objective(monkeypatch: pytest.MonkeyPatch
 def test_schedules_are_printed_and_nothing_is_made(fake: FakeKit, tmp_path: Path, capsys: Capture) -> None:
     before = contents(tmp_path)
     assert run("generate x --decoder diffusion --show-schedule".split()) == 0
-    assert capsys.readouterr() == ("board 0: 8 places in 4 passes\n  1, 2, 4, 1\n", "")
+    assert capsys.readouterr() == ("canvas 0: 8 positions in 4 passes\n  1, 2, 4, 1\n", "")
     assert run("infill page.html --decoder diffusion --show-schedule".split()) == 0
     lines = [
-        "board 0: 14 places in 4 passes",
+        "canvas 0: 14 positions in 4 passes",
         "  block 0: 4 × 3",
         "  block 1: 2",
-        "board 1: 1 places in 1 passes",
+        "canvas 1: 1 positions in 1 passes",
     ]
     assert capsys.readouterr().out.splitlines() == [*lines, "  1"]
     assert run("generate x --decoder diffusion --show-schedule --json".split()) == 0

@@ -1,4 +1,4 @@
-"""What a lattice allows is what the grammar accepts: by enumeration, and by writing in random orders."""
+"""What a trellis allows is what the grammar accepts: by enumeration, and by writing in random orders."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from canvases import FlatSpan, answer, flat_canvas, start
 from justhtml import JustHTML
 
 from cm3kit.decoders.diffusion.denoiser import Constraint
+from cm3kit.decoders.grammar.canvas_constraint import _SUBSETS, KEPT, CanvasConstraint, Trellis
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.html_state import Mode, State
 from cm3kit.decoders.grammar.lazy_dfa import Subsets
 from cm3kit.decoders.grammar.nfa import build
-from cm3kit.decoders.grammar.trellis import _SUBSETS, KEPT, CanvasConstraint, Lattice
 from cm3kit.types import SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.html.minimal import render
@@ -374,13 +374,13 @@ def test_automata_are_shared_and_few_are_kept() -> None:
 def test_forgetting_changes_nothing() -> None:
     start = TINY.begin("content", False, TINY.after(()))
     automaton = build(TINY, start, True, 2)
-    steady, forgetful = (Lattice(Subsets(automaton, held), 12) for held in (1 << 26, 20_000))
+    steady, forgetful = (Trellis(Subsets(automaton, held), 12) for held in (1 << 26, 20_000))
     rng = random.Random(3)
     for _ in range(150):
         slot = rng.randrange(12)
         id = pick(rng, steady.allowed(slot))
-        for lattice in (steady, forgetful):
-            lattice.commit(slot, id)
+        for trellis in (steady, forgetful):
+            trellis.commit(slot, id)
         for place in range(12):
             assert torch.equal(steady.allowed(place), forgetful.allowed(place))
         if rng.random() < 0.5:

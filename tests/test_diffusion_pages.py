@@ -17,6 +17,7 @@ import torch
 from canvases import flat_spans
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from toys import WORDS, toy_decoder, toy_image, toy_text
 
 import cm3kit
 from cm3kit.decoders.diffusion.denoiser import Ask
@@ -29,15 +30,12 @@ from cm3kit.fill.kit import GenerateOptions, Kit, Result
 from cm3kit.fill.lengths import shortened
 from cm3kit.fill.options import diffusion_settings
 from cm3kit.fill.trained import Trained
-from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
+from cm3kit.models.backbone import save_backbone
 from cm3kit.models.timestep import add_timestep
 from cm3kit.types import Canvas
 from cm3kit_cli.main import run
-from cm3kit_tokenizers import Cm3kitError, ConfigError, ModelError, Page, Vocab
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
+from cm3kit_tokenizers import Cm3kitError, ConfigError, ModelError, Page
 
-WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
 CODES = 16
 IN_PLACE = GenerateOptions(decoder="diffusion")
 
@@ -46,21 +44,10 @@ IN_PLACE = GenerateOptions(decoder="diffusion")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     parts = tmp_path_factory.mktemp("parts")
-    text = TextTokenizer.train([WORDS] * 3, 300)
-    (parts / "text").mkdir()
-    text.save(parts / "text")
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(0)
-        image = ImageTokenizer(
-            ImageTokenizerConfig(
-                resolution=16, channels=(16, 16, 16), codes=32, code_dim=4, latent_channels=8
-            )
-        )
-    image.save(parts / "image")
+    text = toy_text(parts / "text")
+    toy_image(parts / "image")
     for seed, name in enumerate(("decoder", "other")):
-        shape = BackboneConfig(hidden_size=32, layers=2, heads=2, kv_heads=2, intermediate_size=32, std=0.2)
-        backbone = build_backbone(shape.model_copy(update={"seed": seed}), len(Vocab(text.size, 32)))
-        save_backbone(backbone, parts / name, half=True)
+        backbone = toy_decoder(parts / name, text, layers=2, std=0.2, seed=seed)
         if not seed:
             save_backbone(add_timestep(backbone, 16), parts / "timed", half=True)
     return parts

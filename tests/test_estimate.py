@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from toys import toy_image
 
 from cm3kit.training.decoder import DecoderRecipe
 from cm3kit.training.estimate import Estimate, estimate_decoder, trace_decoder
@@ -16,7 +17,6 @@ from cm3kit.training.live import Live
 from cm3kit.training.other_device import fit
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 torch.set_num_threads(1)
 KB = 1024
@@ -66,9 +66,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus")
     Image.new("RGB", (16, 16), "red").save(folder / "red.png")
     (folder / "red.html").write_text('<p>A red square: <img alt="red" src="red.png"></p>')
-    with torch.random.fork_rng(devices=[]):
-        shape = {"resolution": 16, "channels": (8, 8), "codes": 32, "code_dim": 4, "latent_channels": 8}
-        ImageTokenizer(ImageTokenizerConfig(norm_groups=8, attention=False, **shape)).save(folder / "image")
+    toy_image(folder / "image", channels=(8, 8), norm_groups=8, attention=False)
     TextTokenizer.train(["A red square"] * 2, 260).save(folder)
     return folder
 

@@ -119,7 +119,7 @@ def test_what_is_not_there_is_said_in_one_line(tmp_path: Path, endpoint: str) ->
     for done, said in (
         (missing, "no such model"),
         (offline, "HF_HUB_OFFLINE is set"),
-        (away, "cannot be asked"),
+        (away, "cannot be reached"),
     ):
         lines = [line for line in done.stderr.splitlines() if not line.startswith("seed ")]
         assert done.returncode == 1 and len(lines) == 1 and said in lines[0], done.stderr

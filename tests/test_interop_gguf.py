@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import toy_corpus
 from transformers import AutoModelForCausalLM
 
 import cm3kit
@@ -29,7 +30,6 @@ from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.text import TextTokenizer, byte_letters
 from cm3kit_tokenizers.vocab import Vocab
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 gguf = pytest.importorskip("gguf")
 
@@ -136,17 +136,7 @@ def test_training_starts_from_a_file_and_gives_a_plain_folder(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("peft")
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "red.png")
-    (tmp_path / "red.html").write_text('<title>red</title><p>A red apple: <img alt="red" src="red.png"></p>')
-    with torch.random.fork_rng(devices=[]):
-        shape: dict[str, Any] = {
-            "resolution": 16,
-            "channels": (8, 8),
-            "codes": 32,
-            "code_dim": 4,
-            "latent_channels": 8,
-        }
-        ImageTokenizer(ImageTokenizerConfig(norm_groups=8, attention=False, **shape)).save(tmp_path / "image")
+    toy_corpus(tmp_path, ("red",), channels=(8, 8))
     settings = {"data": tmp_path, "image": tmp_path / "image", "window": 128, "lora.rank": 2, "loop.steps": 2,
                 "loop.batch_size": 1, "loop.precision": "fp32", "previews": "[]"}  # fmt: skip
     words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

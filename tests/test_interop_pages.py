@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import public_folders
 import pytest
 import torch
-from PIL import Image
+from toys import toy_corpus
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import cm3kit
@@ -24,7 +23,6 @@ from cm3kit_cli.main import run
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.html.minimal import render
 from cm3kit_tokenizers.page import Page
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 NAMES = list(public_folders.CONFIGS)
 STYLES: tuple[PromptStyle, ...] = ("page", "plain", "chat")
@@ -195,17 +193,7 @@ def test_training_goes_on_from_one(
 ) -> None:
     corpus, folder = tmp_path / "corpus", shelf[name]
     corpus.mkdir()
-    Image.new("RGB", (16, 16), "red").save(corpus / "red.png")
-    (corpus / "red.html").write_text('<title>red</title><p>A red apple: <img alt="red" src="red.png"></p>')
-    with torch.random.fork_rng(devices=[]):
-        shape: dict[str, Any] = {
-            "resolution": 16,
-            "channels": (8, 8),
-            "codes": 32,
-            "code_dim": 4,
-            "latent_channels": 8,
-        }
-        ImageTokenizer(ImageTokenizerConfig(norm_groups=8, attention=False, **shape)).save(corpus / "image")
+    toy_corpus(corpus, ("red",), channels=(8, 8))
     if imported:
         assert run(["model", "import", str(folder), "-o", str(tmp_path / "model")]) == 0
         folder = tmp_path / "model"

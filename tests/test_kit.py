@@ -16,41 +16,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from toys import WORDS, toy_decoder, toy_image, toy_text
 
 import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.filling import missing
-from cm3kit.fill.folder import Defaults, assemble, available
+from cm3kit.fill.finding import available
+from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.windows import trim, windows
-from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
-from cm3kit_tokenizers import ConfigError, Gap, ModelError, Page, PictureError, Vocab
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
+from cm3kit_tokenizers import ConfigError, Gap, ModelError, Page, PictureError
 
 SIDE = 16
-WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     parts = tmp_path_factory.mktemp("parts")
-    text = TextTokenizer.train([WORDS] * 3, 300)
-    (parts / "text").mkdir()
-    text.save(parts / "text")
-    with torch.random.fork_rng():
-        image = ImageTokenizer(
-            ImageTokenizerConfig(
-                resolution=SIDE, channels=(16, 16, 16), codes=32, code_dim=4, latent_channels=8
-            )
-        )
-    image.save(parts / "image")
-    vocab = Vocab(text.size, 32)
-    backbone = build_backbone(
-        BackboneConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, intermediate_size=32), len(vocab)
-    )
-    save_backbone(backbone, parts / "decoder", half=True)
+    toy_image(parts / "image", resolution=SIDE)
+    toy_decoder(parts / "decoder", toy_text(parts / "text"))
     small = DecodeConfig(batch_size=3, guidance=1.5)
     defaults = Defaults(window=160, image=small, text=DecodeConfig(batch_size=3))
     return assemble(

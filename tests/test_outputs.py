@@ -87,7 +87,7 @@ def test_plans_that_cannot_be(output: str, suffix: str, seeds: list[int], code: 
 def test_check_free_refuses_what_exists_or_stands_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"mine")
     planned = outputs.plan("r", f"{tmp_path}/x.png", ".png", [1])
-    with pytest.raises(Cm3kitError, match=r"--force \[exists\]"):
+    with pytest.raises(Cm3kitError, match=r"--force\. \[exists\]"):
         outputs.check_free(planned, force=False)
     outputs.check_free(planned, force=True)
     below = outputs.plan("r", f"{tmp_path}/x.png/y.png", ".png", [1])
@@ -279,7 +279,7 @@ def test_prompt_files_of_every_kind(tmp_path: Path) -> None:
     [
         ("p.txt", b" \n", "empty_file"),
         ("p.txt", b"\xff\xfe", "empty_file"),
-        ("p.txt", b"\xff\x41", "unreadable_file"),
+        ("p.txt", b"\xff\x41", "bad_data"),
         ("p.pdf", b"x", "bad_value"),
         ("p.jsonl", b"{", "bad_data"),
         ("p.jsonl", b"[" * 100_000, "bad_data"),
@@ -287,6 +287,8 @@ def test_prompt_files_of_every_kind(tmp_path: Path) -> None:
         ("p.jsonl", b'{"prompt": "x", "seed": -1}', "bad_data"),
         ("p.jsonl", b'{"prompt": "x", "seed": 1.5}', "bad_data"),
         ("p.csv", b"words\nx\n", "bad_data"),
+        ("p.csv", b"prompt\nx,y\n", "bad_data"),
+        ("p.parquet", b"PAR1", "bad_data"),
         ("p.csv", b'prompt\n"x\n', "bad_data"),
     ],
 )

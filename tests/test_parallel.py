@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
+from toys import toy_corpus
 
 from cm3kit.models.backbone import BackboneConfig, load_backbone
 from cm3kit.publish import newest
@@ -30,8 +30,7 @@ from cm3kit.training.loop import LoopSettings, train
 from cm3kit.training.shares import Mean, cut, pooled
 from cm3kit.training.vqgan import CodebookSettings, VqganRecipe, VqganTask
 from cm3kit_tokenizers.errors import ConfigError, DataError
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
+from cm3kit_tokenizers.vq.model import ImageTokenizerConfig
 
 torch.set_num_threads(1)
 TOY = ImageTokenizerConfig(
@@ -46,17 +45,7 @@ forks = pytest.mark.skipif(torch.cuda.is_available(), reason="processes with a G
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pages with pictures of one colour each, and tokenizers for them."""
-    folder = tmp_path_factory.mktemp("toy")
-    for colour in ("red", "green", "blue", "black", "orange", "purple"):
-        Image.new("RGB", (16, 16), colour).save(folder / f"{colour}.png")
-        page = f'<title>{colour}</title><p>A {colour} square: <img alt="{colour}" src="{colour}.png"></p>'
-        (folder / f"{colour}.html").write_text(page)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        image = ImageTokenizer(TOY)
-    image.save(folder / "image")
-    TextTokenizer.train(["a red green blue black orange purple square"] * 2, 280).save(folder)
-    return folder
+    return toy_corpus(tmp_path_factory.mktemp("toy"))
 
 
 def decoder(corpus: Path, objective: str = "cm3") -> DecoderTask:

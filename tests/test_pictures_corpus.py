@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,23 @@ def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp
     with pytest.raises(DataError, match="wordnet-base"):
         make(tmp_path, tmp_path / "new", lambda done, total: None, 1)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = built
+    script = Path(__file__).parents[1] / "checkpoints/pictures/part.py"
+    for part in ("few", "base"):
+        target = tmp_path / part
+        command = [sys.executable, str(script), str(folder), part, "-o", str(target)]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        listed, lines = listing(target), rows(target, "manifest.jsonl")
+        assert (
+            json.loads(told.stderr) == {"names": 2, "pages": len(lines), "pictures": 17} and not told.stdout
+        )
+        trained = [each for each in lines if each["split"] == "train"]
+        assert {slug for each in trained for slug in each["things"]} == {"red-apple", "dog-face"}
+        assert ("synonym" in {each["form"] for each in trained}) == (part == "base")
+        assert all(read_nodes(each.path) and "scene/" not in each.path.read_text() for each in listed)
+        assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 2 and "exists already" in again.stderr and "Traceback" not in again.stderr

@@ -257,6 +257,19 @@ def errors() -> list[type[BaseException]]:
     return sorted(found, key=lambda kind: kind.__qualname__)
 
 
+def test_a_plug_in_may_import_the_files_beside_it(tmp_path: Path) -> None:
+    for value in ("three", "five"):
+        folder = tmp_path / value
+        folder.mkdir()
+        (folder / "helper.py").write_text(f"NAME = 'toy-{value}'")
+        (folder / "several.py").write_text(
+            "from cm3kit.decoders.diffusion.axes import order\n\nfrom .helper import NAME\n\n"
+            "order(NAME)(lambda scores: scores.picked_M)\n"
+        )
+        plugins.load_file(folder / "several.py")
+        assert f"toy-{value}" in axes.order, "of two files of one name each has its own"
+
+
 def test_every_exception_survives_pickling() -> None:
     kinds = errors()
     assert {"Cm3kitError", "PageError", "Refused", "Paused", "Cancelled"} <= {kind.__name__ for kind in kinds}

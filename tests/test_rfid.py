@@ -109,7 +109,7 @@ def test_features_are_those_of_pytorch_fid(tmp_path: Path) -> None:
     lines: list[str] = []
     torch.save(weights(), tmp_path / "inception.pth")
     network = Inception.open(tmp_path / "inception.pth", lines.append)
-    assert len(lines) == 1 and "compare with nobody else's" in lines[0]
+    assert len(lines) == 1 and "are not comparable with published ones" in lines[0]
     pixels_BCHW = torch.randint(
         0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(6), dtype=torch.uint8
     )

@@ -250,7 +250,7 @@ def test_prompts_are_lines_rows_or_pages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("[1]", "no object"), ("{", "not JSON"), ('{"prompt": 1}', "needs one of: prompt"),
+        ("[1]", "not a JSON object"), ("{", "not a JSON object"), ('{"prompt": 1}', "needs one of: prompt"),
         ('{"prompt": "a", "answer": 3}', "answers are texts"),
         ('{"prompt": "a", "answer": "b", "answers": []}', "both answer and answers"),
     ],

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
+from toys import toy_corpus
 
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.publish import newest, verify
@@ -23,8 +23,6 @@ from cm3kit.training.interrupts import Paused
 from cm3kit.training.loop import LoopSettings, train
 from cm3kit.training.observe import Seen
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 torch.set_num_threads(1)
 LOOP = LoopSettings(
@@ -287,23 +285,12 @@ def test_observers_hear_every_step_and_know_again_what_they_knew(tmp_path: Path)
 
 
 def test_recomputed_activations_change_no_bit(tmp_path: Path) -> None:
-    shape = ImageTokenizerConfig(
-        resolution=16, channels=(8, 8, 8), codes=32, code_dim=4, latent_channels=8, norm_groups=8, attention=False
-    )  # fmt: skip
-    for colour in ("red", "green", "blue"):
-        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{colour}.png")
-        (tmp_path / f"{colour}.html").write_text(
-            f'<title>{colour}</title><p><img alt="x" src="{colour}.png"></p>'
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        ImageTokenizer(shape).save(tmp_path / "image")
-    TextTokenizer.train(["a red green blue"] * 2, 280).save(tmp_path)
+    toy_corpus(tmp_path, ("red", "green", "blue"))
     runs = []
     for recompute in (False, True):
         loop = LOOP.model_copy(update={"steps": 4, "recompute": recompute, "batch_size": 2})
         recipe = DecoderRecipe(
-            data=tmp_path, text=tmp_path, image=tmp_path / "image", window=64, previews=(), loop=loop,
+            data=tmp_path, text=tmp_path, image=tmp_path / "image", window=96, previews=(), loop=loop,
             backbone=BackboneConfig(
                 hidden_size=16, layers=2, heads=2, kv_heads=2, intermediate_size=16, dropout=0.1
             ),

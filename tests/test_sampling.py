@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import toy_decoder, toy_image, toy_text
 
 import cm3kit
 from cm3kit.batch import processes, store
@@ -38,12 +39,9 @@ from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.batching import Order
 from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
-from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit_cli.main import run as command
-from cm3kit_tokenizers import Cm3kitError, ConfigError, DataError, ModelError, OutputError, Page, Vocab
+from cm3kit_tokenizers import Cm3kitError, ConfigError, DataError, ModelError, OutputError, Page
 from cm3kit_tokenizers.document import Text
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
@@ -55,18 +53,8 @@ PAGE = "<p>a <mask> b</p><img alt='<mask>' src='<mask>'>"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     parts = tmp_path_factory.mktemp("parts")
-    text = TextTokenizer.train([WORDS] * 3, 290)
-    (parts / "text").mkdir()
-    text.save(parts / "text")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        image = ImageTokenizer(
-            ImageTokenizerConfig(resolution=8, channels=(16, 16), codes=32, code_dim=4, latent_channels=8)
-        )
-        vocab = Vocab(text.size, 32)
-        sizes = BackboneConfig(hidden_size=32, layers=1, heads=2, kv_heads=2, intermediate_size=32)
-        save_backbone(build_backbone(sizes, len(vocab)), parts / "decoder", half=True)
-    image.save(parts / "image")
+    toy_image(parts / "image", resolution=8, channels=(16, 16))
+    toy_decoder(parts / "decoder", toy_text(parts / "text", WORDS, 290))
     small = DecodeConfig(batch_size=3)
     defaults = Defaults(window=160, image=small, text=small, decoders=("cm3", "diffusion"))
     return assemble(parts / "toy", parts / "text", parts / "image", parts / "decoder", defaults, "# Toy\n")

@@ -77,7 +77,7 @@ def test_the_report_has_the_plan_what_was_cut_and_held_out_bits(made: Made) -> N
     output = made[0]
     page = (output / "report.html").read_text()
     for words in (
-        "Planned and taken",
+        "Planned and actual",
         "Held-out pages",
         "unigram model",
         "pages (",
@@ -296,7 +296,7 @@ def bad_folder(kind: str, folder: Path) -> Path:
         ("pages", "a budget of 10 s trains nothing", ["--budget", "10s"]),
         ("pages", "'soon' is no time", ["--budget", "soon"]),
         ("pages", "too short for these pages", ["--budget", "1min"]),
-        ("pages", "is of no stage", ["--set", "loop.steps=3"]),
+        ("pages", "names no stage", ["--set", "loop.steps=3"]),
         ("pages", "did you mean", ["--set", "decoder.loop.step=3"]),
         ("pages", "a picture has 64 codes", ["--set", "decoder.window=70"]),
         ("pages", "should hold one file of weights", ["--image", "."]),

@@ -93,7 +93,7 @@ def test_a_run_that_was_stopped_and_saved_says_run_it_again(
     out, err = capsys.readouterr()
     assert (
         out == ""
-        and err == "stopped after step 7 of 9, which is saved; the same command goes on from there\n"
+        and err == "stopped after step 7 of 9, which is saved; the same command resumes from there\n"
     )
     assert run(["train", "cm3", "-o", str(tmp_path), "--json"]) == 3
     answer = json.loads(capsys.readouterr().out)

@@ -20,9 +20,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
+from toys import toy_corpus
 
 from cm3kit.config import Settings
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
@@ -53,23 +53,12 @@ LOOP = LoopSettings(
     steps=12, batch_size=2, precision="fp32", save_every=4, preview_every=100, log_every=1, warmup=0.2,
     weight_decay=0.1, ema=0.9,
 )  # fmt: skip
-COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six pages with pictures of one colour each, and tokenizers for them."""
-    folder = tmp_path_factory.mktemp("toy")
-    for colour in COLOURS:
-        Image.new("RGB", (16, 16), colour).save(folder / f"{colour}.png")
-        page = f'<title>{colour}</title><p>A {colour} square: <img alt="{colour}" src="{colour}.png"></p>'
-        (folder / f"{colour}.html").write_text(page)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        image = ImageTokenizer(TOY.model_copy(update={"channels": (8, 8, 8)}))
-    image.save(folder / "image")
-    TextTokenizer.train(["a red green blue black orange purple square"] * 2, 280).save(folder)
-    return folder
+    return toy_corpus(tmp_path_factory.mktemp("toy"))
 
 
 class Line(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from toys import toy_image
 
 from cm3kit.evaluation.bound import bits_per_id
 from cm3kit.fill.folder import Defaults, assemble
@@ -23,7 +24,7 @@ from cm3kit_cli.main import run
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
+from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 torch.set_num_threads(1)
 SHAPE = BackboneConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=16, std=0.3)
@@ -37,15 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(22):
         page = f'<title>{number}</title><p>A red naïve square {number}: <img alt="red" src="red.png"></p>'
         (folder / f"{number:02}.html").write_text(page, encoding="utf-8")
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        image = ImageTokenizer(
-            ImageTokenizerConfig(
-                resolution=16, channels=(8, 8), codes=32, code_dim=4, latent_channels=8, norm_groups=8,
-                attention=False,
-            )
-        )  # fmt: skip
-    image.save(folder / "image")
+    toy_image(folder / "image", channels=(8, 8), norm_groups=8, attention=False)
     TextTokenizer.train(["A red naïve square red square"] * 2, 280).save(folder)
     return folder
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from toys import toy_corpus
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from cm3kit.models.backbone import forward, load_backbone
@@ -22,7 +22,6 @@ from cm3kit_tokenizers.borrowed import borrow
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import MARKUP, Vocab
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 TEXTS = ["a red apple and a green apple", "the blue square, the red square", "naïve café <p>12345</p>"] * 3
 # As Llama 3 and Qwen cut words.
@@ -243,12 +242,7 @@ def test_training_starts_from_a_public_decoder(
         pytest.importorskip("peft")
     corpus, run_folder = tmp_path / "corpus", tmp_path / "run"
     corpus.mkdir()
-    Image.new("RGB", (16, 16), "red").save(corpus / "red.png")
-    page = '<title>red</title><p>A red apple: <img alt="red" src="red.png"></p>'
-    (corpus / "red.html").write_text(page)
-    with torch.random.fork_rng(devices=[]):
-        shape = {"resolution": 16, "channels": (8, 8), "codes": 32, "code_dim": 4, "latent_channels": 8}
-        ImageTokenizer(ImageTokenizerConfig(norm_groups=8, attention=False, **shape)).save(corpus / "image")
+    toy_corpus(corpus, ("red",), channels=(8, 8))
     settings = {
         "data": corpus, "image": corpus / "image", "window": 128, "lora.rank": rank, "loop.steps": 3,
         "loop.batch_size": 1, "loop.precision": "fp32", "previews": "[]",

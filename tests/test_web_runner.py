@@ -162,13 +162,14 @@ def test_what_a_page_may_take_is_time_of_the_processor(monkeypatch: pytest.Monke
     process = SimpleNamespace(pid=1)
     for waited, ran, late in ((9, 9, False), (30, 9, False), (30, 11, True), (59, 9, False), (61, 0, True)):
         monkeypatch.setattr(workers, "_processor_time", lambda pid, ran=ran: 100.0 + ran)
-        worker = workers._Worker(process, None, key="a.html", since=time.monotonic() - waited, spent=100.0)  # type: ignore[arg-type]
+        worker = workers._Worker(process, None, runner.run_piece, key="a.html", spent=100.0)  # type: ignore[arg-type]
+        worker.since = time.monotonic() - waited
         assert workers._late(worker, 10) == late
         worker.key = ""
         assert not workers._late(worker, 10), "to find a page may take longer"
 
 
-def hostile_work(pipe: Any, job: Any) -> None:
+def hostile_work(pipe: Any, job: Any, run_piece: Any) -> None:
     """A worker whose parser hangs at one page and dies at another."""
 
     def convert(data: bytes, *given: Any, **named: Any) -> Any:
@@ -181,7 +182,7 @@ def hostile_work(pipe: Any, job: Any) -> None:
     runner.html_to_record = convert
     from cm3kit.web.workers import _work
 
-    _work(pipe, job)
+    _work(pipe, job, run_piece)
 
 
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(site: Path, tmp_path: Path) -> None:

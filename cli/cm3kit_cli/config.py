@@ -1,4 +1,4 @@
-"""`cm3kit config`: what a recipe comes to."""
+"""`cm3kit config`: a recipe with all its settings resolved."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import typer
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply
 
-app = typer.Typer(name="config", help="Look at the settings of a training.")
+app = typer.Typer(name="config", help="Show the settings of a training.")
 
 
 @app.callback()
 def config() -> None:
-    """Look at the settings of a training."""
+    """Show the settings of a training."""
 
 
 @app.command("show")
@@ -27,12 +27,12 @@ def show(
     overrides: options.Overrides = None,
     kind: Annotated[
         str | None,
-        typer.Option("--kind", metavar="KIND", help="What is trained, if the recipe does not tell."),
+        typer.Option("--kind", metavar="KIND", help="What is trained, if the recipe does not say."),
     ] = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Print every setting as YAML, each with where its value is from: a recipe, --set, or the default."""
+    """Print every setting as YAML with the source of its value: a recipe, --set, or the default."""
     from cm3kit.training.run import traced
 
     found = traced(recipes, overrides or [], kind)

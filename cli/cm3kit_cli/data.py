@@ -1,4 +1,4 @@
-"""`cm3kit data`: build a corpus, prepare web pages, pack them for training, and look at what is there."""
+"""`cm3kit data`: build a corpus, prepare web pages, pack them for training, and inspect the results."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def prepare(
             help="auto, folder, warc, obelics, mmc4, webdataset, pairs, parquet, huggingface.",
         ),
     ] = "auto",
-    preset: Annotated[str, typer.Option("--preset", help="Rules to start from: cm3, htlm.")] = "cm3",
+    preset: Annotated[str, typer.Option("--preset", help="Preset of the rules: cm3, htlm.")] = "cm3",
     config: options.Config = None,
     overrides: options.Overrides = None,
     shard: Annotated[
@@ -75,7 +75,7 @@ def prepare(
     ] = "0/1",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=0, help="Processes; unless given, one a processor; 0 is this one."),
+        typer.Option("--workers", min=0, help="Processes; by default one per processor; 0 uses this one."),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option("--pictures", help="Folder of pictures that the source only names.")
@@ -94,9 +94,9 @@ def prepare(
 ) -> Reply:
     """Turn web pages into records: minimal HTML, pictures by content, reasons for what is dropped.
 
-    The same command goes on where it was stopped.
+    The same command resumes where it was stopped.
     """
-    from cm3kit.processors import processors
+    from cm3kit.devices import processors
     from cm3kit.web import runner
     from cm3kit.web.sources import SourceOptions
 
@@ -167,7 +167,7 @@ def bundle(
 def _tokenizers(
     model: str | None, text: Path | None, image: Path | None
 ) -> tuple[TextTokenizer, ImageTokenizer]:
-    from cm3kit.fill.folder import find
+    from cm3kit.fill.finding import find
     from cm3kit_tokenizers.text import TextTokenizer
     from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -203,11 +203,11 @@ def sample(
 @app.command()
 def inspect(
     folder: Prepared,
-    key: Annotated[str | None, typer.Argument(help="A page; unless given, the report on all.")] = None,
+    key: Annotated[str | None, typer.Argument(help="A page; by default, the report on all.")] = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Show the report on prepared data, or what became of one page."""
+    """Show the report on prepared data, or the record of one page."""
     from cm3kit.web.parts import audit_of
     from cm3kit.web.report import inspect as look
     from cm3kit.web.report import report

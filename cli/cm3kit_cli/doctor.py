@@ -1,4 +1,4 @@
-"""`cm3kit doctor`: is this installation sound?"""
+"""`cm3kit doctor`: check the installation."""
 
 from __future__ import annotations
 

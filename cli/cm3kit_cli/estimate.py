@@ -13,19 +13,17 @@ from cm3kit_cli.render import Reply
 Kind = Annotated[
     str | None,
     typer.Argument(
-        help="What would be trained: vqgan, cm3, mdm, block, hybrid or rl; unless given, told by the recipe."
+        help="What would be trained: vqgan, cm3, mdm, block, hybrid or rl; by default read from the recipe."
     ),
 ]
 DeviceMemory = Annotated[
     str | None,
-    typer.Option(
-        "--device-memory", metavar="SIZE", help="Memory of a GPU that it would run on, such as 24GB."
-    ),
+    typer.Option("--device-memory", metavar="SIZE", help="Memory of the GPU it would run on, such as 24GB."),
 ]
 DeviceTflops = Annotated[
     float | None,
     typer.Option(
-        "--device-tflops", min=0.1, metavar="N", help="Its peak in dense bf16 products, as its maker states."
+        "--device-tflops", min=0.1, metavar="N", help="Peak dense bf16 TFLOPS of that GPU, by its data sheet."
     ),
 ]
 WORDS = {
@@ -41,7 +39,9 @@ USES = {
 Used = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", help="Instead, what using this model takes; its weights need not be there."
+        "--model",
+        "-m",
+        help="Estimate the memory for using this model instead; its weights need not be present.",
     ),
 ]
 
@@ -56,14 +56,14 @@ def estimate(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Tell parameters, memory and time of a training, without training: on this machine's processor, or elsewhere.
+    """Estimate parameters, memory and time of a training, on this machine's processor or on another device.
 
     Example: cm3kit estimate -c base-cm3 --device-memory 24GB
     """
     if model is not None:
         return _of_use(model, [*([kind] if kind else []), *(config or []), *(overrides or [])])
     from cm3kit.quantities import read_memory
-    from cm3kit.training.estimate import estimate as foresee
+    from cm3kit.training.estimates import estimate as foresee
     from cm3kit.training.other_device import fit
 
     size = None if device_memory is None else read_memory(device_memory)
@@ -97,11 +97,11 @@ def _lines(told: Mapping[str, Any]) -> list[str]:
     from cm3kit.quantities import duration
 
     step = told["seconds_per_step"]
-    lines = [f"parameters         {told['parameters']:,} ({told['trained']:,} learn)"]
+    lines = [f"parameters         {told['parameters']:,} ({told['trained']:,} trainable)"]
     lines += [f"{word:18} {told[name] / 1e6:,.0f} MB" for name, word in WORDS.items()]
-    lines.append(f"tokens a step      {told['tokens_per_step']:,}, {told['flops_per_step']:.3g} FLOPs")
-    lines.append(f"time of a step     {told['seconds_at_best']:.3g} s at best")
+    lines.append(f"tokens per step    {told['tokens_per_step']:,}, {told['flops_per_step']:.3g} FLOPs")
+    lines.append(f"time per step      {told['seconds_at_best']:.3g} s at best")
     if step is not None:
-        lines[-1] += f", {step:.3g} s by trying it out"
-    lines.append(f"time in all        {duration(told['seconds'])}")
+        lines[-1] += f", {step:.3g} s measured"
+    lines.append(f"total time         {duration(told['seconds'])}")
     return lines

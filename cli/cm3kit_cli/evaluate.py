@@ -1,4 +1,4 @@
-"""`cm3kit eval`: figures about models."""
+"""`cm3kit eval`: metrics of models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def evaluate() -> None:
 
 @app.command()
 def recon(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched to the bottom.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched recursively.")],
     model: Tokenizer = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many pictures, spread over the folder.")
@@ -60,10 +60,8 @@ def of_model(
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="At most so many pages, spread over the split.")
     ] = 256,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, help="Times a page that what is hidden is drawn.")
-    ] = 4,
-    rows: Annotated[int, typer.Option("--batch-size", min=1, help="Packed rows of one pass.")] = 4,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Draws of masks per page.")] = 4,
+    rows: Annotated[int, typer.Option("--batch-size", min=1, help="Packed rows per pass.")] = 4,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is hidden.")] = 0,
     style: Annotated[
         Literal["page", "plain"] | None,
@@ -110,11 +108,11 @@ def of_tasks(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Keep rows and results; the same command goes on."
+            "--output", "-o", metavar="DIR", help="Keep rows and results here; the same command resumes."
         ),
     ] = None,
-    decoder: Annotated[str | None, typer.Option(help="Which decoder answers: cm3 or diffusion.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn while decoding.")] = 0,
+    decoder: Annotated[str | None, typer.Option(help="The decoder to use: cm3 or diffusion.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling.")] = 0,
     device: options.Device = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,

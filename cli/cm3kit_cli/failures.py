@@ -1,4 +1,4 @@
-"""From an exception to the line that a user reads."""
+"""Error messages of exceptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ISSUES = "Please report it with the output of the same command and --verbose."
 
 def explain(error: BaseException, command: str) -> Failure:
     """The failure that an exception stands for; `internal` where it is a bug."""
-    # Whoever raised one of ours has loaded the module; an error of usage need not wait for it.
+    # An error of ours can only be raised once its module is loaded; errors of usage need no import.
     errors = sys.modules.get("cm3kit_tokenizers.errors")
     if errors is not None and isinstance(error, errors.Cm3kitError):
         return Failure(error.code, str(error.args[0]))

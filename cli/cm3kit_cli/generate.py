@@ -22,13 +22,14 @@ Task = Literal["image", "text", "caption", "document", "pair"]
 @options.with_decoding
 def generate(
     prompt: Annotated[
-        str | None, typer.Argument(help="What to start from; for --task caption the file of a picture.")
+        str | None, typer.Argument(help="The prompt; for --task caption the file of a picture.")
     ] = None,
     prompt_option: Annotated[
         str | None, typer.Option("--prompt", "-p", help="The same as the argument; - reads standard input.")
     ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option(help="Many prompts: .txt (one a line), .jsonl or .csv (prompt, seed, id).")
+        Path | None,
+        typer.Option(help="Many prompts: .txt (one per line), .jsonl, .csv or .parquet (prompt, seed, id)."),
     ] = None,
     task: Annotated[Task, typer.Option(help="What to make.")] = "image",
     n: Annotated[int, typer.Option("--num-images", "-n", min=1, max=10_000, help="Results per prompt.")] = 1,
@@ -38,7 +39,7 @@ def generate(
     *,
     decoding: options.Decoding,
     output: options.Output = None,
-    grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also a sheet of all.")] = True,
+    grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also a contact sheet.")] = True,
     report: options.Report = False,
     no_prompt_metadata: options.NoPromptMetadata = False,
     force: options.Force = False,
@@ -51,7 +52,7 @@ def generate(
     Example: cm3kit generate "red apple" -n 4 --seed 1
     """
     if as_json and output == "-":
-        raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+        raise typer.BadParameter("--json and -o - both write to standard output; use one of them")
     decoding.check()
     given = [each for each in (prompt, prompt_option, prompt_file) if each is not None]
     if len(given) > 1 or not (given or task == "pair"):

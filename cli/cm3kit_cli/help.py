@@ -1,4 +1,4 @@
-"""Help by panels, as wide as the terminal, in plain text: rich's own would triple the time that `--help` takes."""
+"""Help in panels, as wide as the terminal, in plain text: with rich's own `--help` would take three times as long."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ EXAMPLES = {
     "eval tasks": "eval tasks caption infill -m emoji --limit 64 -o outputs/tasks/",
 }  # fmt: skip
 _RANGE = re.compile(r"(-?[\d.]+)<=x<=(-?[\d.]+)")
-_ENDLESS = 1e9  # a bound that nobody comes near is not worth reading
+_ENDLESS = 1e9  # larger bounds are not shown
 
 
 class PanelCommand(TyperCommand):

@@ -1,4 +1,4 @@
-"""`cm3kit infill`: fill the gaps of a page, and leave every other byte as it is."""
+"""`cm3kit infill`: fill the gaps of a page; every other byte stays unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Root = Annotated[
     ),
 ]
 Uncover = Annotated[
-    bool, typer.Option("--uncover", help="Take away srcset and <source>s that hide a drawn picture.")
+    bool, typer.Option("--uncover", help="Remove srcset and <source>s that would hide a drawn picture.")
 ]
 Diff = Annotated[bool, typer.Option("--diff", help="Show what changed, and write a report beside the page.")]
 Image = Annotated[
@@ -39,7 +39,7 @@ def infill(
     ],
     select: Annotated[
         list[str] | None,
-        typer.Option(help="A CSS selector (p.intro, img@alt) of something to write anew; repeatable."),
+        typer.Option(help="A CSS selector (p.intro, img@alt) of content to replace; repeatable."),
     ] = None,
     image: Image = None,
     box: Annotated[list[str] | None, typer.Option(metavar="X,Y,W,H", help="The region of --image.")] = None,
@@ -61,7 +61,7 @@ def infill(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Fill the gaps of a page; every byte outside the gaps stays as it is.
+    """Fill the gaps of a page; every byte outside the gaps stays unchanged.
 
     Example: cm3kit infill samples/apple.html --variants 3 --diff
     """
@@ -104,7 +104,7 @@ def _check(
     as_json: bool,
 ) -> None:
     if as_json and output == "-":
-        raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+        raise typer.BadParameter("--json and -o - both write to standard output; use one of them")
     if len(image or ()) != len(box or ()):
         raise typer.BadParameter("each --image needs one --box, and each --box one --image")
     if in_place and (output is not None or variants > 1 or file == "-"):

@@ -1,4 +1,4 @@
-"""`cm3kit model`: which models there are, what one is, and how one is made."""
+"""`cm3kit model`: list, describe, assemble, convert and publish models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ app = typer.Typer(name="model", help="List and describe models.")
 
 @app.command("list")
 def list_models(as_json: options.Json = False, verbose: options.Verbose = False) -> Reply:
-    """Name the models that ship, and models and runs below the current folder."""
+    """List the models that ship, and models and runs below the current folder."""
     from cm3kit.fill import finding
 
     names, found = tuple(finding.available()), finding.local(Path())
@@ -89,7 +89,8 @@ def convert(
     family: Annotated[
         str | None,
         typer.Option(
-            "--family", help="taming, ibq, llamagen, flax, diffusers; unless given, told from the weights."
+            "--family",
+            help="taming, ibq, llamagen, flax, diffusers; unless given, detected from the weights.",
         ),
     ] = None,
     resolution: Annotated[
@@ -97,10 +98,12 @@ def convert(
     ] = None,
     pixel_range: Annotated[
         Literal["signed", "unit"] | None,
-        typer.Option("--pixel-range", help="What the network reads: signed is [-1, 1], unit is [0, 1]."),
+        typer.Option(
+            "--pixel-range", help="Range of the network's input: signed is [-1, 1], unit is [0, 1]."
+        ),
     ] = None,
     quantizer: Annotated[
-        str | None, typer.Option("--quantizer", help="Which code a vector gets; unless given, the family's.")
+        str | None, typer.Option("--quantizer", help="Quantizer; by default the family's.")
     ] = None,
     fit: Annotated[
         Literal["pad", "crop", "stretch"] | None,
@@ -110,7 +113,7 @@ def convert(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Bring an image tokenizer of taming-transformers, Chameleon, LlamaGen, … into a folder of ours."""
+    """Convert an image tokenizer of taming-transformers, Chameleon, LlamaGen, … to a cm3kit folder."""
     from cm3kit.interop.conversion import convert as bring
 
     wanted = {"resolution": resolution, "pixel_range": pixel_range, "quantizer": quantizer, "fit": fit}
@@ -133,7 +136,7 @@ def import_(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Bring a public model of a known family into a folder of ours."""
+    """Convert a public model of a known family to a cm3kit folder."""
     from cm3kit.interop.importing import import_model
 
     made = import_model(source, output)
@@ -145,7 +148,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to make.")],
     model: options.Model = None,
     multiple: Annotated[
-        int, typer.Option("--pad-to", min=1, help="The vocabulary becomes a multiple of this.")
+        int, typer.Option("--pad-to", min=1, help="Pad the vocabulary to a multiple of this.")
     ] = 64,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Number format of the weights.")
@@ -164,15 +167,13 @@ def export(
 def push(
     repo: Annotated[str, typer.Argument(help="owner/name on the hub; it is made if it is not there.")],
     model: options.Model = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Where it is made, show it to you alone.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to upload to, instead of main.")] = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
     """Upload a model folder to the Hugging Face hub, where `-m hf:owner/name` finds it."""
-    from cm3kit.fill.folder import find
+    from cm3kit.fill.finding import find
     from cm3kit.interop import hub
 
     address = hub.push(find(model), repo, private=private, revision=revision)

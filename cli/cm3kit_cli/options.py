@@ -1,4 +1,4 @@
-"""The flags that commands share: one spelling for each idea."""
+"""The flags that commands share, with one spelling each."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ Seed = Annotated[
 ]
 ShowSchedule = Annotated[
     bool,
-    typer.Option("--show-schedule", help="Print how many places each pass will write, and stop."),
+    typer.Option("--show-schedule", help="Print how many positions each pass will write, and stop."),
 ]
 Traj = Annotated[
     Path | None,
-    typer.Option("--traj", metavar="FILE", help="Also write in which order; see `show traj`."),
+    typer.Option("--traj", metavar="FILE", help="Also write the trajectory; see `show traj`."),
 ]
 Output = Annotated[
     str | None,
@@ -112,18 +112,21 @@ NoPromptMetadata = Annotated[
     bool,
     typer.Option(
         "--no-prompt-metadata",
-        help="Leave prompt and settings out of the files; the mark that a model made them stays.",
+        help="Leave prompt and settings out of the files; the mark as AI-generated stays.",
     ),
 ]
 Report = Annotated[
-    bool, typer.Option("--report", help="Also a page that shows the whole run, report.html in its folder.")
+    bool,
+    typer.Option(
+        "--report", help="Also write report.html, a page that shows the whole run, into its folder."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Verbose = Annotated[
     bool,
-    typer.Option("--verbose", "-v", help="Also hashes, and where an unexpected failure came from."),
+    typer.Option("--verbose", "-v", help="Also hashes, and the traceback of an unexpected failure."),
 ]
 Config = Annotated[
     list[Path] | None,

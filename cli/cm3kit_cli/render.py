@@ -1,4 +1,4 @@
-"""Standard output holds the result and nothing else; progress and errors go to standard error."""
+"""Standard output holds the result only; progress and errors go to standard error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Watch(Protocol):
-    """Hears how far a job is; `note` is shown beside it."""
+    """Called with how much of a job is done; `note` is shown beside it."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` steps are over."""
@@ -26,7 +26,7 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a command answers: `lines` for people, `data` for programs, or `content` as it stands.
+    """The output of a command: `lines` of text, `data` for `--json`, or `content` unchanged.
 
     `status` is the exit status: 0, 1 where the answer is that something is wrong, or 3 where the same command goes on.
     """
@@ -115,7 +115,7 @@ def one_line(text: str) -> str:
 
 
 def without_hashes(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What people want to read of a description; the hashes of its files are shown by --verbose."""
+    """The description without the hashes of its files, which --verbose shows."""
     return {key: value for key, value in told.items() if key != "sha256"}
 
 

@@ -1,4 +1,4 @@
-"""`cm3kit info` and `cm3kit reproduce`: how a file was made, and the same file again."""
+"""`cm3kit info` and `cm3kit reproduce`: show how a file was made, and make it again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def info(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Tell how a file was made: prompt, seed, settings, model, versions.
+    """Show how a file was made: prompt, seed, settings, model, versions.
 
     Example: cm3kit info apple.png
     """
@@ -55,7 +55,7 @@ def reproduce(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Make files again by the recipes that they carry.
+    """Make files again from the recipes stored in them.
 
     Example: cm3kit reproduce apple.png --check
     """
@@ -80,7 +80,7 @@ def reproduce(
 
 
 def _lines(told: Mapping[str, Any]) -> Iterator[str]:
-    """A line each, long values cut."""
+    """One line each, with long values cut."""
     for key, value in told.items():
         if isinstance(value, Mapping):
             for name, each in value.items():

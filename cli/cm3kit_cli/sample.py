@@ -1,4 +1,4 @@
-"""`cm3kit sample`: many rows into a folder, on from where it was stopped."""
+"""`cm3kit sample`: sample many rows into a folder, resumably."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import typer
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, one_line, progress
 
-app = typer.Typer(name="sample", help="Sample many rows into a folder; nothing is lost or made twice.")
+app = typer.Typer(name="sample", help="Sample many rows into a folder, resumably.")
 
 INCOMPLETE = 3
 Task = Literal["image", "text", "caption", "document", "pair", "infill"]
 Folder = Annotated[Path, typer.Argument(help="Folder of sample run.")]
 
 
-Prompts = Annotated[Path, typer.Argument(help="Rows: .txt (a prompt a line), .jsonl, .csv or .parquet.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that was begun is gone on with.")]
+Prompts = Annotated[Path, typer.Argument(help="Rows: .txt (one prompt per line), .jsonl, .csv or .parquet.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Output folder; a run that was begun there is resumed.")
+]
 Number = Annotated[int, typer.Option("--num-images", "-n", min=1, max=10_000, help="Outputs per row.")]
 Shard = Annotated[str, typer.Option("--shard", metavar="i/n", help="Only the rows i, i+n, i+2n, …")]
 Processes = Annotated[
@@ -29,15 +31,17 @@ BestOf = Annotated[
     int, typer.Option("--best-of", min=1, max=1000, help="Candidates for each output; the best is kept.")
 ]
 Score = Annotated[
-    str, typer.Option("--score", metavar="NAME", help="Which is best: likelihood, ends or clip:FOLDER.")
+    str, typer.Option("--score", metavar="NAME", help="Score of the best: likelihood, ends or clip:FOLDER.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on with a folder, or refuse one that was begun.")
+    bool, typer.Option("--resume/--no-resume", help="Resume the folder, or refuse one that was begun.")
 ]
-RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Try rows again that failed.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Retry rows that failed.")]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--time-limit", min=0, callback=options.finite, help="Seconds after which no row is begun."),
+    typer.Option(
+        "--time-limit", min=0, callback=options.finite, help="Seconds after which no further row is started."
+    ),
 ]
 NoPromptMetadata = Annotated[
     bool,
@@ -50,7 +54,7 @@ NoPromptMetadata = Annotated[
 def run(
     prompts: Prompts,
     output: Output,
-    task: Annotated[Task, typer.Option(help="What to make of rows that do not say.")] = "image",
+    task: Annotated[Task, typer.Option(help="Task of rows that name none.")] = "image",
     n: Number = 1,
     seed: options.Seed = None,
     model: options.Model = None,
@@ -69,7 +73,7 @@ def run(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Sample every row of a file. The same command goes on where it was stopped.
+    """Sample every row of a file. The same command resumes where it was stopped.
 
     Example: cm3kit sample run prompts.jsonl -o outputs/night/ --seed 1
     """
@@ -110,11 +114,11 @@ def run(
 @app.command()
 def status(
     folder: Folder,
-    verify: Annotated[bool, typer.Option("--verify", help="Also compare every file with its hash.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Also verify the hash of every file.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Tell how far a folder is: done, failed, missing, and which shards are at work. Status 3 if incomplete."""
+    """Show the state of a folder: done, failed, missing, and active shards. Status 3 if incomplete."""
     from cm3kit.batch.manage import status as look
 
     found = look(folder, verify)
@@ -132,7 +136,7 @@ def merge(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:  # fmt: skip
-    """Put the manifests of all shards into one, and fetch what other folders hold."""
+    """Merge the manifests of all shards, and copy outputs from other folders."""
     from cm3kit.batch.manage import merge as join
 
     found = join(folder, tuple(others or ()), lambda line: typer.echo(line, err=True))
@@ -151,7 +155,7 @@ def export(
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> Reply:  # fmt: skip
-    """Write what is done as plain files, WebDataset tars or Parquet."""
+    """Export finished outputs as plain files, WebDataset tars or Parquet."""
     from cm3kit.batch.export import export as write
 
     found = write(folder, output, form, per_shard)

@@ -1,4 +1,4 @@
-"""What the commands say of the diffusion decoder beside its results: schedules, caches, trajectories."""
+"""Messages of the commands about the diffusion decoder: schedules, caches, trajectories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def schedule_of(boards: Sequence[Sequence[Sequence[int]]]) -> Reply:
-    """The answer to --show-schedule: how many places each pass of each block will write."""
+    """The answer to --show-schedule: how many positions each pass of each block will write."""
     data = [
         {
             "places": sum(map(sum, blocks)),
@@ -24,7 +24,7 @@ def schedule_of(boards: Sequence[Sequence[Sequence[int]]]) -> Reply:
     ]
     lines = []
     for number, (board, blocks) in enumerate(zip(data, boards, strict=True)):
-        lines.append(f"board {number}: {board['places']} places in {board['passes']} passes")
+        lines.append(f"canvas {number}: {board['places']} positions in {board['passes']} passes")
         several = len(blocks) > 1
         lines += [
             f"{f'  block {index}: ' if several else '  '}{_runs(each)}" for index, each in enumerate(blocks)
@@ -33,18 +33,18 @@ def schedule_of(boards: Sequence[Sequence[Sequence[int]]]) -> Reply:
 
 
 def told(saved: Saved) -> dict[str, Any]:
-    """What a job says of its passes, where there is something to say."""
+    """A line on the passes of a job, if there is any."""
     data: dict[str, Any] = {"trajectories": saved.trajectories} if saved.trajectories else {}
     return data | ({"verification": saved.verification} if saved.verification else {})
 
 
 def notes(saved: Saved) -> list[str]:
-    """What `--verify-cache` found, in a line for people."""
+    """The result of `--verify-cache` as a line of text."""
     found = saved.verification
     if not found:
         return []
     return [
-        f"cache: {found['passes']} passes and {found['slots']} places compared, {found['flips']} best tokens"
+        f"cache: {found['passes']} passes and {found['slots']} positions compared, {found['flips']} best tokens"
         f" differ, scores by at most {found['largest']:.2g}"
     ]
 

@@ -1,4 +1,4 @@
-"""`cm3kit score`: how likely answers are in the gaps of a page, or the page itself."""
+"""`cm3kit score`: log-probabilities of answers in the gaps of a page, or of the page itself."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ Answer = Annotated[
 Answers = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="Answers: a line each, or .jsonl with texts or objects of answers by gap."
+        metavar="FILE", help="Answers: one per line, or .jsonl with texts or objects of answers by gap."
     ),
 ]
 Gap = Annotated[int, typer.Option(min=0, help="The gap that --answer and plain lines are for.")]
 Pmi = Annotated[
-    bool, typer.Option("--pmi", help="Take away log p of the answer without the page's words and pictures.")
+    bool,
+    typer.Option("--pmi", help="Subtract log p of the answer without the page's words and pictures (PMI)."),
 ]
 How = Annotated[
-    Method, typer.Option(help="How a diffusion decoder is scored: a bound, or writing left to right.")
+    Method, typer.Option(help="Method of a diffusion decoder: a bound, or writing left to right.")
 ]
 Rounds = Annotated[int, typer.Option(min=2, max=65_536, help="Random masks of a bound.")]
 Select = Annotated[
@@ -73,7 +74,7 @@ def score(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Tell how likely answers are, in nats: the best first. Without gaps and answers, the page itself.
+    """Score answers by log-probability in nats, best first. Without gaps and answers, the page itself.
 
     Example: cm3kit score samples/choices.html --answer red --answer blue
     """
@@ -120,7 +121,7 @@ def _reply(found: Sequence[Score], shown: Sequence[Mapping[str, str]], pmi: bool
 
 
 def _column(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a number is: exact, or at least so much, give or take its standard error."""
+    """Description of a score: exact, or a lower bound with its standard error."""
     error = (
         f" ±{(row['stderr'] ** 2 + row.get('prior_stderr', 0) ** 2) ** 0.5:.4f}" if "stderr" in row else ""
     )

@@ -13,14 +13,12 @@ from cm3kit_cli.render import Reply
 def serve(
     model: options.Model = None,
     device: options.Device = "auto",
-    host: Annotated[str, typer.Option("--host", help="An address of this machine alone.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
-    ui: Annotated[
-        bool, typer.Option("--ui/--no-ui", help="Serve the editor, or the interface alone.")
-    ] = True,
+    host: Annotated[str, typer.Option("--host", help="A loopback address.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free port.")] = 8000,
+    ui: Annotated[bool, typer.Option("--ui/--no-ui", help="Serve the editor, or the interface only.")] = True,
     token: Annotated[
         str | None,
-        typer.Option("--token", envvar="CM3KIT_TOKEN", help="What clients must know; random unless given."),
+        typer.Option("--token", envvar="CM3KIT_TOKEN", help="Access token for clients; random by default."),
     ] = None,
     verbose: options.Verbose = False,
 ) -> Reply:

@@ -1,4 +1,4 @@
-"""`cm3kit show`: files of cm3kit as something to look at."""
+"""`cm3kit show`: views of files that cm3kit wrote."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import typer
 from cm3kit_cli import options
 from cm3kit_cli.render import Reply, one_line, progress
 
-app = typer.Typer(name="show", help="Look at what was written, and how.")
+app = typer.Typer(name="show", help="Show outputs, and how they were written.")
 
 
 @app.callback()
 def show() -> None:
-    """Look at what was written, and how."""
+    """Show outputs, and how they were written."""
 
 
 @app.command()
@@ -34,11 +34,11 @@ def traj(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="Model that draws the pictures; unless given, the one that wrote."
+            "--model", "-m", help="Model that draws the pictures; by default the one that wrote them."
         ),
     ] = None,
     scale: Annotated[
-        float, typer.Option(min=0.25, max=32, callback=options.finite, help="Pixels to a pixel of a picture.")
+        float, typer.Option(min=0.25, max=32, callback=options.finite, help="Scale factor of pictures.")
     ] = 6,
     fps: Annotated[float, typer.Option(min=0.1, max=50, callback=options.finite, help="Steps a second.")] = 8,
     force: options.Force = False,
@@ -46,12 +46,12 @@ def traj(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Play how a row was written: the picture emerging, the words beside it, and how left to right it went.
+    """Play how a canvas was written: picture, text and AR-ness, pass by pass.
 
     Example: cm3kit show traj apple.traj.safetensors -o apple.gif
     """  # fmt: skip
     if as_json and output == "-":
-        raise typer.BadParameter("--json and -o - both want standard output; use one of them")
+        raise typer.BadParameter("--json and -o - both write to standard output; use one of them")
     from cm3kit.evaluation.arness import stats
     from cm3kit.provenance.trajectories import load_trajectory
     from cm3kit.viewing import showing
@@ -102,7 +102,7 @@ def report(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Show a run in one page: pictures, pages in frames, words, settings; it loads nothing from anywhere.
+    """Show a run in one self-contained page: pictures, pages in frames, texts, settings.
 
     Example: cm3kit show report outputs/generate-20260304T050607-a1b2c3
     """
@@ -121,9 +121,9 @@ def report(
 
 
 def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
-    """The figures that `--json` gives in full, in a few lines."""
+    """A summary of the figures that `--json` gives in full."""
     speed = f"{figures['parallelism']:.2f} a pass" if figures["parallelism"] is not None else "none"
-    yield f"{figures['written']} of {figures['slots']} slots in {figures['passes']} passes, {speed}"
+    yield f"{figures['written']} of {figures['slots']} positions in {figures['passes']} passes, {speed}"
     for kind, each in figures["arness"].items():
         shares = (
             f"{name}@{k} {value:.2f}"
@@ -131,4 +131,4 @@ def _notes(figures: Mapping[str, Any]) -> Iterator[str]:
             for k, value in each[f"{name}_at"].items()
             if value is not None
         )
-        yield f"AR-ness of {kind} slots: {' '.join(shares)}"
+        yield f"AR-ness of {kind} positions: {' '.join(shares)}"

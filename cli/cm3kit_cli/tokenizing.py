@@ -20,17 +20,17 @@ Tokenizer = Annotated[
 ]
 Batch = Annotated[
     int | None,
-    typer.Option("--batch-size", min=1, max=1024, help="Pictures at once; unless given, by their size."),
+    typer.Option("--batch-size", min=1, max=1024, help="Pictures per batch; by default from their size."),
 ]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option("--precision", help="Of the network; auto is fp32, as others change some codes."),
+    typer.Option("--precision", help="Precision of the network; auto is fp32, as others change some codes."),
 ]
 Search = Annotated[
     int,
     typer.Option(
         "--search", min=0, max=64,
-        help="Rounds of search for codes that are drawn better; each costs about 30 decodings.",
+        help="Rounds of search for codes with a better reconstruction; each costs about 30 decodings.",
     ),
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ def tokenize() -> None:
 
 @app.command()
 def image(
-    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched to the bottom.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched recursively.")],
     model: Tokenizer = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of codes; unless given, FOLDER-codes.")
@@ -56,7 +56,7 @@ def image(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Encode every picture once; what was encoded before is kept."""
+    """Encode every picture once; existing codes are kept."""
     from cm3kit.fill import tokenizing as pictures
 
     target = output or folder.parent / f"{folder.resolve().name}-codes"
@@ -81,7 +81,7 @@ def detokenize(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> Reply:
-    """Draw the pictures of codes; those that are there already are kept."""
+    """Decode codes to pictures; existing pictures are kept."""
     from cm3kit.fill import tokenizing as pictures
 
     with progress("drawing", quiet) as watch:

@@ -27,14 +27,14 @@ RunFolder = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the run; unless given, runs/ and the kind.")
 ]
 Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Go on from the newest whole checkpoint of the folder.")
+    bool, typer.Option("--resume/--no-resume", help="Resume from the newest valid checkpoint of the folder.")
 ]
 From = Annotated[
     str | None,
     typer.Option(
         "--from",
         metavar="MODEL",
-        help="A model, by name or folder, to go on from: its tokenizers and weights.",
+        help="A model, by name or folder, to start from: its tokenizers and weights.",
     ),
 ]
 Objective = Annotated[
@@ -50,40 +50,38 @@ Backbone = Annotated[
     typer.Option(
         "--backbone",
         metavar="MODEL",
-        help="A language model of transformers, by folder or hub id, to go on from: its text tokenizer and weights.",
+        help="A language model of transformers, by folder or hub id, to start from: its text tokenizer and weights.",
     ),
 ]
 NumProcesses = Annotated[
     int,
     typer.Option(
         "--num-processes", min=1, metavar="N",
-        help="Train with so many processes of this machine, a GPU or a share of the CPU each; the batch stays.",
+        help="Train with this many processes, each with a GPU or a share of the CPU; the batch size stays.",
     ),
 ]  # fmt: skip
 Prompts = Annotated[
     Path | None,
     typer.Option(
-        "--prompts", metavar="FILE", help="Prompts, a line or a row each, or a folder of pages with gaps."
+        "--prompts", metavar="FILE", help="Prompts, one per line or row, or a folder of pages with gaps."
     ),
 ]
 Estimator = Annotated[
     str | None,
     typer.Option(
-        "--estimator", metavar="NAME", help="Of the likelihood: one-pass, coupled, trajectory or causal."
+        "--estimator", metavar="NAME", help="Likelihood estimator: one-pass, coupled, trajectory or causal."
     ),
 ]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option(
-        "--reward", metavar="NAME[=WEIGHT]", help="What an answer is worth, such as edit; repeatable."
-    ),
+    typer.Option("--reward", metavar="NAME[=WEIGHT]", help="Reward, such as edit; repeatable."),
 ]
 RewardCommand = Annotated[
     str | None,
     typer.Option(
         "--reward-command",
         metavar="COMMAND",
-        help="A program that reads answers as JSON lines, and rates them.",
+        help="A program that reads answers as JSON lines and prints their rewards.",
     ),
 ]
 MaxSteps = Annotated[int | None, typer.Option("--max-steps", min=1, help="Stop after this many steps.")]
@@ -123,7 +121,7 @@ for _kind, _summary in KINDS.items():
     _add(_kind, _summary)
 
 
-@app.command("rl", help="Train a model's decoder on by what its answers are worth (reinforcement learning).")
+@app.command("rl", help="Train a model's decoder further by rewards of its answers (reinforcement learning).")
 def rl(
     config: options.Config = None,
     overrides: options.Overrides = None,
@@ -152,7 +150,7 @@ def rl(
 
 
 def _rewarded(names: Sequence[str], command: str | None) -> list[str]:
-    """Overrides that say what answers are worth; none where nothing is said."""
+    """Overrides for the rewards; empty if none is given."""
     import json
 
     found: list[dict[str, object]] = []
@@ -181,8 +179,8 @@ def _from(kind: str, start: str | None) -> list[str]:
     if start is None:
         return []
     if kind == "text":
-        raise typer.BadParameter("the text tokenizer is trained from nothing; leave --from out.")
-    from cm3kit.fill.folder import find
+        raise typer.BadParameter("the text tokenizer is trained from scratch; leave --from out.")
+    from cm3kit.fill.finding import find
 
     folder = find(start)
     if kind == "vqgan":
@@ -197,7 +195,7 @@ def _public(kind: str, backbone: str | None) -> list[str]:
     if backbone is None:
         return []
     if kind in ("text", "vqgan"):
-        raise typer.BadParameter(f"--backbone is of decoders, and {kind} trains a tokenizer; leave it out.")
+        raise typer.BadParameter(f"--backbone is for decoders, and {kind} trains a tokenizer; leave it out.")
     return [f"warm.source={backbone}"]
 
 
@@ -206,7 +204,7 @@ def _asking(kind: str, objective: str | None) -> list[str]:
     if objective is None:
         return []
     if kind in ("text", "vqgan"):
-        raise typer.BadParameter(f"--objective is of decoders, and {kind} trains a tokenizer; leave it out.")
+        raise typer.BadParameter(f"--objective is for decoders, and {kind} trains a tokenizer; leave it out.")
     return [f"objective.name={objective}"]
 
 
@@ -249,13 +247,13 @@ def _train(
             )  # fmt: skip
     except training.Paused as pause:
         if main:
-            typer.echo(f"{pause}; the same command goes on from there", err=True)
+            typer.echo(f"{pause}; the same command resumes from there", err=True)
         return Reply({"kind": kind, "folder": folder}, status=INCOMPLETE) if main else INCOMPLETE
     return Reply({"kind": kind, "folder": done}, (str(done),)) if main else 0
 
 
 def note(figures: Mapping[str, float]) -> str:
-    """Figures of a step on one line, such as `loss 1.25  time left 24 min`."""
+    """Metrics of a step on one line, such as `loss 1.25  time left 24 min`."""
     from cm3kit.training.speed import told
 
     return "  ".join(" ".join(told(name, value)) for name, value in figures.items())

@@ -1,4 +1,4 @@
-"""`cm3kit train all`: from pages to a model of one's own."""
+"""`cm3kit train all`: from a folder of pages to a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cm3kit_cli.render import Reply, progress
 if TYPE_CHECKING:
     from cm3kit.pipeline import Request
 
-INCOMPLETE = 3  # the exit status that says: run it again to go on
+INCOMPLETE = 3  # the exit status for: run the command again to resume
 
 
 def train_all(
@@ -25,15 +25,15 @@ def train_all(
     plan: Annotated[bool, typer.Option("--plan", help="Print what would be trained, and stop.")] = False,
     budget: Annotated[
         str | None,
-        typer.Option("--budget", metavar="TIME", help="Time for everything, such as 30min or 2h; 1h unless given."),
+        typer.Option("--budget", metavar="TIME", help="Total time, such as 30min or 2h; 1h by default."),
     ] = None,
     preset: Annotated[
         Literal["auto", "tiny", "small", "base"],
-        typer.Option("--preset", help="Family of recipes; auto is the largest that the budget is enough for."),
+        typer.Option("--preset", help="Family of recipes; auto is the largest that fits the budget."),
     ] = "auto",
     decoder: Annotated[
         Literal["cm3", "diffusion", "both"],
-        typer.Option("--decoder", help="What it writes with; both is one set of weights for two."),
+        typer.Option("--decoder", help="Decoder; both trains one set of weights for two."),
     ] = "cm3",
     text: Annotated[Path | None, typer.Option("--text", help="Folder of a finished text tokenizer.")] = None,
     image: Annotated[
@@ -58,7 +58,7 @@ def train_all(
 ) -> Reply | int:  # fmt: skip
     """Train a text tokenizer, an image tokenizer and a decoder on pages, and put them together.
 
-    The same command goes on where it was stopped.
+    The same command resumes where it was stopped.
 
     Example: cm3kit train all site/ -o my-model --budget 30min
     """
@@ -88,7 +88,7 @@ def _train(asked: Request, plan: bool, clean: bool, quiet: bool) -> Reply:
         with progress("training", quiet) as watch:
             made = make(asked, plan_only=plan, tell=tell, watch=watch, warn=warn)
     except training.Paused as pause:
-        warn(f"{pause}; the same command goes on from there")
+        warn(f"{pause}; the same command resumes from there")
         return Reply({"folder": asked.output}, status=INCOMPLETE)
     told = {"folder": made.folder, "plan": made.plan.model_dump(mode="json")}
     if plan:

@@ -11,7 +11,8 @@ from typing import Any
 from cm3kit.batch.choice import Selector
 from cm3kit.batch.rows import Row, Rows, SampleTask, read_rows
 from cm3kit.batch.store import JOB, Key, Shard, begin, counts, read_job, read_lines
-from cm3kit.fill.folder import find, fingerprints
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import fingerprints
 from cm3kit.fill.options import GenerateOptions
 from cm3kit_tokenizers.errors import ConfigError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +22,7 @@ from cm3kit.batch.store import (
 )
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import write_atomic, write_group
-from cm3kit_tokenizers.errors import DataError, OutputError
+from cm3kit_tokenizers.errors import DataError
 
 Warn = Callable[[str], None]
 GROUP = 64
@@ -125,9 +124,3 @@ def _fetch(other: Path, folder: Path) -> None:
             write_group(group)
             group = []
     write_group(group)
-
-
-def check_new(path: Path, force: bool) -> None:
-    """OutputError (`exists`) if the path exists and `force` is off."""
-    if os.path.lexists(path) and not force:
-        raise OutputError(f"{path} exists already; choose another name or add --force.", code="exists")

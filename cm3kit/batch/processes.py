@@ -17,7 +17,7 @@ from cm3kit.batch.job import How, SampleJob, prepare, tally
 from cm3kit.batch.manage import merge
 from cm3kit.batch.run import Warn, Watch, run
 from cm3kit.batch.store import Shard
-from cm3kit.processors import processors
+from cm3kit.devices import processors
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from cm3kit.arrow import python_rows
 from cm3kit.config import Settings
 from cm3kit.decode_options import RENAMED, GenerateOptions, table, under_new_names
-from cm3kit.extras import need
 from cm3kit.fill.constraints import GUIDED, guided
-from cm3kit.fill.prompts import as_utf8
+from cm3kit.fill.row_files import read_raw
 from cm3kit.json_lines import dump_json
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
 SampleTask = Literal["image", "text", "caption", "document", "pair", "infill"]
 
-MAX_BYTES, MOST_CELL = 4 << 30, 64 << 20
+MAX_BYTES = 4 << 30
 MAX_SEED = 2**63 - 1
 OPTIONS = tuple(table())
 _OPTIONS = TypeAdapter(GenerateOptions)
@@ -99,34 +95,16 @@ def read_rows(path: Path) -> Rows:
         DataError: the file is missing, unreadable or empty, or its header has an unknown column.
         ConfigError: the suffix is unknown (`bad_value`).
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{path} is not a prompt file; use one of {', '.join(READERS)}.", code="bad_value")
-    data = _bytes(path)
-    read = data if path.suffix.lower() == ".parquet" else as_utf8(data, path)
-    found = tuple(_unique(_row(number, *each) for number, each in enumerate(reader(read, path))))
-    if not found:
+    data, raw = read_raw(path, MAX_BYTES, partial(_check_columns, path))
+    rows = tuple(_unique(_row(number, *each) for number, each in enumerate(raw)))
+    if not rows:
         raise DataError(f"{path} holds no rows; write one prompt per line.", code="empty_file")
-    return Rows(found, path.resolve().parent, hashlib.sha256(data).hexdigest())
+    return Rows(rows, path.resolve().parent, hashlib.sha256(data).hexdigest())
 
 
 def options_of(row: Row, base: GenerateOptions) -> GenerateOptions:
     """The options of a run, overridden by those of a row."""
     return replace(base, **(row.options or {}))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is over {MAX_BYTES >> 30} GB; split it.", code="bad_data")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; check the path.", code="no_file") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", code="unreadable_file") from None
-
-
-Raw = tuple[str, "Mapping[str, Any] | Cm3kitError"]
 
 
 def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row:
@@ -189,93 +167,7 @@ def _unknown(name: str, where: str) -> str:
     return f"{where}: {name!r} is unknown; {hint}"
 
 
-def _from_text(data: bytes, path: Path) -> Iterator[Raw]:
-    for where, line in _lines(data):
-        yield where, line if isinstance(line, Cm3kitError) else {"prompt": line}
-
-
-def _from_jsonl(data: bytes, path: Path) -> Iterator[Raw]:
-    for where, line in _lines(data):
-        if isinstance(line, Cm3kitError):
-            yield where, line
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            yield where, row
-        else:
-            yield where, DataError(f"{where} is not a JSON object; fix the line.", code="bad_data")
-
-
-def _lines(data: bytes) -> Iterator[tuple[str, str | Cm3kitError]]:
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        where = f"line {number}"
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            yield where, DataError(f"{where} is not UTF-8; convert it.", code="bad_data")
-            continue
-        if text:
-            yield where, text
-
-
-def _from_csv(data: bytes, path: Path) -> Iterator[Raw]:
-    csv.field_size_limit(MOST_CELL)
-    try:
-        table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
-        _check_header(table.fieldnames or (), path)
-        for number, row in enumerate(table, 1):
-            where = f"row {number}"
-            if None in row:
-                yield where, DataError(f"{where} has more cells than the header.", code="bad_data")
-                continue
-            yield where, {key: _cell(key, value) for key, value in row.items() if value not in (None, "")}
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; convert it.", code="unreadable_file") from None
-    except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error}; fix the file.", code="bad_data") from None
-
-
-def _cell(key: str, value: str) -> Any:
-    """A CSV cell: JSON if it is a list or an object, or one selector."""
-    if key not in ("prompt", "html", "id") and value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return [value] if key == "select" else value
-
-
-def _from_parquet(data: bytes, path: Path) -> Iterator[Raw]:
-    parquet = need("pyarrow.parquet", "web", "Reading Parquet")
-    import pyarrow
-
-    try:
-        file = parquet.ParquetFile(pyarrow.BufferReader(data))
-        _check_header(file.schema_arrow.names, path)
-        number = 0
-        for batch in file.iter_batches():
-            for row in python_rows(batch):
-                number += 1
-                where = f"row {number}"
-                wrong = DataError(f"{where} cannot be read: {row}; fix the row.", code="bad_data")
-                yield where, wrong if isinstance(row, str) else row
-    except pyarrow.ArrowException as error:
-        line = " ".join(str(error).split())[:160]
-        raise DataError(f"{path} is not Parquet: {line}.", code="bad_data") from None
-
-
-def _check_header(names: Any, path: Path) -> None:
+def _check_columns(path: Path, names: Iterable[str]) -> None:
     for name in names:
         if RENAMED.get(name, name) not in COLUMNS:
             raise DataError(_unknown(name, f"{path}: column"), code="bad_data")
-
-
-READERS: dict[str, Callable[[bytes, Path], Iterator[Raw]]] = {
-    ".txt": _from_text,
-    ".jsonl": _from_jsonl,
-    ".csv": _from_csv,
-    ".parquet": _from_parquet,
-}

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.decode_options import under_new_names
-from cm3kit.json_lines import append, dump_json
+from cm3kit.json_lines import append, dump_json, objects
 from cm3kit.publish import sweep, write_atomic, write_group
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
@@ -85,9 +85,8 @@ def read_lines(folder: Path) -> dict[Key, Line]:
     found: dict[Key, Line] = {}
     for path in manifests(folder):
         with path.open("rb") as file:
-            for raw in file:
-                with suppress(RecursionError, ValueError, KeyError, TypeError):
-                    line = json.loads(raw) if raw.endswith(b"\n") else {}
+            for line in objects(raw for raw in file if raw.endswith(b"\n")):
+                with suppress(ValueError, KeyError, TypeError):
                     key = (int(line["row"]), int(line["index"]))
                     _check(line, key, path)
                     # A failure that another shard has retried successfully is ignored.

@@ -25,7 +25,7 @@ from cm3kit.models.timestep import is_timed
 TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
-# Takes a layer's index and its projected heads, gives the attended values.
+# From a layer's index and its projected heads to the attended values.
 Attend = Callable[[int, Tensor], Tensor]
 
 
@@ -39,7 +39,7 @@ class Prompt:
 
 
 class Engine(Protocol):
-    """What the decoder needs of a model."""
+    """The interface of a model for the causal decoder."""
 
     @property
     def window(self) -> int:
@@ -265,7 +265,7 @@ class LeanEngine:
 
 
 def in_parts(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
-    """Neighbouring prompts, of as many ids together as may be, or one by one."""
+    """Groups of adjacent prompts, of as many ids together as the limit allows, or one by one."""
     part: list[Prompt] = []
     for each in prompts:
         if part and sum(len(other.ids) for other in part) + len(each.ids) > most:
@@ -294,7 +294,7 @@ def _rotations(rotary: Any, window: int) -> Tensor:
 
 
 def _interleave(weight: Tensor, head_dim: int, dim: int) -> Tensor:
-    """Reorder each head so that the two coordinates of a rotation, half a head apart, become neighbours."""
+    """Reorder each head so that the two coordinates of a rotation, half a head apart, become adjacent."""
     lead, rest = weight.shape[:dim], weight.shape[dim + 1 :]
     pairs = weight.reshape(*lead, -1, 2, head_dim // 2, *rest)
     return pairs.transpose(dim + 1, dim + 2).reshape(weight.shape)

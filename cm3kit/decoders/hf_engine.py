@@ -20,7 +20,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 
 class _Adapter(TransformersCache):  # type: ignore[misc]
-    """Lends our cache to a module for one forward pass.
+    """Our cache behind the interface of transformers, for one forward pass.
 
     With `write` the pass appends one position to every slot, otherwise it fills `slot` from position 0.
     """
@@ -34,7 +34,7 @@ class _Adapter(TransformersCache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store what the layer computed, and return what it may look at."""
+        """Store what the layer computed, and return what it may attend to."""
         heads, key_dim, value_dim = key_states.shape[1], key_states.shape[-1], value_states.shape[-1]
         self.met[layer_idx] = heads, key_dim, value_dim
         self.dtype = torch.promote_types(key_states.dtype, value_states.dtype)
@@ -123,7 +123,7 @@ class ModuleEngine:
 
     @torch.no_grad()
     def _forward(self, adapter: _Adapter, ids_BT: Tensor, positions_BT: Tensor, mask: Tensor) -> Tensor:
-        # Trained beside diffusion, such a model has heard 0 on all pages that it read left to right.
+        # In joint training, such a model got time 0 on all pages that it read left to right.
         zero_B = torch.zeros(len(ids_BT), device=self.device) if is_timed(self._model) else None
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             output = self._model(

@@ -1,6 +1,6 @@
 """Matrix products with weights packed once, by number format.
 
-Reading the weights is what a decoding step waits for, so fewer bytes a weight are more tokens a second.
+Reading the weights bounds the time of a decoding step, so fewer bytes per weight give more tokens per second.
 Every kernel takes and gives fp32, and gives a row the same bits whatever the other rows hold. On a CPU all but those of
 int8 do so however many other rows there are, too.
 """
@@ -132,7 +132,7 @@ def _pack_int8(weight_NK: Tensor, rows: int) -> Product:
         if len(x_MK) == 1:
             alone: Tensor = torch.ops.quantized.linear_dynamic(x_MK, packed, True)
             return alone
-        # A scale for each row: one for the whole tensor would let rows change each other.
+        # One scale per row: with one for the whole tensor a row would depend on the others.
         scale_M1 = x_MK.abs().amax(-1, keepdim=True).clamp_min_(1e-12)
         y_MN: Tensor = product(x_MK / scale_M1, 1 / _STEPS, _ZERO, packed)
         return y_MN.mul_(scale_M1)

@@ -1,4 +1,4 @@
-"""Which number format `--precision auto` is: by the device and the model alone, never by what is written together.
+"""Which number format `--precision auto` is: by the device and the model alone, never by the other rows of a batch.
 
 It is one in which a row has the same bits whatever stands beside it (`kernels`), and that costs few bits of quality,
 which `bits_lost` measures. On CUDA no format has been seen to have the first, so that there it is fp32 unless one is
@@ -50,10 +50,10 @@ def _fits_fp16(model: PreTrainedModel) -> bool:
 def bits_lost(
     model: PreTrainedModel, vocab_size: int, precision: Precision, mask: int | None = None
 ) -> float:
-    """Bits per token that a format loses on what the model itself says: mean KL divergence from it in fp32.
+    """Bits per token that a format loses: the mean KL divergence from the model in fp32.
 
-    The model writes rows from a random id on, in fp32; at every id both formats say what comes next, and what the first
-    expects to pay more by the second's word is counted. A diffusion decoder has half of the ids of such rows masked.
+    The model writes rows from a random id on, in fp32; the divergence of its next-id distribution in the format is
+    averaged over their ids. A diffusion decoder has half of the ids of such rows masked.
 
     Args:
         mask: id of an open slot, of a diffusion decoder.

@@ -1,4 +1,4 @@
-"""Whether a model of transformers can be used here: it is tried out, on long rows, before it is trained or trusted.
+"""Whether a model of transformers can be used here: it is tested on long rows before it is trained or used.
 
 Training hands a model packed rows and masks of its own, and decoding runs it step by step on a cache of ours. A family
 for which one of these means something else would be trained, or decoded, as another model than the one that is saved.
@@ -162,7 +162,7 @@ def _stepped(model: PreTrainedModel, row_T: Tensor, own_TV: Tensor) -> Checked:
 
 
 def _sees_right(model: PreTrainedModel, row_T: Tensor) -> Checked:
-    """Whether the first place heeds the last id, and the last place the first, when asked to look everywhere."""
+    """Whether, under full attention, the first position depends on the last id, and the last on the first."""
     moved = 0.0
     whole_TD = hidden_states(model, row_T[None, :SHORT], "full")[0]
     for changed, seen in ((-1, 0), (0, -1)):

@@ -1,4 +1,4 @@
-"""What it means to score: how likely answers are that are given, by either decoder."""
+"""Scores of given answers: their log-probability under either decoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Scored:
         fills: the answers; `logprobs` id by id, none where the sum is a bound.
         method: what the log-probability is.
         stderr: standard error of a bound that was estimated from random masks.
-        greedy: whether each id is the likeliest of all at its place; None where ids are not scored one by one.
+        greedy: whether each id is the most likely one at its position; None where ids are not scored one by one.
     """
 
     logprob: float

@@ -35,7 +35,7 @@ class DecodeConfig(Settings):
         eoss_bias: added to the logit of the end ids; above 0 makes runs shorter.
         repetition_penalty: divides the logits of text ids that stand in the run already (Keskar et al.,
             arXiv:1909.05858, sec. 4.1).
-        batch_size: rows decoded together; fixed, so that neighbours never change a result.
+        batch_size: rows decoded together; fixed, so that a result does not depend on the other rows.
         parallel: fill the blanks of a row independently, from copies of one cache.
         precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
     """

@@ -1,4 +1,4 @@
-"""Draw one id a row by inverting the cumulative distribution, with a uniform number that the row brings.
+"""Draw one id per row by inverting the cumulative distribution at a uniform number given for the row.
 
 Top-p is nucleus sampling (Holtzman et al., arXiv:1904.09751, sec. 3.1), after top-k.
 """
@@ -37,7 +37,7 @@ def draw(
     heat_B1 = torch.where(greedy_B, 1.0, temperature_B)[:, None]
     scaled_BV = logits_BV.double() / heat_B1
     mass_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)).exp()
-    # A row's road depends on its own settings alone: the two order the ids differently.
+    # Which branch a row takes depends on its own settings alone: the two order the ids differently.
     whole_B = (top_k_B == 0) & (top_p_B == 1)
     drawn_B = best_B
     if bool(whole_B.any()):

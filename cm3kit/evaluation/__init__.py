@@ -1,1 +1,1 @@
-"""Figures about models, by metrics that need no downloaded weights."""
+"""Metrics of models that need no downloaded weights."""

@@ -24,7 +24,7 @@ class Arness:
 
     Attributes:
         slots: how many there are, and `written` how many were written in the end.
-        local_at: by k, the share of writes that end a run of k + 1 neighbours written one after the other from
+        local_at: by k, the share of writes that end a run of k + 1 adjacent positions written one after the other from
             left to right; taken over the writes that k others precede, and None where there are none.
         global_at: by k, the share of writes into one of the k leftmost slots still masked (the paper's global
             AR-ness); None where nothing was written.
@@ -119,7 +119,7 @@ def _arness(slots: list[int], order: list[int], trajectory: Trajectory, ks: Sequ
 
 
 def _runs(ranks: Sequence[int]) -> list[int]:
-    """For each write, how many neighbours were written one after the other up to it, itself included."""
+    """For each write, how many adjacent positions were written one after the other up to it, itself included."""
     runs: list[int] = []
     for t, rank in enumerate(ranks):
         runs.append(runs[-1] + 1 if t and ranks[t - 1] == rank - 1 else 1)

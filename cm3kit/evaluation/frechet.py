@@ -1,4 +1,4 @@
-"""Fréchet distance of pictures' features, each set taken for a Gaussian (arXiv:1706.08500, eq. 6), in float64."""
+"""Fréchet distance of pictures' features, each set modelled as a Gaussian (arXiv:1706.08500, eq. 6), in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Moments:
-    """Mean and covariance of features that come in batches; they themselves are not kept."""
+    """Mean and covariance of features in batches, which are not kept."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -155,7 +155,7 @@ class Inception(nn.Module):
 
     @classmethod
     def open(cls, path: Path, warn: Callable[[str], None] = lambda line: None) -> Inception:
-        """From the known file, or another of its form, of which `warn` hears.
+        """From the known file, or from another of its form, with a warning.
 
         Raises:
             ModelError: the file is not there, refused, or of another network (`bad_checkpoint`).
@@ -169,7 +169,7 @@ class Inception(nn.Module):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if not digest.startswith(SHA256):
-            warn(f"{path} is not {NAME}; its figures compare with nobody else's.")
+            warn(f"{path} is not {NAME}; its figures are not comparable with published ones.")
         return made.eval().requires_grad_(False)
 
     @torch.inference_mode()

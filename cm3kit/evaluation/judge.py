@@ -1,4 +1,4 @@
-"""A judge of drawn pictures: a small classifier that tells a picture's name, and who drew it.
+"""A small classifier that predicts the name and the artist of a picture, for judging generated ones.
 
 `benchmarks/judge.py` trains one.
 """
@@ -96,5 +96,5 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def drawn_by(self, pixels_BCHW: Tensor) -> list[str]:
-        """Whose style each picture is of."""
+        """The predicted artist of each picture."""
         return [self.artists[int(each)] for each in self(pixels_BCHW)[1].argmax(1)]

@@ -1,8 +1,7 @@
-"""Is the drawn picture the one that was named? By the fixed feature, or by a classifier."""
+"""The reward `judged`: whether a picture shows the named thing, by a fixed feature or by a classifier."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from cm3kit.evaluation.judge import SIZE, Judge
 from cm3kit.evaluation.retrieval import Index, features
-from cm3kit.json_lines import lines_of
+from cm3kit.json_lines import numbered_objects
 from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, reward
 from cm3kit_tokenizers.errors import ConfigError, DataError
 
@@ -43,7 +42,7 @@ class JudgedSettings(RewardSettings):
 
 @reward("judged")
 class Judged:
-    """How surely the picture is the named one; 0 for no picture, None for a name that is not known.
+    """The score of the picture for the name; 0 for no picture, None for a name that is not known.
 
     The name is the column `name` of the prompt's row, else the prompt.
     """
@@ -141,7 +140,7 @@ class Reference:
 
 
 def _listed(path: Path) -> Iterator[tuple[str, Path]]:
-    """Names and pictures: of a dictionary (`entries.jsonl`), of one by many hands (`pictures.jsonl`), or of a list."""
+    """Names and pictures of a dictionary (`entries.jsonl`), of one by many artists (`pictures.jsonl`), or of a list."""
     if path.is_file():
         for row in _rows(path):
             yield str(row["name"]), path.parent / str(row["picture"])
@@ -156,7 +155,7 @@ def _listed(path: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines_of(path.read_text(encoding="utf-8")) if line.strip()]
+    return [row for _, row in numbered_objects(path.read_bytes(), path)]
 
 
 def _opened(path: Path) -> Image.Image:

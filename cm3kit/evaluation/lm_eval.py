@@ -51,7 +51,7 @@ class _Text:
 
 @register_model("cm3kit")
 class Cm3kitLM(LM):  # type: ignore[misc]
-    """A model folder or a public model as lm-eval wants it.
+    """A model folder or a public model behind the interface of lm-eval.
 
     Args:
         pretrained: name or folder of the model, as `cm3kit.load` takes it.
@@ -75,8 +75,8 @@ class Cm3kitLM(LM):  # type: ignore[misc]
         super().__init__()
         self._told: set[str] = set()
         if device.startswith("cuda") and not torch.cuda.is_available():
-            # lm-eval's command names cuda:0 where nobody named a device.
-            self._tell(f"{device} is not there; the model runs on what is.")
+            # lm-eval's command passes cuda:0 where no device was given.
+            self._tell(f"{device} is not available; another device is used.")
             device = "auto"
         self.kit = pretrained if isinstance(pretrained, Kit) else cm3kit.load(pretrained, device=device)
         parts, vocab = self.kit.parts, self.kit.vocab
@@ -92,7 +92,7 @@ class Cm3kitLM(LM):  # type: ignore[misc]
         self._device = self.kit.device
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """log p of each continuation in nats, and whether each of its tokens is the likeliest; see `LM`.
+        """log p of each continuation in nats, and whether each of its tokens is the most likely; see `LM`.
 
         A context that leaves no room for the continuation loses its beginning.
         """
@@ -101,7 +101,7 @@ class Cm3kitLM(LM):  # type: ignore[misc]
             greedy = [each.greedy for each in found]
             if None in greedy:
                 self._tell(
-                    "a bound does not say whether a continuation is the likeliest one, so that accuracies by greedy"
+                    "a bound does not say whether a continuation is the most likely one, so that accuracies by greedy"
                     " decoding are 0; use method=left-to-right for these."
                 )
             out.append((sum(each.logprob for each in found), all(greedy)))
@@ -137,7 +137,7 @@ class Cm3kitLM(LM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """What cached requests are known by."""
+        """The key of cached requests."""
         return f"cm3kit-{self.kit.parts.text.sha256}"
 
     def _scored(self, pairs: Sequence[tuple[str, str]], quiet: bool) -> list[list[Scored]]:

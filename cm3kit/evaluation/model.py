@@ -13,7 +13,8 @@ import cm3kit.objectives  # noqa: F401  (they register themselves)
 from cm3kit.data.token_shards import INDEX, TokenShards
 from cm3kit.devices import resolve_device
 from cm3kit.evaluation.spelt import spelt, words_of_pages
-from cm3kit.fill.folder import DIFFUSION, Parts, diffusion_backbone, find, load_parts
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import DIFFUSION, Parts, diffusion_backbone, load_parts
 from cm3kit.fill.styles import PromptStyle
 from cm3kit.objectives.contract import Objective, TokenizerParts, read_settings
 from cm3kit.registry import objective
@@ -71,7 +72,7 @@ def _documents(
     elif not parts.vocab.image_size:
         found, lost = words_of_pages(data, tokenizer, split, limit)
         if lost:
-            warn(f"{lost} pictures are left out of the pages: this model knows words alone.")
+            warn(f"{lost} pictures are left out of the pages: this model has words alone.")
     else:
         with tempfile.TemporaryDirectory() as cache:
             found = held_documents(data, tokenizer, parts.image, Path(cache), limit, split)

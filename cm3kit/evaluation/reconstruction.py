@@ -1,4 +1,4 @@
-"""How well an image tokenizer gives pictures back, and how well it uses its codes."""
+"""Reconstruction quality of an image tokenizer, and its use of codes."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def reconstruction(
 
 
 class Rival:
-    """Gathers what Inception sees in pictures and in their reconstructions.
+    """Collects Inception features of pictures and of their reconstructions.
 
     Args:
         path: of Inception's weights.
@@ -96,7 +96,7 @@ class Rival:
         self.pictures, self.reconstructions = Moments(), Moments()
 
     def add(self, x_BCHW: Tensor, y_BCHW: Tensor) -> None:
-        """Look at pictures and at their reconstructions, both uint8."""
+        """Add pictures and their reconstructions, both uint8."""
         self.pictures.add(self.network(x_BCHW.to(self.device)))
         self.reconstructions.add(self.network(y_BCHW.to(self.device)))
 

@@ -1,4 +1,4 @@
-"""Is the drawn picture the one that was named? Nearest neighbour among all pictures in a fixed feature.
+"""Retrieval of the named picture by a generated one: nearest neighbour among all pictures in a fixed feature.
 
 The feature of a picture is its CIE Lab colour at 16 × 16 (D65), with the magnitude of the lightness gradient at
 16 × 16 beside it, each scaled to unit variance over the reference pictures. It has no learned part.
@@ -55,7 +55,7 @@ class Index:
         """Index all reference pictures (uint8, one size)."""
         found_ND = features(pixels_NCHW)
         side = found_ND.shape[1] // 4
-        # One scale a channel: a pixel that hardly varies must not count like one that does.
+        # One scale per channel, so that a pixel of little variance does not count as much as another.
         spread = torch.stack([each.std() for each in torch.split(found_ND, side, 1)]).clamp_min(1e-6)
         return cls(tuple(names), found_ND, spread.repeat_interleave(side))
 

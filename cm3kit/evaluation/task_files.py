@@ -23,14 +23,14 @@ class TaskSpec(Settings):
     In templates `{field}` is a field of the row, escaped for HTML; one whose name ends in `_html` goes in as it stands.
 
     Attributes:
-        about: one line for people.
+        about: a description of one line.
         data: the folder, unless the command names another.
         source: `rows`, the JSON lines of `file`; or `pages`, which `manifest.jsonl` lists.
         split: values of a row's `split` that are asked; empty is all rows.
         known: values of it that baselines may learn from.
         prompt: template of a page with one `<mask>`; pictures are found from the folder of the data.
         select: of `pages`, the CSS selector of the gap.
-        answer: template of the right answer; of `pages` it is what stood in the gap.
+        answer: template of the right answer; of `pages` it is the original content of the gap.
         candidates: name of a field with a list of answers, of which the likeliest is chosen.
         pmi: whether log p of the candidate alone is taken away.
         picture: template of the picture of a row, for metrics and baselines that look at it.

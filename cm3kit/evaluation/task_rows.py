@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from cm3kit.data.corpus import listing
 from cm3kit.evaluation.task_files import Task, TaskSpec
+from cm3kit.json_lines import numbered_objects
 from cm3kit.training.validation import spread
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 from cm3kit_tokenizers.page import Page
@@ -103,18 +103,12 @@ def _rows(folder: Path, spec: TaskSpec) -> tuple[list[TaskRow], Counter[str], st
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
-    for number, line in enumerate(data.splitlines()):
-        try:
-            fields = json.loads(line)
-            if not isinstance(fields, dict):
-                raise ValueError("no object")
-        except ValueError as error:
-            raise DataError(f"line {number + 1} of {path} is no JSON object.", code="bad_data") from error
+    for number, fields in numbered_objects(data, path):
         right = filled(spec.answer, fields, escape=False).strip()
         if not right:
             skipped["no answer"] += 1
             continue
-        out.append(_row(number, fields, right, folder, spec))
+        out.append(_row(number - 1, fields, right, folder, spec))
     return out, skipped, hashlib.sha256(data).hexdigest()
 
 

@@ -212,7 +212,7 @@ def _figures(data: TaskData, systems: Mapping[str, Sequence[Mapping[str, Any]]])
 
 
 def table(results: Mapping[str, Any]) -> list[str]:
-    """Results as lines for people."""
+    """Results as lines of text."""
     figures = results["figures"]
     names = list(figures["model"])
     head = f"{results['task']}: {results['about']} ({results['rows']} rows in {results['groups']} groups)"

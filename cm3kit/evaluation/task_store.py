@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cm3kit.json_lines import append, dump_json
+from cm3kit.json_lines import append, dump_json, parse
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
@@ -105,9 +105,8 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
     if end < len(data):
         os.truncate(path, end)
     found: dict[int, dict[str, Any]] = {}
-    for number, raw in enumerate(data[:end].splitlines(), 1):
+    for number, line in parse(data[:end]):
         try:
-            line = json.loads(raw)
             found[int(line["row"])] = {
                 **line,
                 "figures": {k: (float(a), float(b)) for k, (a, b) in line["figures"].items()},

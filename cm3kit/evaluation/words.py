@@ -1,4 +1,4 @@
-"""How near filled words are to the right ones."""
+"""Similarity of filled words to the right ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Shares over gaps: exactly right, mean edit similarity (1 = equal), ended by themselves."""
+    """Shares over gaps: exactly right, mean edit similarity (1 = equal), ended with an end id."""
 
     count: int
     exact: float
@@ -27,7 +27,7 @@ def edit_distance(first: str, second: str) -> int:
 
 
 def compare(filled: Sequence[str], right: Sequence[str], ended: Sequence[bool]) -> Match:
-    """Compare fills with what stood there; white space at the ends does not count."""
+    """Compare fills with the original text; white space at the ends is ignored."""
     pairs = [(a.strip(), b.strip()) for a, b in zip(filled, right, strict=True)]
     alike = [1 - edit_distance(a, b) / max(1, len(a), len(b)) for a, b in pairs]
     count = max(1, len(pairs))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Any
 from cm3kit.decoders.grammar.kinds.choices import split
 from cm3kit.fill.answers import Answer
 from cm3kit.fill.pages import read_bytes
-from cm3kit.fill.prompts import as_utf8
-from cm3kit.json_lines import lines_of
+from cm3kit.fill.prompts import MAX_BYTES
+from cm3kit.fill.row_files import as_utf8, read_file, text_lines
+from cm3kit.json_lines import parse
 from cm3kit_tokenizers.errors import ConfigError, DataError, PageError
 from cm3kit_tokenizers.page import Page
 
@@ -68,28 +68,25 @@ def _given(page: Page, row: Mapping[int, str]) -> Given:
 
 
 def _read(file: Path, gap: int) -> list[Mapping[int, str]]:
-    try:
-        text = as_utf8(file.read_bytes(), file).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist; check the path.", code="no_file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read: {error}.", code="unreadable_file") from None
-    rows = [*_lines(file, text, gap)]
+    data = as_utf8(read_file(file, MAX_BYTES), file)
+    rows = [*(_json_rows if file.suffix.lower() == ".jsonl" else _text_rows)(file, data, gap)]
     if not rows:
-        raise DataError(f"{file} holds no answer; write one a line.", code="empty_file")
+        raise DataError(f"{file} holds no answer; write one per line.", code="empty_file")
     return rows
 
 
-def _lines(file: Path, text: str, gap: int) -> Iterator[Mapping[int, str]]:
-    for number, line in enumerate(lines_of(text), 1):
-        if not line.strip():
-            continue
-        if file.suffix.lower() != ".jsonl":
-            yield {gap: line.strip()}
-            continue
+def _text_rows(file: Path, data: bytes, gap: int) -> Iterator[Mapping[int, str]]:
+    for _, line in text_lines(data):
+        if isinstance(line, DataError):
+            raise DataError(f"{file} {line.args[0]}", code=line.code)
+        yield {gap: line}
+
+
+def _json_rows(file: Path, data: bytes, gap: int) -> Iterator[Mapping[int, str]]:
+    for number, value in parse(data):
         try:
-            yield _row(json.loads(line), gap)
-        except (ValueError, RecursionError):
+            yield _row(value, gap)
+        except ValueError:
             raise DataError(
                 f'{file} line {number} is neither a text nor an object such as {{"0": "red"}}; mend the line.',
                 code="bad_data",

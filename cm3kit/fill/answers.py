@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
+from cm3kit.fill.fillers import LoadedModel
 from cm3kit.fill.filling import PageFiller
 from cm3kit_tokenizers.document import Node
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.page import PageGap
 from cm3kit_tokenizers.pictures import load_picture
 
-if TYPE_CHECKING:
-    from cm3kit.fill.kit import Kit
-
 Answer = str | bytes | Pillow.Image | tuple[Node, ...]
 """Words, the bytes of a picture file or a picture, or nodes of minimal HTML."""
 
 
-def answer_ids(kit: Kit, filler: PageFiller, gap: PageGap, answer: Answer) -> list[tuple[int, ...]]:
+def answer_ids(kit: LoadedModel, filler: PageFiller, gap: PageGap, answer: Answer) -> list[tuple[int, ...]]:
     """Ids of an answer, for each piece of the gap: its text behind the space that the page has there, or its codes.
 
     Raises:
@@ -40,7 +37,7 @@ def answer_ids(kit: Kit, filler: PageFiller, gap: PageGap, answer: Answer) -> li
     )
 
 
-def _codes(kit: Kit, filler: PageFiller, gap: PageGap, answer: Answer) -> list[tuple[int, ...]]:
+def _codes(kit: LoadedModel, filler: PageFiller, gap: PageGap, answer: Answer) -> list[tuple[int, ...]]:
     if isinstance(answer, str | tuple):
         raise ConfigError(
             f"gap {gap.index} on line {gap.line} is a picture, and an answer is words; give a picture file.",

@@ -7,19 +7,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from cm3kit.fill.fillers import Task
+from cm3kit.fill.fillers import Filler, Task
+from cm3kit.fill.filling import Filled
 from cm3kit.fill.options import GenerateOptions
+from cm3kit.fill.tasks import Result
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult
 from cm3kit_tokenizers.errors import as_exception, stops
 from cm3kit_tokenizers.page import Page
-
-if TYPE_CHECKING:
-    from cm3kit.fill.kit import Filled, Kit, Result
 
 # Orders that are laid out before their turn, so that those of a kind find together.
 AHEAD = 64
@@ -74,7 +73,17 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def stream(kit: Kit, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
+class OrderTaker(Protocol):
+    """What carries out orders; `kit.Kit` is one."""
+
+    def filler(self, options: GenerateOptions) -> Filler:
+        """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
+
+    def filling(self, order: Order) -> Filling:
+        """What an order asks of the decoder, canvas after canvas."""
+
+
+def stream(kit: OrderTaker, orders: Iterable[Order]) -> Iterator[tuple[Order, Result | Filled | Exception]]:
     """Carry out orders; see `Kit.sample`."""
     return _Stream(kit, iter(orders)).run()
 
@@ -85,7 +94,7 @@ class _Stream:
     A page of several windows comes back with its next canvas, to any queue.
     """
 
-    def __init__(self, kit: Kit, orders: Iterator[Order]) -> None:
+    def __init__(self, kit: OrderTaker, orders: Iterator[Order]) -> None:
         self._kit, self._orders = kit, orders
         self._queues: dict[tuple[str, Hashable], deque[_Open]] = {}
         self._finished: deque[tuple[Order, Result | Filled | Exception]] = deque()

@@ -12,7 +12,7 @@ from cm3kit.decoders.diffusion.loop import Diffusion, in_batches
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.scoring import score_bound, score_left_to_right
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.decoders.grammar.trellis import CanvasConstraint
+from cm3kit.decoders.grammar.canvas_constraint import CanvasConstraint
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import Precision
 from cm3kit.fill.denoisers import Denoisers

@@ -9,6 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from PIL import Image as Pillow
+
 from cm3kit.config import Settings
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.scoring import Scored
@@ -16,9 +18,12 @@ from cm3kit.fill.folder import Parts
 from cm3kit.fill.layouts import Room
 from cm3kit.fill.options import GenerateOptions, Modality
 from cm3kit.types import Canvas, Cost, MaskSpan, Result, Trajectory, Verification
-from cm3kit_tokenizers.document import Gap
+from cm3kit_tokenizers.document import Gap, Image
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
+from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vocab import Vocab
+from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 Ids = list[int | Gap]
 Task = Literal["image", "text", "caption", "document", "pair"]
@@ -140,6 +145,39 @@ class Filler(Protocol):
 
     def record(self, modality: Modality | None, options: GenerateOptions) -> Mapping[str, Any]:
         """How files say that they were made; None stands for all modalities."""
+
+
+class LoadedModel(Protocol):
+    """What pages and tasks ask of a model that is loaded; `kit.Kit` is one."""
+
+    parts: Parts
+    text: TextTokenizer
+    vocab: Vocab
+    image: ImageTokenizer
+    tokenizer: PageTokenizer
+    grammar: Grammar
+    context: ModelContext
+
+    def filler(self, options: GenerateOptions) -> Filler:
+        """The decoder that the options choose; ConfigError (`bad_value`) if the model does not have it."""
+
+    def needs_pictures(self, what: str, drawn: bool = True) -> None:
+        """Refuse what needs an image tokenizer where there is none, or none that draws; ConfigError (`bad_value`)."""
+
+    def codes(self, ids: Sequence[int]) -> list[int]:
+        """Image codes of ids."""
+
+    def pictures(self, codes: Sequence[Sequence[int]]) -> list[Pillow.Image]:
+        """Codes as pictures."""
+
+    def encode_picture(self, picture: Pillow.Image, whole: bool = False) -> list[int]:
+        """Codes of a picture, cropped to a square or, if `whole`, padded to one."""
+
+    def picture_src(self, image: Image) -> str:
+        """A picture of codes as a data: address."""
+
+    def page(self, ids: Sequence[int]) -> str:
+        """Ids of a document as a whole HTML page, pictures inside it."""
 
 
 def sum_costs(costs: Iterable[Cost]) -> Cost:

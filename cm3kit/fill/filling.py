@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
 from cm3kit.decoders.grammar.languages import refuse_unfit
 from cm3kit.fill.constraints import constrained, specs_of_page
-from cm3kit.fill.fillers import Ids, Progress, Trace
+from cm3kit.fill.fillers import Ids, LoadedModel, Progress, Trace
+from cm3kit.fill.layouts import put_in
 from cm3kit.fill.options import GenerateOptions, chosen_style
 from cm3kit.fill.sight import Sight
-from cm3kit.fill.tasks import put_in
 from cm3kit.images import encode_png, png_marks
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, Fill, MaskSpan, Result
@@ -24,9 +23,6 @@ from cm3kit_tokenizers.page import Page, PageGap
 from cm3kit_tokenizers.patch import patchable, patched
 from cm3kit_tokenizers.pictures import load_picture
 from cm3kit_tokenizers.sequence import Codes
-
-if TYPE_CHECKING:
-    from cm3kit.fill.kit import Kit
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +107,7 @@ class PageFiller:
         writes: whether gaps are going to be written, so that their constraints matter.
     """
 
-    def __init__(self, kit: Kit, page: Page, options: GenerateOptions, writes: bool = True) -> None:
+    def __init__(self, kit: LoadedModel, page: Page, options: GenerateOptions, writes: bool = True) -> None:
         if not page.gaps:
             raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
         self._kit, self._page, self._options = kit, page, options
@@ -140,7 +136,7 @@ class PageFiller:
                 span = MaskSpan(each.kind, 0, room.max_tokens, room.exact, gap=each.index, constraint=spec)
                 language = grammar.language(span)
                 if self._options.length != "auto":
-                    refuse_unfit(language, span, grammar, grammar.after(before))
+                    refuse_unfit(language, span, grammar.after(before))
                 notes += language.notes
         return tuple(dict.fromkeys(notes))
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
 
 from cm3kit.config import read_yaml
-from cm3kit.fill.openers import find_foreign, named
+from cm3kit.fill.openers import find_foreign
+from cm3kit.fill.runs import FINAL, INDEX, MODEL, RECIPE, RUNS, Kind, kind_of_run, steps_of
 from cm3kit.models.quantized import split_format
-from cm3kit_tokenizers.errors import Cm3kitError, ModelError
+from cm3kit_tokenizers.errors import ModelError
 
-INDEX = "model_index.json"
 ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
-RECIPE, FINAL, MODEL, RUNS = "config.yaml", "final", "model", ".runs"
 DEEP = 3  # folders down from here that models and runs are looked for
-Kind = Literal["model", "decoder", "image tokenizer", "text tokenizer"]
 
 
 def shelves() -> tuple[Path, ...]:
@@ -81,21 +77,6 @@ def _refuse_unfinished(folder: Path) -> None:
             " assemble.",
             code="unknown_model",
         )
-
-
-def kind_of_run(folder: Path) -> Kind | None:
-    """What a folder is the run of; None for a folder that is none."""
-    if not (folder / RECIPE).is_file():
-        return None
-    try:
-        keys = read_yaml(folder / RECIPE).keys()
-    except Cm3kitError:
-        return None
-    if {"objective", "text", "image", "window"} <= keys:
-        return "decoder"
-    if {"tokenizer", "codebook"} <= keys:
-        return "image tokenizer"
-    return "text tokenizer" if {"data", "size"} <= keys else None
 
 
 def model_of_run(run: Path) -> Path:
@@ -162,12 +143,6 @@ def _weights(folder: Path, prefix: str) -> dict[str, str]:
     return {name.removeprefix(prefix): str(listed[name]["sha256"]) for name in names}
 
 
-def name_of(folder: Path) -> str:
-    """What a model is called: as its folder, as the run that it is of, or as on the hub that it came from."""
-    whole = folder.resolve()
-    return whole.parent.name if whole.name == MODEL and kind_of_run(whole.parent) else named(folder)
-
-
 def _from_run(run: Path, path: Path) -> Path:
     """A path of a recipe: as it stands, or from a folder above the run, where the command was given once."""
     if path.is_absolute() or path.is_dir():
@@ -182,15 +157,6 @@ def link_or_copy(source: str, target: str) -> str:
     except OSError:
         shutil.copy2(source, target)
     return target
-
-
-def steps_of(run: Path) -> tuple[int, int]:
-    """Steps that are saved, and steps in all, of a run."""
-    numbers = [
-        int(found[1]) for each in run.glob("step-*") if (found := re.fullmatch(r"step-(\d+)", each.name))
-    ]
-    loop: Any = read_yaml(run / RECIPE).get("loop") or {}
-    return max(numbers, default=0), int(loop.get("steps", 0))
 
 
 @dataclass(frozen=True, slots=True)

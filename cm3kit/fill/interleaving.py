@@ -6,10 +6,9 @@ go on. It is the loop of Chameleon's own generator (chameleon/inference/chameleo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from cm3kit.fill.batching import Order
 from cm3kit.fill.continuing import guided
-from cm3kit.fill.fillers import Ids
+from cm3kit.fill.fillers import Ids, LoadedModel
 from cm3kit.fill.options import ANSWER_TOKENS, chosen_style
 from cm3kit.fill.tasks import Result
 from cm3kit.rng import stream
@@ -17,10 +16,6 @@ from cm3kit.types import Canvas, MaskSpan
 from cm3kit.types import Result as DecoderResult
 from cm3kit_tokenizers.document import Image, Markup, Piece, Text
 from cm3kit_tokenizers.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cm3kit.fill.batching import Order
-    from cm3kit.fill.kit import Kit
 
 
 class Interleaving:
@@ -33,7 +28,7 @@ class Interleaving:
         ConfigError: the prompt style is one in which pictures do not stand among words (`bad_value`).
     """
 
-    def __init__(self, kit: Kit, order: Order, ids: Ids) -> None:
+    def __init__(self, kit: LoadedModel, order: Order, ids: Ids) -> None:
         parts = kit.parts
         marks, chat, vocab = parts.defaults.pictures, parts.defaults.chat, parts.vocab
         assert marks is not None

@@ -22,12 +22,11 @@ from cm3kit.fill.constraints import constrained, specs_of_canvas
 from cm3kit.fill.diffusion import DiffusionFiller
 from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, ScoreHow, Task, Trace
 from cm3kit.fill.filling import Filled, FilledGap, PageFiller
+from cm3kit.fill.finding import available, find
 from cm3kit.fill.folder import (
     DIFFUSION,
     Parts,
-    available,
     count_parameters,
-    find,
     fingerprints,
     load_parts,
     own_diffusion,

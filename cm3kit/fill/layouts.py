@@ -6,12 +6,11 @@ writes a picture or the rest of a page behind what comes before it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from cm3kit.objectives.hints import SizeHints
-from cm3kit.objectives.units import gaps_in
 from cm3kit.registry import Registry
 from cm3kit.types import Canvas, Fill, MaskSpan
 from cm3kit_tokenizers.document import Gap
@@ -86,6 +85,32 @@ layout: Registry[Callable[[LayoutParts], Layout]] = Registry("layout")
 def gaps_of(ids: Ids) -> Iterator[tuple[int, Gap]]:
     """Each gap with its index."""
     return ((index, each) for index, each in enumerate(ids) if isinstance(each, Gap))
+
+
+def gaps_in(ids: Sequence[int | Gap], most: int | None = None) -> tuple[Gap, ...]:
+    """The gaps of a page, in order.
+
+    Raises:
+        PageError: there is none (`no_mask`), or there are more than `most` (`bad_value`).
+    """
+    gaps = tuple(each for each in ids if isinstance(each, Gap))
+    if not gaps:
+        raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
+    if most is not None and len(gaps) > most:
+        raise PageError(
+            f"{len(gaps)} gaps, but the model has {most} sentinels; remove {len(gaps) - most}.",
+            code="bad_value",
+        )
+    return gaps
+
+
+def put_in(ids: Ids, written: Mapping[tuple[int, int], Sequence[int]]) -> list[int | Gap]:
+    """The page with what was written into gaps, by the number of the gap and of the piece of it."""
+    out: list[int | Gap] = []
+    for each in ids:
+        key = (each.index, each.part) if isinstance(each, Gap) else None
+        out += written[key] if key is not None and key in written else [each]
+    return out
 
 
 def put_back(ids: Ids, canvas: Canvas, fills: Sequence[Fill]) -> list[int]:

@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.causal.guidance import streams
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, find
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults
 from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.quantized import Format, split_format

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
 from cm3kit.decoders.fast_llama import supports
 from cm3kit.decoders.probe import check_backbone
+from cm3kit.fill.defaults import Defaults
+from cm3kit.fill.parts import Parts
 from cm3kit.models.families import BUILT_IN
 from cm3kit.models.windows import clear_windows
 from cm3kit.registry import Registry
-
-if TYPE_CHECKING:
-    from cm3kit.fill.folder import Defaults, Parts
 
 
 class Opener(Protocol):
@@ -32,13 +31,6 @@ class Opener(Protocol):
 
 TRIAL = 64  # ids of the row that a decoder of a family that we have no engine for is tried out on when it is opened
 openers: Registry[Opener] = Registry("kind of model")
-
-
-def named(folder: Path) -> str:
-    """What a model is called: its folder, or owner/name of one that lies in the cache of a hub."""
-    if folder.parent.name != "snapshots":
-        return folder.name
-    return folder.parents[1].name.removeprefix("models--").replace("--", "/")
 
 
 def find_foreign(wanted: str) -> tuple[Opener, Path] | None:

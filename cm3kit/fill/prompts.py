@@ -1,18 +1,14 @@
-"""Prompts from files: one a line (.txt), or rows with their own seeds (.jsonl, .csv)."""
+"""Prompts from files: one a line (.txt), or rows with their own seeds (.jsonl, .csv, .parquet)."""
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cm3kit.json_lines import lines_of
-from cm3kit_tokenizers.errors import ConfigError, DataError
+from cm3kit.fill.row_files import read_raw
+from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
 MAX_BYTES = 64 << 20
 COLUMNS = ("prompt", "seed", "id")
@@ -34,78 +30,19 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
         DataError: the file is missing, empty, unreadable, or a row is malformed (its number is named).
         ConfigError: the suffix is none of those known (`bad_value`).
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(f"{path} is no prompt file; use one of {', '.join(READERS)}", code="bad_value")
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is over {MAX_BYTES >> 20} MB; split it", code="bad_data")
-        text = as_utf8(path.read_bytes(), path).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; check the path", code="no_file") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text; convert it", code="unreadable_file") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}", code="unreadable_file") from None
-    prompts = tuple(reader(text, path))
+    _, rows = read_raw(path, MAX_BYTES)
+    prompts = tuple(_prompt(path, where, row) for where, row in rows)
     if not prompts:
-        raise DataError(f"{path} holds no prompt; write one a line", code="empty_file")
+        raise DataError(f"{path} holds no prompt; write one per line.", code="empty_file")
     return prompts
 
 
-def as_utf8(data: bytes, path: Path) -> bytes:
-    """The bytes of a text file as UTF-8, also of one in UTF-16 or UTF-32 with a mark, as PowerShell writes it.
-
-    Raises:
-        DataError: it is UTF-16 without a mark, or not what its mark says (`unreadable_file`).
-    """
-    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
-    codec = next((codec for mark, codec in marks if data.startswith(mark)), None)
-    try:
-        if codec is not None:
-            return data.decode(codec).encode("utf-8")
-    except UnicodeError:
+def _prompt(path: Path, where: str, row: Mapping[str, Any] | Cm3kitError) -> Prompt:
+    if isinstance(row, Cm3kitError):
+        raise DataError(f"{path} {row.args[0]}", code=row.code)
+    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
         raise DataError(
-            f"{path} is not the {codec} that its mark says; convert it", code="unreadable_file"
-        ) from None
-    if data[:200].count(0) * 3 > len(data[:200]):
-        raise DataError(
-            f"{path} is UTF-16 without a mark, or no text; save it as UTF-8", code="unreadable_file"
-        )
-    return data
-
-
-def _from_text(text: str, path: Path) -> list[Prompt]:
-    return [Prompt(line.strip()) for line in lines_of(text) if line.strip()]
-
-
-def _from_jsonl(text: str, path: Path) -> list[Prompt]:
-    prompts = []
-    for number, line in enumerate(lines_of(text), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{path} line {number} is not JSON; mend the line", code="bad_data") from None
-        prompts.append(_row(row, f"{path} line {number}"))
-    return prompts
-
-
-def _from_csv(text: str, path: Path) -> list[Prompt]:
-    csv.field_size_limit(MAX_BYTES)
-    try:
-        rows = list(csv.DictReader(io.StringIO(text), strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path} is not CSV: {error}; mend the file", code="bad_data") from None
-    return [_row(row, f"{path} row {number}") for number, row in enumerate(rows, 1)]
-
-
-def _row(row: Any, where: str) -> Prompt:
-    if not isinstance(row, Mapping) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise DataError(
-            f'{where} has no text in "prompt"; the columns are {", ".join(COLUMNS)}', code="bad_data"
+            f'{path} {where} has no text in "prompt"; the columns are {", ".join(COLUMNS)}.', code="bad_data"
         )
     seed = row.get("seed")
     try:
@@ -113,13 +50,6 @@ def _row(row: Any, where: str) -> Prompt:
     except ValueError:
         number = -1
     if number is not None and not 0 <= number < 2**63:
-        raise DataError(f"{where} has the seed {seed!r}; give a whole number from 0", code="bad_data")
+        raise DataError(f"{path} {where} has the seed {seed!r}; give a whole number from 0.", code="bad_data")
     name = row.get("id")
     return Prompt(row["prompt"], number, None if name in (None, "") else str(name))
-
-
-READERS: dict[str, Callable[[str, Path], list[Prompt]]] = {
-    ".txt": _from_text,
-    ".jsonl": _from_jsonl,
-    ".csv": _from_csv,
-}

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cm3kit.decoders.scoring import Method, Scored
 from cm3kit.fill.answers import Answer, answer_ids
-from cm3kit.fill.fillers import Ids, Progress, ScoreHow
+from cm3kit.fill.fillers import Ids, LoadedModel, Progress, ScoreHow
 from cm3kit.fill.filling import Filled, PageFiller
+from cm3kit.fill.layouts import put_in
 from cm3kit.fill.options import ANSWER_TOKENS, GenerateOptions, chosen_style
 from cm3kit.fill.sight import Sight
 from cm3kit.fill.styles import spelling
-from cm3kit.fill.tasks import put_in
 from cm3kit.rng import stream
 from cm3kit.types import Canvas, MaskSpan
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.pictures import load_picture
-
-if TYPE_CHECKING:
-    from cm3kit.fill.kit import Kit
 
 Answers = Mapping[int, Answer]
 """Answers by the index of the gap."""
@@ -88,7 +85,12 @@ class PageScorer:
     """Scores answers in the gaps of one page; those of one window share what the model computes of the page."""
 
     def __init__(
-        self, kit: Kit, page: Page, candidates: Sequence[Answers], options: GenerateOptions, how: ScoreHow
+        self,
+        kit: LoadedModel,
+        page: Page,
+        candidates: Sequence[Answers],
+        options: GenerateOptions,
+        how: ScoreHow,
     ) -> None:
         self._kit, self._how = kit, how
         self._filler = PageFiller(kit, page, options, writes=False)
@@ -124,7 +126,7 @@ class PageScorer:
 
     @classmethod
     def of_fills(
-        cls, kit: Kit, page: Page, fills: Sequence[Filled], options: GenerateOptions, how: ScoreHow
+        cls, kit: LoadedModel, page: Page, fills: Sequence[Filled], options: GenerateOptions, how: ScoreHow
     ) -> PageScorer:
         """Scores what was written into a page, id by id as it was written."""
         made = cls(kit, page, (), options, how)
@@ -224,7 +226,9 @@ def _fills(candidate: _Candidate, canvas: Canvas) -> dict[tuple[int, int], tuple
     return {key: candidate.answers.get(key, ()) for key in keys}
 
 
-def score_page(kit: Kit, page: Page, options: GenerateOptions, how: ScoreHow, progress: Progress) -> Score:
+def score_page(
+    kit: LoadedModel, page: Page, options: GenerateOptions, how: ScoreHow, progress: Progress
+) -> Score:
     """How likely a page is, in CM3's minimal HTML or as the model reads it.
 
     One that is longer than the window is scored piece by piece, each behind as much of what comes before as fits.
@@ -237,7 +241,7 @@ def score_page(kit: Kit, page: Page, options: GenerateOptions, how: ScoreHow, pr
     return score_sequence(kit, context, row, options, how, progress, warnings=sight.warnings)
 
 
-def spelt(kit: Kit, ids: Sequence[int], options: GenerateOptions) -> tuple[list[int], list[int]]:
+def spelt(kit: LoadedModel, ids: Sequence[int], options: GenerateOptions) -> tuple[list[int], list[int]]:
     """A page as the model reads it: what opens it, and its ids to the end of the page."""
     parts, vocab = kit.parts, kit.vocab
     style = chosen_style(parts.defaults, options)
@@ -250,7 +254,11 @@ def spelt(kit: Kit, ids: Sequence[int], options: GenerateOptions) -> tuple[list[
 
 
 def score_words(
-    kit: Kit, pairs: Sequence[tuple[str, str]], options: GenerateOptions, how: ScoreHow, progress: Progress
+    kit: LoadedModel,
+    pairs: Sequence[tuple[str, str]],
+    options: GenerateOptions,
+    how: ScoreHow,
+    progress: Progress,
 ) -> list[Score]:
     """How likely each second text is right behind the first, with no page around them."""
     found = []
@@ -261,7 +269,7 @@ def score_words(
     return found
 
 
-def word_ids(kit: Kit, before: str, after: str) -> tuple[list[int], list[int]]:
+def word_ids(kit: LoadedModel, before: str, after: str) -> tuple[list[int], list[int]]:
     """The ids of two texts, the first behind what opens a page.
 
     A token may hold the end of one text and the start of the other; then each is read by itself.
@@ -272,8 +280,8 @@ def word_ids(kit: Kit, before: str, after: str) -> tuple[list[int], list[int]]:
 
 
 def score_sequence(
-    kit: Kit, context: Sequence[int], ids: Sequence[int], options: GenerateOptions, how: ScoreHow, progress: Progress,
-    warnings: tuple[str, ...] = (),
+    kit: LoadedModel, context: Sequence[int], ids: Sequence[int], options: GenerateOptions, how: ScoreHow,
+    progress: Progress, warnings: tuple[str, ...] = (),
 ) -> Score:  # fmt: skip
     """How likely ids are behind others."""
     canvases = sequence_canvases(kit.parts.defaults.window, context, ids, kit.vocab.eoss)

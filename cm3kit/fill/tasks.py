@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from PIL import Image as Pillow
 
 from cm3kit.fill.fillers import Filler, Ids, Progress, Trace
+from cm3kit.fill.layouts import put_in
 from cm3kit.fill.options import GenerateOptions
 from cm3kit.types import Canvas
 from cm3kit.types import Result as DecoderResult
@@ -80,15 +81,6 @@ class TaskFilling:
     def result(self) -> Result:
         """See `Generation`."""
         return self._read(self._results)
-
-
-def put_in(ids: Ids, written: dict[tuple[int, int], tuple[int, ...]]) -> Ids:
-    """The page with what was written into gaps, by the number of the gap and of the piece of it."""
-    out: Ids = []
-    for each in ids:
-        key = (each.index, each.part) if isinstance(each, Gap) else None
-        out += written[key] if key in written else [each]
-    return out
 
 
 def fill_together(

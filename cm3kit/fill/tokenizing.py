@@ -15,7 +15,7 @@ from torch import Tensor
 from cm3kit.data.codes import Shard, dtype_of, merged, read_shards, write_shard
 from cm3kit.data.pictures import SUFFIXES
 from cm3kit.devices import resolve_device
-from cm3kit.fill.folder import find
+from cm3kit.fill.finding import find
 from cm3kit.images import encode_png
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError, ModelError

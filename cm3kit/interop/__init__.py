@@ -1,4 +1,4 @@
-"""Public models in and out. Importing it registers the families that it knows, one a file, and who opens them."""
+"""Public models in and out. Importing it registers the known families, one per file, and their openers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scheduler of diffusers handles: ids that a model offers in a block of rows, and the outcome of a step."""
+"""Inputs and outputs of a step of a diffusers scheduler: candidate ids of a block of rows, and the ids after it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MaskedDiffusionSchedulerOutput(BaseOutput):  # type: ignore[misc]
         prev_sample: ids (B, L) after it.
         transfer_index: bool (B, L), where a mask was written over.
         editing_transfer_index: bool (B, L), where another id was.
-        sampled_tokens: ids (B, L), the candidates; what stands there where none was drawn.
+        sampled_tokens: ids (B, L), the candidates; the present id where none was drawn.
         sampled_probs: fp32 (B, L), their probabilities; 0 where none was drawn.
         pred_logits: the logits (B, L, V) that came in.
     """
@@ -55,7 +55,7 @@ class Candidates:
         return self.logp_NV[at_M], self.picks_N[at_M]
 
     def spread(self, sample_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """Picks and their fp32 probabilities (B, L); what stands there, with 0, where nothing was scored."""
+        """Picks and their fp32 probabilities (B, L); the present id, with 0, where nothing was scored."""
         tokens_BL, probs_BL = sample_BL.clone(), torch.zeros(sample_BL.shape, device=sample_BL.device)
         scored_BL = self.scored_BL.to(sample_BL.device)
         tokens_BL[scored_BL] = self.picks_N.to(tokens_BL)
@@ -85,7 +85,7 @@ def draw_candidates(
     logits_NV[:, mask] = -torch.inf
     uniforms_BL = torch.zeros(scored_BL.shape, dtype=torch.float64)
     if way[0]:
-        # Every place has its number, open or not, so that a row's numbers do not depend on its ids.
+        # A number is drawn for every position, open or not, so that a row's numbers do not depend on its ids.
         for row, rng in enumerate(dice):
             numbers_L = torch.rand(scored_BL.shape[1], generator=rng, dtype=torch.float64, device=rng.device)
             uniforms_BL[row] = numbers_L.cpu()

@@ -36,7 +36,7 @@ NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 
 
 class ChameleonForConditionalGeneration(Whole):  # type: ignore[misc]
-    """Chameleon's decoder, whose pictures are an image tokenizer's business; it has the name that folders name.
+    """Chameleon's decoder without its image tokenizer, under the class name that its folders give.
 
     The class of transformers writes no codes, by a map of its vocabulary; the configuration here has an empty one.
     """

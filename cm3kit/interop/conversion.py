@@ -1,4 +1,4 @@
-"""Other people's image tokenizers as folders of ours: safetensors and JSON, converted once."""
+"""Conversion of public image tokenizers to folders of cm3kit: safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from cm3kit.config import read_yaml
 from cm3kit.publish import publishing
-from cm3kit_tokenizers.errors import OutputError
+from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.vq.families import open_foreign, read_source
 
 
@@ -22,24 +22,23 @@ def convert(
     half: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write an image tokenizer of any known family as a folder that `train` and `model assemble` take.
+    """Convert an image tokenizer of any known family to a folder for `train` and `model assemble`.
 
     Args:
         source: file or folder of the weights; what it holds is never executed.
         settings: YAML that came with the weights; unless given, the one beside them if there is one alone.
-        family: a name of the registry of families; unless given, told from the tensors.
+        family: a name of the registry of families; unless given, detected from the tensors.
         half: write half-precision weights.
         changes: fields of `ImageTokenizerConfig` to set, such as `resolution`.
 
     Returns:
-        Folder, family, quantizer, codes, grid, parameters, and `notes` on what was assumed.
+        Folder, family, quantizer, codes, grid, parameters, and `notes` on assumptions.
 
     Raises:
         ModelError: the file is not there, refused, or does not fit.
         OutputError: `output` exists already.
     """
-    if output.exists():
-        raise OutputError(f"{output} exists already; choose another name or remove it first.", code="exists")
+    refuse_existing(output)
     yaml = settings or _beside(source)
     hints = read_yaml(yaml) if yaml is not None else None
     tokenizer, notes = open_foreign(read_source(source, hints), family, changes)

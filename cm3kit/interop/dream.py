@@ -1,4 +1,4 @@
-"""Dream (arXiv:2508.15487): a Qwen2.5 that looks both ways and scores each place at the one before it."""
+"""Dream (arXiv:2508.15487): a Qwen2.5 with full attention that predicts each position at the one before it."""
 
 from __future__ import annotations
 

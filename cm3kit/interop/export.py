@@ -1,4 +1,4 @@
-"""A decoder that was trained here as a folder for inference servers: padded vocabulary, ends, and ids never written.
+"""Export of a decoder for inference servers: padded vocabulary, end ids, and suppressed ids.
 
 vLLM, SGLang and others split the embedding over devices, and ask for rows in a multiple of 64. The folder is given ids
 (`prompt_token_ids`), as its id space is no text tokenizer's; `vocab.json` says which id is what.
@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig
 
-from cm3kit.fill.folder import Parts, find, load_parts, write_json
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import Parts, load_parts, write_json
 from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ConfigError
@@ -55,7 +56,7 @@ def export_decoder(
 
 @torch.no_grad()
 def _pad(parts: Parts, multiple: int) -> None:
-    """Pad the vocabulary in place, and tell the configurations."""
+    """Pad the vocabulary in place, in the configurations too."""
     backbone, vocab = parts.backbone, parts.vocab
     known = len(vocab)
     backbone.resize_token_embeddings(-(-known // multiple) * multiple, mean_resizing=False)

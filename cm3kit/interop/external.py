@@ -1,4 +1,4 @@
-"""Other people's masked-diffusion models as denoisers: LLaDA, Dream, SDAR, or any callable that gives logits.
+"""Public masked-diffusion models as denoisers: LLaDA, Dream, SDAR, or any callable that gives logits.
 
 The three families differ in two things. Dream and DiffuCoder predict a place from the hidden state before
 it (arXiv:2508.15487, 2506.20639); LLaDA (arXiv:2502.09992) and SDAR (arXiv:2510.06303) from its own. LLaDA
@@ -37,7 +37,7 @@ class ModuleDenoiser:
         block_size: places of a block for "blocks", counted from the first place of the row.
         together: whether rows go through in one padded piece, whose shape does not depend on which are in
             use; otherwise each goes alone and unpadded. By default they go alone on a CPU, where that is
-            faster and a row is the same to the last bit in any company.
+            faster, and a row has the same bits whatever the other rows are.
 
     Raises:
         ConfigError: "blocks" without a block size, or the reverse (`bad_value`), or the model takes no
@@ -73,7 +73,7 @@ class ModuleDenoiser:
 
     @property
     def mask(self) -> int:
-        """Id that stands for what is not written yet."""
+        """The mask id."""
         return self._mask
 
     def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
@@ -81,7 +81,7 @@ class ModuleDenoiser:
 
     @torch.no_grad()
     def logits(self, ask: Ask) -> list[Tensor]:
-        """For each row fp32 logits (M, V) of what belongs at its M slots; (0, 0) where it wants none."""
+        """For each row fp32 logits (M, V) of its M masked positions; (0, 0) where none is requested."""
         sources = [(slots - 1).clamp(min=0) if self._shift else slots for slots in ask.slots]
         ids_BT = ask.ids_BT.to(self._device)
         found = [torch.empty(0, 0) for _ in sources]
@@ -120,9 +120,9 @@ class ModuleDenoiser:
         return options
 
     def _pattern(self, valid_BT: Tensor) -> Tensor:
-        """Boolean (B, 1, T, T), True where a place may look."""
+        """Boolean (B, 1, T, T), True where a position may attend."""
         length = valid_BT.shape[1]
-        # Padding looks at what other places do, and an empty row at its first place: no softmax is empty.
+        # Padding attends to what other positions do, and an empty row to its first position: no softmax is empty.
         valid_BT = valid_BT | (torch.arange(length, device=valid_BT.device) == 0)
         seen_B1TT = valid_BT[:, None, None, :].expand(-1, 1, length, -1)
         if self._block_size is None:

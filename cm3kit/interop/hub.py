@@ -1,4 +1,4 @@
-"""Models of a Hugging Face hub: `hf:owner/name`, or `hf:owner/name@revision`, and how one is put there.
+"""Models of a Hugging Face hub: `hf:owner/name`, or `hf:owner/name@revision`, and upload of one.
 
 Files come by huggingface_hub, into its cache, and are a folder then as any other. Offline, what the cache holds is
 used.
@@ -19,7 +19,7 @@ from cm3kit_tokenizers.errors import Cm3kitError, ModelError, OutputError
 PREFIX = "hf:"
 WORD = r"\w(?:[\w.-]{0,94}\w)?"
 NAME = re.compile(rf"(?P<repo>{WORD}/{WORD})(?:@(?P<revision>[\w./-]+))?")
-SECONDS = 10.0  # that one try may take
+SECONDS = 10.0  # limit of one attempt
 # What a model folder and a public family are made of; weights as pickles are never fetched.
 WANTED = ("*.json", "*.safetensors", "*.md", "*.txt", "*.model", "*.jinja")
 
@@ -45,7 +45,7 @@ class Hub(Opener):
         return fetch(found["repo"], found["revision"])
 
     def open(self, source: Path) -> Parts:
-        """Never asked for: what was fetched is a folder of ours, or of a public family."""
+        """Never called: a fetched folder is a cm3kit folder, or of a public family."""
         raise NotImplementedError
 
 
@@ -61,7 +61,7 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         return get(etag_timeout=SECONDS)
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"hf:{repo}: the hub has no such model, or shows it to those alone who log in (hf auth login).",
+            f"hf:{repo}: the hub has no such model, or it is private and needs a login (hf auth login).",
             code="unknown_model",
         ) from error
     except (LocalEntryNotFoundError, ConnectionError, OSError, HfHubHTTPError) as error:
@@ -70,14 +70,14 @@ def fetch(repo: str, revision: str | None = None) -> Path:
         except (LocalEntryNotFoundError, OSError):
             why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _line(error)
             raise ModelError(
-                f"hf:{repo} is not in the cache, and the hub cannot be asked ({why}); fetch it where there is a"
+                f"hf:{repo} is not in the cache, and the hub cannot be reached ({why}); fetch it where there is a"
                 " network, or give a folder.",
                 code="offline",
             ) from error
 
 
 def push(folder: Path, repo: str, *, private: bool = False, revision: str | None = None) -> str:
-    """Upload a model folder to the hub, made anew there if need be, and return its address.
+    """Upload a model folder to the hub, creating the repository if needed, and return its address.
 
     Raises:
         ModelError: the folder is no model (`unknown_model`) or damaged (`bad_checkpoint`), or the name is none.

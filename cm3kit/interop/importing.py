@@ -1,4 +1,4 @@
-"""A public model of text as a model folder of ours, with the weights in the number format of their files."""
+"""Import of a public text model as a cm3kit folder, with the weights in the number format of their files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CARD = """# {name}
 
 
 def import_model(source: Path, target: Path) -> Path:
-    """Bring the folder of a public family in: tokenizers, decoder under the names of transformers, defaults.
+    """Convert the folder of a public family: tokenizers, decoder under the names of transformers, defaults.
 
     Raises:
         ModelError: it is of no family that is known (`unknown_model`), or cannot be read (`bad_checkpoint`).
@@ -43,8 +43,8 @@ def import_model(source: Path, target: Path) -> Path:
         raw = read_config(source)
         what = "there is no config.json" if raw is None else f"it holds {raw.get('model_type')!r}"
         raise ModelError(
-            f"{source} is of no family that can be imported: {what}; known: {', '.join(families)}. A causal decoder is"
-            " trained from with train --backbone.",
+            f"{source} is of no family that can be imported: {what}; known: {', '.join(families)}. Training can"
+            " start from a causal decoder with train --backbone.",
             code="unknown_model",
         )
     parts = open_public(source)
@@ -78,12 +78,12 @@ def _uses(parts: Parts) -> tuple[Use, ...]:
 
 
 def start_from(kind: str, folder: Path) -> list[str]:
-    """Settings of a recipe that go on from a model folder, or from the folder of a public family."""
+    """Settings of a recipe that starts from a model folder, or from the folder of a public family."""
     if not (folder / INDEX).is_file():
         family = family_of(folder)
         if family is not None and family.pictures is not None:
             raise ModelError(
-                f"{folder} has an image tokenizer of its own; bring it in first:"
+                f"{folder} has an image tokenizer of its own; import it first:"
                 f" cm3kit model import {folder} -o FOLDER.",
                 code="bad_checkpoint",
             )

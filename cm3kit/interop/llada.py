@@ -1,4 +1,4 @@
-"""LLaDA, dense (arXiv:2502.09992): a Llama that looks both ways, under names of its own.
+"""LLaDA, dense (arXiv:2502.09992): a Llama with full attention, under other tensor names.
 
 Every place is scored at itself. The head is `transformer.ff_out`, and the down projection of a block is called
 `ff_out` too.

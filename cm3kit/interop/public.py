@@ -1,4 +1,4 @@
-"""Public models as they were downloaded: their rows at our ids, and pages put to them in their own tokens."""
+"""Public models as they were downloaded: their embedding rows moved to our ids, and pages spelt in their own tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts
-from cm3kit.fill.openers import Opener, named, openers, try_out
+from cm3kit.fill.openers import Opener, openers, try_out
+from cm3kit.fill.runs import named
 from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate, PictureMarks
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file
@@ -23,7 +24,7 @@ from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-AS_IT_STANDS = {"objective": {"name": "next-token"}}  # what scores a causal model of somebody else
+AS_IT_STANDS = {"objective": {"name": "next-token"}}  # the objective that scores a public causal model
 MOST = 2048  # ids of a row of a public model, unless it sees fewer
 
 
@@ -43,7 +44,7 @@ def is_public(wanted: str) -> bool:
         return True
     raise ModelError(
         f"{wanted} holds weights of {raw.get('model_type')!r} without a tokenizer and no {INDEX}; put its parts"
-        " together with model assemble, or train on from it with --backbone.",
+        " together with model assemble, or train from it with --backbone.",
         code="unknown_model",
     )
 

@@ -51,7 +51,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         confidence: whether orders read the model's distribution, or that which ids are drawn from ("tempered",
             as diffusers does it).
         per_row: whether the schedule shares out the masks of each row, or `block_length` as diffusers does it.
-        seed: of the scheduler's own dice, thrown where `step` is given no generator.
+        seed: of the scheduler's own generator, used where `step` is given none.
 
     Raises:
         ConfigError: an axis is unknown (`unknown_name`), or an option or number is (`bad_config`).
@@ -93,7 +93,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         device: str | torch.device | None = None,
         block_length: int | None = None,
     ) -> None:
-        """Begin anew, with so many steps a block; the dice are as at the start.
+        """Start again, with so many steps per block; the generator is reset.
 
         Raises:
             ConfigError: a number is below 1 (`bad_config`).
@@ -174,7 +174,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
             editing_threshold: as configured if None.
             minimal_topk: as configured if None.
             prompt_mask: bool (L,) or (B, L), places that are never edited.
-            generator: dice of all rows, or one for each, which makes a row independent of the others.
+            generator: one for all rows, or one for each, which makes a row independent of the others.
             return_dict: False for the fields as a tuple.
 
         Raises:
@@ -212,7 +212,7 @@ class MaskedDiffusionScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[mis
         mask_token_id: int,
         prompt_length: int,
     ) -> Tensor:
-        """Which rows (B,) are done: nothing is masked before the first end id after the prompt.
+        """Which rows (B,) are finished: nothing is masked before the first end id after the prompt.
 
         It does not matter which step wrote that id, nor whether the prompt holds one, so `sampled_tokens` and
         `final_transfer` are not read.

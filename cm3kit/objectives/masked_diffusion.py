@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Generator
 
-from cm3kit.config import Settings
+from cm3kit.config import RenamedSettings
 from cm3kit.objectives.contract import Objective, ObjectiveSettings, TokenizerParts, Use
 from cm3kit.objectives.gaps import GapLaw, Layout, draw_gaps, lay_out
 from cm3kit.objectives.noise import Noise, schedule, times
@@ -29,7 +29,7 @@ Norm = Literal["token", "sequence", "batch"]
 LAW = GapLaw()
 
 
-class DiffusionSettings(Settings):
+class DiffusionSettings(RenamedSettings):
     """See `MaskedDiffusion`."""
 
     renamed: ClassVar[Mapping[str, str]] = {

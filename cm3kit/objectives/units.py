@@ -10,8 +10,7 @@ from itertools import pairwise
 
 from cm3kit.registry import Registry
 from cm3kit.types import Span
-from cm3kit_tokenizers.document import Gap
-from cm3kit_tokenizers.errors import ConfigError, PageError
+from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import ATTRIBUTES, PLAIN, VOID, Vocab
 
 
@@ -154,23 +153,6 @@ def window(places: Sequence[int], size: int, u: float) -> Span | None:
         if last > first:
             return Span(places[first], places[last])
     return None
-
-
-def gaps_in(ids: Sequence[int | Gap], most: int | None = None) -> tuple[Gap, ...]:
-    """The gaps of a page, in order.
-
-    Raises:
-        PageError: there is none (`no_mask`), or there are more than `most` (`bad_value`).
-    """
-    gaps = tuple(each for each in ids if isinstance(each, Gap))
-    if not gaps:
-        raise PageError("the page has no gap; write <mask> where something is missing.", code="no_mask")
-    if most is not None and len(gaps) > most:
-        raise PageError(
-            f"{len(gaps)} gaps, but the model has {most} sentinels; remove {len(gaps) - most}.",
-            code="bad_value",
-        )
-    return gaps
 
 
 def too_small(budget: int) -> ConfigError:

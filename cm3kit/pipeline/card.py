@@ -1,13 +1,12 @@
-"""The card of a model that was made of somebody's pages."""
+"""The card of a model that `train all` made."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cm3kit.data.token_shards import TokenShards
 from cm3kit.pipeline.held import compared
+from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.request import Request
 from cm3kit.quantities import duration
 from cm3kit.training.decoder import DecoderRecipe
@@ -15,9 +14,6 @@ from cm3kit.training.prompts import prompts_of
 from cm3kit.training.validation import spread
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
-
-if TYPE_CHECKING:
-    from cm3kit.pipeline.run import Made
 
 
 def examples(recipe: DecoderRecipe, count: int = 4) -> tuple[str, ...]:
@@ -29,7 +25,7 @@ def examples(recipe: DecoderRecipe, count: int = 4) -> tuple[str, ...]:
 
 
 def card(request: Request, made: Made) -> str:
-    """Markdown: what it is of, how it was made, how good it is, how it is used."""
+    """Markdown: the corpus, how the model was made, its held-out losses, and how to use it."""
     plan, found = made.plan, made.plan.survey
     rows, columns = plan.grid
     name = request.output.resolve().name

@@ -1,4 +1,4 @@
-"""What a trained decoder makes of held-out pages, beside a model that knows how often each id is and nothing else."""
+"""Losses of a trained decoder on held-out pages, beside those of a unigram model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def held_figures(recipe: DecoderRecipe, decoder: Path, count: int) -> dict[str, 
 
 
 def _chosen(documents: list[list[int]], vocab: Vocab, count: int) -> list[list[int]]:
-    """At most so many, up to half of them with pictures, which may be on few."""
+    """At most so many documents, up to half of them with pictures, which may be rare."""
     drawn = [each for each in documents if any(id in vocab.image for id in each)]
     plain = [each for each in documents if not any(id in vocab.image for id in each)]
     half = [drawn[place] for place in spread(len(drawn), count // 2)]

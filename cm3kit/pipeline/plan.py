@@ -1,4 +1,4 @@
-"""What is trained, how large and how long: chosen by the corpus, the machine and the time that there is."""
+"""The plan: which parts are trained, how large and how long, by the corpus, the machine and the time budget."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HELD_OUT = 0.05
 ADDED = 14  # ids that an objective adds to a document: sentinels, ends
 COPIES = 16  # of a piece with pictures at most
 AROUND = 24  # ids of a picture's tag and its caption, which a window has to hold beside the codes
-SEEN = 4.0  # ids per weight that a decoder sees at least before a larger one is worth its time
+SEEN = 4.0  # least training ids per weight of a decoder before a larger one is chosen
 PICTURES = 16_000  # that an image tokenizer sees at least
 OF_PEAK = {"cpu": 0.4, "cuda": 0.15}  # share of the fastest products that training reaches, about
 
@@ -41,7 +41,7 @@ class Cost(Settings):
 
 
 class Plan(Settings):
-    """Complete settings of every stage, and what they need.
+    """Complete settings of every stage, and their costs.
 
     Attributes:
         preset: the family that the recipes are of.
@@ -82,7 +82,7 @@ class Plan(Settings):
         return max(each.memory for each in self.costs.values())
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The plan as lines of text."""
         rows, columns = self.grid
         pixels = (
             f"{self.image.tokenizer.resolution} pixels" if self.image else "as the given tokenizer has it"
@@ -112,7 +112,7 @@ NAMES = {
 
 
 def choose_preset(request: Request, seconds: float | None, device: str) -> str:
-    """The preset that was asked for, or the largest that learns enough in a time."""
+    """The preset of the request, or the largest that can be trained enough in a time."""
     if request.preset != "auto" or seconds is None:
         return request.preset
     rate = (
@@ -164,7 +164,7 @@ def image_recipe(preset: str, found: Survey, prepared: Path, overrides: Sequence
 
 
 def text_recipe(preset: str, found: Survey, prepared: Path, request: Request) -> TextRecipe:
-    """The text tokenizer's: the more text, the more ids; it reads what the decoder is trained on."""
+    """The text tokenizer's: the more text, the more ids; it is trained on the decoder's data."""
     held = resolve(PackSettings, [{"held_out": HELD_OUT}], request.of("pack")).held_out
     most = int(family(preset, "text")["size"])
     size = max(512, min(most, 2 ** round(math.log2(4 * math.sqrt(max(1, found.chars))))))
@@ -197,7 +197,7 @@ def decoder_recipe(
     if codes and made.window // copies < codes + ADDED:
         raise ConfigError(
             f"decoder.window = {made.window}: a picture has {codes} codes, which need {copies * (codes + ADDED)} ids"
-            f" with what stands around them; make the window longer, or pictures of fewer codes.",
+            f" with its markup; make the window longer, or pictures of fewer codes.",
             code="bad_config",
         )
     return made
@@ -216,7 +216,7 @@ def pack_recipe(longest: int, with_pictures: float, overrides: Sequence[str]) ->
 
 
 def paced(steps: int, seconds: float) -> dict[str, Any]:
-    """How often a run of so many steps, of so many seconds each, is looked at and saved."""
+    """How often a run of so many steps, of so many seconds each, is validated and saved."""
     steps = max(4, steps - steps % 4)
     often = max(1, min(steps, round(300 / max(seconds, 1e-3))))
     return {

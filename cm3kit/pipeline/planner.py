@@ -39,8 +39,8 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import FILE, ImageTokenizer
 
 SHARE = 0.35  # of the time that is left, for the image tokenizer
-LEAST = 80  # steps of an image tokenizer, and of a decoder, under which nothing is learnt
-DRAWN, READ = 300, 40  # times that a picture, and a page, is seen at most: more is learning by heart
+LEAST = 80  # least useful steps of an image tokenizer, and of a decoder
+DRAWN, READ = 300, 40  # most times that a picture, and a page, is seen: more would overfit
 OPENING = 0.003  # seconds that a stored picture takes to open
 PREVIEW = 4.0  # seconds of a preview of a decoder
 FINISH = 8.0  # seconds that the model folder takes, besides trying it on held-out pages
@@ -93,7 +93,7 @@ def finished_image(request: Request) -> ImageTokenizer:
 
 
 def make_plan(request: Request, prepared: Path, found: Survey, spent: float) -> Plan:
-    """Choose settings, try out a few steps, and share out the time.
+    """Choose settings, measure a few steps, and divide the time.
 
     Args:
         prepared: the folder of records.
@@ -154,13 +154,13 @@ def _notes(request: Request, device: str, table: dict[str, Cost], left: float | 
     out = []
     if device != "cpu":
         out.append(
-            f"note       steps of the picture tokenizer are told from its FLOPs at {OF_PEAK['cuda']:.0%} of the peak"
+            f"note       steps of the image tokenizer are estimated from its FLOPs at {OF_PEAK['cuda']:.0%} of the peak"
         )
     total = sum(each.seconds for each in table.values())
     if left is not None and total < 0.7 * (request.seconds or 0):
         out.append(
-            f"note       the budget is not used up: every page is seen {READ} times, and more is learning by heart"
-            " (--set decoder.loop.steps=N has it so)"
+            f"note       the budget is not used up: every page is seen {READ} times, and more would overfit"
+            " (--set decoder.loop.steps=N overrides it)"
         )
     free = _free_memory()
     most = max(table.items(), key=lambda item: item[1].memory)
@@ -170,7 +170,7 @@ def _notes(request: Request, device: str, table: dict[str, Cost], left: float | 
 
 
 def _free_memory() -> int:
-    """Bytes that processes can still have here; 0 where nobody tells."""
+    """Bytes of memory that are available; 0 where that is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -179,7 +179,7 @@ def _free_memory() -> int:
 
 
 class _Costs:
-    """What steps cost, and how the time is shared out."""
+    """The cost of steps, and how the time is divided."""
 
     def __init__(
         self, found: Survey, some: Sample, parts: Parts, main: DecoderRecipe, image: Estimate | None, need: Estimate,

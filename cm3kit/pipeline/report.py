@@ -1,4 +1,4 @@
-"""One page on all stages: the corpus, the plan beside what it took, curves, pictures, figures."""
+"""One page on all stages: the corpus, planned and actual costs, curves, pictures, figures."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import html
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cm3kit.pipeline.held import compared
+from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.plan import NAMES
 from cm3kit.quantities import duration, memory
 from cm3kit.viewing.document import document, resource
 from cm3kit.viewing.training_page import charts, pictures, read_log
-
-if TYPE_CHECKING:
-    from cm3kit.pipeline.run import Made
 
 TITLES = {"image": "Picture tokenizer", "decoder": "Decoder"}
 
@@ -27,7 +24,7 @@ def render(name: str, runs: Path, made: Made) -> str:
         f'<header><h1>{html.escape(name)}</h1><p class="finished">finished</p></header>',
         _tiles(made),
         f"<h2>The corpus</h2><pre>{html.escape(chr(10).join(plan.survey.lines() + losses(runs)))}</pre>",
-        f"<h2>Planned and taken</h2>{_table(made)}",
+        f"<h2>Planned and actual</h2>{_table(made)}",
         f"<h2>Held-out pages</h2>{_figures(made)}",
     ]
     for stage, words in TITLES.items():

@@ -1,4 +1,4 @@
-"""What somebody asks for who wants a model of pages, and what of it a later call has to repeat."""
+"""The request for a model of pages, and which parts of it a later call has to repeat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUDGET, LEAST = 3600.0, 60.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to make of which pages.
+    """The pages, and the model to train on them.
 
     Attributes:
         pages: a folder of pages, a WARC or Parquet file, …, or a folder that `data prepare` made.
@@ -59,12 +59,12 @@ class Request:
         return [each.partition(".")[2] for each in self.overrides if each.partition(".")[0] == stage]
 
     def check(self) -> None:
-        """ConfigError where something is asked for that nothing can give."""
+        """ConfigError for a request that cannot be met."""
         for each in self.overrides:
             stage, dot, rest = each.partition(".")
             if stage not in STAGES or not dot or "=" not in rest:
                 raise ConfigError(
-                    f"--set {each!r} is of no stage; write STAGE.A.B=C with a stage of {', '.join(STAGES)}.",
+                    f"--set {each!r} names no stage; write STAGE.A.B=C with a stage of {', '.join(STAGES)}.",
                     code="bad_config",
                 )
             if (stage == "text" and self.text) or (stage == "image" and self.image):

@@ -1,4 +1,4 @@
-"""`train_all`: from pages to a model folder, with one progress, one report, and on from where it was left."""
+"""`train_all`: from pages to a model folder, with one progress and one report, resumable."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from cm3kit.config import dump, read_yaml, resolve
 from cm3kit.pipeline.card import card, examples
-from cm3kit.pipeline.held import compared, held_figures
+from cm3kit.pipeline.held import held_figures
+from cm3kit.pipeline.made import Made
 from cm3kit.pipeline.plan import NAMES, Cost, Plan
 from cm3kit.pipeline.planner import HELD, make_plan
 from cm3kit.pipeline.report import render
@@ -33,32 +33,11 @@ Watch = Callable[[int, int, str], None]
 PLAN, ASKED, TOOK, MADE, REPORT = "plan.yaml", "request.json", "took.json", "made.json", "report.html"
 
 
-@dataclass(frozen=True)
-class Made:
-    """What `train_all` did: the plan, and unless it stopped there, seconds by stage, memory, figures and a prompt."""
-
-    folder: Path
-    plan: Plan
-    took: dict[str, float] = field(default_factory=dict)
-    peak: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    prompt: str = ""
-
-    def lines(self) -> list[str]:
-        """For people."""
-        out = [f"{NAMES[name]:19}{duration(took):>12}" for name, took in self.took.items()]
-        for what, mine, theirs in compared(self.figures):
-            out.append(f"{what}: {mine:.3f} held out; {theirs:.3f} of a unigram model")
-        if self.prompt:
-            out.append(f'try it: cm3kit generate "{self.prompt}" -n 4 -m {self.folder}')
-        return out
-
-
 def train_all(
     request: Request, *, plan_only: bool = False, tell: Callable[[list[str]], None] = lambda lines: None,
     watch: Watch = lambda done, total, note: None, warn: Warn = lambda line: None,
 ) -> Made:  # fmt: skip
-    """Make a model of pages, or go on with it: what is done is not done again.
+    """Make a model of pages, or resume: finished work is not repeated.
 
     Args:
         plan_only: stop once the plan is made; what was read stays for the next call.
@@ -110,7 +89,7 @@ def _train(
 
 
 def _planned(request: Request, watch: Watch, warn: Warn) -> Plan:
-    """The plan that was begun with, or a new one."""
+    """The saved plan, or a new one."""
     asked, kept = request.runs / ASKED, request.runs / PLAN
     if asked.is_file():
         request.hold_to(json.loads(asked.read_text(encoding="utf-8")))
@@ -163,11 +142,11 @@ class _Clock:
         finally:
             took = time.monotonic() - self._started
             self.took[name] = self.took.get(name, 0.0) + took
-            with suppress(OutputError):  # a full disk is told of by what has to be written
+            with suppress(OutputError):  # a full disk is reported where it prevents writing
                 write_atomic(self.path, json.dumps(self.took, indent=1).encode(), force=True)
 
     def told(self, share: float, note: str) -> None:
-        """Tell how far all is: the planned time of stages, and of this one the speed that it shows."""
+        """Report the overall progress: the planned time of stages, and the measured speed of the current one."""
         costs = self.plan.costs
         mine = costs.get(self.name, Cost()).seconds
         names = list(costs)
@@ -176,7 +155,7 @@ class _Clock:
             sum(costs[each].seconds for each in part) for part in (names[:place], names[place + 1 :])
         )
         spent = time.monotonic() - self._started
-        if self._first < 0:  # the share at which this call took it up
+        if self._first < 0:  # the share at which this call resumed it
             self._first, spent = share, 0.0
         done = share - self._first
         rest = spent / done * (1 - share) if done > 0.05 else mine * (1 - share)
@@ -186,7 +165,7 @@ class _Clock:
 
 
 def _finish(request: Request, plan: Plan, clock: _Clock) -> Made:
-    """The model folder with its card and report, or what was said of it when it was made."""
+    """The model folder with its card and report; the saved result if it exists already."""
     runs, kept = request.runs, request.runs / MADE
     if not kept.is_file():
         figures = held_figures(plan.main, runs / "decoder/final", HELD)

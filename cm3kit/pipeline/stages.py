@@ -1,4 +1,4 @@
-"""The stages in their order; each is done, or is taken up where it was left."""
+"""The stages in their order; a stage that was interrupted is resumed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 from cm3kit.config import dump, resolve
 from cm3kit.data.prepared import is_prepared
+from cm3kit.devices import processors
 from cm3kit.fill.folder import Defaults, assemble
 from cm3kit.pipeline.plan import KINDS, Plan
 from cm3kit.pipeline.planner import part_of
 from cm3kit.pipeline.request import Request
-from cm3kit.processors import processors
 from cm3kit.publish import make_folder, publishing, write_atomic
 from cm3kit.training.run import run
 from cm3kit.training.task import Warn
@@ -28,9 +28,9 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 Told = Callable[[float, str], None]
-"""Hears the share of a stage that is done, and a few words."""
+"""Called with the share of a stage that is done, and a short note."""
 
-SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of a model that has not seen much
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}  # of a model with little training
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_pages(request: Request, told: Told, warn: Warn) -> Path:
 
 
 def _refuse_rules(request: Request) -> None:
-    """Records are what they are: rules for reading pages would be of no effect."""
+    """Refuse rules for reading pages where these are records already, as they would have no effect."""
     given = [f"--set {each}" for each in request.overrides if each.startswith("data.")]
     given += [f"--source {request.source}"] if request.source != "auto" else []
     if given:
@@ -104,7 +104,7 @@ def stages(request: Request, plan: Plan) -> list[Stage]:
 
 
 def _text(request: Request, plan: Plan) -> None:
-    """Learn the text tokenizer, or bring the one that was given."""
+    """Train the text tokenizer, or copy the one that was given."""
     if plan.text is None:
         assert request.text is not None
         _bring(part_of(request.text), request.runs / "text/final")
@@ -131,7 +131,7 @@ def _bring(source: Path, target: Path) -> None:
 
 
 def _run(request: Request, kind: str, name: str, recipe: Any, told: Told, warn: Warn) -> None:
-    """Train by a recipe, which is kept beside the run: it can be trained by again."""
+    """Train by a recipe, which is saved beside the run so that the training can be repeated."""
     folder = request.runs / "recipes"
     make_folder(folder)
     path = folder / f"{name}-{kind}.yaml"
@@ -160,7 +160,7 @@ def _pack(request: Request, plan: Plan, told: Told) -> None:
 def put_together(request: Request, plan: Plan, card: str, extra: Mapping[str, bytes]) -> None:
     """Make the model in `.runs/model`, and move it to where it is asked for, what makes it a model last.
 
-    A call that dies between two files is taken up by the next one.
+    If a call ends between two files, the next one continues there.
     """
     runs, target = request.runs, request.output
     made = runs / "model"

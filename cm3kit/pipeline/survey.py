@@ -1,4 +1,4 @@
-"""What a prepared corpus holds: pages, pictures, sizes, text, languages; and a sample of it in ids."""
+"""Counts of a prepared corpus: pages, pictures, sizes, text, languages; and a sample of it in ids."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Survey(Settings):
     languages: dict[str, int] = Field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The survey as lines of text."""
         dropped, lost = sum(self.dropped.values()), sum(self.lost.values())
         named = ", ".join(f"{name} {count:,}" for name, count in list(self.languages.items())[:5])
         low, middle, high = self.sides
@@ -60,7 +60,7 @@ class Survey(Settings):
         ]
 
     def check(self, place: str) -> None:
-        """DataError (`bad_data`) where that is too little to learn from."""
+        """DataError (`bad_data`) where that is too little to train on."""
         why = f"; dropped: {_listed(self.dropped)}" if self.dropped else ""
         if self.pages < LEAST_PAGES:
             raise DataError(

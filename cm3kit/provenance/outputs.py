@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cm3kit.images import SOURCE_TYPE
 from cm3kit.json_lines import Record, dump_json
+from cm3kit.targets import check_file
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 STDOUT = "-"
@@ -127,13 +128,9 @@ def check_free(planned: Plan, force: bool) -> None:
                 raise OutputError(
                     f"{parent} is a file, so {path} cannot be written; change -o", code="cannot_write"
                 )
-            if path.is_dir():
-                raise OutputError(f"{path} is a folder; give a file name to -o", code="cannot_write")
-            taken = path.exists()
+            check_file(path, force)
         except (OSError, ValueError) as error:
             raise OutputError(f"{path} cannot be written: {error}; change -o", code="cannot_write") from None
-        if taken and not force:
-            raise OutputError(f"{path} exists; give another -o or add --force", code="exists")
 
 
 def mark_html(page: str, metadata: Record | None = None) -> str:

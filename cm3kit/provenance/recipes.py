@@ -19,7 +19,7 @@ from PIL import Image
 
 from cm3kit.fill.pages import read_bytes
 from cm3kit.images import SOURCE_TYPE
-from cm3kit.json_lines import dump_json, lines_of
+from cm3kit.json_lines import dump_json, objects
 from cm3kit.provenance.sources import sha256
 from cm3kit_tokenizers.errors import DataError
 
@@ -110,16 +110,11 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a run's manifest, merged with the common fields of `run.json`; torn lines are skipped."""
     run = {key: value for key, value in read_run(folder).items() if key not in ("n", "prompts", "variants")}
     try:
-        lines = lines_of((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        data = (folder / MANIFEST).read_bytes()
+    except OSError as error:
         raise DataError(f"{folder / MANIFEST} cannot be read: {error}", code="unreadable_file") from error
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield _whole(run, row)
+    for row in objects(data):
+        yield _whole(run, row)
 
 
 def _whole(run: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cm3kit.fill.fillers import Trace
 from cm3kit.provenance.trajectories import encode_trajectory, record_of
+from cm3kit.targets import check_file
 from cm3kit_tokenizers.errors import OutputError
 
 if TYPE_CHECKING:
@@ -31,10 +32,9 @@ def check_free(path: Path | None, results: int, force: bool) -> None:
         OutputError: a file exists and `force` is off (`exists`), or a folder is in its place (`cannot_write`).
     """
     for each in names(path, results) if path is not None else []:
-        if each.is_dir() or not each.name.strip("."):
-            raise OutputError(f"{each} is a folder; give a file name to --traj", code="cannot_write")
-        if each.exists() and not force:
-            raise OutputError(f"{each} exists; give another --traj or add --force", code="exists")
+        if not each.name.strip("."):
+            raise OutputError(f"{each} is a folder; give a file name to --traj.", code="cannot_write")
+        check_file(each, force, "--traj")
 
 
 def files(path: Path | None, written: Told, kit: Kit, prompts: bool) -> list[tuple[Path, bytes]]:

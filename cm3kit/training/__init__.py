@@ -1,4 +1,4 @@
-"""Training: one visible loop and what it trains."""
+"""Training: one loop for all tasks, and the tasks."""
 
 from cm3kit.training.interrupts import Paused
 from cm3kit.training.precision import rank

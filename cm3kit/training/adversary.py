@@ -1,4 +1,4 @@
-"""The adversary of an image tokenizer: a discriminator that learns before anybody listens to it.
+"""The adversary of an image tokenizer: a discriminator that is trained before its loss counts.
 
 What makes such training fail is a discriminator whose first opinions count at once, and a weight that has no bound.
 So it is trained from `train_from` on, is heard from `start` on, and reaches its full weight over `ramp`. Its term has
@@ -37,11 +37,11 @@ class AdversarySettings(Settings):
     betas: tuple[float, float] = (0.5, 0.9)
 
     def trains(self, done: float) -> bool:
-        """Whether the discriminator learns when a share `done` of the steps is behind."""
+        """Whether the discriminator is trained after a share `done` of the steps."""
         return self.weight > 0 and done >= self.train_from
 
     def heard(self, done: float) -> float:
-        """Weight of its opinion then, before balancing."""
+        """Weight of its loss then, before balancing."""
         if not self.trains(done) or done < self.start:
             return 0.0
         return self.weight * min(1.0, (done - self.start) / self.ramp) if self.ramp > 0 else self.weight

@@ -1,4 +1,4 @@
-"""An image tokenizer in training: its network, its moving codes, and the discriminator if it has one."""
+"""An image tokenizer in training: its network, its codebook updates, and the discriminator if it has one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cm3kit_tokenizers.vq.quantizers import entropy_term
 
 
 class CodebookSettings(Settings):
-    """How codes move. They start from data after `start` steps of training without quantisation.
+    """How codes are updated. They are initialised from data after `start` steps of training without quantisation.
 
     `gradient` lets the codes of `vq`, `vq_l2` and `rotation` learn by gradient instead of by moving average.
     """
@@ -67,7 +67,7 @@ class Autoencoder(nn.Module):
             rng: for restarts and samples; codes move only with it.
             temperature: of the entropy term, which is computed if it is given.
             judged: let the discriminator look.
-            heard: let the decoder hear of it.
+            heard: whether its loss counts for the decoder.
         """
         z_BDHW = self.tokenizer.latents(x_BCHW).float()
         zero = z_BDHW.new_zeros(())

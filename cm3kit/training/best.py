@@ -31,19 +31,19 @@ class Best:
             self.total, self.count = self.total + value, self.count + 1
 
     def settle(self, step: int) -> None:
-        """A checkpoint of this step is due: see whether it is the best, and begin to count anew."""
+        """Called when a checkpoint of this step is due: whether it is the best; the mean starts again."""
         if self.count and self.total / self.count < self.lowest:
             self.lowest, self.step = self.total / self.count, step
         self.total, self.count = 0.0, 0
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run has to know, as JSON."""
+        """The state for a resumed run, as JSON."""
         lowest = None if math.isinf(self.lowest) else self.lowest
         known = {"figure": self.figure, "total": self.total, "count": self.count}
         return known | {"lowest": lowest, "step": self.step}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take it up again, unless it is of another figure."""
+        """Restore the state, unless it is of another figure."""
         if state.get("figure") != self.figure:
             return
         self.total, self.count = float(state.get("total", 0.0)), int(state.get("count", 0))

@@ -1,4 +1,4 @@
-"""What is not as it was when a checkpoint was written."""
+"""Differences between a run and the checkpoint that it resumes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from cm3kit.training.task import LoopSettings
 from cm3kit_tokenizers.errors import ConfigError
 
-# These change nothing of what is learned.
+# These do not affect the weights.
 HARMLESS = {"save_every", "keep", "best", "preview_every", "log_every", "rollbacks", "on_spike", "spike"}
 
 
 def changes(state: Mapping[str, Any], settings: LoopSettings, processes: int) -> Iterator[str]:
-    """A line for each thing that will make this run other than one that was not stopped."""
+    """A line for each difference to a run that was not stopped."""
     before = state.get("processes", processes)
     if before != processes:
         yield (

@@ -28,7 +28,7 @@ class Packed(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What a loss is of: flat positions of the rows, what each is to say, and what that weighs."""
+    """The scored positions of a batch: flat positions of the rows, their targets and weights."""
 
     positions_N: Tensor
     targets_N: Tensor
@@ -81,9 +81,9 @@ def pack(examples: list[Example], rows: int, window: int) -> Packed:
 
 
 def _aligned(each: Example) -> tuple[Tensor, Tensor]:
-    """What is to be said at each place: the id there, or with `shift` the one after it."""
+    """The target of each position: the id there, or with `shift` the one after it."""
     ids, weights = torch.tensor(each.ids), torch.tensor(each.weights)
     if not each.shift:
         return ids, weights
-    # Nothing before a document's first id predicts it, and nothing is to be said at its last place.
+    # Nothing before a document's first id predicts it, and its last position has no target.
     return ids.roll(-1), torch.cat([weights[1:], weights.new_zeros(1)])

@@ -1,4 +1,4 @@
-"""What `train cm3`, `mdm`, `block` and `hybrid` train: a decoder on pages of which something is hidden."""
+"""What `train cm3`, `mdm`, `block` and `hybrid` train: a decoder on pages with masked parts."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class DecoderTask:
         self._uses = self.objective.uses(recipe.window)
         if recipe.isolated_masks and any(use.block_size for use in self._uses):
             raise ConfigError(
-                f"isolated_masks: {recipe.objective.name} shows its masks to their own block; leave it out.",
+                f"isolated_masks: {recipe.objective.name} lets masks be attended to within their block; leave it out.",
                 code="bad_config",
             )
         self.tokenizer = PageTokenizer(text, self.vocab)
@@ -156,7 +156,7 @@ class DecoderTask:
         check_backbone(model, source, window, causal="cm3" in decoders, full=full, ids=ids)
 
     def seek(self, step: int, size: int, process: int, processes: int) -> None:
-        """Go to the rows of shards that one of several processes takes at a step."""
+        """Advance to the rows of shards that one of several processes takes at a step."""
         if self.rows is not None:
             self._next = self.rows.after(Cursor(), (step * processes + process) * size)
 
@@ -213,7 +213,7 @@ class DecoderTask:
         return total / on.mass.clamp_min(1e-9), {"filled": filled, **sums}
 
     def nats(self, model: nn.Module, on: Packed, step: int, rng: Generator) -> Tensor:
-        """Nats (B, T) of each target as a model of this step is asked for them, without a gradient."""
+        """Nats (B, T) of each target under the model of this step, without a gradient."""
         count = on.ids_BT.numel()
         positions_N = torch.arange(count, device=on.ids_BT.device)
         everywhere = Scored(positions_N, on.targets_BT.flatten(), torch.ones_like(positions_N))
@@ -231,7 +231,7 @@ class DecoderTask:
     def _mask(
         self, batch: Packed, step: int, rng: Generator, on: Packed | None = None
     ) -> Tensor | BlockMask | Documents:
-        """Who looks where in a batch on the CPU, for a model where `on` is."""
+        """The attention pattern of a batch on the CPU, for a model on the device of `on`."""
         recipe, on = self.recipe, batch if on is None else on
         if recipe.attention == "causal":
             here, there = (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from cm3kit.config import Settings
+from cm3kit.config import RenamedSettings, Settings
 from cm3kit.data.views import ViewSettings
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.models.lora import LoraSettings
@@ -31,7 +31,7 @@ class WarmStart(Settings):
     text: Literal["source", "recipe"] = "source"
 
 
-class DecoderRecipe(Settings):
+class DecoderRecipe(RenamedSettings):
     """Everything that training a decoder needs.
 
     Attributes:
@@ -45,13 +45,13 @@ class DecoderRecipe(Settings):
         mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, or what it is.
         timestep: width of the embedding of the diffusion time that conditions every layer; None is a model without
             (MeDiM, arXiv:2510.06131, sec. 3.2).
-        isolated_masks: masked positions see and are seen by nobody, instead of by all as usual: then what is
+        isolated_masks: masked positions attend to no other and are attended to by none, instead of by all: then what is
             written does not depend on how much is open, and a converted causal model goes on knowing what it knew.
         attention: that of the objective, or causal whatever the objective (MeDiM's ablation).
         anneal: share of the steps over which hidden pages go from causal to full attention.
         packing: how documents side by side in a row are kept apart: by a dense mask, by attention document by document,
             which an objective allows whose documents look left only or at all of themselves, by xformers, likewise, or
-            by FlexAttention, which leaves out what nobody sees; auto takes what is fastest where it is
+            by FlexAttention, which skips blocks without attention; auto takes what is fastest where it is
             (`models.packing`). Annealed masks, drawn pair by pair, and those of validation and previews are dense.
         previews: prompts that previews draw; None takes words of held-out pages: what pictures are called, and titles.
     """
@@ -90,7 +90,7 @@ class DecoderRecipe(Settings):
     @model_validator(mode="after")
     def _starts_once(self) -> DecoderRecipe:
         if self.warm.source is not None and self.backbone_from is not None:
-            raise ValueError("warm.source and backbone_from both say what to start from; set one")
+            raise ValueError("warm.source and backbone_from both name weights to start from; set one")
         if self.lora.rank and self.warm.source is None and self.backbone_from is None:
             raise ValueError("lora.rank needs weights to adapt; set warm.source or backbone_from")
         return self

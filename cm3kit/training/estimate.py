@@ -1,4 +1,4 @@
-"""What a training will need before it starts: parameters, memory, time.
+"""An estimate of what a training will need: parameters, memory, time.
 
 Memory is not guessed from a formula: a whole step (forward, backward, AdamW, averages) runs on fake tensors, which have
 shapes and no content, while every storage is counted. What the process holds besides is measured on this machine, as
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from cm3kit.config import read_yaml, resolve
 from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.corpus import listing
 from cm3kit.data.token_shards import INDEX, TokenShards
@@ -38,20 +37,18 @@ from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.live import Live, peak_while, refilled, resident, torch_is_warm
 from cm3kit.training.parallel import recompute
 from cm3kit.training.precision import computes_bf16
-from cm3kit.training.run import kind_of, recipe_path, recipes
 from cm3kit.training.speed import peak_flops, step_flops
 from cm3kit.training.task import LoopSettings
 from cm3kit.training.trial import backward, drawing_seconds, fastest, step_seconds
 from cm3kit.training.validation import held_documents, spread
 from cm3kit.training.vqgan import VqganRecipe, VqganTask
-from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
-SAMPLE = 32  # pages that are read to tell how long all are
-COUNTS = 2, 4  # pictures of the steps that are tried out
+SAMPLE = 32  # pages that are read to estimate the length of all
+COUNTS = 2, 4  # pictures of the steps that are measured
 # Of decoders, fitted to the five cases of benchmarks/estimate.py: what the C library keeps of freed activations, in the
 # holes that they leave, and bytes that the loop loads besides what is tried out here.
 SLACK, LOADED = 0.05, 80_000_000
@@ -60,13 +57,13 @@ BYTES_OF_ID = 36  # a number and a place in a list
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a training needs. Sizes are bytes, times seconds, on this machine and with its number of threads.
+    """The estimate of a training. Sizes are bytes, times seconds, on this machine and with its number of threads.
 
     Attributes:
         parameters: of the model; `trained` are those that learn.
         tokens_per_step: ids (or codes) of a batch.
         weights: in fp32, and `gradients`, `moments` (AdamW's two) and `average` (EMA) likewise.
-        activations: the rest of what is alive at the fullest moment of a step, logits among it.
+        activations: the rest of the memory in use at the peak of a step, with the logits.
         slack: what the C library holds besides, in the holes that freed activations leave.
         export: what the end of training takes besides the first four, for the averaged copy in half precision.
         process: the interpreter, its libraries, the tokenizers and the pages in memory.
@@ -203,7 +200,7 @@ class Sizes:
 
 
 def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[Scorer, Sizes, int]:
-    """A decoder of fake tensors, its sizes, and what else a step of it holds at its fullest moment, in bytes."""
+    """A decoder of fake tensors, its sizes, and the other memory of a step at its peak, in bytes."""
     loop = recipe.loop
     shape = -(-loop.batch_size // loop.accumulate), recipe.window
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -303,33 +300,3 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 def _distinct(model: nn.Module) -> Sequence[Tensor]:
     """What the averages copy: every name of the state, tied weights as often as they are named."""
     return list(model.state_dict().values())
-
-
-def estimate(
-    kind: str | None, config: Sequence[Path], overrides: Sequence[str] = (), elsewhere: bool = False
-) -> tuple[Estimate, int]:
-    """What a training of merged recipes needs, and its steps.
-
-    Args:
-        kind: vqgan, cm3, mdm, block, hybrid or rl; None is told from the recipes.
-        config: recipes, by file or by the name of one that ships, later ones winning.
-        overrides: `a.b=c`.
-        elsewhere: on a device that is not here: in bf16, and nothing is timed.
-
-    Raises:
-        ConfigError: a recipe is wrong, or of something that has no estimate (`bad_config`).
-    """
-    kind = kind or kind_of(config)
-    shape, base = recipes[kind]()
-    recipe = resolve(shape, [base, *(read_yaml(recipe_path(path)) for path in config)], overrides)
-    if isinstance(recipe, VqganRecipe):
-        return estimate_vqgan(recipe), recipe.loop.steps
-    if kind == "rl":
-        from cm3kit.training.rl.estimate import estimate_rl
-        from cm3kit.training.rl.recipe import RLRecipe
-
-        assert isinstance(recipe, RLRecipe)
-        return estimate_rl(recipe), recipe.loop.steps
-    if not isinstance(recipe, DecoderRecipe):
-        raise ConfigError(f"no estimate of {kind!r}, which has no weights.", code="bad_config")
-    return estimate_decoder(recipe, not elsewhere, True if elsewhere else None), recipe.loop.steps

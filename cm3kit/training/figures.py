@@ -1,4 +1,4 @@
-"""Figures of a step: numbers, means that know what they are of, and sums that are still on a device."""
+"""Metrics of a step: numbers, means with their counts, and sums that are still on a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Mean(float):
-    """A mean that knows how many values it is of, so that the mean of all shares can be told from those of each."""
+    """A mean with its count, so that the mean over all shares can be computed from those of each."""
 
     count: float
 
@@ -45,7 +45,7 @@ def sums_by_kind(values_N: Tensor, kinds_N: Tensor, names: Sequence[str]) -> dic
 
 
 class Figures(Mapping[str, float]):
-    """Figures of a step, those of the device read when somebody first asks for one of them.
+    """Metrics of a step; those on a device are read at the first access to one of them.
 
     `whole` has what is known already, `found` the figures of each share with its part of the rows.
     """
@@ -114,7 +114,7 @@ def summed(
 ) -> tuple[Tensor, Tensor, dict[str, Figure]]:
     """Losses, how many processes were asked to stop, and figures with some `Sums`, added up over all processes.
 
-    They go as one vector, which nobody waits for here; every process has to call this.
+    They go as one vector, asynchronously; every process has to call this.
     """
     names = list(dict.fromkeys(name for _, figures in found for name in figures))
     zero = torch.zeros((), dtype=loss.dtype, device=loss.device)

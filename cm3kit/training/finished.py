@@ -1,4 +1,4 @@
-"""The tokenizers that a decoder's recipe names, or what to run where they are not there."""
+"""The tokenizers that a decoder's recipe names, or the command that makes a missing one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def _there(folder: Path, name: str, recipe: DecoderRecipe) -> Path:
     kind = TRAINS[name]
     if (run / "config.yaml").is_file() and run != folder:
         raise ModelError(
-            f"{name} = {folder}: the training in {run} has not finished; give its command again, which goes on.",
+            f"{name} = {folder}: the training in {run} has not finished; give its command again, which resumes it.",
             code="no_file",
         )
     raise ModelError(
-        f"{name} = {folder} is not there; name a finished {name} tokenizer with --set {name}=FOLDER, or train one:"
+        f"{name} = {folder} does not exist; name a finished {name} tokenizer with --set {name}=FOLDER, or train one:"
         f" cm3kit train {kind} --set data={recipe.data} -o {run}",
         code="no_file",
     )

@@ -1,4 +1,4 @@
-"""Watch for losses and gradients that are not finite, and for losses that jump; and name what is to blame."""
+"""Watch for losses and gradients that are not finite, and for spikes of the loss; and name the cause."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from cm3kit.training.parallel import local
 
 PATIENCE = 3  # so many bad steps in a row
 TOTALS = {"loss", "grad_norm", "lr"}
-WINDOW, ENOUGH = 128, 32  # losses that a spike is told from, and how many there must be
+WINDOW, ENOUGH = 128, 32  # losses that a spike is compared with, and the least number of them
 
 Verdict = Literal["fine", "spike", "not finite"]
 
 
 class Guard:
-    """Judges steps. Only after a first bad one does it look for who is to blame, so it costs nothing else.
+    """Checks steps. Only after a first bad one does it search for the cause, so it costs nothing before.
 
     Args:
         spike: how far above the median of recent losses a loss may lie, in robust standard deviations.
@@ -33,24 +33,24 @@ class Guard:
         self.recent: deque[float] = deque(maxlen=WINDOW)
 
     def look(self, figures: Mapping[str, float], model: nn.Module) -> None:
-        """Find the culprit, before the gradients are clipped, which would spread it over all of them."""
+        """Find the cause before the gradients are clipped, which would spread it over all of them."""
         if self.bad:
             self.culprit = culprit(figures, model)
 
     def judge(self, loss: float, norm: float) -> Verdict:
-        """Note a step, and say what it is."""
+        """Record a step, and classify it."""
         if not math.isfinite(loss + norm):
             self.bad += 1
             return "not finite"
         self.bad = 0
         verdict: Verdict = "spike" if stands_out(loss, self.recent, self.spike) else "fine"
-        # Spikes count too: a level that lasts becomes the usual one.
+        # Spikes count too, so that a lasting level becomes the reference.
         self.recent.append(loss)
         return verdict
 
     @property
     def spent(self) -> bool:
-        """Whether patience is at its end."""
+        """Whether the limit of bad steps is reached."""
         return self.bad >= PATIENCE
 
     def forgive(self) -> None:
@@ -58,7 +58,7 @@ class Guard:
         self.bad = 0
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run has to know, as JSON."""
+        """The state for a resumed run, as JSON."""
         return {"bad": self.bad, "recent": list(self.recent)}
 
     def restore(self, state: Mapping[str, Any]) -> None:

@@ -10,12 +10,12 @@ from types import FrameType
 
 
 class Paused(KeyboardInterrupt):
-    """Training was asked to stop, and has saved all that it did: the same call goes on from there."""
+    """Training was asked to stop, and has saved its state: the same call resumes from there."""
 
 
 @contextmanager
 def interrupts_wait() -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM wait for the end of a step, so that what is saved is of one step; twice is at once.
+    """Delay Ctrl-C and SIGTERM to the end of a step, so that the saved state is of one step; a second stops at once.
 
     Yields the signals that have come.
     """

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO
 
+from cm3kit.devices import processors
+
 _PR_SET_PDEATHSIG = 1
 GRACE = 30.0  # seconds that processes have to end by themselves once one of them has failed or all are asked to stop
 
@@ -22,13 +24,13 @@ GRACE = 30.0  # seconds that processes have to end by themselves once one of the
 def launch(command: Sequence[str], processes: int) -> int:
     """Run a command as so many processes that train together, and return the exit status of what they did.
 
-    Only the main one (`RANK` 0) is heard; of another that fails first the standard error is shown. Ctrl-C and SIGTERM
-    go to all of them. Where one fails the others are ended, as they would wait for it for ever.
+    Only the output of the main one (`RANK` 0) is shown; of another that fails first, its standard error. Ctrl-C and
+    SIGTERM go to all of them. If one fails the others are ended, as they would wait for it forever.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    threads = max(1, processors() // processes)
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     common |= {
         "LOCAL_WORLD_SIZE": str(processes),
@@ -60,7 +62,7 @@ def launch(command: Sequence[str], processes: int) -> int:
 
 
 def _stop_with_the_launcher() -> None:
-    """Have the kernel send SIGTERM to this process if the launcher dies, lest it trains on unseen (Linux)."""
+    """Have the kernel send SIGTERM to this process if the launcher ends, so that it does not train on (Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -75,7 +77,7 @@ def _first_failure(running: list[subprocess.Popen[bytes]], heard: list[IO[bytes]
         statuses = [each.poll() for each in running]
         failed = [rank for rank, status in enumerate(statuses) if status]
         if failed:
-            # Processes that stop together do not all end in the same moment, and the main one says why.
+            # Processes that stop together do not end at the same moment, and the main one reports the reason.
             deadline = time.monotonic() + (GRACE if running[failed[0]].returncode == 3 else 2.0)
             while running[0].poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -96,7 +98,7 @@ def _show(errors: IO[bytes] | None) -> None:
 
 
 def _end(running: list[subprocess.Popen[bytes]]) -> None:
-    """Ask those that still run to stop, and wait no longer than the grace."""
+    """Terminate those that still run, and kill them after the grace period."""
     for each in running:
         if each.poll() is None:
             each.terminate()

@@ -21,7 +21,7 @@ def _like_first(args: Sequence[Any]) -> int:
     return first.numel() * first.element_size() if isinstance(first, Tensor) else 0
 
 
-# What kernels allocate inside, where nobody sees it: by the name of the operator, bytes of a call.
+# Memory that kernels allocate internally: by the name of the operator, bytes per call.
 INSIDE: Mapping[str, Callable[[Sequence[Any]], int]] = {
     "aten.logsumexp.default": _like_first,  # exp(x − max)
 }
@@ -31,7 +31,7 @@ class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages of all tensors that operators return while it is entered.
 
     Attributes:
-        now: bytes that are alive.
+        now: bytes in use.
         peak: most of them at once.
     """
 
@@ -93,7 +93,7 @@ def torch_is_warm() -> None:
 
 
 def peak_while(act: Callable[[], object]) -> int:
-    """Most bytes of memory that this process holds while a function runs, or has ever held where nobody tells."""
+    """Peak bytes of memory of this process while a function runs; of its whole life where only that is known."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
         act()

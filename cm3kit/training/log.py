@@ -1,4 +1,4 @@
-"""The log of a run: one JSON object a line."""
+"""The log of a run: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from cm3kit.json_lines import lines_of
+from cm3kit.json_lines import objects
 from cm3kit.publish import write_atomic
 
 
@@ -19,18 +19,16 @@ def add_line(log: Path, step: int, seconds: float, figures: Mapping[str, float])
 
 
 def forget_after(log: Path, step: int) -> None:
-    """Cut lines off the log that tell of steps after the checkpoint, as they are about to be repeated."""
+    """Remove the lines of steps after the checkpoint from the log, as these steps will be repeated."""
     if not log.is_file():
         return
-    lines = lines_of(log.read_text(encoding="utf-8"))
+    lines = log.read_bytes().splitlines(keepends=True)
     kept = [line for line in lines if _step_of(line) <= step]
     if len(kept) < len(lines):
-        write_atomic(log, "".join(f"{line}\n" for line in kept).encode(), force=True)
+        write_atomic(log, b"".join(kept), force=True)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a log line; a line cut short by a crash counts as coming last."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+    step = next((figures.get("step") for figures in objects([line])), None)
+    return step if isinstance(step, int) else math.inf

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cm3kit.publish import make_folder, newest, publishing, sweep
+from cm3kit.targets import refuse_existing
 from cm3kit.training.guard import PATIENCE
 from cm3kit.training.interrupts import Paused, interrupts_wait
 from cm3kit.training.observe import HELD, LogFile, Observer, Observers, Reporter, Seen
@@ -27,7 +28,7 @@ from cm3kit.training.step import schedule as schedule
 from cm3kit.training.task import LoopSettings as LoopSettings
 from cm3kit.training.task import Report, TaskWithHeldOut, Warn
 from cm3kit.training.task import Task as Task
-from cm3kit_tokenizers.errors import Cm3kitError, DataError, OutputError
+from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
     Args:
         run: gets `step-…` checkpoints, `previews/`, `log.jsonl`, and `final/` when training is done.
         resume: go on from the newest whole checkpoint.
-        observers: hear of every step, after the log and `report`, in the main process.
+        observers: called after every step, behind the log and `report`, in the main process.
 
     Raises:
         ConfigError: the checkpoint is of another model or of other data.
@@ -69,7 +70,7 @@ def train(
 
 
 def _take_up(progress: Progress, run: Path, resume: bool, warn: Warn) -> None:
-    """Go on from the newest whole checkpoint, if that is wanted and there is one."""
+    """Resume from the newest valid checkpoint, if `resume` is set and there is one."""
     found: Path | None = None
     if progress.main:
         make_folder(run)
@@ -89,7 +90,7 @@ def _train_on(progress: Progress, run: Path, last: int, warn: Warn) -> None:
     if progress.settings.compile:
         model = cast(nn.Module, torch.compile(model))
     # One process may be interrupted between steps, where it is drawing previews or saving. Several have to agree on
-    # the step after which they stop, or they would wait for each other for ever.
+    # the step after which they stop, or they would wait for each other forever.
     many = progress.accelerator.num_processes > 1
     clock = time.perf_counter()
     try:
@@ -118,20 +119,15 @@ def _paused(progress: Progress) -> Paused:
 
 
 def _refuse_overwriting(progress: Progress, run: Path, found: Path | None) -> None:
-    """Say so before training, not after hours of it."""
+    """Refuse before training, not after hours of it."""
     if found is not None and progress.saved is None:
-        raise OutputError(
-            f"{found} exists already; choose another --output, or resume from it.", code="exists"
-        )
-    final = run / "final"
-    if final.exists() and progress.step < progress.settings.steps:
-        raise OutputError(
-            f"{final} exists already; remove it or choose another --output to train on.", code="exists"
-        )
+        refuse_existing(found, "choose another --output, or resume from it")
+    if progress.step < progress.settings.steps:
+        refuse_existing(run / "final", "remove it or choose another --output to train on")
 
 
 def _set_damaged_aside(run: Path, found: Path | None) -> None:
-    """Rename checkpoints after the newest whole one, whose names training will come to again."""
+    """Rename checkpoints after the newest whole one, as training will write to their names again."""
     for folder in run.glob("step-*"):
         if found is None or folder.name > found.name:
             aside = run / f"damaged-{folder.name}"
@@ -141,7 +137,7 @@ def _set_damaged_aside(run: Path, found: Path | None) -> None:
 
 def _save_what_is_whole(progress: Progress, run: Path, warn: Warn) -> bool:
     if not progress.whole:
-        warn(f"stopped inside step {progress.step + 1}; training will go on from the last checkpoint")
+        warn(f"stopped inside step {progress.step + 1}; training will resume from the last checkpoint")
         return False
     try:
         progress.save(run)
@@ -152,7 +148,7 @@ def _save_what_is_whole(progress: Progress, run: Path, warn: Warn) -> bool:
 
 
 def _went_back(progress: Progress, run: Path, done: Done, warn: Warn) -> bool:
-    """See to a step that was not sound; True where that led back to a checkpoint."""
+    """Handle a bad step; True where that led back to a checkpoint."""
     settings, step = progress.settings, progress.step
     if progress.guard.spent:
         _go_back(progress, run, warn)
@@ -167,7 +163,7 @@ def _went_back(progress: Progress, run: Path, done: Done, warn: Warn) -> bool:
         )
     found = _newest(progress, run, warn) if settings.on_spike == "roll_back" else None
     if found is None:
-        warn(f"{told}{of}; nothing is learned from it")
+        warn(f"{told}{of}; the step is skipped")
         return False
     left_out = progress.left_out | {step - 1}
     progress.load(found)
@@ -178,7 +174,7 @@ def _went_back(progress: Progress, run: Path, done: Done, warn: Warn) -> bool:
 
 
 def _go_back(progress: Progress, run: Path, warn: Warn) -> None:
-    """Take up the newest checkpoint at a lower rate; DataError where that has not helped or is not possible."""
+    """Resume the newest checkpoint at a lower learning rate; DataError where that did not help or is not possible."""
     settings, guard, step, scale = progress.settings, progress.guard, progress.step, progress.scale
     found = _newest(progress, run, warn)
     if found is None or scale <= 0.5**settings.rollbacks:
@@ -219,7 +215,7 @@ def _after_step(progress: Progress, run: Path, figures: Mapping[str, float], too
 
 
 def _validate(progress: Progress) -> dict[str, float]:
-    """Figures of the averaged weights on what is not trained on; the main process has them alone."""
+    """Metrics of the averaged weights on held-out data, in the main process only."""
     if not isinstance(progress.task, TaskWithHeldOut):
         return {}
     with progress.averaged() as model:
@@ -234,7 +230,7 @@ def _preview(progress: Progress, run: Path, warn: Warn) -> None:
         (run / "previews").mkdir(exist_ok=True)
         try:
             progress.task.preview(model, run / "previews" / f"step-{progress.step:06d}")
-        except Cm3kitError as error:  # a picture that cannot be made is no reason to lose a run
+        except Cm3kitError as error:  # a failed preview must not end the run
             warn(f"no preview of step {progress.step}: {error}")
 
 

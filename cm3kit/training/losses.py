@@ -1,13 +1,12 @@
-"""What of a corpus does not reach a decoder as it is: pages in slices, pictures that are left out, empty positions."""
+"""Losses of a corpus on the way to a decoder: pages in slices, pictures left out, empty positions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3kit.json_lines import lines_of
+from cm3kit.json_lines import objects
 
 
 def of_documents(lengths: Sequence[int], room: int, lost: int) -> str:
@@ -34,12 +33,8 @@ def of_shards(index: dict[str, Any], lengths: Sequence[int], room: int) -> str:
 
 def filled(log: Path) -> str | None:
     """A line on how full rows were over a run, by its log; None where it does not say."""
-    shares = []
-    for line in lines_of(log.read_text(encoding="utf-8")) if log.is_file() else ():
-        try:
-            shares.append(float(json.loads(line)["filled"]))
-        except (ValueError, KeyError, TypeError):
-            continue
+    steps = objects(log.read_bytes()) if log.is_file() else ()
+    shares = [float(figures["filled"]) for figures in steps if figures.get("filled") is not None]
     return f"rows: {sum(shares) / len(shares):.0%} of their positions held an id" if shares else None
 
 

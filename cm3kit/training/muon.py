@@ -1,4 +1,4 @@
-"""Muon for the matrices of a network, AdamW for all else, as one optimizer.
+"""Muon for the matrices of a network, AdamW for all others, as one optimizer.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of a matrix by five
 Newton-Schulz iterations. Its updates are scaled to the size of AdamW's (Moonlight, arXiv:2502.16982, sec. 2.2), so that
@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Move all weights that have a gradient."""
+        """Update all weights that have a gradient."""
         for group in self.param_groups:
             trained = [each for each in group["params"] if each.grad is not None]
             if trained:

@@ -1,4 +1,4 @@
-"""What hears of each step of the loop: the log, the progress line, and whatever else wants to watch.
+"""Observers of each step of the loop: the log, the progress line, and others.
 
 An observer is an object with three methods. It runs in the main process alone, between steps, and outside of the time
 that a step is said to take. It must not draw from a global generator, nor change what it is shown.
@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from cm3kit.training.log import add_line, forget_after
 from cm3kit.training.task import Report
 
-HELD = "held "  # before the names of figures of what is not trained on
+HELD = "held "  # prefix of metrics of held-out data
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Seen:
     validated: bool = False
 
     def due(self, every: int) -> bool:
-        """Whether what happens `every` so many steps, and at the last, happens now."""
+        """Whether an action that is due every `every` steps and at the last one is due now."""
         return self.step % every == 0 or self.step == self.total
 
     def logged(self, every: int) -> bool:
@@ -68,7 +68,7 @@ class Observer(Protocol):
 
 @runtime_checkable
 class ObserverWithState(Protocol):
-    """An observer that has to know after a restart what it knew before, such as the id of a run elsewhere."""
+    """An observer with state that a checkpoint has to hold, such as the id of a run of a tracker."""
 
     name: str
 
@@ -76,7 +76,7 @@ class ObserverWithState(Protocol):
         """What goes into the next checkpoint, as JSON."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take it up again; called before `begin`, if a checkpoint has it."""
+        """Restore the state; called before `begin`, if a checkpoint has it."""
 
 
 class LogFile:
@@ -138,7 +138,7 @@ class Observers:
             observer.end()
 
     def state(self) -> dict[str, Any]:
-        """By name, what observers want to be told again."""
+        """The state of observers by name."""
         kept = [each for each in self.each if isinstance(each, ObserverWithState)]
         return {each.name: dict(each.state()) for each in kept}
 

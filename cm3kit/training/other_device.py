@@ -1,4 +1,4 @@
-"""Whether a training fits on a device that is not here, and how long it would take there.
+"""Whether a training fits on another device, and how long it would take there.
 
 Memory is what the estimate counts: weights, gradients, moments and averages, and the larger of activations in bf16 and
 the export. To that come the context of the driver and a tenth of the activations for the allocator. Time is FLOPs over
@@ -23,7 +23,7 @@ LARGE, MIDDLE = (
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a training needs on a device: bytes, of those that there are, and seconds at a share of its peak.
+    """A training on another device: bytes needed and available, and seconds at a share of its peak.
 
     `seconds` and `share` are None where the speed of the device is not known, `fits` where its memory is not.
     """
@@ -39,7 +39,7 @@ class Fit:
         return asdict(self)
 
     def lines(self, device_memory: int | None, tflops: float | None) -> list[str]:
-        """For people."""
+        """The figures as lines of text."""
         out = [f"on the device      {memory(self.needed)} needed"]
         if device_memory is not None:
             used = f"{self.needed / device_memory:.0%} of {memory(device_memory)}"
@@ -57,7 +57,7 @@ class Fit:
 
 
 def fit(told: Estimate, steps: int, device_memory: int | None, tflops: float | None) -> Fit:
-    """Hold an estimate to a device of so many bytes and so many 10^12 products and sums a second in bf16."""
+    """Compare an estimate with a device of so many bytes and so many bf16 TFLOPS."""
     held = told.weights + told.gradients + told.moments + told.average
     needed = CONTEXT + held + max(int(1.1 * told.activations), told.export)
     fits = None if device_memory is None else needed <= device_memory

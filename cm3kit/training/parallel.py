@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 
 def shard(task: Task, accelerator: Accelerator) -> None:
-    """Spread weights, gradients and moments over the processes (FSDP2), a layer at a time, and what is in no layer.
+    """Shard weights, gradients and moments over the processes (FSDP2), a layer at a time, and what is in no layer.
 
     Where training is in bf16, weights go round in it, and are computed with in it, norms and residuals too; those that
     learn, and sums of gradients, stay fp32. PyTorch's `fully_shard` is called as it is, since accelerate has it for
@@ -75,7 +75,7 @@ def prepare(task: Task, optimizer: Optimizer, accelerator: Accelerator) -> tuple
     """The model and the optimizer as they are called in a step; with several processes gradients are their mean."""
     if is_spread(task.model):
         return task.model, optimizer
-    # The discriminator of an image tokenizer sits out the first steps.
+    # The discriminator of an image tokenizer is not used in the first steps.
     accelerator.ddp_handler = DistributedDataParallelKwargs(
         find_unused_parameters=isinstance(task, TaskInParts)
     )
@@ -97,7 +97,7 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor with nothing missing; every process has to ask."""
+    """A tensor with nothing missing; every process has to call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -115,7 +115,7 @@ def spread(tensor: Tensor, like: Tensor | None) -> Tensor:
 
 
 def gathered(accelerator: Accelerator, mine: Value) -> list[Value]:
-    """What each process has, in their order; every process has to ask."""
+    """What each process has, in their order; every process has to call this."""
     if accelerator.num_processes == 1:
         return [mine]
     found: list[Any] = [None] * accelerator.num_processes
@@ -124,5 +124,5 @@ def gathered(accelerator: Accelerator, mine: Value) -> list[Value]:
 
 
 def agreed(accelerator: Accelerator, mine: Value) -> Value:
-    """What the main process has; every process has to ask."""
+    """What the main process has; every process has to call this."""
     return gathered(accelerator, mine)[0]

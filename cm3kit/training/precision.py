@@ -15,7 +15,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 Made = TypeVar("Made")
 Precision = Literal["auto", "fp32", "bf16"]
-# How MPI's launchers say it: Intel's and MPICH, Open MPI, MVAPICH2.
+# Variables of MPI's launchers: Intel's and MPICH, Open MPI, MVAPICH2.
 SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"
 RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"
 
@@ -59,7 +59,7 @@ def _told(name: str, names_of_mpi: Sequence[str], otherwise: int) -> int:
 
 
 def started_alone() -> str | None:
-    """What to say where accelerate was asked for several processes, and has started one and said nothing."""
+    """A message for where accelerate was asked for several processes, and has started only one."""
     if processes() > 1 or not {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys():
         return None
     return (
@@ -88,12 +88,12 @@ def in_turn(make: Callable[[], Made], device: str) -> Made:
 
 
 def _on_cpu(device: str) -> bool:
-    """Whether accelerate has to be told that it is the CPU that several processes run on."""
+    """Whether accelerate needs the setting that several processes run on the CPU."""
     return device == "cpu" or (processes() > 1 and not torch.cuda.is_available())
 
 
 def _leave() -> None:
-    """Take leave of the other processes, which would otherwise be warned of."""
+    """Leave the process group, to avoid a warning."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

@@ -1,6 +1,6 @@
 """Batches drawn ahead of time by other processes.
 
-What a step draws depends on (seed, step) alone, so whoever draws it, and when, the batch is the same.
+What a step draws depends on (seed, step) alone, so the batch does not depend on which process draws it, or when.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Batches:
         self._coming: Iterator[tuple[Tensor, Any]] = iter(())
 
     def take(self, step: int) -> tuple[Generator, Any]:
-        """The generator and the batch of a step; a step out of turn starts the processes anew."""
+        """The generator and the batch of a step; a step out of order restarts the processes."""
         if not self._settings.workers:
             return draw(self._task, self._settings, step)
         if step != self._next:

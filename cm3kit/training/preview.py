@@ -1,4 +1,4 @@
-"""What a decoder can do so far: a sheet of pictures from prompts, and a page with its gaps filled."""
+"""Previews of a decoder in training: a sheet of pictures from prompts, and a page with its gaps filled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def preview(
     text: TextTokenizer, image: ImageTokenizer, vocab: Vocab, backbone: PreTrainedModel,
     defaults: Defaults, prompts: tuple[str, ...], path: Path,
 ) -> None:  # fmt: skip
-    """Write `path`.png, two pictures a prompt, and `path`.html, a page about the first prompt, if there is one."""
+    """Write `path`.png, two pictures per prompt, and `path`.html, a page about the first prompt, if there is one."""
     if not prompts:
         return
     training = backbone.training

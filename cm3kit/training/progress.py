@@ -1,4 +1,4 @@
-"""Everything that a step changes, and how it is saved and restored.
+"""The state that a step changes, saved and restored.
 
 A checkpoint is of no number of processes: what is spread over them is saved whole. Random numbers, the place in the
 data and the learning rate follow from the seed and the step, and so need no state of their own.
@@ -29,7 +29,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 
 class Progress:
-    """Weights, averages, moments, and all else that has to survive; the same in every process."""
+    """Weights, averages, moments, and all other state of a run; the same in every process."""
 
     def __init__(self, task: Task, settings: LoopSettings, accelerator: Accelerator) -> None:
         self.task, self.settings, self.accelerator = task, settings, accelerator
@@ -37,7 +37,7 @@ class Progress:
             recompute(task.model)
         self._plain: nn.Module | None = None
         if settings.shard and accelerator.num_processes > 1:
-            # What is previewed and exported is a whole model, which the main process keeps a place for.
+            # What is previewed and exported is a whole model, for which the main process allocates memory.
             self._plain = copy.deepcopy(task.model).cpu() if self.main else None
             shard(task, accelerator)
         self.parts = list(task.parts()) if isinstance(task, TaskInParts) else [Part(_trained(task.model))]
@@ -73,7 +73,7 @@ class Progress:
         return self._data
 
     def save(self, run: Path) -> None:
-        """Publish `step-…`, unless this very step is there already, and let go of older ones.
+        """Publish `step-…`, unless this step is there already, and remove older ones.
 
         Every process has to call it, and the main one writes.
         """
@@ -121,7 +121,7 @@ class Progress:
         }  # fmt: skip
 
     def load(self, folder: Path, warn: Warn = lambda line: None) -> None:
-        """Take up a checkpoint, in every process; `warn` hears what is not as it was.
+        """Load a checkpoint, in every process; `warn` gets lines on what differs from before.
 
         Raises:
             ConfigError: it is of another model, or of other data.
@@ -198,7 +198,7 @@ class Progress:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move the averages; early on they follow faster, so that they are of use in short runs."""
+        """Update the averages; early on with a smaller decay, so that they are useful in short runs."""
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         moving: list[tuple[Tensor, Tensor]] = []
         for name, each in self.task.model.state_dict().items():

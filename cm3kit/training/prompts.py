@@ -1,4 +1,4 @@
-"""Prompts for previews out of somebody's own pages: what pictures are called there, and titles."""
+"""Prompts for previews from the pages of a corpus: captions of pictures, and titles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reconstruction costs: weighted distances between pictures."""
+"""The reconstruction loss: weighted distances between pictures."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from cm3kit import plugins
 from cm3kit.config import Settings, Traced, dump, read_yaml, resolve, trace
-from cm3kit.fill.finding import FINAL, assemble_run
+from cm3kit.fill.finding import assemble_run
+from cm3kit.fill.runs import FINAL
 from cm3kit.publish import make_folder, write_atomic
 from cm3kit.registry import Registry
 from cm3kit.training.loop import train
@@ -103,7 +104,7 @@ def _rl(recipe: Any, output: Path, **how: Any) -> Path:
     def keep_all() -> None:
         kept()
         write_atomic(output / NOTES, "".join(f"{note}\n" for note in task.notes).encode(), force=True)
-        # How the policy wrote before it learned anything, to be compared with what follows.
+        # Samples of the policy before training, for comparison.
         if not before.parent.exists():
             task.preview_before(before)
 
@@ -114,7 +115,7 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     """The objective is what the recipe says."""
     from cm3kit.training.decoder import DecoderTask
 
-    # Pages are parsed once, by the main process, and read by the others.
+    # Pages are parsed once, by the main process; the others read the cache.
     task = in_turn(lambda: DecoderTask(recipe, output / "cache"), str(how.get("device", "auto")))
     if rank() == 0:
         for note in task.notes:
@@ -130,7 +131,7 @@ def _decoder(recipe: Any, output: Path, **how: Any) -> Path:
     if rank() == 0 and (line := filled(output / "log.jsonl")) is not None:
         how["warn"](line)
     if rank() == 0 and (output / FINAL).is_dir():
-        assemble_run(output)  # so that the run can be used as it lies
+        assemble_run(output)  # so that the run can be used as a model
     return done
 
 
@@ -153,7 +154,7 @@ def _watched(task: Task, settings: LoopSettings, output: Path, how: dict[str, An
 
 
 class _AtFirst:
-    """Writes down what a run is for, once nothing has refused it: a checkpoint that does not fit, or a run that is."""
+    """Writes the recipe of a run once it is accepted: the checkpoint fits, and no other run is there."""
 
     def __init__(self, write: Callable[[], None]) -> None:
         self._write: Callable[[], None] | None = write
@@ -225,15 +226,15 @@ def kind_of(config: Sequence[Path]) -> str:
     ]
     if len(fitting) != 1:
         raise ConfigError(
-            f"it cannot be told what {', '.join(map(str, config)) or 'no recipe'} trains; name it, with --kind: "
-            f"{', '.join(recipes)}.",
+            f"the kind of training is not clear for {', '.join(map(str, config)) or 'no recipe'}; name it,"
+            f" with --kind: {', '.join(recipes)}.",
             code="bad_config",
         )
     return fitting[0]
 
 
 def traced(config: Sequence[Path], overrides: Sequence[str] = (), kind: str | None = None) -> Traced:
-    """What merged recipes come to, each value with where it is from."""
+    """Merged recipes, each value with its source."""
     plugins.load()
     kind = kind or kind_of(config)
     shape, base = recipes[kind]()
@@ -261,7 +262,7 @@ def shipped_recipes(defaults: bool = False) -> list[Path]:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold the folder of a run for as long as it is trained; whoever dies lets go of it.
+    """Lock the folder of a run while it is trained; the lock ends with the process.
 
     Raises:
         OutputError: another process trains there (`in_use`), or the folder cannot be made (`cannot_write`).

@@ -1,4 +1,4 @@
-"""The backbone and its loss as one module, and the positions of a batch that it is asked about."""
+"""The backbone and its loss as one module, and the positions of a batch that it scores."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class Share:
 
 
 def cut(task: Task, batch: Any, rows: int, count: int) -> list[Share]:
-    """`count` shares of neighbouring rows, as alike in size as can be; ConfigError if there are fewer rows.
+    """`count` shares of adjacent rows, of sizes as equal as possible; ConfigError if there are fewer rows.
 
     A task that is no `TaskInShares` has a loss that is a mean over rows, and a batch of tensors, alone or in a tuple,
     list or dict, whose first dimension is the rows where it is as long.

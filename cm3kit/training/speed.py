@@ -38,7 +38,7 @@ LEFT = "seconds left"
 
 
 def told(name: str, value: float) -> tuple[str, str]:
-    """A figure as people read it: its name and value.
+    """A figure for display: its name and value.
 
     >>> told("seconds left", 1440.0), told("loss", 1.23456)
     (('time left', '24 min'), ('loss', '1.235'))

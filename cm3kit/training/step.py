@@ -1,4 +1,4 @@
-"""One step: draw a batch, share it, find the gradient of all of it, judge it, and learn from it if it is sound.
+"""One step: draw a batch, share it, compute its gradient, check that it is finite, and update the weights if it is.
 
 What a step sees depends on (seed, step) alone, whatever the number of processes and micro-batches.
 """
@@ -191,7 +191,7 @@ def names(progress: Progress, step: int, most: int = 4) -> str:
 
 @contextmanager
 def _dropout_from(seed: int, share: int, device: torch.device) -> Iterator[None]:
-    """Lend the global generators, which are all that dropout can draw from, a seed; and put them back."""
+    """Seed the global generators, which dropout draws from, and restore them afterwards."""
     gpus = [device.index or 0] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=gpus):
         for each in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
@@ -236,7 +236,7 @@ def _first_line(error: RuntimeError) -> str:
 
 
 def _make_room(progress: Progress, told: str, warn: Warn, together: bool) -> None:
-    """Twice as many micro-batches; DataError where that cannot be, or where not all processes may know of it."""
+    """Twice as many micro-batches; DataError where that cannot be, or where not all processes can be told."""
     processes, rows = progress.accelerator.num_processes, progress.settings.batch_size
     now, more = progress.accumulate, min(2 * progress.accumulate, rows // processes)
     if more <= now or (processes > 1 and not together):

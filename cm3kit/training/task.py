@@ -27,7 +27,7 @@ class LoopSettings(Settings):
     `precision` auto is bf16 where the processor computes in it, else fp32: emulated bf16 is many times slower.
     Every `preview_every` steps, and at the last, a preview is drawn (0: never).
     Every `validate_every` steps (0: never) the averaged weights are tried on `validate_on` held-out documents.
-    `trackers` hear of every line of the log.
+    `trackers` get every line of the log.
     Three steps in a row that are not finite lead back to the last checkpoint at half the rate, `rollbacks` times.
     A loss further above the median of the last 128 than `spike` times their spread (the standard deviation that their
     quartiles tell of) is a spike: its step is taken all the same (`ignore`), changes nothing (`skip`), leads back to
@@ -125,7 +125,7 @@ class TaskInShares(Protocol):
 
 @runtime_checkable
 class TaskWithRows(Protocol):
-    """A task in shares whose batches have as many rows as they come to, and not those of the settings."""
+    """A task in shares whose batches have a variable number of rows, not that of the settings."""
 
     def batch_rows(self, batch: Any) -> tuple[int, int]:
         """Rows of a batch, and how many the memory holds at once; `share` is asked for slices of them, maybe empty."""
@@ -133,7 +133,7 @@ class TaskWithRows(Protocol):
 
 @runtime_checkable
 class TaskWithState(Protocol):
-    """A task that has to know after a restart what it knew before, besides its weights; the same in every process."""
+    """A task with state besides its weights that a checkpoint has to hold; the same in every process."""
 
     def extra_state(self) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
         """What goes into the next checkpoint: tensors, and what JSON can hold."""
@@ -160,7 +160,7 @@ class TaskWithData(Protocol):
 
 @runtime_checkable
 class TaskWithWork(Protocol):
-    """A task that knows how much a step has to do."""
+    """A task that can count the tokens of a step."""
 
     def work(self, rows: int) -> tuple[int, float]:
         """Tokens of a batch of so many rows, and FLOPs of a step on it (`training.speed`)."""

@@ -12,8 +12,8 @@ from cm3kit.data.corpus import listing, read_nodes
 from cm3kit.data.prepared import is_prepared, texts_of
 from cm3kit.data.words import Words
 from cm3kit.publish import publishing
+from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.document import Text
-from cm3kit_tokenizers.errors import OutputError
 from cm3kit_tokenizers.text import TextTokenizer
 
 
@@ -34,8 +34,7 @@ class TextRecipe(Settings):
 def train_text(recipe: TextRecipe, output: Path) -> Path:
     """Train on the training split and write `output/final/tokenizer.json`."""
     final = output / "final"
-    if final.exists():
-        raise OutputError(f"{final} exists already; remove it or choose another --output.", code="exists")
+    refuse_existing(final, "remove it or choose another --output")
     words = Words()
     tokenizer = TextTokenizer.train(words.heard(_texts(recipe)), recipe.size)
     with publishing(final) as folder:

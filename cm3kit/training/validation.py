@@ -94,7 +94,7 @@ def validate(
 
     Args:
         causal_attention: whether the decoder looks left whatever the objective.
-        unseen: whether open slots are seen by nobody else, as they were in training.
+        unseen: whether masked positions are attended to by no other position, as in training.
         rows: of one pass.
         seed: of what is hidden.
     """

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cm3kit.fill.folder import find, fingerprints
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import fingerprints
 from cm3kit.provenance.trajectories import Record, replay
 from cm3kit.types import Commit
 from cm3kit_tokenizers.errors import ModelError

@@ -11,6 +11,7 @@ from PIL import features
 
 from cm3kit.provenance.trajectories import Record
 from cm3kit.publish import write_atomic
+from cm3kit.targets import check_file
 from cm3kit.viewing import animation
 from cm3kit.viewing.playback import (
     Filmed,
@@ -67,10 +68,7 @@ def target(file: Path, output: str | None, force: bool) -> Path | None:
         path = path / name
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"-o {output}: end the name in .html, .gif or .webp", code="bad_value")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give a file name to -o", code="cannot_write")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; give another -o or add --force", code="exists")
+    check_file(path, force)
     return path
 
 
@@ -83,10 +81,7 @@ def report_target(folder: Path, output: str | None, force: bool) -> Path:
     path = folder / "report.html" if output is None else Path(output)
     if output is not None and (output.endswith("/") or path.is_dir()):
         path = path / "report.html"
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give a file name to -o", code="cannot_write")
-    if path.exists() and not force:
-        raise OutputError(f"{path} exists; give another -o or add --force", code="exists")
+    check_file(path, force)
     return path
 
 

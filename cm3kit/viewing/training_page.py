@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import time
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
-from cm3kit.json_lines import lines_of
+from cm3kit.json_lines import objects
 from cm3kit.publish import write_atomic
 from cm3kit.quantities import duration
 from cm3kit.training.observe import HELD, Seen
@@ -107,15 +106,13 @@ def read_log(path: Path) -> Log:
     curves: Log = {}
     if not path.is_file():
         return curves
-    for line in lines_of(path.read_text(encoding="utf-8")):
-        try:
-            figures = json.loads(line)
-            step = float(figures.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # a line torn by a crash
+    for figures in objects(path.read_bytes()):
+        step = figures.pop("step", None)
+        if not isinstance(step, int):
+            continue
         for name, value in figures.items():
             if name != "seconds":
-                curves.setdefault(name, []).append((step, math.nan if value is None else float(value)))
+                curves.setdefault(name, []).append((float(step), math.nan if value is None else float(value)))
     return curves
 
 

@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cm3kit.config import read_yaml, resolve
 from cm3kit.extras import need
 from cm3kit.publish import publishing, sweep, write_atomic
-from cm3kit.web.parts import PartWriter, Store, audit_of
+from cm3kit.web.job import Job
+from cm3kit.web.parts import PartWriter, audit_of
 from cm3kit.web.record import Dropped, Record, html_to_record
 from cm3kit.web.settings import PRESETS, WebSettings
 from cm3kit.web.sources import Item, Piece, Source, SourceOptions, detect, load_sources
@@ -23,25 +24,6 @@ Watch = Callable[[int, int, str], None]
 Warn = Callable[[str], None]
 JOB = "job.json"
 COLUMNS = ("caption", "url", "image", "text", "html", "texts", "images", "text_list", "image_info", "license")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is prepared: source, rules and output folder."""
-
-    kind: str
-    output: Path
-    settings: WebSettings
-    options: SourceOptions
-
-    @property
-    def store(self) -> Store:
-        """The store of the pictures."""
-        return Store(self.output / "pictures")
-
-    def part(self, number: int) -> Path:
-        """Folder of the part of a piece."""
-        return self.output / "parts" / f"{number:06}"
 
 
 def prepare(
@@ -166,7 +148,7 @@ def _run(job: Job, todo: list[tuple[int, Piece]], workers: int, warn: Warn) -> I
     if workers:
         from cm3kit.web.workers import run_in_processes
 
-        yield from run_in_processes(job, todo, workers, warn)
+        yield from run_in_processes(job, todo, workers, run_piece, warn)
         return
     for number, piece in todo:
         if (counts := run_piece(job, number, piece, {})) is not None:

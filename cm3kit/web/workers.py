@@ -11,17 +11,20 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from cm3kit.publish import sweep
-from cm3kit.web.runner import Job, Warn, run_piece
+from cm3kit.web.job import Job
 from cm3kit.web.sources import Piece
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 
+Warn = Callable[[str], None]
+RunPiece = Callable[[Job, int, Piece, Mapping[str, str], Callable[[str], None]], "dict[str, Any] | None"]
+"""`runner.run_piece`; it has to be a function of a module, as processes import it."""
 _SOURCE_SECONDS = 900.0  # to find the next page, in a large archive
 _DEATHS = 3
 _PATIENCE = 6.0  # times the limit of a page in wall time, for a process that got little CPU time
@@ -31,6 +34,7 @@ _PATIENCE = 6.0  # times the limit of a page in wall time, for a process that go
 class _Worker:
     process: Any
     pipe: Connection
+    run_piece: RunPiece
     number: int = -1
     piece: Piece | None = None
     key: str = ""
@@ -39,13 +43,13 @@ class _Worker:
 
 
 def run_in_processes(
-    job: Job, todo: list[tuple[int, Piece]], workers: int, warn: Warn
+    job: Job, todo: list[tuple[int, Piece]], workers: int, run_piece: RunPiece, warn: Warn
 ) -> Iterator[dict[str, Any]]:
-    """Prepare the parts of `todo`, and yield the counts of each when it is done."""
+    """Prepare the parts of `todo` by `run_piece`, and yield the counts of each when it is done."""
     waiting = list(reversed(todo))
     given_up: dict[int, dict[str, str]] = {}
     deaths: dict[int, int] = {}
-    pool = [_start(job) for _ in range(min(workers, len(todo)))]
+    pool = [_start(job, run_piece) for _ in range(min(workers, len(todo)))]
     try:
         for worker in pool:
             _give(worker, waiting, given_up)
@@ -101,14 +105,14 @@ def _processor_time(process: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def _start(job: Job) -> _Worker:
+def _start(job: Job, run_piece: RunPiece) -> _Worker:
     # spawn: a fork would copy locks that other threads hold.
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, job), daemon=True)
+    process = context.Process(target=_work, args=(there, job, run_piece), daemon=True)
     process.start()
     there.close()
-    return _Worker(process, here)
+    return _Worker(process, here, run_piece)
 
 
 def _give(worker: _Worker, waiting: list[tuple[int, Piece]], given_up: dict[int, dict[str, str]]) -> None:
@@ -140,12 +144,12 @@ def _replace(
         if deaths[number] == _DEATHS:
             place = piece.place if piece else ""
             raise DataError(f"{place} cannot be read: the process that opens it died.", code="bad_data")
-    fresh = _start(job)
+    fresh = _start(job, worker.run_piece)
     worker.process, worker.pipe, worker.key = fresh.process, fresh.pipe, ""
     _give(worker, [(number, piece)] if piece else [], given_up)
 
 
-def _work(pipe: Connection, job: Job) -> None:
+def _work(pipe: Connection, job: Job, run_piece: RunPiece) -> None:
     """Main loop of a worker: prepare parts until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit = job.settings.memory_mb * 2**20

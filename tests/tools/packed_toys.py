@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
+from toys import COLOURS, toy_corpus
 
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.loop import LoopSettings
-from cm3kit_tokenizers.text import TextTokenizer
-from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 V = 40
-COLOURS = "red", "green", "blue", "black"
 LOOP = LoopSettings(
     steps=3, batch_size=2, precision="fp32", save_every=4, preview_every=100, log_every=1, validate_every=2, ema=0.9
 )  # fmt: skip
@@ -28,21 +25,12 @@ LOOP = LoopSettings(
 @pytest.fixture(scope="module", name="corpus")
 def four_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four pages with pictures of one colour each, and tokenizers for them."""
-    folder = tmp_path_factory.mktemp("toy")
-    for colour in COLOURS:
-        Image.new("RGB", (16, 16), colour).save(folder / f"{colour}.png")
-        page = f'<title>{colour}</title><p>A {colour} square: <img alt="{colour}" src="{colour}.png"></p>'
-        (folder / f"{colour}.html").write_text(page)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        toy = dict(resolution=16, channels=(8, 8, 8), codes=32, code_dim=4, latent_channels=8, norm_groups=8)
-        ImageTokenizer(ImageTokenizerConfig(attention=False, **toy)).save(folder / "image")
+    folder = toy_corpus(tmp_path_factory.mktemp("toy"), COLOURS[:4])
     pages = [
         {"page": f"{each}.html", "split": "rest" if each == "red" else "train", "weight": 1}
-        for each in COLOURS
+        for each in COLOURS[:4]
     ]
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, pages)))
-    TextTokenizer.train(["a red green blue black square"] * 2, 280).save(folder)
     return folder
 
 

@@ -225,7 +225,7 @@ class _Batch:
             first = next(
                 (other for other in new if (other.ids, other.prefix) == (each.ids, each.prefix)), None
             )
-            # Whatever stood in the slot is not to be found any more.
+            # The previous content of the slot must not be reused.
             stood = self.shared.pop(each.slot, None)
             if source is not None:
                 self._fork(source, each, stood if source == each.slot else None)

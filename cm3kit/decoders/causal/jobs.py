@@ -17,14 +17,14 @@ from cm3kit_tokenizers.errors import ConfigError
 
 @dataclass(slots=True)
 class Job:
-    """One canvas, or with parallel spans one span of it, on its way through the decoder.
+    """One canvas, or with parallel spans one span of it, while it is decoded.
 
     Attributes:
         row: number of the canvas.
         prompts: of each stream, conditional first, with the lead of the first span.
         prefix: ids at the start of each prompt that look at one another.
         spans: to be written one after the other.
-        length: positions that the longest stream may come to need.
+        length: positions that the longest stream may need.
         forced: ids that follow whatever the model says.
         fills: finished spans.
         cost: prefills and steps so far, of all streams.

@@ -92,5 +92,5 @@ def start_run(grammar: Grammar, span: MaskSpan, ids: Sequence[int]) -> SpanRun:
         return HtmlRun(grammar, grammar.start(span, ids))
     language = grammar.language(span)
     before = grammar.after(ids[: span.context] if span.kind == "content" else ())
-    refuse_unfit(language, span, grammar, before)
+    refuse_unfit(language, span, before)
     return ConstrainedRun(language.run(span.max_tokens, span.exact), language.end, span.exact)

@@ -58,7 +58,7 @@ class Source:
         return True
 
     def finish(self, job: Job) -> None:
-        """Take note that a job is done."""
+        """Record that a job is done."""
         self._close(job.row)
 
     def _close(self, number: int) -> None:

@@ -1,1 +1,1 @@
-"""Fill a board everywhere at once, a few slots at a step."""
+"""The masked-diffusion decoder: it fills all masked positions of a canvas in parallel, a few per step."""

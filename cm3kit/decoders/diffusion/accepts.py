@@ -1,6 +1,6 @@
 """Accept rules: which of the scored slots are written now.
 
-The planned is the least that a rule accepts, and one slot at least. Slots are taken best score first, and
+A rule accepts at least the planned number of slots, and at least one. Slots are taken best score first, and
 among equal scores from left to right.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cm3kit.decoders.diffusion.axes import accept
-from cm3kit.decoders.diffusion.options import number
+from cm3kit.decoders.diffusion.axes import accept, number
 
 
 @accept("top")
@@ -23,8 +22,8 @@ def top(score_M: Tensor, planned: int) -> Tensor:
 def threshold(score_M: Tensor, planned: int, *, tau: float = 0.9) -> Tensor:
     """Every slot whose score is `tau` or more, or the `planned` best if these are more.
 
-    Fast-dLLM (arXiv:2505.22618, sec. 3.3) with one slot a step as the planned; LLaDA2 and SDAR with others.
-    Above 1 nothing but the planned is accepted, at 0 everything.
+    Fast-dLLM (arXiv:2505.22618, sec. 3.3) with one planned slot per step; LLaDA2 and SDAR plan more.
+    Above 1 only the planned number is accepted, at 0 everything.
     """
     return _first(score_M, max(planned, int((score_M >= number("tau", tau)).sum())))
 
@@ -33,7 +32,7 @@ def threshold(score_M: Tensor, planned: int, *, tau: float = 0.9) -> Tensor:
 def factor(score_M: Tensor, planned: int, *, f: float = 1.0) -> Tensor:
     """The n best, for the largest n such that the r-th best is at least 1 - f / (r + 1), r = 2..n.
 
-    Fast-dLLM (arXiv:2505.22618, sec. 3.3 and theorem 1): the more slots at once, the surer each must be.
+    Fast-dLLM (arXiv:2505.22618, sec. 3.3 and theorem 1): the more slots at once, the higher the score each needs.
     """
     f = number("f", f, 0.0)
     best_M = score_M.sort(descending=True).values
@@ -44,7 +43,7 @@ def factor(score_M: Tensor, planned: int, *, f: float = 1.0) -> Tensor:
 
 @accept("entropy-bound")
 def entropy_bound(score_M: Tensor, planned: int, *, bound: float = 0.1) -> Tensor:
-    """The surest slots, while the entropies of those before each sum to at most `bound` nats.
+    """The slots of highest score, while the entropies of those before each sum to at most `bound` nats.
 
     EB-Sampler (arXiv:2505.24857): the sum without its largest term bounds what the slots tell of
     each other. Meant for scores of the order `entropy`, which are exp(-H).

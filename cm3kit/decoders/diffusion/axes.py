@@ -1,8 +1,9 @@
-"""The registries of the diffusion decoder's axes, and how a setting names one with its options."""
+"""The registries of the diffusion decoder's axes, how a setting names one with its options, and checks of these."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -49,4 +50,47 @@ def bind(registry: Registry[Function], choice: Choice) -> Callable[..., Any]:
     return partial(function, **options) if options else function
 
 
-__all__ = ["Accept", "Choice", "Order", "Schedule", "accept", "bind", "modifier", "order", "schedule"]
+def number(option: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """The value of an option, if it is a number in `least..most`.
+
+    Raises:
+        ConfigError: it is none, not finite, or out of range (`bad_config`).
+    """
+    # True is an int in Python, but was not meant as a number.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ConfigError(f"option {option!r} is {value!r}; give a number.", code="bad_config")
+    if not least <= value <= most:
+        raise ConfigError(
+            f"option {option!r} is {value!r}; give a number in {least:g}..{most:g}.", code="bad_config"
+        )
+    return float(value)
+
+
+def whole(option: str, value: object, least: int) -> int:
+    """The value of an option, if it is a whole number from `least` on.
+
+    Raises:
+        ConfigError: it is not (`bad_config`).
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(
+            f"option {option!r} is {value!r}; give a whole number from {least} on.", code="bad_config"
+        )
+    return value
+
+
+def one_of(option: str, value: object, known: tuple[str, ...]) -> str:
+    """The value of an option, if it is one of these words.
+
+    Raises:
+        ConfigError: it is not (`bad_config`).
+    """
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(f"option {option!r} is {value!r}; it takes: {', '.join(known)}.", code="bad_config")
+    return value
+
+
+__all__ = [
+    "Accept", "Choice", "Order", "Schedule", "accept", "bind", "modifier", "number", "one_of", "order", "schedule",
+    "whole",
+]  # fmt: skip

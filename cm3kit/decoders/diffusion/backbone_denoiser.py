@@ -28,7 +28,7 @@ class _Body(Protocol):
 
 
 class BackboneDenoiser:
-    """Scores slots with a backbone. Positions count from the row's first id, and padding is seen by nobody.
+    """Scores slots with a backbone. Positions count from the row's first id, and nothing attends to padding.
 
     On a CPU each row is computed alone, without padding, and rows that want nothing not at all; elsewhere the
     batch goes through in one piece, whose shape does not depend on which rows are in use.
@@ -39,7 +39,7 @@ class BackboneDenoiser:
         vocab_size: logits are given for this many ids, from 0.
         shift: whether the model scores place i + 1 at place i, as those made from causal models do
             (Dream, DiffuCoder); its first place must then be given.
-        unseen: whether the model was trained with open slots that nobody else sees (`row_mask`).
+        unseen: whether the model was trained with masked positions that no other position attends to (`row_mask`).
         hidden: computes hidden states instead.
         lean: use `LeanEngine` where it can; without, weights that change later are seen.
         together: whether to compute the batch in one piece.
@@ -79,7 +79,7 @@ class BackboneDenoiser:
 
     @property
     def mask(self) -> int:
-        """Id that stands for what is not written yet."""
+        """The mask id."""
         return self._mask
 
     def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
@@ -121,7 +121,7 @@ class BackboneDenoiser:
     def _all_at_once(self, ask: Ask) -> list[Tensor]:
         hidden_BTD = self._body.encode(ask.ids_BT.to(self._device), ask.lengths, ask.times)
         rows = zip(hidden_BTD, ask.slots, strict=True)
-        # The head takes each row's slots by themselves: their number is nobody else's business.
+        # The head takes each row's slots separately, so that a result does not depend on the number of other rows'.
         return [
             self._body.logits_of(hidden_TD[slots.to(self._device) - self._shift]) for hidden_TD, slots in rows
         ]
@@ -153,7 +153,7 @@ class _Lean:
 
 
 class _Module:
-    """The module itself, as it stands in memory; one that looks at the time is told it."""
+    """The module itself, as it stands in memory; a time-conditioned one gets the time."""
 
     def __init__(
         self, backbone: PreTrainedModel, vocab_size: int, unseen: int | None, hidden: Hidden | None

@@ -35,7 +35,7 @@ class Blocks:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Canvases that go from block to block together have this in common."""
+        """The key that canvases share if they can go from block to block together."""
         return tuple(chain.from_iterable(self.windows)) or (self.origin,)
 
     def around(self, slot: int) -> tuple[int, int]:

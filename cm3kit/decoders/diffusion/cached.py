@@ -37,7 +37,7 @@ class ExactCache:
 
     Args:
         backbone: a model trained with `models.attention.block_mask` on a noisy and a clean copy; one that looks
-            at the time hears that of the block in it, and 0 before it.
+            at the time gets that of the block in it, and 0 before it.
         mask: id of an open slot.
         vocab_size: logits are given for this many ids, from 0.
         block_size: places of a block. Blocks are counted from the active one, so that the first of a row is
@@ -118,7 +118,7 @@ class ExactCache:
     def _part(self, row: int, ask: Ask) -> Found:
         start, stop = self._block(ask)
         origin = start % self._clean_size
-        # What a pass leaves half done when it fails must not be found by the next one.
+        # If a pass fails, the next one must not use its partial state.
         stored = self._stored.pop(row, None)
         if stored is None or stored.origin != origin or not _same_rows(ask, stored.ids_BS, stored.lengths):
             stored = _Stored(DynamicCache(), ask.ids_BT[:, :0], ask.lengths, origin)
@@ -254,7 +254,7 @@ class ApproximateCache:
         self._kept: dict[int, _Kept] = {}
 
     def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
-        """Forget what is kept; the next pass computes every place."""
+        """Clear the cache; the next pass computes every position."""
         self._kept.clear()
         self.computed = (0,) * len(lengths)
 
@@ -324,7 +324,7 @@ class _Kept:
 
 
 def _same_rows(ask: Ask, ids_BT: Tensor, lengths: tuple[int, ...]) -> bool:
-    """Whether rows are as many and as long as before; a row that has left counts as if it still stood there."""
+    """Whether rows are as many and as long as before; a row that has left counts as if it were still there."""
     same_size = len(ask.ids_BT) == len(ids_BT)
     return same_size and all(now in (0, then) for now, then in zip(ask.lengths, lengths, strict=True))
 
@@ -341,6 +341,6 @@ def _inside(lengths: Sequence[int], places_K: Tensor, queries: int) -> Tensor:
 
 
 def _crop(past: DynamicCache, length: int) -> None:
-    # Removing nothing has meant keeping nothing in some versions of transformers.
+    # Some versions of transformers remove everything if asked to remove nothing.
     if length:
         past.crop(-length)

@@ -49,9 +49,9 @@ class Passes:
         """Hidden states (B, Q, D) of the places from `start` on.
 
         Args:
-            mask_B1QK: who may look where; keys are those in `past` in their order, then those of `ids_BQ`.
+            mask_B1QK: True where a query may attend; keys are those in `past` in their order, then those of `ids_BQ`.
             past: keys and values, to which those of `ids_BQ` are added.
-            times_BQ: diffusion time of each place, which a model that looks at none is not told.
+            times_BQ: diffusion time of each place, which is not passed to models without time conditioning.
         """
         if self._engine is not None:
             return self._engine.extend(ids_BQ, mask_B1QK.to(self.device), start, past)
@@ -93,7 +93,7 @@ class Passes:
     ) -> tuple[list[Tensor], tuple[int, ...]]:
         """Put a call through row by row, without padding, or in one piece.
 
-        What a row computes then does not depend on which rows stand beside it.
+        What a row computes then does not depend on the other rows.
 
         Args:
             run: `run(row, part)` gives logits of a part that begins at that row, and the places it computed.

@@ -1,4 +1,4 @@
-"""What the diffusion decoder asks of a model, and of the rules that say what may stand where."""
+"""Interfaces of the diffusion decoder: the model, and the constraint on what each position may hold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Denoiser(Protocol):
         """Id that stands for what is not written yet."""
 
     def open_block(self, ids_BT: Tensor, lengths: Sequence[int], block: tuple[int, int]) -> None:
-        """Hear that a new block begins (caches are renewed here)."""
+        """Called when a new block begins; caches are renewed here."""
 
     def logits(self, ask: Ask) -> list[Tensor]:
         """For each row fp32 logits (M, V) of what belongs at its M slots; aligned, whatever the model's shift."""
@@ -61,7 +61,7 @@ class Sharing(Protocol):
 
 
 class Constraint(Protocol):
-    """What may stand at the masked positions of one canvas, given what stands there already.
+    """Which ids the masked positions of one canvas may take, given the ids written so far.
 
     Whatever has been committed, some filling of the rest is allowed.
     """
@@ -70,7 +70,7 @@ class Constraint(Protocol):
         """Ids that may come into each of these open slots, if it alone is written now: bool (M, V)."""
 
     def commit(self, slot: int, id: int) -> None:
-        """Take note that an allowed id was written."""
+        """Record that an allowed id was written."""
 
     def release(self, slot: int) -> None:
-        """Take note that a slot is open again."""
+        """Record that a slot is masked again."""

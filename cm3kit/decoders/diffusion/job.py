@@ -1,4 +1,4 @@
-"""What the diffusion decoder keeps for one canvas: what stands there, its rules, its random numbers."""
+"""The state that the diffusion decoder keeps for one canvas: its ids, constraint and random numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 @dataclass(slots=True)
 class Job:
-    """One canvas on its way through the decoder.
+    """One canvas while it is decoded.
 
     Attributes:
         row: index among the canvases.
@@ -30,7 +30,7 @@ class Job:
         mask: id of an open slot.
         eoss: id that ends the answer of a span that is not exact.
         blocks: into which the canvas is cut.
-        ids: the sequence as it stands.
+        ids: the sequence at present.
         guide: the same with the condition masked; empty where nothing guides.
         open: open slots, ascending.
         phase: how the current block is written; None between blocks.
@@ -41,7 +41,7 @@ class Job:
         total: slots of the canvas.
         posts: passes over the block since it was full, and `settled` whether the last of them changed nothing.
         told: how many of the commits were reported.
-        logprobs: of what stands in each slot, of the model itself.
+        logprobs: of the id in each slot, by the model itself.
         confidences: the same probability after guidance and masks.
     """
 
@@ -150,7 +150,7 @@ class Job:
         return sorted([*wanted, *self.written_slots])
 
     def passed(self, full: bool, edited: bool) -> None:
-        """Take note of a pass, over a block that was full or not."""
+        """Record a pass over a block, which was `full` or not."""
         self.step += 1
         self.posts += full
         self.settled = full and not edited
@@ -180,7 +180,7 @@ class Job:
         return self._span_of[slot]
 
     def independent(self, slot: int) -> bool:
-        """Whether what stands in the other slots of the span does not matter to this one, as for codes of a picture."""
+        """Whether the constraint on this slot is independent of the span's other slots, as for codes of a picture."""
         span = self.canvas.spans[self.span_of(slot)]
         return span.kind == "image" and span.exact
 
@@ -192,7 +192,7 @@ class Job:
         del self.open[bisect_left(self.open, slot)]
 
     def take(self, slot: int) -> int:
-        """Open a written slot again; the id that stood there."""
+        """Mask a written slot again, and return the id that was there."""
         id = self.ids[slot]
         self.constraint.release(slot)
         self._set(slot, self.mask)
@@ -246,7 +246,7 @@ class Job:
         kind: Literal["write", "remask", "edit"] = "write",
         ids: Sequence[int] | None = None,
     ) -> Commit:
-        """Take down what the current step did; without `ids`, those that now stand in the slots."""
+        """Record the changes of the current step; `ids` are by default those now in the slots."""
         stand = [self.ids[slot] for slot in slots] if ids is None else ids
         commit = Commit(self.step, tuple(slots), tuple(stand), tuple(logprobs), tuple(scores), kind)
         self.commits.append(commit)

@@ -1,4 +1,4 @@
-"""Fill canvases everywhere at once, a few slots at a pass (LLaDA, arXiv:2502.09992, sec. 2.4).
+"""Fill the masked positions of canvases in parallel, a few per pass (LLaDA, arXiv:2502.09992, sec. 2.4).
 
 Every canvas has its own plan, random numbers and end. A batch has a fixed number of places, and canvases of one
 padded length share it, so that neighbours change nothing.
@@ -125,7 +125,7 @@ class _Progress:
         self._total = max(ends)
 
     def report(self, jobs: Sequence[Job]) -> None:
-        """Tell what a pass has changed; where it changed one row twice, in two steps of one index."""
+        """Report what a pass has changed; where it changed one row twice, as two steps of one index."""
         news = {job.row: job.news() for job in jobs}
         total = max(self._total, self._index + 1)
         for commits in zip_longest(*news.values()):
@@ -201,14 +201,14 @@ class _Batch:
         return tuple(len(job.ids) if job else 0 for job in self._places) * self._streams
 
     def _pass(self) -> None:
-        """One pass of the model, and what it leads to in each row."""
+        """One pass of the model, and the changes that follow in each row."""
         wanted = [job.want() if job else [] for job in self._places]
         scored = [job.scored(slots) if job else [] for job, slots in zip(self._places, wanted, strict=True)]
         if not any(scored):
             return
-        weights = [self._weight(job) for job in self._places]
-        guides: list[list[int]] = []
+        weights, guides = list[float](), list[list[int]]()
         if self._streams == 2:  # a weight of 1 guides nothing, and costs no second pass
+            weights = [self._weight(job) for job in self._places]
             guides = [slots if each != 1 else [] for slots, each in zip(scored, weights, strict=True)]
         logits = self._ask([*scored, *guides])
         self._count([len(slots) for slots in (*scored, *guides)])
@@ -221,7 +221,7 @@ class _Batch:
                 self._write(job, wanted[place], Scored(slots, logits_MV, mixed_MV), 1 + guided)
 
     def _write(self, job: Job, wanted: list[int], scored: Scored, passes: int) -> None:
-        """Write, edit and open again in one row what one pass, or two with that of the guide, leads to."""
+        """Write, edit and remask in one row by the logits of one pass, or of two with guidance."""
         before, block = len(job.commits), job.block()
         written = job.written_slots if job.editor else []
         if wanted and job.phase is not None:
@@ -247,7 +247,7 @@ class _Batch:
         return [each.detach().float().cpu() for each in self._denoiser.logits(ask)]
 
     def _time(self, job: Job) -> float:
-        # Models that were trained block by block hear the level of the block: what is before it is clean.
+        # Models trained block by block take the noise level of the block, as everything before it is clean.
         return job.block_time if self._config.cache in EXACT else job.time
 
     def _count(self, rows: Sequence[int], opening: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""Modifiers: what may take back or replace ids that were written already. Given ids are out of their reach.
+"""Modifiers: rules that remask or replace ids that were written already. Given ids never change.
 
 ReMDM (arXiv:2503.00307) opens written slots again before a pass; LLaDA 2.1's editing replaces ids after one.
-A modifier is made by `make`, and what it needs shows in its methods: a `Remasker` or an `Editor`.
+`make` builds a modifier; by its methods it is a `Remasker` or an `Editor`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.axes import Choice, bind, modifier
-from cm3kit.decoders.diffusion.options import number, whole
+from cm3kit.decoders.diffusion.axes import Choice, bind, modifier, number, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class Block:
 
     Attributes:
         slots_N: places of the block that the decoder itself writes, ascending.
-        ids_N: ids that stand there.
+        ids_N: ids at these positions.
         written_N: whether each is written, or open.
         confidence_N: float64 probability of each id when it was written; not read where a slot is open.
         step: index of the step that comes next, of `steps` in all. It goes from time t = 1 - step / steps to
@@ -121,8 +120,8 @@ class _ReMDM:
         raise NotImplementedError
 
     def reopen(self, block: Block, rng: Generator) -> Tensor:
-        """Each written slot by its own dice. None at the last step, where everything is to be written."""
-        # Every slot throws, written or not, so that the dice of one do not hang on the others.
+        """Each written slot by a draw of its own. None at the last step, where everything is to be written."""
+        # A number is drawn for every slot, written or not, so that the draw of one does not depend on the others.
         dice_N = torch.rand(len(block.slots_N), generator=rng, dtype=torch.float64, device=rng.device)
         opened_N = dice_N.to(block.slots_N.device) < self._sigma_N(block)
         return block.slots_N[opened_N & block.written_N]
@@ -181,10 +180,10 @@ class Rescale(_ReMDM):
 @modifier("remdm-conf")
 @dataclass(frozen=True, kw_only=True)
 class Conf(_ReMDM):
-    """σ_max, shared out among the written slots by softmax(-confidence), times eta.
+    """σ_max, distributed over the written slots by softmax(-confidence), times eta.
 
-    One slot a step opens at most on average, the least sure the likeliest. As released, an open slot's own
-    share is 0, so it is written with the chance that it has without remasking.
+    At most one slot per step opens on average, with the highest chance where confidence is lowest. As released,
+    an open slot's own share is 0, so it is written with the chance that it has without remasking.
     """
 
     eta: float = 1.0

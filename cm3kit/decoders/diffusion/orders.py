@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.axes import order
-from cm3kit.decoders.diffusion.options import number, one_of
+from cm3kit.decoders.diffusion.axes import number, one_of, order
 from cm3kit.decoders.diffusion.scores import Order, Scores
 from cm3kit.decoders.diffusion.settings import Eoser
 
@@ -69,8 +68,8 @@ def left_to_right(scores: Scores) -> Tensor:
 def joint(scores: Scores) -> Tensor:
     """The leftmost slot first, and a later one by the probability that all picks up to it stand: 1, p1 p2, p1 p2 p3 …
 
-    With the accept rule `threshold` a pass writes from left to right for as long as the model is sure of the run, as
-    adaptive parallel decoding does (arXiv:2506.00413), whose judge is another model.
+    With the accept rule `threshold` a pass writes from left to right while the joint probability stays high, as
+    adaptive parallel decoding does (arXiv:2506.00413) with a second model as verifier.
     """
     p_M = scores.picked_M.double().exp().cumprod(0)
     p_M[:1] = 1.0
@@ -113,8 +112,8 @@ def gamma(settings: Eoser, step: int, steps: int) -> float:
 def eoser(inner: Order, settings: Eoser, end_ids: Collection[int]) -> Order:
     """The order `inner`, with slots whose pick is an end id ranked lower (EOS early rejection).
 
-    Only the rank changes: a slot that is accepted all the same gets its end id. As accept rules never accept
-    nothing, a row of end ids alone is written too.
+    Only the rank changes: a slot that is accepted nevertheless gets its end id. As accept rules accept at least
+    one slot, a row of end ids alone is written too.
 
     Args:
         inner: any order.
@@ -132,7 +131,7 @@ def eoser(inner: Order, settings: Eoser, end_ids: Collection[int]) -> Order:
             banned = scores.step < settings.hard * scores.steps
             return score_M.masked_fill(ended_M, -torch.inf) if banned else score_M
         factor = gamma(settings, scores.step, scores.steps)
-        # An order of somebody else may be negative, where a factor below 1 would rank higher.
+        # Scores of a plug-in order may be negative, and a factor below 1 would then raise the rank.
         lower_M = torch.where(score_M < 0, score_M / factor if factor else -torch.inf, score_M * factor)
         return torch.where(ended_M, lower_M, score_M)
 

@@ -1,4 +1,4 @@
-"""What the decoder is going to do with a canvas, without a model."""
+"""The unmasking plan of a canvas, computed without a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def plan(canvas: Canvas, config: DiffusionConfig) -> list[list[int]]:
     """How many slots each pass of each block is to write; blocks without open slots are left out.
 
     A threshold may write more at a pass, an early end saves passes, and remasking adds some. What
-    the ancestral sampler draws by lot is given at its mean.
+    the ancestral sampler draws at random is given by its mean.
 
     Raises:
         ConfigError: the canvas is malformed (`bad_value`) or the schedule is unknown (`unknown_name`), or there are

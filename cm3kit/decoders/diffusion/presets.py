@@ -48,7 +48,8 @@ _add(
     "llada",
     """LLaDA (arXiv:2502.09992, alg. 5; generate.py). Equal schedules, the surest first, and that is read off
     the model's own distribution at any temperature. Give block_size for the semi-autoregressive mode, whose
-    steps are then of a block, and guidance = 1 + cfg_scale. Left out: masks in the prompt that eat the schedule.""",
+    steps are then of a block, and guidance = 1 + cfg_scale. Left out: masks in the prompt count against the
+    schedule.""",
     schedule="uniform",
     order="probability",
     text=GREEDY,
@@ -81,7 +82,7 @@ _add(
 _add(
     "maskgit",
     """MaskGIT (arXiv:2202.04200; parallel_decode.py). Cosine schedules of the slots open at the start, ids
-    sampled at temperature 1, the surest first with Gumbel noise of 4.5 that fades to none at the last step.
+    sampled at temperature 1, highest confidence first with Gumbel noise of 4.5 that fades to none at the last step.
     The cosine is taken in fp32, where two thirds of the way it falls short of one half and moves a slot.""",
     steps=12,
     schedule={"name": "cosine", "precision": "fp32"},
@@ -93,7 +94,8 @@ _add(
 _add(
     "medim",
     """MeDiM (arXiv:2510.06131; model_eval.py, which has it from UniDisc, arXiv:2503.20853). Arccos schedules over
-    text and picture together, each rounded by itself, with one slot at least and the last paying; Gumbel
+    text and picture together, each rounded by itself, with one slot at least, for which the last step writes
+    fewer; Gumbel
     noise of 10 times t; guidance 1 + 5 (1 - t) with t falling from 1 in equal steps, as many as were asked for even
     where the plan is done before. Left out: a first pass
     that exponentiates raw logits, ties that write too much, and a closing pass over nothing.""",
@@ -110,7 +112,7 @@ _add(
     "eoser",
     """EOS early rejection (arXiv:2509.23924, sec. 3.2; eoser_generate). LLaDA's sampler with end ids ranked
     at γ = 0.4 of their confidence at first, and in full at the last step. Left out: blocks that count their own
-    steps against the sum of all and so never come to γ = 1.""",
+    steps against the sum of all and so never reach γ = 1.""",
     schedule="uniform",
     order="probability",
     eoser={"least": 0.4, "most": 1.0, "schedule": "linear"},
@@ -155,7 +157,7 @@ _add(
 
 _add(
     "uniform",
-    """One slot a pass unless steps are given, the surest first: the best and slowest.""",
+    """One slot per pass unless steps are given, highest confidence first: the best and slowest.""",
     schedule="uniform",
     order="probability",
 )
@@ -174,7 +176,7 @@ _add(
 )
 _add(
     "threshold",
-    """Every slot that the model is 90 % sure of, and one at least (Fast-dLLM, arXiv:2505.22618, sec. 3.3).""",
+    """Every slot with a confidence of 0.9 or more, and one at least (Fast-dLLM, arXiv:2505.22618, sec. 3.3).""",
     schedule="uniform",
     order="probability",
     accept={"name": "threshold", "tau": 0.9},

@@ -1,4 +1,4 @@
-"""How one block of a board is written, by each of the samplers: which slots a pass scores, and which it writes.
+"""How each sampler writes one block of a canvas: which slots a pass scores, and which it writes.
 
 `Confidence` is the loop of LLaDA (arXiv:2502.09992, alg. 5) with schedule, order and accept rule exchangeable.
 `Reverse` simulates the reverse process, in steps or event by event.
@@ -21,7 +21,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 
 class Phase(Protocol):
-    """One block of one board on its way.
+    """The state of one block of one canvas.
 
     Attributes:
         blanks: slots that were open at its start.
@@ -116,7 +116,7 @@ class Confidence:
         accepted_M = self._accept(score_M, self._planned)
         self.step += 1
         ranked_M = score_M.sort(descending=True, stable=True).indices
-        # A rule of somebody else's that accepts nothing would go on for ever.
+        # A plug-in rule that accepts nothing would loop forever.
         return ranked_M[accepted_M[ranked_M]] if bool(accepted_M.any()) else ranked_M[:1], score_M
 
 
@@ -172,7 +172,7 @@ class Reverse:
 
 
 class Remasked:
-    """Ancestral steps that open slots again (ReMDM, arXiv:2503.00307, alg. 1), each slot by its own dice."""
+    """Ancestral steps that open slots again (ReMDM, arXiv:2503.00307, alg. 1), each slot by a draw of its own."""
 
     alphas = None
 
@@ -204,7 +204,7 @@ class Remasked:
         return [slots[index] for index in written_M.nonzero()[:, 0].tolist()]
 
     def choose(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """All that were scored, in the order of their dice."""
+        """All that were scored, in the order of their draws."""
         score_M = 1 - self._dice
         return score_M.sort(descending=True, stable=True).indices, score_M
 

@@ -13,8 +13,7 @@ from typing import Literal
 
 import torch
 
-from cm3kit.decoders.diffusion.axes import schedule
-from cm3kit.decoders.diffusion.options import number, one_of
+from cm3kit.decoders.diffusion.axes import number, one_of, schedule
 from cm3kit_tokenizers.errors import ConfigError
 
 
@@ -78,7 +77,7 @@ def dream(blanks: int, steps: int, *, eps: float = 1e-3) -> list[int]:
     """int(u (1 - t' / t)) of the u slots still open, t from 1 to eps in equal steps; the last takes the rest.
 
     Dream and DiffuCoder (arXiv:2506.20639), except that u is of one row: the mean over a batch makes a
-    row's result depend on its neighbours.
+    row's result depend on the other rows.
     """
     eps = number("eps", eps, 0.0, 1.0)
     wanted, steps = steps, _usable(blanks, steps)

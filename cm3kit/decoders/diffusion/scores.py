@@ -1,4 +1,4 @@
-"""What the four axes of the diffusion decoder see of one row at one step."""
+"""The inputs of the four axes of the diffusion decoder: one row at one step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Scores:
     """The M open slots of one row that may be written at this step, and what the model says of V ids there.
 
     Attributes:
-        slots_M: places on the board, ascending.
+        slots_M: positions in the flat canvas, ascending.
         logp_MV: fp32 log-probabilities that confidence is read from: of the model itself (after guidance,
-            ids that may not stand there at -inf, temperature 1, nothing cut), or of the distribution that
+            ids that are not allowed there at -inf, temperature 1, nothing cut), or of the distribution that
             the picks were drawn from, as the settings say.
         picks_M: the candidate of each slot.
         step: index of this step, of `steps` in all: of the block, or of all blocks where their sizes ascend.

@@ -35,7 +35,7 @@ class _Target:
 
     Attributes:
         ids: the flat canvas, masked.
-        slots: places of the answers' ids and their ends, ascending, with what stands there.
+        slots: places of the answers' ids and their ends, ascending, with the ids at them.
         written: ids by slot.
         behind: for the last slot of an answer those that hold `eoss` once it is written.
         blocks: into which the canvas is cut.

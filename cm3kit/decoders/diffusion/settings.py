@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from cm3kit.config import Settings
+from cm3kit.config import RenamedSettings, Settings
 from cm3kit.decode_options import CacheName as CacheName
 from cm3kit.decoders.diffusion.axes import Choice
 from cm3kit.decoders.settings import Precision, Sampling
@@ -29,8 +29,8 @@ class Eoser(Settings):
     hard: float | None = Field(None, ge=0, le=1)
 
 
-class DiffusionConfig(Settings):
-    """How a board is filled.
+class DiffusionConfig(RenamedSettings):
+    """How a canvas is filled.
 
     Attributes:
         sampler: by confidence (schedule, order, accept), or one of the samplers of the reverse process.
@@ -38,19 +38,19 @@ class DiffusionConfig(Settings):
         schedule: how many slots a step writes. order: which first. accept: which of the scored ones.
         eoser: damping of end ids in the order; None leaves it.
         modifiers: what may take back or replace what was written.
-        confidence: whether the order reads the model's distribution, or that which the picks were drawn from.
+        confidence: whether the order ranks by the model's distribution, or by the one that ids are drawn from.
         text: sampling of text, markup and end ids. image: sampling of image codes.
         guidance: weight of the condition; 1 guides nothing and costs no second pass.
         guidance_schedule: whether the weight is constant, or grows as 1 + (guidance - 1)(1 - t), where t is the share
             of slots still open (linear), or falls from 1 in equal steps (steps).
-        block_size: slots of a block, written left to right; None writes the whole board at once.
+        block_size: slots of a block, written left to right; None writes the whole canvas as one block.
         ascending_blocks: write so many blocks from left to right whose sizes ascend as the steps of the schedule
             `ascending` do, each but the first in one step.
         cache: keys and values kept between passes: exact (models trained block-causally), causal (those whose clean
             ids look left, each gap in blocks of its own), or the prefix and
             dual approximations (arXiv:2505.22618).
         early_exit: stop a row once everything before its first end id is written.
-        batch_size: rows decoded together; fixed, so that neighbours never change a result.
+        batch_size: rows decoded together; fixed, so that a result does not depend on the other rows.
         precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
     """
 

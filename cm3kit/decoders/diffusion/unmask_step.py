@@ -79,7 +79,7 @@ class Writer:
         chosen_K, score_M = phase.choose(scores)
         where = self._put(job, scored, chosen_K, scores)
         values = [max(score, LOWEST) for score in score_M[chosen_K].tolist()]
-        # What is open may come to be written, and an end taken back, as long as slots open again.
+        # While slots may be masked again, open ones may still be written and an end id taken back.
         if self._config.early_exit and not phase.lasting:
             closed = job.close()
             values += [min(0.0, *values)] * len(closed)

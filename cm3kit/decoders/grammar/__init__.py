@@ -1,1 +1,1 @@
-"""What may stand where: constraints that both decoders obey, in any order of writing."""
+"""Constraints on the ids of a position, for both decoders and any order of writing."""

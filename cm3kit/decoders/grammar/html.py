@@ -1,7 +1,7 @@
 """Minimal HTML as a finite state machine on the logits: every run of allowed ids is a well-formed page.
 
 The machine keeps an element stack (as Willard and Louf, arXiv:2307.09702, do for context-free grammars)
-and prices each id by how many further ids it obliges, so that the budget always suffices to close.
+and counts for each id how many further ids it requires, so that the budget always suffices to close.
 """
 
 from __future__ import annotations
@@ -9,26 +9,23 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cm3kit.decoders.grammar.elements import CONTENT, TOP
 from cm3kit.decoders.grammar.html_state import MAX_DEPTH, PIECES, Mode, State, action, complete
+from cm3kit.decoders.grammar.language import Language, LanguageSource
 from cm3kit.decoders.grammar.utf8 import TextAutomaton
 from cm3kit.types import MaskSpan, SpanKind
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import MARKUP, Vocab
 
-if TYPE_CHECKING:
-    from cm3kit.decoders.grammar.language import Language
-    from cm3kit.decoders.grammar.languages import Languages
-
 
 @dataclass(slots=True)
 class _Menu:
-    """Ids by price for one key, and the masks made of them so far."""
+    """Ids by cost for one key, and the masks made of them so far."""
 
     prices: list[int]
     ids: list[list[int]]
@@ -44,12 +41,12 @@ class Grammar:
         image_length: codes of a whole picture, H * W.
         text_bytes: bytes of each text token, so that text holds whole characters; optional.
         without: a byte that no text token that is written may hold.
-        languages: makes what `MaskSpan.constraint` stands for; without, no span may have one.
+        languages: compiles `MaskSpan.constraint`; without, no span may have one.
     """
 
     def __init__(
         self, vocab: Vocab, image_length: int, text_bytes: Sequence[bytes] | None = None, without: bytes = b"",
-        languages: Languages | None = None,
+        languages: LanguageSource | None = None,
     ) -> None:  # fmt: skip
         self.vocab, self.image_length, self._languages = vocab, image_length, languages
         self._text = TextAutomaton(vocab.text_size, text_bytes)
@@ -103,7 +100,7 @@ class Grammar:
 
         Args:
             exact: whether the run has a fixed length, and so no end id.
-            before: where the page stands there, as `after` tells; only content and documents depend on it.
+            before: the state of the page there, as `after` gives it; only content and documents depend on it.
         """
         end = self.vocab.eoss
         if kind == "image":
@@ -115,10 +112,10 @@ class Grammar:
         return self._state(replace(before, end=self.vocab.eod, exact=exact, whole=True))
 
     def after(self, ids: Sequence[int], state: State | None = None) -> State:
-        """Where a page stands after more of its ids; specials and sentinels change nothing.
+        """The state of a page after more of its ids; specials and sentinels change nothing.
 
         Args:
-            state: where it stood before them; None at the start of a page.
+            state: the state before them; None at the start of a page.
         """
         state = state or self._state(State(Mode.CONTENT, self.vocab.eoss))
         for id in ids:
@@ -126,7 +123,7 @@ class Grammar:
         return state
 
     def closed(self, state: State) -> bool:
-        """Whether a run that stands here is a whole answer: everything is closed, and something is written."""
+        """Whether a run in this state is a whole answer: everything is closed, and something is written."""
         whole = state.mode in (Mode.CONTENT, Mode.TEXT, Mode.CODES) and not state.stack and not state.utf8
         return whole and state.written
 
@@ -146,7 +143,7 @@ class Grammar:
         return mask
 
     def advance(self, state: State, id: int) -> State:
-        """State after an id; ids that are not allowed are taken as well as may be."""
+        """State after an id; for an id that is not allowed, the closest state."""
         vocab = self.vocab
         if id in vocab.text:
             utf8 = self._text.step(state.utf8, id - vocab.text.start)
@@ -213,9 +210,9 @@ class Grammar:
         return mask_V
 
     def moves(self, state: State) -> Iterator[list[int]]:
-        """Groups of ids that may come next if money allows; those of one group lead to one state.
+        """Groups of ids that may come next if the budget suffices; those of one group lead to one state.
 
-        A group of more than one id is the same list wherever it comes up; do not write to it.
+        A group of more than one id is one shared list; do not write to it.
         """
         if state.mode is Mode.CODES or (state.mode is Mode.SRC and state.left):
             yield self._image

@@ -39,7 +39,7 @@ class State:
         utf8: state of the text automaton.
         written: whether the run holds anything; an empty one is no answer.
         cost: ids that are needed to close everything.
-        key: states of one key allow the same ids for the same money.
+        key: states of one key allow the same ids at the same cost.
     """
 
     mode: Mode

@@ -1,4 +1,4 @@
-"""Answers as runs of ids: what a rule comes to in a tokenizer's tokens, for a decoder that writes in whatever order."""
+"""Languages of token ids: a rule compiled to a tokenizer's tokens, for decoders that write in any order."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Protocol
 
 from torch import Tensor
 
+from cm3kit.canvas import ConstraintSpec
+
 
 class Run(Protocol):
-    """One answer on its way from left to right."""
+    """One answer, written from left to right."""
 
     def allowed(self, left: int) -> Tensor:
         """Ids that may come next if `left` more may be written, the end among them; bool (V,), not to be written to."""
 
     def take(self, id: int) -> None:
-        """Go on by an id that is allowed."""
+        """Append an allowed id."""
 
     @property
     def more(self) -> bool:
-        """Whether any answer goes on from here, however long."""
+        """Whether any longer answer, of any length, begins with what is written."""
 
 
 class Slots(Protocol):
@@ -30,10 +32,10 @@ class Slots(Protocol):
         """Whether it can be filled at all."""
 
     def allowed(self, slot: int) -> Tensor:
-        """Ids that may come into a slot, or into the place of what stands there; bool (V,), not to be written to."""
+        """Ids that a slot may take, written or not; bool (V,), not to be written to."""
 
     def commit(self, slot: int, id: int) -> None:
-        """Write an id; ValueError if it may not stand there."""
+        """Write an id; ValueError if it is not allowed there."""
 
     def release(self, slot: int) -> None:
         """Open a slot again."""
@@ -70,3 +72,10 @@ class Language(Protocol):
 
     def slots(self, length: int, exact: bool) -> Slots:
         """An answer in so many masked positions, which repeats the end id up to the last one unless it is `exact`."""
+
+
+class LanguageSource(Protocol):
+    """Makes languages from constraints; `languages.Languages` is one."""
+
+    def of(self, spec: ConstraintSpec, end: int) -> Language:
+        """The answers that a constraint allows, before an end id; ConfigError where it cannot be used."""

@@ -1,11 +1,10 @@
-"""From a constraint to the answers that it allows in a model's tokens; those that were used last are kept."""
+"""From a constraint to the language it allows in a model's tokens; the most recent ones are cached."""
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import cm3kit.decoders.grammar.kinds  # noqa: F401  (they register themselves)
 from cm3kit.canvas import ConstraintSpec, MaskSpan
@@ -18,9 +17,6 @@ from cm3kit.decoders.grammar.token_dfa import TokenDfa
 from cm3kit.decoders.grammar.token_trie import TokenArrays, TokenTrie
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
-
-if TYPE_CHECKING:
-    from cm3kit.decoders.grammar.html import Grammar
 
 KEPT = 16
 # What HTML cannot hold, as `utf8` has it, and halves of surrogate pairs.
@@ -61,7 +57,9 @@ class Languages:
         if by_end is None:
             rule = kind.rule(spec.value)
             if rule is None:
-                raise ConfigError(f"constraint {spec.kind!r} is what gaps have anyway.", code="bad_value")
+                raise ConfigError(
+                    f"constraint {spec.kind!r} is what every gap has already; leave it out.", code="bad_value"
+                )
             by_end = {end: self._make(rule, spec, end)}
         self._known[key] = by_end
         if len(self._known) > KEPT:
@@ -94,7 +92,7 @@ class Languages:
             raise ConfigError(f"{spec.kind} {spec.value[:80]!r} holds no text; give some.", code="bad_value")
         if found.total - found.count > len(arrays):
             same = found.total - found.count - len(arrays)
-            notes = (*notes, f"{spec.kind}: {same:,} texts stand there more than once.")
+            notes = (*notes, f"{spec.kind}: {same:,} texts are listed more than once.")
         return TokenTrie(arrays, self._vocab.text.start, len(self._vocab), end, notes)
 
     def encoded(self, text: str, end: int) -> Sequence[int] | None:
@@ -128,7 +126,7 @@ class _Encoded:
             self.refused = self.refused or [text]
 
 
-def refuse_unfit(language: Language, span: MaskSpan, grammar: Grammar, before: State) -> None:
+def refuse_unfit(language: Language, span: MaskSpan, before: State) -> None:
     """Refuse a constraint that no answer to a gap can keep to.
 
     Args:

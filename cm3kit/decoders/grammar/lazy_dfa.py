@@ -114,7 +114,7 @@ class Subsets:
         self._held += count
         if self._held <= self._limit:
             return
-        # Sets that are in use live on, but remember nothing.
+        # Sets that are in use remain valid, but lose their cached transitions.
         for states in self._sets.values():
             for memory in (states.after, states.before, states.masks):
                 memory.clear()

@@ -67,7 +67,7 @@ class ConstraintKind:
         return value
 
     def version(self, value: str) -> object:
-        """What changes when the same value comes to mean something else, such as the time of a file."""
+        """A key that changes when the meaning of the same value does, such as the time of a file."""
         return None
 
     def rule(self, value: str) -> Rule | None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cm3kit.decoders.grammar.language import Run, Slots
-from cm3kit.decoders.grammar.lattice import Lattice
 from cm3kit.decoders.grammar.lazy_dfa import Subsets
 from cm3kit.decoders.grammar.nfa import Automaton
 from cm3kit.decoders.grammar.rules import ByteDfa
+from cm3kit.decoders.grammar.trellis import Trellis
 
 BLOCK = 1 << 22
 """Pairs of state and token that are followed at once."""
@@ -84,7 +84,7 @@ class TokenDfa:
 
     def slots(self, length: int, exact: bool) -> Slots:
         """See `Language`."""
-        return Lattice(self._subsets[exact], length)
+        return Trellis(self._subsets[exact], length)
 
     def after(self, state: int, id: int) -> int:
         """State after an id; -1 where it may not follow."""

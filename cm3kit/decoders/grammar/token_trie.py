@@ -155,7 +155,7 @@ class _View:
         return low
 
     def keep(self, key: object, mask_V: Tensor) -> Tensor:
-        """Remember a mask."""
+        """Cache a mask."""
         self.masks[key] = mask_V
         if len(self.masks) > KEPT:
             self.masks.popitem(last=False)

@@ -60,11 +60,11 @@ class Free:
         return torch.stack([self._allowed(slot) for slot in slots])
 
     def commit(self, slot: int, id: int) -> None:
-        """Take note that an id was written."""
+        """Record that an id was written."""
         self._ids[slot] = id
 
     def release(self, slot: int) -> None:
-        """Take note that a slot is open again."""
+        """Record that a slot is masked again."""
         self._ids[slot] = self._mask
 
     def _allowed(self, slot: int) -> Tensor:

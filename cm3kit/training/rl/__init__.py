@@ -1,1 +1,1 @@
-"""Reinforcement learning of decoders: rollouts by our own decoders, scores by an estimator, rewards, and one task."""
+"""Reinforcement learning of decoders: rollouts by this project's decoders, estimators, rewards, and one task."""

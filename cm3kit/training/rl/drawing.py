@@ -1,4 +1,4 @@
-"""Groups of answers for a round: prompts drawn, answered by the policy, and judged, by all processes together."""
+"""Groups of answers for a round: prompts are drawn, answered by the policy and rewarded, by all processes together."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ def _answered(
 
 
 def _seen(rollout: Rollout) -> Rollout:
-    """Without the picture, which nobody looks at any more."""
+    """Without the picture, which is not needed any more."""
     return replace(rollout, sample=replace(rollout.sample, image=None))

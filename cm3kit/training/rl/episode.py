@@ -1,4 +1,4 @@
-"""What a decoder did, as reinforcement learning sees it: a row, and what each pass wrote into it.
+"""Episodes of reinforcement learning: a row, and the ids that each pass of the decoder wrote into it.
 
 An episode is replayed from its first state. What it does not score: ids that the rules left no choice about (an end
 behind an end), and edits.
@@ -107,7 +107,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A state of an episode that the model is asked about.
+    """A state of an episode that the model scores.
 
     Attributes:
         row: what it sees.
@@ -132,7 +132,7 @@ def masked_views(
     """Views of a row in which some positions are masked: one, or one of each block with what is before it clean.
 
     Args:
-        row: what stands there otherwise.
+        row: the ids there otherwise.
         masked: positions.
         asked: token, id and share by position.
     """
@@ -189,7 +189,7 @@ def _window(window: Window, config: DiffusionConfig, length: int) -> Window:
 
 
 def _choices(commit: Commit, row: Sequence[int], padded: Iterable[range], eoss: int) -> tuple[bool, ...]:
-    """Which ids of a commit were chosen; behind an end stands nothing but ends, by the rules or by early exit."""
+    """Which ids of a commit were chosen; behind an end id there are only end ids, by the rules or early exit."""
     if commit.kind != "write":
         return (False,) * len(commit.positions)
     now = dict(zip(commit.positions, commit.ids, strict=True))
@@ -209,7 +209,7 @@ def causal_episode(result: Result, mask: int) -> Episode:
     row, positions, ended = [*canvas.ids], list[int](), True
     end: int | None = None
     for span, fill in zip(canvas.spans, result.fills, strict=True):
-        # An end stands before the next answer, chosen or not, and once where its lead begins with it.
+        # An end id precedes the next answer, chosen or not, and is written once where the lead begins with it.
         begun = end is not None and span.lead[:1] == (end,)
         row += [] if ended or end is None else [end]
         row += span.lead[begun:]

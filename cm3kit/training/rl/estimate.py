@@ -1,4 +1,4 @@
-"""What reinforcement learning needs before it starts, as `training.estimate` tells it of other trainings."""
+"""An estimate of what reinforcement learning will need, as `training.estimate` gives for other trainings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, find
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults
 from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.lora import add_lora
@@ -33,7 +34,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def estimate_rl(recipe: RLRecipe) -> estimating.Estimate:
-    """What a reinforcement learning needs; its time is that of products alone.
+    """The estimate of a reinforcement learning; its time is that of matrix products alone.
 
     Activations are those of the fuller of two moments: `rows` rows forward and back, with logits where answers are
     scored, or a batch of rollouts. With a reference, its weights count among those of the process.
@@ -142,7 +143,7 @@ def _backbone(recipe: RLRecipe, folder: Path, public: bool, size: int) -> PreTra
 def _traced(
     recipe: RLRecipe, backbone: PreTrainedModel, size: int, length: int, answer: int, fast: bool
 ) -> tuple[Policy, estimating.Sizes, int]:
-    """A policy of fake tensors, its sizes, and what else an update holds at its fullest moment, in bytes."""
+    """A policy of fake tensors, its sizes, and the other memory of an update at its peak, in bytes."""
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         model = Policy(refilled(backbone), None, size).train()
         sizes = estimating.Sizes.of(model)

@@ -53,13 +53,15 @@ class LossSettings(Settings):
 
 
 def advantages(rewards: Sequence[float | None], name: AdvantageName) -> list[float]:
-    """What each reward of a group is above or below the others; 0 for one that is None, or alone.
+    """Each reward of a group relative to the others; 0 for one that is None, or alone.
 
     Raises:
         ValueError: the group has fewer than two members.
     """
     if len(rewards) < 2:
-        raise ValueError(f"A group of {len(rewards)} has nothing to compare with; at least two are needed.")
+        raise ValueError(
+            f"A group of {len(rewards)} has no other answer to compare with; at least two are needed."
+        )
     known = [each for each in rewards if each is not None]
     if len(known) < 2 or max(known) == min(known):
         return [0.0] * len(rewards)
@@ -94,7 +96,7 @@ class Scores:
 
 
 def token_weights(scores: Scores, settings: LossSettings) -> Tensor:
-    """What each token (K,) weighs; those of answers that count sum to 1, or with `step` to the share of its passes."""
+    """Weight of each token (K,); those of answers that count sum to 1, or with `step` to the share of its passes."""
     counted_K = (scores.advantages_R != 0)[scores.rows_K].to(scores.old_K.dtype)
     if settings.weight == "token":
         return counted_K / counted_K.sum().clamp_min(1)

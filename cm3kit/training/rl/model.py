@@ -1,4 +1,4 @@
-"""What reinforcement learning trains: one decoder of a model folder, the kit that it writes with, its reference."""
+"""The model of reinforcement learning: one decoder of a model folder, the kit for its rollouts, its reference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from cm3kit.training.rl.together import processes, shared
 
 CARD = """
 
-The {decoder} decoder was trained on by `cm3kit train rl`.
+The {decoder} decoder was trained further by `cm3kit train rl`.
 """
 
 
@@ -87,7 +87,7 @@ class PolicyModel:
         return Reading("full", how.shift, spell=spelt.spell if spelt else None)
 
     def kit(self, policy: Policy) -> Kit:
-        """What writes with the weights as they are now; every process has to ask where they are spread."""
+        """The kit with the current weights; every process has to call this where they are sharded."""
         backbone = policy.backbone
         if is_spread(policy):
             assert self._whole is not None
@@ -103,7 +103,7 @@ class PolicyModel:
         return self._kit[1]
 
     def kit_before(self) -> Kit:
-        """What writes with the weights that training begins with, before it does; no other process has to ask."""
+        """The kit with the initial weights, before training; needs no other process."""
         return self.kit(self.policy) if self._whole is None else self._made(self._whole)
 
     def _made(self, backbone: PreTrainedModel) -> Kit:
@@ -130,7 +130,7 @@ class PolicyModel:
         return self._adapted is not None
 
     def reference(self) -> Policy:
-        """A copy of the policy, to be compared with."""
+        """A copy of the policy as reference."""
         kept = copy.deepcopy(self.policy).eval().requires_grad_(False)
         return kept
 

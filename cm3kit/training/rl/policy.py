@@ -27,7 +27,7 @@ Spell = Callable[[list[int]], tuple[list[int], list[int]]]
 
 @dataclass(slots=True)
 class Row:
-    """What goes through the model at once.
+    """The rows that go through the model at once.
 
     Attributes:
         ids: with `blocks`, `noisy` and `places` of `models.attention`, and `times` of models that look at it.
@@ -170,7 +170,7 @@ class Policy(nn.Module):
     Args:
         mask: id that has no probability; None leaves all.
         vocab_size: ids that the softmax is over, from 0.
-        unseen: whether masked positions are seen by nobody else.
+        unseen: whether masked positions are attended to by no other position.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Answers of a policy to look at: a sheet of pictures, a page that was filled, or a page of texts."""
+"""Previews of a policy's answers: a sheet of pictures, a page that was filled, or a page of texts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def preview(
 
 
 def _page(rollouts: Sequence[Rollout], told: Sequence[str]) -> str:
-    """A table of what was asked, what was written, and what it is worth; text, of which nothing runs."""
+    """A table of prompts, answers and rewards, as escaped text."""
     rows = "".join(
         f"<tr><td>{escape(each.sample.prompt)}</td><td>{escape(' | '.join(each.sample.texts))}</td>"
         f"<td>{escape(value)}</td></tr>\n"

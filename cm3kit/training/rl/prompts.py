@@ -1,4 +1,4 @@
-"""What is answered: prompts of a file, or pages with gaps."""
+"""The prompts of reinforcement learning: those of a file, or pages with gaps."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from cm3kit.fill.fillers import Task
 from cm3kit.fill.pages import read_page
-from cm3kit.fill.prompts import as_utf8, read_prompts
-from cm3kit.json_lines import lines_of
+from cm3kit.fill.prompts import MAX_BYTES, read_prompts
+from cm3kit.fill.row_files import read_raw
 from cm3kit_tokenizers.errors import Cm3kitError, DataError
 from cm3kit_tokenizers.page import Page
 
@@ -30,7 +30,7 @@ class Item:
         task: what is made of it; None for a page.
         prompt: words, or the path of a picture.
         page: a page with gaps.
-        answers: what stood in the gaps, or is the right answer; None where that is not known.
+        answers: the original content of the gaps, or the right answers; None where unknown.
         meta: other columns of its row, for rewards.
     """
 
@@ -53,7 +53,7 @@ def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> 
 
     A file holds a prompt a line (.txt), or rows (.csv, .jsonl); rows of JSON lines may have `answer` (or `answers`, one
     for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other columns. A folder
-    holds pages with gaps. What the selectors `hold_out` match is a gap too, and what stood there its answer.
+    holds pages with gaps. What the selectors `hold_out` match becomes a gap too, with its content as the answer.
 
     Raises:
         DataError: there is nothing, or a row is malformed (its number is named).
@@ -84,7 +84,7 @@ def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> 
 
 
 def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
-    """Those to learn from and those that are held out: about that share, the same ones whatever else there is."""
+    """Training and held-out items: about that share, and the same ones whatever other items there are."""
     held = [each for each in items if int(each.key[:8], 16) < share * 2**32]
     if share and not held and len(items) > 1:
         held = [min(items, key=lambda each: each.key)]
@@ -98,21 +98,10 @@ def _worded(words: str, task: RLTaskName, source: Path, **more: Any) -> Item:
 
 
 def _rows(source: Path, task: RLTaskName, hold_out: Sequence[str]) -> Iterator[Item]:
-    try:
-        text = as_utf8(source.read_bytes(), source).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} cannot be read: {error}.", code="unreadable_file") from error
-    for number, line in enumerate(lines_of(text), 1):
-        if not line.strip():
-            continue
-        where = f"{source} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise DataError(f"{where} is not JSON; mend the line.", code="bad_data") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is no object.", code="bad_data")
-        yield _row(row, task, source, hold_out, where)
+    for place, row in read_raw(source, MAX_BYTES)[1]:
+        if isinstance(row, Cm3kitError):
+            raise DataError(f"{source} {row.args[0]}", code=row.code)
+        yield _row(dict(row), task, source, hold_out, f"{source} {place}")
 
 
 def _row(row: dict[str, Any], task: RLTaskName, source: Path, hold_out: Sequence[str], where: str) -> Item:
@@ -164,7 +153,7 @@ def _page(
 
 
 def _stood(page: Page) -> list[str | None]:
-    """What stands where each gap is; None for pictures, and for what is only marked as missing."""
+    """The original content of each gap; None for pictures, and for gaps that are only marked."""
     out: list[str | None] = []
     for gap in page.gaps:
         text = page.data[gap.start : gap.end].decode(page.codec, "replace").strip()

@@ -24,7 +24,7 @@ class RLRecipe(Settings):
     """Everything that reinforcement learning needs.
 
     A round draws `loop.batch_size` / `group` prompts and writes `group` answers to each; `updates` updates learn from
-    it, each of `loop.steps` being one. Scores and rollouts know no dropout.
+    it, each of `loop.steps` being one. Scores and rollouts are without dropout.
 
     Attributes:
         model: by name or folder; what is trained is its first decoder, or that which `sampling` names.

@@ -1,4 +1,4 @@
-"""Answers by the policy: written by the project's own decoders, kept as episodes, and shown to rewards as samples."""
+"""Answers by the policy: written by the project's own decoders, kept as episodes, and passed to rewards as samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cm3kit_tokenizers.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One answer: its episodes (more than one where a long page has several windows), passes, and what it came to."""
+    """One answer: its episodes (more than one where a long page has several windows), passes, and its results."""
 
     episodes: tuple[Episode, ...]
     sample: Sample
@@ -113,7 +113,7 @@ def check_options(filler: Filler, options: GenerateOptions, timed: bool = False)
         if getattr(config, "guidance", 1) != 1:
             wrong.append(f"guidance {getattr(config, 'guidance', 1)}")
         if timed and getattr(config, "sampler", "confidence") != "confidence":
-            wrong.append(f"sampler {getattr(config, 'sampler', '')!r} of a model that looks at the time")
+            wrong.append(f"sampler {getattr(config, 'sampler', '')!r} of a time-conditioned model")
         cache = getattr(config, "cache", "none")
         if cache not in ("none", *EXACT):
             wrong.append(f"cache {cache!r}")
@@ -123,7 +123,7 @@ def check_options(filler: Filler, options: GenerateOptions, timed: bool = False)
     wrong += ["length 'auto'"] if options.length == "auto" else []
     if wrong:
         raise ConfigError(
-            f"sampling has {wrong[0]}, of which scores cannot be computed again; leave it out.",
+            f"sampling has {wrong[0]}, with which scores cannot be recomputed; leave it out.",
             code="bad_value",
         )
 

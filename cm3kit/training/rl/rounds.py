@@ -1,4 +1,4 @@
-"""A round: answers to some prompts, what they are worth, and their scores by the policy that wrote them."""
+"""A round: answers to some prompts, their rewards, and their scores by the policy that wrote them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Round:
     ref: list[Tensor] = field(default_factory=list)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Tensors and JSON, to be written down between updates."""
+        """Tensors and JSON, for a checkpoint between updates."""
         tensors = {f"old.{number}": each for number, each in enumerate(self.old)}
         tensors |= {f"ref.{number}": each for number, each in enumerate(self.ref)}
         answers = [
@@ -86,7 +86,7 @@ class Group:
 
     @property
     def spread(self) -> bool:
-        """Whether some are worth more than others."""
+        """Whether their rewards differ."""
         known = [each for each in self.rewards if each is not None]
         return len(known) > 1 and max(known) > min(known)
 
@@ -106,7 +106,7 @@ class Group:
 
 
 def figures_of(groups: Sequence[Group]) -> dict[str, float]:
-    """What a round comes to, over all that was written in it.
+    """Metrics of a round, over all samples in it.
 
     `reward` and each by name are means; `no reward` is the share of answers that had none, `no spread` that of groups
     from which nothing can be learned, `distinct` that of distinct answers in a group; `ended` and `length` (ids) are of

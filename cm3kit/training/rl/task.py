@@ -1,4 +1,4 @@
-"""What `train rl` trains: a decoder, by what its answers are worth.
+"""The task of `train rl`: a decoder, trained by rewards of its answers.
 
 A step is an update. Its batch is made of the policy as it is: at the first update of a round answers are written and
 judged, at every one the estimator's views of them are scored without gradients, and the loss is differentiated with
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from cm3kit.fill.folder import find, fingerprints, load_parts
+from cm3kit.fill.finding import find
+from cm3kit.fill.folder import fingerprints, load_parts
 from cm3kit.fill.kit import Kit
 from cm3kit.rng import generator, stream
 from cm3kit.training.parallel import whole
@@ -80,7 +81,7 @@ class RLTask:
         kind = known()[recipe.estimator.name]
         if kind.decoder != self._made.decoder:
             raise ConfigError(
-                f"the estimator {recipe.estimator.name!r} is of the decoder {kind.decoder!r}, and"
+                f"the estimator {recipe.estimator.name!r} is for the decoder {kind.decoder!r}, and"
                 f" {self._made.decoder!r} writes; choose another estimator, or sampling.decoder.",
                 code="bad_value",
             )
@@ -134,7 +135,7 @@ class RLTask:
         return kept
 
     def seek(self, step: int, size: int, process: int, processes: int) -> None:
-        """Take note of the step."""
+        """Record the step."""
         self._step = step
 
     def fingerprint(self) -> str:
@@ -186,7 +187,7 @@ class RLTask:
         Raises:
             DataError: scores are not what they were a moment ago, so that ratios mean nothing (`unstable`).
         """
-        self.model.eval()  # no dropout: a score has to be the same twice
+        self.model.eval()  # no dropout, so that a score is reproducible
         device = next(self.model.parameters()).device
         logp_N, _ = model(*inputs(batch.rows, device))
         weights_N = logp_N.new_tensor([each for row in batch.rows for each in row.weights])
@@ -228,7 +229,7 @@ class RLTask:
             return self._score(policy.to(next(self.model.parameters()).device), asked)[0]
 
     def _asked(self, made: Round, update: int) -> _Asked:
-        """What the estimator asks about the answers, with the random numbers of this update and of each answer."""
+        """The plans of the estimator for the answers, with the random numbers of this update and of each answer."""
         plans, prefixes, owners, steps = list[Plan](), list[int](), list[int](), list[int]()
         drawn = update if self._estimator.redraws else 0
         for number, answer in enumerate(made.answers):
@@ -285,9 +286,9 @@ class RLTask:
         self._few = [*self._few, distinct][-FEW:]
         if len(self._few) == FEW and max(self._few) < self.recipe.min_distinct:
             raise DataError(
-                f"answers to a prompt became one: {distinct:.0%} of a group are distinct, under min_distinct ="
-                f" {self.recipe.min_distinct:g} for {FEW} rounds; raise sampling.temperature, add the reward variety,"
-                " or take the checkpoint before.",
+                f"answers to a prompt have become the same: {distinct:.0%} of a group are distinct, under"
+                f" min_distinct = {self.recipe.min_distinct:g} for {FEW} rounds; raise sampling.temperature,"
+                " add the reward variety, or take the checkpoint before.",
                 code="unstable",
             )
 
@@ -311,11 +312,11 @@ class RLTask:
         return try_out(self._kit(), self._held[:count], self._rewards, self.recipe)
 
     def preview(self, model: nn.Module, path: Path) -> None:
-        """Answers to a few prompts, with what they are worth."""
+        """Answers to a few prompts, with their rewards."""
         self._preview(self._kit(), path)
 
     def preview_before(self, path: Path) -> None:
-        """The same of the policy before it learns anything, in the main process alone."""
+        """The same of the policy before training, in the main process alone."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._preview(self._made.kit_before(), path)
 
@@ -328,7 +329,7 @@ class RLTask:
         self._made.export(self.model, folder)
 
     def extra_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The round on its way, and a reference that has moved."""
+        """The current round, and a reference that was updated."""
         tensors, told = self._round.state() if self._round is not None else ({}, None)
         if self._reference is not None and self.recipe.loss.sync_every:
             tensors |= {f"reference.{name}": each for name, each in self._reference.state_dict().items()}

@@ -19,7 +19,7 @@ def processes() -> tuple[int, int]:
 
 
 def shared(asked: Sequence[Asked], make: Callable[[Sequence[Asked]], Sequence[Made]]) -> list[Made]:
-    """What `make` gives for a list, a value for each, every process doing its share; every process has to ask."""
+    """What `make` gives for a list, a value for each, every process doing its share; every process has to call this."""
     rank, count = processes()
     if count == 1:
         return list(make(asked))

@@ -230,4 +230,6 @@ def _kind(piece: str) -> str:
 _PIECES = {piece: (_kind(piece), piece.strip("</>")) for piece in MARKUP}
 _UNKNOWN = ("", "")
 # Which kinds of markup may stand between tags, in a tag, and in an attribute's value.
-_BETWEEN_TAGS, _IN_TAG, _UNQUOTES = ("open", "close", "begin", "void"), ("attribute", "end"), ("unquote",)
+_BETWEEN_TAGS: tuple[str, ...] = ("open", "close", "begin", "void")
+_IN_TAG: tuple[str, ...] = ("attribute", "end")
+_UNQUOTES: tuple[str, ...] = ("unquote",)

@@ -32,7 +32,7 @@ class EstimatorSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is asked about an episode: views, and for each of its K tokens the number of the pass that it counts to."""
+    """The plan for an episode: views, and for each of its K tokens the number of the pass that it counts to."""
 
     views: tuple[View, ...]
     steps: tuple[int, ...]
@@ -56,7 +56,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def plan(self, episode: Episode, rng: Generator) -> Plan:
-        """What to ask about an episode, with random numbers of (seed, update, row)."""
+        """The plan for an episode, with random numbers of (seed, update, row)."""
 
     def combine(self, plans: Sequence[Plan], logp_N: Tensor) -> Tensor:
         """Scores (K,) of the tokens of all plans, in order, from the N answers to all of their views.

@@ -1,4 +1,4 @@
-"""Plain GRPO (arXiv:2402.03300): what a causal decoder wrote, given what is before it, in one forward pass."""
+"""Plain GRPO (arXiv:2402.03300): the ids of a causal decoder, each given those before it, in one forward pass."""
 
 from __future__ import annotations
 

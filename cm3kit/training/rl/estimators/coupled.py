@@ -16,7 +16,7 @@ LEAST = 1e-6  # a time nearer to 0 or 1 would divide by nothing where a mask is 
 
 
 class CoupledSettings(EstimatorSettings):
-    """Times are drawn from [low, high) for each answer; `full` also asks with all of the answer masked.
+    """Times are drawn from [low, high) for each answer; `full` adds a pass with all of the answer masked.
 
     Without `full` and from 0 to 1 the score is an unbiased estimate of the evidence bound (NELBO).
     """
@@ -53,7 +53,7 @@ class Coupled(Estimator):
 
 
 def coupled_plan(episode: Episode, masked: Collection[int], time: float, full: bool = True) -> Plan:
-    """What is asked under a mask that was drawn with the odds `time`, its complement, and with all masked."""
+    """The plan for a mask that was drawn with the odds `time`, its complement, and with all masked."""
     answer, row = episode.answer(), episode.final
     views: list[View] = []
     for hidden, odds in (({*masked}, time), ({*episode.open} - {*masked}, 1 - time)):

@@ -21,7 +21,7 @@ class OnePassSettings(EstimatorSettings):
 
 @estimator("one-pass")
 class OnePass(Estimator):
-    """log p(token | nothing of the answer): as fast as can be, and blind to the order of writing."""
+    """log p(token | nothing of the answer): the fastest estimate, independent of the order of writing."""
 
     Settings: ClassVar[type[EstimatorSettings]] = OnePassSettings
     redraws = True
@@ -32,7 +32,7 @@ class OnePass(Estimator):
         if self.settings.prompt_masked:
             odds_T = torch.rand(len(row), generator=rng, dtype=torch.float64)
             hidden = {place for place, odd in enumerate(odds_T.tolist()) if odd < self.settings.prompt_masked}
-            # The first id stays: models that score each place at the one before it have nothing else to begin with.
+            # The first id stays: models that predict each position at the one before it need it.
             for place in hidden - opened - {0}:
                 row[place] = episode.mask
         answer = episode.answer()

@@ -20,7 +20,7 @@ class TrajectorySettings(EstimatorSettings):
 
 @estimator("trajectory")
 class Trajectory(Estimator):
-    """log p(token | what stood there when it was written): the only estimate whose gradient is that of the policy.
+    """log p(token | the canvas when it was written): the only estimate whose gradient is that of the policy.
 
     The order of writing is taken as given: the ranking of positions has no likelihood and gets no gradient.
     """

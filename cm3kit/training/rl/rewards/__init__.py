@@ -1,4 +1,4 @@
-"""What an output is worth: one file each, in one registry; plug-ins add more.
+"""Rewards of outputs: one file each, in one registry; plug-ins add more.
 
 A reward is a class with `Settings` and a call that takes a batch of samples and gives a number for each, or None where
 it cannot say, which leaves the sample out. It is pure: it runs nothing of a page, and changes nothing.
@@ -17,7 +17,7 @@ from PIL import Image
 from cm3kit.config import Settings
 from cm3kit.registry import Registry
 
-# The last are in rooms of their own, whose parts they use.
+# The last are in other packages, whose parts they use.
 BUILT_IN = (
     *(f"{__name__}.{name}" for name in ("command", "length", "match", "page", "picture", "variety")),
     "cm3kit.evaluation.judged",
@@ -62,7 +62,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class RewardContext:
-    """What rewards may know besides: the folder of the model that training began with, and where to compute."""
+    """Context of rewards: the folder of the model that training began with, and the device."""
 
     model: Path
     device: str
@@ -144,7 +144,7 @@ class Rewards:
         return {name: settings.weight for name, (settings, _) in zip(self._names, self._made, strict=True)}
 
     def __call__(self, samples: Sequence[Sample], prompts: Sequence[str]) -> Judged:
-        """Judge samples."""
+        """Score samples."""
         totals: list[float | None] = [0.0] * len(samples)
         parts: dict[str, list[float | None]] = {}
         for name, (settings, judge) in zip(self._names, self._made, strict=True):

@@ -64,7 +64,8 @@ class Command:
         missing = len(samples) - len(values)
         if missing and not late:
             raise DataError(
-                f"the reward command answered {len(values)} of {len(samples)} samples; it has to answer a line each.",
+                f"the reward command answered {len(values)} of {len(samples)} samples; it has to print one"
+                " line for each.",
                 code="bad_data",
             )
         if missing:
@@ -77,7 +78,7 @@ class Command:
         return [*values, *[None] * missing]
 
     def _run(self, lines: bytes) -> tuple[list[bytes], bool]:
-        """Whole lines that it has answered, and whether its time was up."""
+        """Complete lines of its output, and whether it was timed out."""
         settings, late = self._settings, False
         try:
             process = subprocess.Popen(

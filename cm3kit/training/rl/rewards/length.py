@@ -1,4 +1,4 @@
-"""Whether what was written is about as long as it was to be."""
+"""Whether a text has about the target length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from cm3kit.training.rl.rewards import RewardContext, RewardSettings, Sample, re
 
 
 class LengthSettings(RewardSettings):
-    """`tokens` is the wish where the page or the column `length` of the prompt's row has none.
+    """`tokens` is the target length where neither the page nor the column `length` of the prompt's row gives one.
 
-    Within `slack` of the wish (a share of it, at least one id) the reward is 1, and 0 at twice the wish and at nothing.
+    Within `slack` of the target (a share of it, at least one id) the reward is 1; it is 0 at twice the target and at 0.
     """
 
     tokens: int | None = Field(None, ge=1)
@@ -22,7 +22,7 @@ class LengthSettings(RewardSettings):
 
 @reward("length")
 class Length:
-    """1 within the wish, less outside; None where nothing was wished for. A text that was cut gets 0."""
+    """1 within the slack, less outside; None where there is no target. A text that was cut gets 0."""
 
     Settings: ClassVar[type[RewardSettings]] = LengthSettings
 

@@ -1,4 +1,4 @@
-"""How far texts are those that stood there before."""
+"""How well texts match the original ones."""
 
 from __future__ import annotations
 

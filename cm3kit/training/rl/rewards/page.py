@@ -1,4 +1,4 @@
-"""Whether a page is in order. It is parsed, and nothing in it runs."""
+"""Whether a page is well-formed; it is parsed, and no script runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_END = frozenset(
 
 @reward("valid-page")
 class ValidPage:
-    """The share of elements that are in order: closed, pictures with `src` and `alt`, ids that occur once.
+    """The share of well-formed elements: closed, pictures with `src` and `alt`, ids that occur once.
 
     A text that was cut before its end costs half; what is no page gets 0, and what has no page None.
     """
@@ -38,7 +38,7 @@ class ValidPage:
 
 
 def validity(html: str) -> float:
-    """The share of elements of a page that are in order."""
+    """The share of well-formed elements of a page."""
     try:
         text = view(html.encode())
         found = list(elements(text, parse_tree(text)))

@@ -1,4 +1,4 @@
-"""How much an output differs from the others of its group: what keeps a policy from writing one thing always."""
+"""How much an output differs from the others of its group: which keeps a policy from collapsing to one output."""
 
 from __future__ import annotations
 

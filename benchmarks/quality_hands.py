@@ -1,0 +1,357 @@
+"""What a model can do on the dictionary by many hands, one row for each ability, with 95 % bootstrap intervals.
+
+python benchmarks/quality_hands.py --model pictures --data data/pictures --judge outputs/judge [--part vary,captions]
+
+Pictures are judged by a classifier that was used in no training (`benchmarks/judge.py`), and beside it by the fixed
+feature of `cm3kit.evaluation.retrieval` among all drawings of the corpus. Two pictures are different where their mean
+absolute difference at 32 × 32 pixels is over 12 of 255. A caption is exact where it is the name, in lower case, with
+punctuation and hyphens as spaces and without words for the artist, decoded greedily.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import html
+import json
+import math
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from justhtml import JustHTML
+from PIL import Image
+
+import cm3kit
+from cm3kit.data.builders import CHECKPOINTS
+from cm3kit.evaluation.bootstrap import Interval, bootstrap
+from cm3kit.evaluation.judge import Judge
+from cm3kit.evaluation.judged import Reference, pixels_of
+from cm3kit.evaluation.words import edit_distance
+from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.plugins import load_file
+
+GREEDY = GenerateOptions(temperature=0.0)
+SEED = 7
+
+
+@dataclass
+class Row:
+    """One figure: a value of every trial, and the group that it is resampled with."""
+
+    what: str
+    values: list[float] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    trials: str = "pictures"
+
+    def add(self, group: str, value: float) -> None:
+        """Note a trial."""
+        self.values.append(float(value))
+        self.groups.append(group)
+
+    def interval(self) -> Interval:
+        """The mean with its interval."""
+        return bootstrap([(value, 1.0) for value in self.values], self.groups)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"what": self.what, "n": len(self.values), "of": self.trials, **self.interval().record()}
+
+
+class Corpus:
+    """Names, words and drawings, by split."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.things = {row["slug"]: row for row in _lines(folder / "things.jsonl")}
+        self.drawings = _lines(folder / "pictures.jsonl")
+        load_file(CHECKPOINTS / "pictures/build.py")
+        build: Any = sys.modules["cm3kit_plugin_build"]
+        self.titles = {each.key: each.title for each in (*build.ARTISTS, build.OPENMOJI)}
+
+    def named(self, split: str, count: int) -> list[dict[str, Any]]:
+        """Drawings of a split by artists, each with its thing's `name`; `count` of them at a fixed seed."""
+        found = [
+            {**each, "name": self.things[each["slug"]]["name"]}
+            for each in self.drawings
+            if each["split"] == split and each["artist"] in self.titles
+        ]
+        return random.Random(0).sample(found, min(count, len(found)))
+
+    def names(self, split: str, count: int, known: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Things of a split that are no clip art, among `known` names where those are given."""
+        kept = None if known is None else set(known)
+        found = [
+            each
+            for each in self.things.values()
+            if each["split"] == split
+            and each["group"] != "clip art"
+            and (kept is None or each["name"] in kept)
+        ]
+        return random.Random(0).sample(found, min(count, len(found)))
+
+
+@dataclass
+class Bench:
+    """What all parts share; `ended` and `formed` collect whatever gaps and pages the parts fill."""
+
+    kit: Kit
+    corpus: Corpus
+    judge: Judge | None
+    reference: Reference
+    args: argparse.Namespace
+    ended: Row = field(default_factory=lambda: Row("gaps that ended by themselves", trials="gaps"))
+    formed: Row = field(default_factory=lambda: Row("well-formed pages", trials="pages"))
+
+    def draw(self, prompt: str, n: int = 1, **options: Any) -> list[Image.Image]:
+        """Pictures from words, by the model's defaults but for `options`."""
+        made = self.kit.generate(
+            prompt, n=n, seed=SEED, options=GenerateOptions(batch_size=min(n, 8), **options)
+        )
+        return [each.image for each in made if each.image is not None]
+
+    def fill(self, page: str) -> list[str]:
+        """The words in the gaps of a page, greedily."""
+        parsed = cm3kit.Page.parse(page.encode(), base=self.corpus.folder)
+        filled = self.kit.infill(parsed, seed=SEED, options=GREEDY)[0]
+        whole = filled.html.decode() if page.startswith("<!") else "<!DOCTYPE html>" + filled.html.decode()
+        self.formed.add(page, not JustHTML(whole, collect_errors=True).errors)
+        for number, gap in enumerate(filled.gaps):
+            self.ended.add(f"{page}{number}", gap.ended)
+        return [gap.text for gap in filled.gaps]
+
+    def right(self, pictures: Sequence[Image.Image], name: str, most: int = 5) -> list[bool]:
+        """Whether the judge has the name among its first ones for each picture."""
+        if self.judge is None or not pictures:
+            return [False] * len(pictures)
+        return [rank < most for rank in self.judge.ranks(pixels_of(pictures), [name] * len(pictures))]
+
+    def each(self, part: str, found: Sequence[Any]) -> Iterator[Any]:
+        """One by one, with a word on standard error now and then."""
+        start = time.perf_counter()
+        for done, one in enumerate(found, 1):
+            yield one
+            if done % 20 == 0 or done == len(found):
+                left = (time.perf_counter() - start) / done * (len(found) - done)
+                print(f"{part} {done}/{len(found)}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
+
+    def judged(self) -> set[str]:
+        """Names that the judge knows; all of the corpus without one."""
+        names = {each["name"] for each in self.corpus.things.values()}
+        return names & set(self.judge.names) if self.judge is not None else names
+
+
+def vary(bench: Bench) -> Iterator[Row]:
+    """Four pictures of each seen name: different ones, and the right ones."""
+    both = Row("-n 4: three different, three right (top-5)", trials="names")
+    different = Row("-n 4: three different", trials="names")
+    first, five = Row("drawn, judge's top-1: seen names"), Row("drawn, judge's top-5: seen names")
+    old = Row("drawn, among the 5 nearest of other names in the fixed feature: seen names")
+    for thing in bench.each("vary", bench.corpus.names("train", bench.args.names, bench.judged())):
+        name, made = thing["name"], bench.draw(thing["name"], 4)
+        varied = alike(made) >= 3
+        right = bench.right(made, name)
+        both.add(name, varied and sum(right) >= 3)
+        different.add(name, varied)
+        for top1, top5 in zip(bench.right(made, name, 1), right, strict=True):
+            first.add(name, top1)
+            five.add(name, top5)
+        for rank in bench.reference.ranks(pixels_of(made), [name] * len(made)) if made else ():
+            old.add(name, rank < 5)
+    yield from (both, different, first, five, old) if bench.judge is not None else (different, old)
+
+
+def alike(pictures: Sequence[Image.Image]) -> int:
+    """The size of the largest set of pictures that all differ from one another."""
+    small = [
+        np.asarray(each.convert("RGB").resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+        for each in pictures
+    ]
+    for size in range(len(small), 1, -1):
+        for chosen in combinations(small, size):
+            if all(float(np.abs(a - b).mean()) > 12 for a, b in combinations(chosen, 2)):
+                return size
+    return min(1, len(small))
+
+
+def styles(bench: Bench) -> Iterator[Row]:
+    """Drawn as an artist is asked for, whose drawing of the name was seen or was held out."""
+    if bench.judge is None:
+        return
+    for split, what in (("train", "seen"), ("cell", "held-out drawings")):
+        style = Row(f"drawn in the style asked for: {what}")
+        name = Row(f"drawn in a style, name right (top-5): {what}")
+        known = bench.judged()
+        asked = [each for each in bench.corpus.named(split, 4 * bench.args.names) if each["name"] in known]
+        for each in bench.each(f"styles {split}", asked[: bench.args.names]):
+            made = bench.draw(f"{each['name']}, {bench.corpus.titles[each['artist']]}")
+            for hand, right in zip(
+                bench.judge.drawn_by(pixels_of(made)) if made else [],
+                bench.right(made, each["name"]),
+                strict=True,
+            ):
+                style.add(each["file"], hand == each["artist"])
+                name.add(each["file"], right)
+        yield from (style, name)
+
+
+def synonyms(bench: Bench) -> Iterator[Row]:
+    """Drawn from words that caption no picture of the name (see the builder), and name nothing else."""
+    if bench.judge is None:
+        return
+    row = Row("drawn from words never used for the name (top-5)")
+    taken = {each["name"] for each in bench.corpus.things.values()}
+    pairs = [
+        (thing["name"], word)
+        for thing in bench.corpus.names("train", 10**6, bench.judged())
+        for word in thing["synonyms"]
+        if hashlib.sha256(f"{thing['name']}~{word}".encode()).digest()[0] < 64 and word not in taken
+    ]
+    chosen = random.Random(0).sample(pairs, min(bench.args.names, len(pairs)))
+    for name, word in bench.each("synonyms", chosen):
+        for right in bench.right(bench.draw(word), name):
+            row.add(f"{name}~{word}", right)
+    yield row
+
+
+def scenes(bench: Bench) -> Iterator[Row]:
+    """Scenes of pairs that were held out: the crop at each drawn position judged by its own name."""
+    if bench.judge is None:
+        return
+    row = Row("scenes of held-out pairs: both crops right (top-5)", trials="scenes")
+    known = bench.judged()
+    found = [
+        each
+        for each in bench.corpus.drawings
+        if each["split"] == "scene"
+        and len(each["parts"]) == 2
+        and all(p["name"] in known for p in each["parts"])
+    ]
+    for each in bench.each("scenes", random.Random(0).sample(found, min(bench.args.names, len(found)))):
+        for made in bench.draw(each["caption"]):
+            crops = []
+            for part in each["parts"]:
+                scale = made.width / 96
+                crops.append(made.crop(tuple(round(edge * scale) for edge in part["box"])))
+            row.add(
+                each["file"],
+                all(bench.right([c], p["name"])[0] for c, p in zip(crops, each["parts"], strict=True)),
+            )
+    yield row
+
+
+BEHIND = '<p><img src="{file}"></p>\n<p><mask></p>\n'
+ALT = '<!DOCTYPE html><img alt="<mask>" src="{file}">'
+
+
+def captions(bench: Bench) -> Iterator[Row]:
+    """Names of pictures, behind them and as alt texts."""
+    for split, what in (("train", "seen drawings"), ("cell", "held-out drawings"), ("openmoji", "OpenMoji")):
+        behind, alt = Row(f"captions exact: {what}"), Row(f"alt texts exact: {what}")
+        for each in bench.each(f"captions {split}", bench.corpus.named(split, bench.args.names)):
+            for row, form in ((behind, BEHIND), (alt, ALT)):
+                (text,) = bench.fill(form.format(file=each["file"]))
+                row.add(each["file"], same(text, each["name"], bench.corpus.titles.values()))
+        yield from (behind, alt)
+
+
+def same(text: str, name: str, artists: Iterable[str]) -> bool:
+    """Whether a caption is the name, but for case, punctuation and who drew it."""
+
+    def bare(words: str) -> str:
+        return " ".join(re.sub(r"[\W_]+", " ", html.unescape(words).lower()).split())
+
+    found = bare(text)
+    for artist in artists:
+        found = re.sub(rf" (by )?{re.escape(bare(artist))}$", "", found)
+    return found == bare(name)
+
+
+TITLE = '<!DOCTYPE html><title><mask></title>\n<h1>{name}</h1>\n<p>{about}</p>\n<p><img src="{file}"></p>\n'
+ABOUT = '<h1>{name}</h1>\n<p><mask></p>\n<p><img src="{file}"></p>\n'
+
+
+def words(bench: Bench) -> Iterator[Row]:
+    """Definitions and titles on pages of names that were never seen: 1 minus edit distance over length."""
+    row = Row("definitions and titles, edit similarity: held-out names", trials="gaps")
+    about = {slug: each["definition"] for slug, each in bench.corpus.things.items() if each["definition"]}
+    found = [each for each in bench.corpus.named("rest", 10**6) if each["slug"] in about]
+    for each in bench.each("words", found[: bench.args.names]):
+        sentence = about[each["slug"]].rstrip(".")
+        sentence = sentence[:1].upper() + sentence[1:] + "."
+        page = {"name": html.escape(each["name"]), "about": html.escape(sentence), "file": each["file"]}
+        (title,), (text,) = bench.fill(TITLE.format(**page)), bench.fill(ABOUT.format(**page))
+        for one, right in ((title, each["name"]), (text.split(" A kind of")[0], sentence)):
+            one = html.unescape(one).strip()
+            row.add(each["slug"], 1 - edit_distance(one, right) / max(1, len(one), len(right)))
+    yield row
+
+
+def passes(bench: Bench) -> Iterator[Row]:
+    """The diffusion decoder with as many passes as there are codes, half and a quarter of them."""
+    if bench.judge is None or "diffusion" not in bench.kit.parts.defaults.decoders:
+        return
+    codes = math.prod(bench.kit.image.grid)
+    names = bench.corpus.names("train", bench.args.names, bench.judged())
+    for share in (1, 2, 4):
+        row = Row(f"diffusion decoder, {codes // share} passes (top-5): seen names")
+        for thing in bench.each(f"passes {share}", names):
+            made = bench.draw(thing["name"], decoder="diffusion", steps=codes // share)
+            for right in bench.right(made, thing["name"]):
+                row.add(thing["name"], right)
+        yield row
+
+
+Part = Callable[[Bench], Iterator[Row]]
+PARTS: dict[str, Part] = {
+    each.__name__: each for each in (vary, styles, synonyms, scenes, captions, words, passes)
+}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    """Measure the chosen parts; print a Markdown table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="pictures")
+    parser.add_argument("--data", type=Path, default=Path("data/pictures"))
+    parser.add_argument("--judge", type=Path, default=Path("outputs/judge"))
+    parser.add_argument("--part", default=",".join(PARTS))
+    parser.add_argument("--names", type=int, default=1000, help="the most names, pictures or pages of a row")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    judge = Judge.load(args.judge) if (args.judge / "judge.json").is_file() else None
+    if judge is None:
+        print(
+            f"no judge in {args.judge}; benchmarks/judge.py trains one; its rows are left out",
+            file=sys.stderr,
+        )
+    bench = Bench(cm3kit.load(args.model), Corpus(args.data), judge, Reference.read(args.data), args)
+    rows = [row for part in args.part.split(",") for row in PARTS[part](bench)]
+    rows += [row for row in (bench.ended, bench.formed) if row.values]
+    if args.json:
+        print(json.dumps([row.record() for row in rows], indent=1))
+        return
+    print("| what | figure | 95 % | n |\n| --- | --- | --- | --- |")
+    for row in rows:
+        if not row.values:
+            continue
+        found = row.interval()
+        print(
+            f"| {row.what} | {found.value:.3f} | {found.low:.3f} – {found.high:.3f} | {len(row.values)} {row.trials} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

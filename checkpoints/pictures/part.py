@@ -1,0 +1,136 @@
+"""A part of the corpus for a phase of training: few names first, then all base names, each with forms of its own.
+
+python checkpoints/pictures/part.py data/pictures few -o data/pictures-few
+
+A decoder binds a name to its pictures soon where names are few and nearly every page says just a name beside its
+picture; from there it learns the others faster than from nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from cm3kit.json_lines import dump_jsonl, numbered_objects
+from cm3kit.targets import refuse_existing
+from cm3kit_tokenizers.errors import Cm3kitError
+
+MANY = 170  # names of things by seven artists that are added to those by eight
+THINGS = {"Food & Drink", "Animals & Nature", "Travel & Places", "Activities"}
+NAMING = {"alt": 1.0, "behind": 1.0, "alt by": 0.5, "before": 0.4}
+MORE = {
+    "by": 0.1,
+    "title": 0.1,
+    "synonym": 0.12,
+    "group": 0.1,
+    "definition": 0.1,
+    "hands": 0.05,
+    "links": 0.05,
+}
+FORMS = {"few": NAMING, "base": NAMING | MORE}
+
+
+def is_base(thing: dict[str, Any]) -> bool:
+    """Whether a thing has a word of its own: no variant by tone or gender, no flag, clock face or sign with words."""
+    words = thing["name"].replace("’", "'").split()
+    gendered = thing["group"] == "People & Body" and words[0] in ("man", "woman", "men", "women")
+    composed = {"o'clock", "button"} & set(words) or ":" in thing["name"] or "-thirty" in thing["name"]
+    plain = thing["group"] not in ("Flags", "clip art") and thing["name"] == thing["base"]
+    return plain and thing["split"] == "train" and not gendered and not composed
+
+
+def chosen(things: list[dict[str, Any]], drawings: list[dict[str, Any]], part: str) -> set[str]:
+    """Slugs of the things of a part."""
+    base = {each["slug"] for each in things if is_base(each)}
+    if part == "base":
+        return base
+    artists: dict[str, set[str]] = defaultdict(set)
+    for each in drawings:
+        if each["slug"] in base and each["artist"] not in ("openmoji", "scene", "clipart"):
+            artists[each["slug"]].add(each["artist"])
+    group = {each["slug"]: each["group"] for each in things}
+    seven = sorted(slug for slug, found in artists.items() if len(found) == 7 and group[slug] in THINGS)
+    return {slug for slug, found in artists.items() if len(found) == 8} | set(seven[:MANY])
+
+
+def select(folder: Path, output: Path, part: str) -> dict[str, int]:
+    """Write the part, its files as hard links where those can be had; return what it holds.
+
+    Raises:
+        OutputError: `output` exists already.
+    """
+    refuse_existing(output, "remove it or choose another folder")
+    things, drawings, lines = (rows(folder / f"{name}.jsonl") for name in ("things", "pictures", "manifest"))
+    wanted, weights = chosen(things, drawings, part), FORMS[part]
+    kept = [
+        {**line, "weight": weights[line["form"]]}
+        for line in lines
+        if line["split"] == "train" and line["form"] in weights and set(line["things"]) <= wanted
+    ]
+    kept += [
+        {**line, "weight": 1.0}
+        for line in lines
+        if line["split"] in ("cell", "rest", "tone")
+        and line["form"] in ("alt", "behind")
+        and (line["split"] != "cell" or set(line["things"]) <= wanted)
+    ]
+    shown = {slug for line in kept for slug in line["things"]}
+    # OpenMoji's too, which stand on no page here, for evaluation.
+    pictures = [
+        each for each in drawings if each["slug"] in shown and each["artist"] not in ("scene", "clipart")
+    ]
+    working = output.with_name(f".tmp-{output.name}")
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    for name in [*(line["page"] for line in kept), *(each["file"] for each in pictures), "LICENSES.md"]:
+        link(folder / name, working / name)
+    listed = {
+        "manifest": kept,
+        "pictures": pictures,
+        "things": [each for each in things if each["slug"] in shown],
+    }
+    for name, found in listed.items():
+        (working / f"{name}.jsonl").write_text(dump_jsonl(found), encoding="utf-8")
+    working.rename(output)
+    return {"names": len(wanted), "pages": len(kept), "pictures": len(pictures)}
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under another path; a copy of it on another disk."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines.
+
+    Raises:
+        DataError: a line is no JSON object (`bad_data`).
+    """
+    return [row for _, row in numbered_objects(path.read_bytes(), path)]
+
+
+def main() -> None:
+    """Select, and say what there is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("part", choices=sorted(FORMS))
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        print(json.dumps(select(args.corpus, args.output, args.part)), file=sys.stderr)
+    except (Cm3kitError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()
