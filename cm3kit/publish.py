@@ -256,15 +256,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors |= {name: tensors[other] for name, other in saved["aliases"].items()}
         return tensors, dict(saved["state"])
-    except (
-        OSError,
-        RecursionError,
-        SafetensorError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"{folder} cannot be read: {error}; use another checkpoint.", code="bad_checkpoint"
         ) from error
