@@ -12,7 +12,7 @@ from cm3kit.fill.answers import Answer
 from cm3kit.fill.pages import read_bytes
 from cm3kit.fill.prompts import MAX_BYTES
 from cm3kit.fill.row_files import as_utf8, read_file, text_lines
-from cm3kit.json_lines import parse
+from cm3kit.json_lines import Malformed, parse
 from cm3kit_tokenizers.errors import ConfigError, DataError, PageError
 from cm3kit_tokenizers.page import Page
 
@@ -84,6 +84,8 @@ def _text_rows(file: Path, data: bytes, gap: int) -> Iterator[Mapping[int, str]]
 
 def _json_rows(file: Path, data: bytes, gap: int) -> Iterator[Mapping[int, str]]:
     for number, value in parse(data):
+        if value is Malformed.UTF8:
+            raise DataError(f"{file} line {number} is not UTF-8; convert it.", code="bad_data")
         try:
             yield _row(value, gap)
         except ValueError:
