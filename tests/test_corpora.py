@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cm3kit.web.parts import part_folders, read_rejects
 from cm3kit.web.report import report
 from cm3kit.web.runner import prepare
 from cm3kit.web.sources import SourceOptions, load_sources
@@ -202,6 +203,13 @@ TABLES: list[tuple[str, bytes, list[str]]] = [
     ("a.csv", b"url,caption\nu1," + b"x" * 200_000 + b"\nu2,c\n", ["x" * 200_000 + "|u1", "c|u2"]),
     ("a.tsv", b'say "hi\thttp://e.org/a\n"quoted"\thttp://e.org/b\n', ['say "hi|http://e.org/a', '"quoted"|http://e.org/b']),
     ("a.tsv", b"TEXT\tURL\nred\thttp://e.org/a\n\n\r\n", ["red|http://e.org/a"]),
+    ("a.csv", b"sep=;\nurl;caption\nhttp://e.org/a;red\n", ["red|http://e.org/a"]),
+    ("a.csv", b"# made by hand\n\nurl,caption\nhttp://e.org/a,red\n", ["red|http://e.org/a"]),
+    ("a.csv", b"#,url,caption\n1,http://e.org/a,red\n", ["red|http://e.org/a"]),
+    ("a.csv", b"url|caption\nhttp://e.org/a|red, blue\n", ["red, blue|http://e.org/a"]),
+    ("a.csv", b"Image URL,Alt-Text,caption\nhttp://e.org/a,x,red\n", ["red|http://e.org/a"]),
+    ("a.csv", b"url,caption\ru1,red\ru2,\xff\ru3,blue\r", ["red|u1", "!", "blue|u3"]),
+    ("a.csv", b'url,caption\nu1,5" nail\nu2,d\n', ['5" nail|u1', "d|u2"]),
 ]  # fmt: skip
 
 
@@ -239,6 +247,61 @@ def test_a_table_that_does_not_say_is_refused_with_the_setting_that_does(
         numbered = SourceOptions(columns={"caption": "1", "image": "2"})
         assert [each.reason for each in items("pairs", place, numbered)] == [""] * data.count(b"\n")
     assert run(["data", "prepare", str(place), "-o", str(tmp_path / "p"), "--column", "x=1"]) == 1
+
+
+def test_text_in_two_bytes_a_character_is_read_or_named(tmp_path: Path) -> None:
+    lines = '{"text": "café"}\r\n{"text": "b"}\r\n'
+    found = items("mmc4", write(tmp_path / "a.jsonl", lines.encode("utf-16")))
+    assert [shown(each) for each in found] == ["<p>café</p>", "<p>b</p>"]
+    (item,) = items("mmc4", write(tmp_path / "b.jsonl", lines.encode("utf-16-le")))
+    assert item.reason == "unreadable" and "UTF-16" in item.detail
+    for codec in ("utf-16-le", "utf-16-be"):
+        with pytest.raises(DataError, match="UTF-16"):
+            look(str(write(tmp_path / "b.csv", "url,caption\nhttp://e.org/a,red\n".encode(codec))))
+    with pytest.raises(DataError, match="2 columns named caption"):
+        look(str(write(tmp_path / "c.csv", b"url,caption,caption\nhttp://e.org/a,red,blue\n")))
+
+
+def test_names_that_are_no_unicode_end_no_run(tmp_path: Path) -> None:
+    write(tmp_path / "a/a.jsonl", '{"\\ud800": 1}\n{"text": "b\\ud800", "title": "\\udfff"}\n')
+    assert prepare(str(tmp_path / "a"), tmp_path / "o")["pages"] == {"bad_row": 1, "in": 2, "kept": 1}
+    members: list[tuple[str, bytes | tarfile.TarInfo]] = [
+        ("a\udcff.txt", b"alone"),
+        ("b\udcff.html", b"<p>x"),
+    ]
+    tar(tmp_path / "a.tar", members)
+    assert prepare(str(tmp_path / "a.tar"), tmp_path / "p")["pages"] == {"bad_row": 1, "in": 2, "kept": 1}
+
+
+def test_a_row_that_python_cannot_hold_costs_itself(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 1, 3, 4))
+    texts = arrow.Array.from_buffers(
+        arrow.string(), 3, [None, arrow.py_buffer(offsets), arrow.py_buffer(b"a\xff\xfec")]
+    )
+    when = arrow.array([1, 2, 2**62], arrow.timestamp("ms"))
+    parquet.write_table(arrow.table({"text": texts, "when": when}), tmp_path / "a.parquet")
+    found = items("parquet", tmp_path / "a.parquet")
+    assert [shown(each) for each in found] == ["<p>a</p>", "unreadable", "<p>c</p>"]
+    assert found[1].detail.startswith("text: ")
+
+
+def test_an_unforeseen_error_of_a_source_is_a_reject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cm3kit.web.sources import mmc4
+
+    rows = "".join(f'{{"text": "{name}"}}\n' for name in "abc")
+    place = write(tmp_path / "a.jsonl", rows)
+    real = mmc4._line
+
+    def line(key: str, *rest: Any) -> Any:
+        if key.endswith("#1"):
+            raise BufferError("of no class that is foreseen")
+        return real(key, *rest)
+
+    monkeypatch.setattr(mmc4, "_line", line)
+    assert prepare(str(place), tmp_path / "o")["pages"] == {"in": 2, "kept": 1, "unreadable": 1}
+    (reject,) = read_rejects(part_folders(tmp_path / "o")[0])
+    assert "first 1" in reject["detail"] and "foreseen" in reject["detail"]
 
 
 def test_a_damaged_member_of_a_tar_costs_itself(tmp_path: Path) -> None:
@@ -295,6 +358,13 @@ def test_only_a_decompression_bomb_is_an_error_among_warnings(tmp_path: Path) ->
     counts = prepare(str(site), tmp_path / "o")
     assert counts["pictures"] == {"kept": len(EXIFS), "bad_metadata": sum(map(bool, faults))}
     assert "bad_metadata: the metadata" in report(tmp_path / "o", counts)
+
+
+def test_a_query_may_be_escaped_in_a_file_s_name(tmp_path: Path) -> None:
+    write(tmp_path / "p.html", "<p>x<img src='a.png?w=300'>")
+    write(tmp_path / "a.png%3Fw=300", A)
+    (found,) = items("folder", tmp_path)
+    assert shown(found) == '<p>x<img src="[a.png?w=300]"></p>'
 
 
 def test_the_literal_name_comes_before_the_cut_one(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_text_that_can_never_be_whole() -> None:
 def test_ids_that_do_not_fit_are_refused() -> None:
     stretch = FlatSpan("attribute", 0, 2)
     constraint = CanvasConstraint(flat_canvas((VOCAB.mask, VOCAB.mask), (stretch,)), FULL)
-    with pytest.raises(ValueError, match="may not stand"):
+    with pytest.raises(ValueError, match="not allowed in slot"):
         constraint.commit(0, VOCAB.mask)
     assert constraint.allowed([]).shape == (0, len(VOCAB))
 

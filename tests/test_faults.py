@@ -27,10 +27,13 @@ from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
 from cm3kit.batch.signals import Signals
 from cm3kit.batch.store import begin, file_name, read_job, read_lines
+from cm3kit.fill.answer_files import collect
 from cm3kit.fill.batching import Order
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.prompts import read_prompts
+from cm3kit.provenance.recipes import rows as recipe_rows
 from cm3kit.publish import publishing, verify
+from cm3kit.training.rl.prompts import read_items
 from cm3kit.training.run import LOCK, locked
 from cm3kit.training.run import run as train
 from cm3kit.types import Canvas
@@ -101,6 +104,21 @@ def test_no_row_can_end_a_run(tmp_path: Path) -> None:
     # Deep values are carried or refused, an id of another type is its text.
     assert wrong <= {f'{{"prompt": "a", "meta": {deep}}}', '{"id": {"a": 1}, "prompt": "a"}'}
     assert not status(tmp_path / "out")["failures"].get("internal")
+
+
+def test_what_a_row_s_page_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s.css").write_text("p{}")
+    html = "<link rel=stylesheet href=s.css><p><mask></p><img alt='<mask>' src=gone.png>"
+    path = rows(tmp_path, [json.dumps({"html": html}), json.dumps({"html": "<p><mask></p>"})])
+    asked = ["sample", "run", str(path), "-m", str(toy()), "-o", str(tmp_path / "out"), "--seed", "1"]
+    assert command([*asked, "--max-tokens", "2", "-n", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    told = json.loads(out)
+    assert told["data"]["warned"] == 2 and "2 with warnings" in err
+    for words in ("gone.png", "s.css"):
+        assert any(words in line for line in told["warnings"]) and words in err
+    lines = read_lines(tmp_path / "out")
+    assert [bool(lines[key].get("warnings")) for key in sorted(lines)] == [True, True, False, False]
 
 
 def test_an_error_of_any_class_is_charged_to_its_row(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +311,71 @@ def test_prompt_files_are_read_as_they_are_encoded(tmp_path: Path, suffix: str, 
     for read in (read_rows, read_prompts):
         with pytest.raises(DataError, match="UTF-16"):
             read(path)
+
+
+def test_a_line_ends_where_json_lines_do(tmp_path: Path) -> None:
+    # Characters that break lines for Python's `str.splitlines`, and that JSON may write as they are.
+    odd = ["a\u2028b", "a\u2029b", "a\x85b"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"prompt": "{each}"}}\n' for each in odd), encoding="utf-8")
+    assert [row.asked.prompt for row in read_rows(path).rows] == odd
+    assert [each.content for each in read_prompts(path)] == odd
+    assert [each.prompt for each in read_items(path, "text")] == odd
+    path.write_text("".join(f'"{each}"\r\n' for each in odd), encoding="utf-8")
+    given = collect(Page.parse(b"<mask>"), (), path, 0)
+    assert given is not None and [each.answers[0] for each in given] == odd
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "manifest.jsonl").write_text("".join(f'{{"prompt": "{each}"}}\n' for each in odd), "utf-8")
+    assert [row["prompt"] for row in recipe_rows(tmp_path)] == odd
+
+
+def test_a_row_that_python_cannot_hold_is_an_error_of_its_own(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    ends = b"".join(number.to_bytes(4, "little") for number in (0, 1, 3, 4))
+    texts = arrow.Array.from_buffers(
+        arrow.string(), 3, [None, arrow.py_buffer(ends), arrow.py_buffer(b"a\xff\xfec")]
+    )
+    parquet.write_table(arrow.table({"prompt": texts}), tmp_path / "a.parquet")
+    first, second, third = read_rows(tmp_path / "a.parquet").rows
+    assert (first.asked.prompt, third.asked.prompt) == ("a", "c") and "row 2" in str(second.error)
+    (tmp_path / "a.csv").write_text(f"prompt\n{'x' * 200_000}\nb\n")
+    assert [len(row.asked.prompt) for row in read_rows(tmp_path / "a.csv").rows] == [200_000, 1]
+    assert len(read_prompts(tmp_path / "a.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"constrain": 1, "guided_regex": "a"},
+        {"constrain": False, "guided_choice": ["a"]},
+        {"guided_json": {"properties": 5}},
+        {"guided_json": {"type": 5, "enum": 5}},
+        {"guided_json": {"required": 7}},
+        {"guided_json": "x" * 5000},
+        {"constrain": ["0=trie:" + "x" * 5000]},
+        {"constrain": ["0=trie:a\0b"]},
+        {"constrain": ["0=regex:[["]},
+        {"guided_json": {"$ref": "#"}},
+    ],
+)
+def test_a_constraint_that_is_none_is_its_row_s(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    fine = {"html": "<p><mask></p>", "max_tokens": 2}
+    lines = [json.dumps({**fine, **wrong}), json.dumps(fine)]
+    assert sampled(tmp_path, lines) == {0: "error", 1: "ok"}
+    assert set(status(tmp_path / "out")["failures"]) <= {"bad_data", "bad_value", "no_file"}
+
+
+def test_deep_json_is_told_in_a_line(tmp_path: Path) -> None:
+    deep = '{"a":' + "[" * 100_000
+    (tmp_path / "config.json").write_text(deep)
+    with pytest.raises(ModelError, match="cannot be read"):
+        cm3kit.load(tmp_path, device="cpu")
+    for name in ("vocab.json", "defaults.json", "image/tokenizer_config.json", "decoder/config.json"):
+        model = edited(tmp_path, "vocab.json")
+        (model / name).write_text(deep)
+        with pytest.raises(Cm3kitError) as error:
+            cm3kit.load(model, device="cpu")
+        assert "\n" not in str(error.value)
 
 
 RECIPE = ["data=", "loop.steps=2", "loop.rows=2", "loop.preview_every=0"]

@@ -315,9 +315,16 @@ def test_places_of_spans_follow_the_enumerated_law(law: str, n: int) -> None:
 def test_the_greedy_law_is_metaseqs() -> None:
     size, rng = 16, generator(5)
     found = [span_law["greedy"](1, size, rng) for _ in range(8000)]
-    # start = floor(u·16), end = floor(v·16 + ½) coincide where u < v lie in one half-cell: 16 · 1/32².
+    # floor(u·16) and floor(v·16 + ½) coincide where v is within half a cell of the cell's start: 31/32 · 1/16.
     empty = sum(each is None for each in found) / len(found)
-    assert abs(empty - size / (2 * size) ** 2) < 0.01
+    assert abs(empty - (1 - 1 / (2 * size)) / size) < 0.01
+    # Rounded before they are ordered: |floor(16u) − floor(16v + ½)| = k, enumerated; the other order has 5.83.
+    cells = Counter(
+        abs(a - b) for a in range(size) for b in [0, *(k for k in range(1, size) for _ in "xx"), size]
+    )
+    mean = sum(length * count for length, count in cells.items()) / cells.total()
+    lengths = [each[0].stop - each[0].start if each else 0 for each in found]
+    assert abs(sum(lengths) / len(lengths) - mean) < 0.15 and mean < 5.4
     big = [span_law["greedy"](2, 10_000, rng) for _ in range(4000)]
     assert abs(sum(each is not None and len(each) == 2 for each in big) / 4000 - 0.61) < 0.04
     assert all(each is None or len(each) <= 2 for each in big)

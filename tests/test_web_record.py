@@ -22,6 +22,7 @@ from cm3kit.web.settings import HTLM, PictureRules, WebSettings
 from cm3kit_tokenizers.document import Markup, Text
 from cm3kit_tokenizers.errors import ConfigError, PictureError
 from cm3kit_tokenizers.html.addresses import candidates
+from cm3kit_tokenizers.html.cutting import without
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.scan import scan
 from cm3kit_tokenizers.html.spans import parse_tree
@@ -308,6 +309,9 @@ def test_pieces_that_lost_pictures_settle_as_if_they_were_parsed(parts: list[str
             gone |= set(range(place, whole.index(Markup(">"), place) + 1))
     left = [piece for place, piece in enumerate(whole) if place not in gone]
     assert settled(left) == minimal_pieces(parse_tree(render(left)), (), keep_all)
+    starts = [place for place in gone if whole[place] == Markup("<img")]
+    cuts = [(start, whole.index(Markup(">"), start) + 1) for start in sorted(starts)]
+    assert without(whole, cuts) == settled(left)
 
 
 @pytest.mark.parametrize(

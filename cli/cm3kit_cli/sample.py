@@ -105,8 +105,10 @@ def run(
             found = processes.run_processes(job, how, num_processes, watch, warn)
         else:
             found = sampling.run(job, how, watch, warn)
+    for line in found["warnings"]:
+        typer.echo(f"warning: {one_line(line)}", err=True)
     warn(_counts(found))
-    return Reply(found, (str(output),), status=_status(found))
+    return Reply(found, (str(output),), warnings=tuple(found["warnings"]), status=_status(found))
 
 
 @app.command()
@@ -163,7 +165,7 @@ def export(
 def _counts(found: Mapping[str, Any]) -> str:
     told = f"{found['done']} of {found['outputs']} outputs are there"
     told += "".join(f", {found[name]} {name}" for name in ("failed", "missing") if found[name])
-    return told + (f", {found['warned']} with warnings (see manifest.jsonl)" if found.get("warned") else "")
+    return told + (f", {found['warned']} with warnings (see manifest.jsonl)" if found["warned"] else "")
 
 
 def _status(found: Mapping[str, Any]) -> int:

@@ -31,6 +31,8 @@ _LINKS = {"stylesheet", "icon", "apple-touch-icon", "preload", "modulepreload", 
 _URL = re.compile(
     r"url\(\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"')]+))\s*\)|@import\s+(?:\"([^\"]*)\"|'([^']*)')", re.I
 )
+_SET = re.compile(r"image-set\(([^;{}]*)", re.I)
+_SAID = re.compile(r"type\([^)]*\)|\"([^\"]*)\"|'([^']*)'", re.I)
 _FAR = re.compile(r"//|(?!file:)[a-z][a-z0-9+.-]*:", re.I)
 
 
@@ -127,6 +129,7 @@ def _named(tree: Any) -> Iterator[str]:
             raw += [address for held in LAZY_SETS for address, _ in candidates(str(each.attr(held) or ""))]
         if name == "link" and _LINKS & {word.lower() for word in str(each.attr("rel") or "").split()}:
             raw.append(str(each.attr("href") or ""))
+            raw += [address for address, _ in candidates(str(each.attr("imagesrcset") or ""))]
         if name == "style":
             raw += _styled(each.text)
         if each.attr("style"):
@@ -136,7 +139,9 @@ def _named(tree: Any) -> Iterator[str]:
 
 def _styled(css: str) -> Iterator[str]:
     """Addresses in a style sheet."""
-    for found in _URL.finditer(css[: 4 << 20]):
+    css = css[: 4 << 20]
+    sets = (said for found in _SET.finditer(css) for said in _SAID.finditer(found[1]))
+    for found in (*_URL.finditer(css), *sets):
         address = next((group for group in found.groups() if group is not None), "")
         if address.strip():
             yield join("", address)

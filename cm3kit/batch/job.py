@@ -10,7 +10,7 @@ from typing import Any
 
 from cm3kit.batch.choice import Selector
 from cm3kit.batch.rows import Row, Rows, SampleTask, read_rows
-from cm3kit.batch.store import JOB, Key, begin, counted, read_job, read_lines
+from cm3kit.batch.store import JOB, Key, begin, counts, read_job, read_lines
 from cm3kit.claims import Shard
 from cm3kit.fill.finding import find
 from cm3kit.fill.folder import fingerprints
@@ -116,10 +116,9 @@ def keys(job: SampleJob, rows: Rows, shard: Shard) -> list[Key]:
 def tally(job: SampleJob, rows: Rows, shard: Shard) -> dict[str, Any]:
     """The counts that `run` returns."""
     wanted, lines = keys(job, rows, shard), read_lines(job.output)
-    there = [lines[key] for key in wanted if key in lines]
     return {
-        "folder": job.output, "seed": job.seed, "outputs": len(wanted), **counted(there),
-        "missing": len(wanted) - len(there),
+        "folder": job.output, "seed": job.seed, "outputs": len(wanted),
+        **counts([lines[key] for key in wanted if key in lines], len(wanted)),
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from cm3kit.batch.store import (
     Key,
     Line,
     begin,
-    counted,
+    counts,
     fuller,
     manifests,
     read_job,
@@ -29,11 +29,11 @@ GROUP = 64
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed`, `missing`, and with warnings."""
+    """Counts of a folder: all `outputs` of the job, and how many are `done`, `failed`, `missing` and `warned`."""
     job, lines = read_job(folder), read_lines(folder)
     return {
-        "folder": folder, "seed": job["seed"], "outputs": job["outputs"], **counted(lines.values()),
-        "missing": job["outputs"] - len(lines),
+        "folder": folder, "seed": job["seed"], "outputs": job["outputs"],
+        **counts([lines[key] for key in sorted(lines)], job["outputs"]),
     }  # fmt: skip
 
 

@@ -131,7 +131,8 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
         if unknown := [key for key in given if key not in COLUMNS]:
             raise DataError(_unknown(unknown[0], where), code="bad_data")
         if told := guided({name: asked.get(name) for name in GUIDED}):
-            options["constrain"] = [*options.get("constrain", ()), *told]
+            own = options.get("constrain", ())
+            options["constrain"] = [*own, *told] if isinstance(own, list | tuple) else own
         valid = _OPTIONS.validate_python(options)
         valid.check()
         found = Asked.model_validate(asked if "id" not in asked else {**asked, "id": name})

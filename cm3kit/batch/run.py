@@ -16,6 +16,7 @@ from cm3kit import json_lines
 from cm3kit.batch import equal
 from cm3kit.batch.choice import Choice, Selector
 from cm3kit.batch.commands import SUFFIXES
+from cm3kit.batch.companions import beside
 from cm3kit.batch.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.batch.rows import Row, Rows, options_of
 from cm3kit.batch.signals import Signals
@@ -77,6 +78,7 @@ class _Run:
         self._done_before = len(self._lines)
         self._ready: list[Made] = []
         self._committed = time.monotonic()
+        self._alone: tuple[int, tuple[str, ...]] = (-1, ())
         self._records: dict[str, Mapping[str, Any]] = {}
         self._signals = Signals()
 
@@ -230,6 +232,10 @@ class _Run:
             suffix, content = ".html", made.html
             prompt: Mapping[str, Any] = {"page": row.asked.page} if row.asked.page and shown else {}
             kept_in = (self._store.folder / file_name(key, suffix)).parent
+            assert order.page is not None
+            if self._alone[0] != row.number:
+                self._alone = (row.number, beside(order.page, self._store.folder / file_name(key, suffix)))
+            made = replace(made, warnings=(*made.warnings, *self._alone[1]))
             told: Mapping[str, Any] = variant(made, order.page if shown else None, kept_in)
         else:
             prompt = whose(Prompt(row.asked.prompt), shown)

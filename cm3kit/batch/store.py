@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 MANIFEST = "manifest.jsonl"
 JOB = "job.json"
 FILES = "files"
+MOST_WARNINGS = 5
 SUFFIXES = (".png", ".txt", ".html")
 Key = tuple[int, int]
 """Number of a row, and index of its output."""
@@ -59,6 +60,17 @@ def file_name(key: Key, suffix: str) -> str:
     return f"{FILES}/{key[0] // 1000:03d}/{key[0]:06d}-{key[1]}{suffix}"
 
 
+def counts(lines: Sequence[Line], wanted: int) -> dict[str, Any]:
+    """How many outputs are done, failed, missing and done with warnings, and the first of these."""
+    done = sum(line["status"] == "ok" for line in lines)
+    told = [line["warnings"] for line in lines if line["status"] == "ok" and line.get("warnings")]
+    first = dict.fromkeys(str(each) for some in told if isinstance(some, list) for each in some)
+    return {
+        "done": done, "failed": len(lines) - done, "missing": wanted - len(lines), "warned": len(told),
+        "warnings": list(first)[:MOST_WARNINGS],
+    }  # fmt: skip
+
+
 def read_lines(folder: Path) -> dict[Key, Line]:
     """Finished outputs by row and output; torn lines are ignored, and of two lines for one output the later counts.
 
@@ -83,14 +95,6 @@ def fuller(known: Line | None, line: Line) -> Line:
     if known is not None and known.get("sha256") == line.get("sha256"):
         return max(line, known, key=lambda each: len(each.get("warnings", ())))
     return line
-
-
-def counted(lines: Iterable[Line]) -> dict[str, int]:
-    """How many of some lines are `done`, have `failed`, and have warnings (`warned`)."""
-    lines = [*lines]
-    done = sum(line["status"] == "ok" for line in lines)
-    warned = sum(bool(line.get("warnings")) for line in lines)
-    return {"done": done, "failed": len(lines) - done, "warned": warned}
 
 
 def _check(line: Line, key: Key, manifest: Path) -> None:

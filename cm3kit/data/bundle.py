@@ -111,7 +111,7 @@ def load_bundle(
         parts = [
             load_file(folder / f"codes-{number:03}.safetensors")["codes"] for number in range(index["codes"])
         ]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, RecursionError, ValueError, KeyError) as error:
         raise DataError(f"{folder} is not a complete bundle: {error}.", code="bad_data") from error
     for name, mine in (("text", tokenizer.text.sha256), ("image", image.sha256)):
         if index[f"{name}_sha256"] != mine:

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from cm3kit.data.encodings import Encodings, Watch, encode
 from cm3kit.data.prepared import is_prepared
 from cm3kit.data.views import ViewSettings
+from cm3kit.json_lines import lines_of
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
 from cm3kit_tokenizers.errors import DataError, PageError, PictureError
@@ -44,7 +45,7 @@ def listing(folder: Path) -> list[Listed]:
     """Pages of `manifest.jsonl`, or all .html files below the folder, of which one in 20 is held out as `rest`."""
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
-        lines = manifest.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(manifest.read_text(encoding="utf-8"))
         return [_listed(folder, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     paths = sorted(folder.rglob("*.html"))
     if not paths:

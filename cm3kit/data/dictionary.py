@@ -22,6 +22,7 @@ from cm3kit.data import forms
 from cm3kit.data.names import Name, Split, read_keywords, read_names, splits
 from cm3kit.data.noto import BitmapFont, on_white
 from cm3kit.data.wordnet import WordNet
+from cm3kit.json_lines import lines_of
 from cm3kit_tokenizers.errors import DataError, OutputError
 
 PICTURE_SIZE = 128
@@ -143,7 +144,7 @@ def load_entries(folder: Path) -> list[Entry]:
     path = folder / "entries.jsonl"
     if not path.is_file():
         raise DataError(f"{path} does not exist; build the corpus with: make data.", code="no_file")
-    return [_entry(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [_entry(json.loads(line)) for line in lines_of(path.read_text(encoding="utf-8"))]
 
 
 def _entry(row: dict[str, Any]) -> Entry:

@@ -42,7 +42,7 @@ class TokenShards:
                 raise ValueError(f"the format is {self.index.get('format')!r}")
             self._dtype = np.dtype(self.index["dtype"]).newbyteorder("<")
             opened = [self._open(each) for each in self.index["shards"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder} holds no valid token shards: {error}.", code="bad_data") from error
         for kind, mine in (("text", text_sha256), ("image", image_sha256)):
             if mine is not None and mine != self.index[f"{kind}_sha256"]:

@@ -138,7 +138,7 @@ def _weights(folder: Path, prefix: str) -> dict[str, str]:
     """Hashes of a decoder's weights by the manifest of a folder."""
     try:
         listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return {}
     names = [name for name in listed if name.startswith(prefix) and name.endswith(".safetensors")]
     return {name.removeprefix(prefix): str(listed[name]["sha256"]) for name in names}
@@ -194,7 +194,7 @@ def _decoders(folder: Path) -> str:
     try:
         said = json.loads((folder / "defaults.json").read_text(encoding="utf-8"))
         return "decoders " + ", ".join(map(str, said["decoders"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, RecursionError, ValueError, KeyError, TypeError):
         return "unreadable"
 
 

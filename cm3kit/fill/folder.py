@@ -63,7 +63,7 @@ def load_parts(folder: Path) -> Parts:
     try:
         vocab = Vocab.from_dict(json.loads((folder / "vocab.json").read_text(encoding="utf-8")))
         defaults = Defaults.of(folder)
-    except (OSError, ValueError, KeyError, ValidationError) as error:
+    except (OSError, RecursionError, ValueError, KeyError, ValidationError) as error:
         line = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{folder}: vocab.json or defaults.json is unusable: {line}.", code="bad_checkpoint"

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cm3kit.arrow import python_rows
 from cm3kit.extras import need
 from cm3kit.json_lines import Malformed, parse
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
+MOST_CELL = 64 << 20
 Raw = tuple[str, Mapping[str, Any] | Cm3kitError]
 """Location of a row in its file, such as `line 3`, and its columns or its error."""
 CheckColumns = Callable[[Iterable[str]], None]
@@ -105,6 +107,7 @@ def _from_jsonl(data: bytes, path: Path, check_columns: CheckColumns) -> Iterato
 
 
 def _from_csv(data: bytes, path: Path, check_columns: CheckColumns) -> Iterator[Raw]:
+    csv.field_size_limit(MOST_CELL)
     try:
         table = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         check_columns(table.fieldnames or ())
@@ -125,7 +128,7 @@ def _cell(key: str, value: str) -> Any:
     if key not in ("prompt", "html", "id") and value[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return [value] if key == "select" else value
 
@@ -139,9 +142,11 @@ def _from_parquet(data: bytes, path: Path, check_columns: CheckColumns) -> Itera
         check_columns(file.schema_arrow.names)
         number = 0
         for batch in file.iter_batches():
-            for row in batch.to_pylist():
+            for row in python_rows(batch):
                 number += 1
-                yield f"row {number}", row
+                where = f"row {number}"
+                wrong = DataError(f"{where} cannot be read: {row}; fix the row.", code="bad_data")
+                yield where, wrong if isinstance(row, str) else row
     except pyarrow.ArrowException as error:
         line = " ".join(str(error).split())[:160]
         raise DataError(f"{path} is not Parquet: {line}.", code="bad_data") from None

@@ -10,6 +10,8 @@ from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.pictures import load_picture
 
 _SHOWN = 5
+_LEAST_SIDE = 4
+"""In pixels: what is smaller counts visitors or keeps a place, and is not what a caption is about."""
 
 
 class Sight:
@@ -32,7 +34,7 @@ class Sight:
             line = "the gaps are written without the pictures of the page: this model knows words alone."
             self.warnings: tuple[str, ...] = (*page.notes, *([line] if lost else []))
             return
-        captions = {gap for each in lost for gap in each.gaps}
+        captions = {gap for each in lost if not each.instead for gap in each.gaps}
         if captions and len(captions) == len(page.gaps):
             self._refuse(min(captions), next(each for each in lost if min(captions) in each.gaps))
         self.warnings = (*page.notes, *page.covered(), *self._lines(lost))
@@ -44,7 +46,12 @@ class Sight:
     def _usable(self, address: str) -> bool:
         """Whether a picture can be opened."""
         try:
-            load_picture(self._site(address))
+            width, height = load_picture(self._site(address)).size
+            if min(width, height) < _LEAST_SIDE:
+                raise PictureError(
+                    f"The picture {address[:80]!r} has {width}x{height} pixels, as placeholders have.",
+                    code="bad_picture",
+                )
         except PictureError as error:
             self._failures[address] = error
             return False
@@ -54,6 +61,8 @@ class Sight:
         """The error that says most: a picture that is there and damaged, then one that is not there."""
         found = [self._failures[each] for each in lost.addresses if each in self._failures]
         ranks = {"bad_picture": 0, "unreadable_file": 1, "picture_outside": 2, "no_file": 3}
+        if lost.element != "img":
+            return PictureError(f"A model does not read <{lost.element}>.", code="bad_picture")
         none = PictureError("The picture has no address.", code="no_file")
         return min(found, key=lambda each: ranks.get(each.code, 0), default=none)
 
@@ -65,10 +74,11 @@ class Sight:
         told = [each for each in lost if each.gaps]
         for each in told:
             lines = ", ".join(str(self._page.gaps[index].line) for index in each.gaps)
-            yield f"line {lines}: written without the picture that it is about. {self._why(each).args[0]}"
+            how = f"by the placeholder {each.instead[:80]!r} of" if each.instead else "without"
+            yield f"line {lines}: written {how} the picture that it is about. {self._why(each).args[0]}"
         others: dict[str, int] = {}
         for each in lost:
-            if not each.gaps:
+            if not each.gaps and not each.instead:
                 line = str(self._why(each).args[0])
                 others[line] = others.get(line, 0) + 1
         for line in list(others)[:_SHOWN]:

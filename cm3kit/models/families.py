@@ -123,7 +123,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}.", code="bad_checkpoint") from error
     if not isinstance(raw, dict):
         raise ModelError(f"{path} is no configuration.", code="bad_checkpoint")

@@ -161,7 +161,7 @@ def load_timestep(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         width = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["width"]
         tensors = load_file(folder / WEIGHTS)
         add_timestep(model, int(width))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
         first = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"{folder}: the time cannot be loaded: {first}", code="bad_checkpoint") from error
     own = _own(model)

@@ -121,12 +121,13 @@ def distinct_cuts(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
 def greedy(n: int, size: int, rng: Generator) -> tuple[Span, ...] | None:
     """n² candidates floor(u·size) to floor(v·size + ½), accepted in order unless they overlap (metaseq).
 
-    Empty candidates are skipped; in metaseq they overwrite an id. May return fewer than n.
+    As there, the ends are rounded before they are ordered, so that a span with u > v is an id shorter on average than
+    one with u < v. Empty candidates are skipped; in metaseq they overwrite an id. May return fewer than n.
     """
     draws = _uniform(2 * n * n, rng)
     kept: list[Span] = []
     for u, v in zip(draws[::2], draws[1::2], strict=True):
-        start, stop = int(min(u, v) * size), int(max(u, v) * size + 0.5)
+        start, stop = sorted((int(u * size), int(v * size + 0.5)))
         if start < stop and not any(start < each.stop and each.start < stop for each in kept):
             kept.append(Span(start, stop))
             if len(kept) == n:

@@ -124,7 +124,7 @@ def _still(page: str, style: str) -> str:
     # A meta element without name and http-equiv has no effect, and is valid where the replaced elements are.
     page = _ACTIVE.sub(r"<meta data-was-\1 ", page)
     # A browser may connect to a frame's host before the policy forbids the frame. Of two attributes the first counts.
-    page = _FRAMES.sub(r"<\1 src=about:blank data=about:blank ", page)
+    page = _FRAMES.sub(r"<\1 src=about:blank data=about:blank srcdoc ", page)
     page = re.sub(r"http-equiv(?=[\s=/>])", "data-http-equiv", page, flags=re.I)
     return policy + style + page
 

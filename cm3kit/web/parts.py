@@ -75,7 +75,8 @@ class PartWriter:
         parquet = need("pyarrow.parquet", "web", "Writing records")
         self._schema = schema()
         self._file = parquet.ParquetWriter(folder / DOCUMENTS, self._schema, compression="zstd")
-        self._rejects = (folder / REJECTS).open("w", encoding="utf-8")
+        # Names of members and columns may hold lone surrogates.
+        self._rejects = (folder / REJECTS).open("w", encoding="utf-8", errors="replace")
         self._rows: list[dict[str, Any]] = []
         self._seen: set[bytes] = set()
         self.pages: Counter[str] = Counter()

@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from cm3kit.web.reasons import Refused
 from cm3kit.web.settings import PageRules, WebSettings
 from cm3kit_tokenizers.document import Markup, Node, Picture, Piece
 from cm3kit_tokenizers.errors import PageError, PictureError, stops
+from cm3kit_tokenizers.html.cutting import without
 from cm3kit_tokenizers.html.encoding import ERRORS, codec_of, refuse_wide
 from cm3kit_tokenizers.html.minimal import keep_all, minimal_nodes, minimal_pieces, render, settled
 from cm3kit_tokenizers.html.nesting import INLINE
@@ -29,6 +31,7 @@ Find = Callable[[str], bytes]
 
 _DEFAULT = WebSettings()
 _NO_TEXT = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd]")
+_CONTROLS = bytes({*range(9), 0x0B, *range(0x0E, 0x20), *range(0x7F, 0xA0)})
 _WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _LISTS = frozenset({"ul", "ol", "li", "dl", "dt", "dd", "table", "tr", "th", "td"})
 _EXEMPT = frozenset({"title", "h1", "h2", "h3", "h4", "h5", "h6", "figcaption"})
@@ -173,7 +176,10 @@ def decode(data: bytes, rules: PageRules, headers: Mapping[str, str]) -> str:
         )
     text = data.decode(codec, ERRORS).removeprefix("\ufeff")
     # In a single-byte encoding all bytes decode; binary data then shows as control characters.
-    broken = text.count("\ufffd") if codec == "utf-8" else len(_NO_TEXT.findall(text))
+    if codec == "utf-8" or ("\ufffd" not in text and len(data.translate(None, _CONTROLS)) == len(data)):
+        broken = text.count("\ufffd")
+    else:
+        broken = len(_NO_TEXT.findall(text))
     if broken and broken > rules.max_broken * len(text):
         raise Refused("bad_encoding", f"{broken} of {len(text)} characters are not {codec}")
     return text
@@ -264,10 +270,7 @@ def _with_pictures(
                 gone.add(len(out))
         out.append(node)
     if gone:
-        whole = _whole(out, gone) if settings.pictures.missing == "alt" else gone
-        out = _without(out, gone, whole)
-        # Elements around a removed picture may now be empty too.
-        out = settled(out) if whole else out
+        out = _without(out, gone, _whole(out, gone) if settings.pictures.missing == "alt" else gone)
     return out, tuple(kept), tuple(dropped)
 
 
@@ -304,13 +307,17 @@ def _is(node: Piece, piece: str) -> bool:
 
 def _without(nodes: Sequence[Piece], gone: set[int], whole: set[int]) -> list[Piece]:
     """Nodes without the `src` at each position of `gone`, or without the `<img>` if it is in `whole`."""
-    cut: set[int] = set()
-    for place in gone:
+    sources = sorted({place + step for place in gone - whole for step in (-1, 0, 1)})
+    cuts = []
+    for place in sorted(whole):
         first, last = place - 1, place + 1
-        if place in whole:
-            while not _is(nodes[first], "<img"):
-                first -= 1
-            while not _is(nodes[last], ">"):
-                last += 1
-        cut.update(range(first, last + 1))
-    return [node for place, node in enumerate(nodes) if place not in cut]
+        while not _is(nodes[first], "<img"):
+            first -= 1
+        while not _is(nodes[last], ">"):
+            last += 1
+        before = bisect_left(sources, first)
+        cuts.append((first - before, last + 1 - before))
+    cut = set(sources)
+    left = [node for place, node in enumerate(nodes) if place not in cut] if cut else nodes
+    # Elements around a removed picture may now be empty too.
+    return without(left, cuts) if cuts else list(left)

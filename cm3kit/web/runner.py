@@ -17,8 +17,8 @@ from cm3kit.web.job import Job
 from cm3kit.web.parts import PartWriter, audit_of
 from cm3kit.web.record import Dropped, Record, html_to_record
 from cm3kit.web.settings import PRESETS, WebSettings
-from cm3kit.web.sources import Item, Piece, SourceOptions, detect, load_sources
-from cm3kit_tokenizers.errors import ConfigError, OutputError
+from cm3kit.web.sources import Item, Piece, Source, SourceOptions, detect, load_sources
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, OutputError, stops
 
 Watch = Callable[[int, int, str], None]
 Warn = Callable[[str], None]
@@ -171,13 +171,28 @@ def run_piece(
     source = load_sources()[job.kind]()
     try:
         with publishing(job.part(number)) as folder, closing(PartWriter(folder, job.store)) as writer:
-            for item in source.items(piece, job.options):
+            for item in _items(source, piece, job.options):
                 writer.add(_one(item, job.settings, given_up, at))
             return writer.finish()
     except OutputError as error:
         if error.code == "exists" and job.part(number).is_dir():
             return None
         raise
+
+
+def _items(source: Source, piece: Piece, options: SourceOptions) -> Iterator[Item]:
+    """The items of a piece; an unforeseen error of the source ends the piece, and is an item."""
+    count = 0
+    try:
+        for item in source.items(piece, options):
+            count += 1
+            yield item
+    except BaseException as error:
+        if stops(error) or isinstance(error, Cm3kitError):
+            raise
+        start = piece.names[0] if piece.names else piece.start
+        told = f"what follows the first {count} of this part cannot be read: {type(error).__name__}: {error}"
+        yield Item(f"{piece.place}#{start} + {count}", None, reason="unreadable", detail=told)
 
 
 def _one(

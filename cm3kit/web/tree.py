@@ -19,8 +19,9 @@ _UNSAFE = ("javascript:", "vbscript:", "data:", "file:", "#")
 
 def edit(tree: Any, rules: PageRules) -> None:
     """Apply the rules in place."""
-    total = len(tree.text)
-    for found in tree.select(",".join(rules.drop)) if rules.drop else ():
+    dropped = tree.select(",".join(rules.drop)) if rules.drop else []
+    total = len(tree.text) if dropped else 0
+    for found in dropped:
         if len(found.text) <= rules.drop_share * total and found.tag not in ("html", "body"):
             found.decompose()
     for name, what in rules.elements.items():

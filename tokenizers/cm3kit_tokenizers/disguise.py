@@ -33,7 +33,17 @@ def disguise(head: bytes) -> str:
         return "is an error message in JSON; download the file again"
     if head[257:262] == b"ustar":
         return "is a tar archive; extract it and give one of its members"
+    if _wide(head[:512]):
+        return "is text in UTF-16 without a byte-order mark; save it as UTF-8"
     return next((what for start, what in _KINDS if head.startswith(start)), "")
+
+
+def _wide(head: bytes) -> bool:
+    """Whether every other byte is zero, and the others are ASCII text."""
+    head = head[: len(head) // 2 * 2]
+    low, high = (head[::2], head[1::2]) if head[1:2] == b"\0" else (head[1::2], head[::2])
+    text = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in low)
+    return len(low) > 8 and high.count(0) > 0.9 * len(high) and text > 0.9 * len(low)
 
 
 def disguised(path: Path) -> str:

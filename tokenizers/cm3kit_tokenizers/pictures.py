@@ -171,11 +171,11 @@ def tidied(src: str) -> str:
 def names(src: str) -> list[str]:
     """Candidate file names of a relative address, as programs that mirror sites save it.
 
-    The address as written, with `@` for `?`, and without its query; each percent-decoded and not.
+    The address as written, with `@` or `%3F` for `?`, and without its query; each percent-decoded and not.
     """
     cut = re.split(r"[?#]", src, maxsplit=1)[0]
     written = (src, unquote(src, errors="surrogateescape"), unquote(cut, errors="surrogateescape"), cut)
-    told = dict.fromkeys((*written, src.replace("?", "@")))
+    told = dict.fromkeys((*written, src.replace("?", "@"), src.replace("?", "%3F")))
     found = ["/".join(part for part in each.split("/") if part != ".") for each in told]
     return [each for each in dict.fromkeys(found) if each]
 

@@ -25,20 +25,23 @@ class PageTokenizer:
     ) -> list[int | Gap]:
         """Ids of nodes, with gaps kept in place; `codes_of` encodes each `Picture`."""
         ids: list[int | Gap] = []
+        markup, encode, start = self.vocab.markup_ids, self.text.encode, self.vocab.text.start
         for index, node in enumerate(nodes):
-            if isinstance(node, Markup):
-                ids.append(self.vocab.markup_id(node.piece))
-            elif isinstance(node, str | Text):
-                content = node if isinstance(node, str) else node.content
-                follows = nodes[index + 1] if index + 1 < len(nodes) else None
-                ids += self.text_ids(healed(content) if isinstance(follows, Gap) else content)
+            kind = type(node)
+            if kind is Markup:
+                ids.append(markup[node.piece])  # type: ignore[union-attr]
+            elif kind is str or kind is Text:
+                content: str = node if kind is str else node.content  # type: ignore[assignment,union-attr]
+                if content.endswith(" ") and index + 1 < len(nodes) and type(nodes[index + 1]) is Gap:
+                    content = healed(content)
+                ids += encode(content, start)
             elif isinstance(node, Image):
                 ids += self.image_ids(node.codes)
             elif isinstance(node, Picture):
                 assert codes_of is not None
                 ids += self._picture(node, *codes_of(node))
             else:
-                ids.append(node)
+                ids.append(node)  # type: ignore[arg-type]
         return ids
 
     def text_ids(self, text: str) -> list[int]:

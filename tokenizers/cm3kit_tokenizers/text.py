@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,26 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # GPT-2's pattern (openai/gpt-2, encoder.py) for ASCII text. In tokenizers that split only by it, merges do not
 # cross its matches.
 _WORDS = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+# In any text, the pattern cuts before a space between two characters that are none.
+_SPACED = re.compile(r"(?<=\S)(?= \S)")
 _REMEMBERED, _LONGEST = 2**16, 64
+
+
+class _Words(dict[str, list[int]]):
+    """Cache of the ids of words, counted from `start`: most words of a corpus repeat, and merging is the slow step."""
+
+    def __init__(self, tokenizer: Tokenizer, start: int) -> None:
+        super().__init__()
+        self._tokenizer, self._start = tokenizer, start
+
+    def __missing__(self, word: str) -> list[int]:
+        found = self._tokenizer.encode(_SURROGATES.sub("\ufffd", word)).ids
+        ids = [self._start + each for each in found]
+        if len(word) <= _LONGEST:
+            if len(self) >= _REMEMBERED:
+                self.clear()
+            self[word] = ids
+        return ids
 
 
 class TextTokenizer:
@@ -29,8 +49,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.size: int = tokenizer.get_vocab_size()
         self._cuts_alike = _cuts_as_gpt2(tokenizer)
-        # Cache of word ids: most words of a corpus repeat, and merging is the slow step.
-        self._words: dict[int, dict[str, list[int]]] = {}
+        self._words: dict[int, _Words] = {}
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> TextTokenizer:
@@ -74,22 +93,22 @@ class TextTokenizer:
 
     def encode(self, text: str, start: int = 0) -> list[int]:
         """Ids of a text, counted from `start`; lone surrogates become U+FFFD."""
-        ids: list[int] = []
-        words = self._words.setdefault(start, {})
-        # Texts with other characters, and tokenizers with other patterns, are not split here: only the library can
+        words = self._words.get(start)
+        if words is None:
+            words = self._words[start] = _Words(self._tokenizer, start)
+        # Words with other characters, and tokenizers with other patterns, are not split here: only the library can
         # split them.
-        for word in _WORDS.findall(text) if self._cuts_alike and text.isascii() else (text,):
-            found = words.get(word)
-            ids += self._learnt(word, start, words) if found is None else found
-        return ids
-
-    def _learnt(self, word: str, start: int, words: dict[str, list[int]]) -> list[int]:
-        found = self._tokenizer.encode(_SURROGATES.sub("\ufffd", word)).ids
-        ids = [start + each for each in found]
-        if len(word) <= _LONGEST:
-            if len(words) >= _REMEMBERED:
-                words.clear()
-            words[word] = ids
+        if not self._cuts_alike:
+            return [*words[text]]
+        if text.isascii():
+            return list(chain.from_iterable(map(words.__getitem__, _WORDS.findall(text))))
+        ids: list[int] = []
+        for part in _SPACED.split(text):
+            ids += (
+                chain.from_iterable(map(words.__getitem__, _WORDS.findall(part)))
+                if part.isascii()
+                else words[part]
+            )
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -65,7 +65,7 @@ class Vocab:
     text_size: int
     image_size: int
     sentinels: int = 32
-    _markup_ids: dict[str, int] = field(init=False, repr=False, compare=False)
+    markup_ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     pad = 0
     eod = 1
@@ -75,7 +75,7 @@ class Vocab:
 
     def __post_init__(self) -> None:
         start = self.markup.start
-        object.__setattr__(self, "_markup_ids", {piece: start + i for i, piece in enumerate(MARKUP)})
+        object.__setattr__(self, "markup_ids", {piece: start + i for i, piece in enumerate(MARKUP)})
 
     @cached_property
     def sentinel_range(self) -> range:
@@ -108,7 +108,7 @@ class Vocab:
 
     def markup_id(self, piece: str) -> int:
         """Id of a piece of markup such as `<p>` or ` src="`; KeyError for any other."""
-        return self._markup_ids[piece]
+        return self.markup_ids[piece]
 
     def piece(self, id: int) -> str:
         """The piece of markup of an id of the markup range."""

@@ -86,7 +86,11 @@ def file_of(value: str, folder: Path | None, what: str) -> Path:
             code="no_file",
         )
     path = (folder / value).absolute()
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        there = False
+    if not there:
         raise ConfigError(f"{what} {value[:200]!r} is no file in {folder}; check the path.", code="no_file")
     if path.stat().st_size > MOST_BYTES:
         raise ConfigError(f"{what} {path} is over {MOST_BYTES >> 30} GB; split it.", code="bad_value")

@@ -236,7 +236,7 @@ class TrieSlots:
     def commit(self, slot: int, id: int) -> None:
         """See `Slots`."""
         if not self.allowed(slot)[id]:
-            raise ValueError(f"id {id} may not stand in slot {slot} of its span")
+            raise ValueError(f"id {id} is not allowed in slot {slot} of its span")
         over = slot in self._committed
         self._committed[slot] = id
         if over or self._rows_K is None:

@@ -24,7 +24,13 @@ class HuggingFace:
         """Rows in order, pictures as their stored bytes."""
         rows = _open(piece.place, options.split)
         for number in range(piece.start, piece.stop or len(rows)):
-            yield item(f"{piece.place}#{number}", rows[number], "huggingface", options)
+            key = f"{piece.place}#{number}"
+            try:
+                row = rows[number]
+            except (OSError, ValueError, OverflowError, RuntimeError) as error:
+                yield Item(key, None, reason="unreadable", detail=str(error))
+            else:
+                yield item(key, row, "huggingface", options)
 
 
 def _open(place: str, split: str) -> Any:

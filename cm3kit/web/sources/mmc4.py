@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
+from typing import IO, cast
 
 from cm3kit.web.sources import Item, Piece, SourceOptions, files, source
 from cm3kit.web.sources.rows import item
@@ -28,9 +31,8 @@ class Lines:
         if what := _disguise(piece.place):
             yield Item(f"{piece.place}#0", None, reason="unreadable", detail=f"the file {what}")
             return
-        opened = gzip.open(piece.place) if piece.place.endswith(".gz") else open(piece.place, "rb")
         try:
-            with opened as file:
+            with _opened(piece.place) as file:
                 while line := file.readline(MAX_LINE):
                     number += 1
                     key = f"{piece.place}#{number}"
@@ -46,14 +48,26 @@ class Lines:
             yield Item(f"{piece.place}#{number + 1}", None, reason="unreadable", detail=str(error))
 
 
+def _opened(place: str) -> IO[bytes]:
+    """The lines of a file in UTF-8; UTF-16 is what PowerShell writes, into small files."""
+    if place.endswith(".gz"):
+        return cast("IO[bytes]", gzip.open(place))
+    file = open(place, "rb")
+    if file.read(2) not in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        file.seek(0)
+        return file
+    with file:
+        file.seek(0)
+        return io.BytesIO(file.read().decode("utf-16", "replace").encode("utf-8", "replace"))
+
+
 def _disguise(place: str) -> str:
     """The real type of a file that is not JSON lines or not compressed as its name says."""
     with open(place, "rb") as file:
         head = file.read(4096)
-    packed = head.startswith(b"\x1f\x8b")
-    return (
-        "" if packed and place.endswith(".gz") else "" if head.lstrip().startswith(b"{") else disguise(head)
-    )
+    packed = head.startswith(b"\x1f\x8b") and place.endswith(".gz")
+    rows = head.lstrip().startswith(b"{") and b"\0" not in head[:2]
+    return "" if packed or rows else disguise(head)
 
 
 def _line(key: str, line: bytes, options: SourceOptions) -> Item:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cm3kit.arrow import python_rows
 from cm3kit.extras import need
 from cm3kit.web.sources import Item, Piece, SourceOptions, files, source
 from cm3kit.web.sources.rows import item
@@ -56,11 +57,16 @@ class Parquet:
         number, detail = first, "the row group is damaged"
         try:
             for batch in file.iter_batches(batch_size=16, row_groups=[group]):
-                for row in batch.to_pylist():
+                for row in python_rows(batch):
+                    key = f"{piece.place}#{number}"
                     if number in wanted:
-                        yield item(f"{piece.place}#{number}", row, self.kind, options)
+                        yield (
+                            Item(key, None, reason="unreadable", detail=row)
+                            if isinstance(row, str)
+                            else item(key, row, self.kind, options)
+                        )
                     number += 1
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             detail = str(error)
         for left in range(max(number, wanted.start), wanted.stop):
             yield Item(f"{piece.place}#{left}", None, reason="unreadable", detail=detail)

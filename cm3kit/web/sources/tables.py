@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,7 +24,7 @@ _NAMES = {each.lower() for each in (*CAPTIONS, *PICTURES, *FILES, *TEXTS, *URLS,
 class Table:
     """Format of a table: encoding, delimiter, whether cells may be quoted, column names.
 
-    `header` says whether the first line holds the names.
+    `header` says whether a line holds the names, `before` how many lines come before it and the rows.
     """
 
     codec: str
@@ -31,6 +32,7 @@ class Table:
     quoted: bool
     names: tuple[str, ...]
     header: bool
+    before: int = 0
 
 
 def look(place: str, own: Sequence[str] = ()) -> Table:
@@ -52,30 +54,62 @@ def look(place: str, own: Sequence[str] = ()) -> Table:
     ]
     if not lines:
         return Table(codec, ",", True, ("caption", "url"), False)
-    tabs = place.lower().endswith(".tsv") or "\t" in lines[0]
-    delimiter = "\t" if tabs else ";" if lines[0].count(";") > lines[0].count(",") else ","
     quoted = not place.lower().endswith(".tsv")
-    rows = [cells for each in lines if (cells := _cells(each, delimiter, quoted)) is not None]
+    delimiter, before = _delimiter(lines, place.lower().endswith(".tsv"))
+    rows = [cells for each in lines[before:] if (cells := _cells(each, delimiter, quoted)) is not None]
     if own and all(each.isdecimal() for each in own):
         width = max(map(len, rows), default=0)
-        return Table(codec, delimiter, quoted, tuple(str(place + 1) for place in range(width)), False)
+        numbers = tuple(str(place + 1) for place in range(width))
+        return Table(codec, delimiter, quoted, numbers, False, before)
     first = [each.strip() for each in rows[0]] if rows else []
     known = {each.lower() for each in own} | _NAMES
-    if any(each.lower() in known for each in first) and not any(is_address(each) for each in first):
-        _named(place, first, own)
-        return Table(codec, delimiter, quoted, tuple(_spelt(each, own) for each in first), True)
-    return Table(codec, delimiter, quoted, _guessed(place, rows), False)
+    if any({each.lower(), _plain(each)} & known for each in first) and not any(map(is_address, first)):
+        names = tuple(_spelt(each, own) for each in first)
+        _named(place, names, own)
+        return Table(codec, delimiter, quoted, names, True, before)
+    return Table(codec, delimiter, quoted, _guessed(place, rows), False, before)
+
+
+def _delimiter(lines: Sequence[str], tabs: bool) -> tuple[str, int]:
+    """The delimiter of a table, and how many lines come before it: comments, and `sep=;` of spreadsheets."""
+    before, said = 0, ""
+    for line in lines[:-1]:
+        if found := re.match(r"sep=(.)\s*\Z", line, re.I):
+            said = found[1]
+        elif not line.startswith("#") or _widths(line) == _widths(lines[before + 1]):
+            break
+        before += 1
+    if said or tabs or "\t" in lines[before]:
+        return said or "\t", before
+    counts = {each: lines[before].count(each) for each in ",;|"}
+    if not counts[","] and not counts[";"] and counts["|"]:
+        return "|", before
+    return ";" if counts[";"] > counts[","] else ",", before
+
+
+def _widths(line: str) -> tuple[int, ...]:
+    return tuple(line.count(each) for each in ",;\t")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _spelt(name: str, own: Sequence[str]) -> str:
-    """A column's name in the spelling that `rows` uses, ignoring case."""
+    """A column's name in the spelling that `rows` uses, ignoring case and spaces."""
     if name in own:
         return name
     known = (*CAPTIONS, *PICTURES, *FILES, *TEXTS, *URLS)
-    return name if name in known else name.lower() if name.lower() in known else name
+    return next((each for each in (name, name.lower(), _plain(name)) if each in known), name)
 
 
 def _named(place: str, names: Sequence[str], own: Sequence[str]) -> None:
+    twice = [each for each in names if names.count(each) > 1 and (each in own or each.lower() in _NAMES)]
+    if twice:
+        raise DataError(
+            f"{place} has {names.count(twice[0])} columns named {twice[0]}; rename all but one.",
+            code="bad_data",
+        )
     small = {each.lower() for each in names}
     words = small & {each.lower() for each in (*CAPTIONS, *TEXTS, "html")} or set(names) & set(own)
     if not words:
@@ -111,9 +145,11 @@ def read(place: str, table: Table) -> Iterator[dict[str, str] | str]:
     """
     with open(place, "rb") as file:
         lines = _Ahead(_lines(file, table.codec))
-        if table.header:
-            next(lines, None)
+        left = table.before + table.header
         for line in lines:
+            if left and line is not None and line.strip():
+                left -= 1
+                continue
             if line is None:
                 yield "the line is not in the encoding of the file, or too long"
             elif line.strip():
@@ -121,7 +157,9 @@ def read(place: str, table: Table) -> Iterator[dict[str, str] | str]:
 
 
 def _row(line: str, lines: _Ahead, table: Table) -> dict[str, str] | str:
-    text, more, odd = line, 0, table.quoted and line.count('"') % 2 == 1
+    # A quote inside of a cell, as in 5" nails, is a character like any other.
+    opens = table.quoted and re.search(rf'(?:\A|{re.escape(table.delimiter)})"', line) is not None
+    text, more, odd = line, 0, opens and line.count('"') % 2 == 1
     while odd:
         # The row may go on in the next line.
         following = lines.peek(more) if more < _MOST_LINES else None
@@ -178,9 +216,13 @@ class _Ahead:
 
 def _lines(file: io.BufferedIOBase | io.BufferedReader, codec: str) -> Iterator[str | None]:
     """Lines with their line breaks; None for one that is not in the encoding, or too long."""
-    if codec == "utf-16":
-        # Spreadsheets write these tables; they are small.
-        yield from io.StringIO(file.read().decode("utf-16", "replace"), newline="\n")
+    start = file.tell()
+    head = file.read(1 << 16)
+    file.seek(start)
+    if codec == "utf-16" or (b"\r" in head and b"\n" not in head):
+        # Spreadsheets write tables in UTF-16, and those with line breaks of old Macintoshes; they are small.
+        content = file.read().decode("utf-8-sig" if codec == "utf-8" else codec, "replace")
+        yield from (None if "\ufffd" in each else each for each in io.StringIO(content, newline=None))
         return
     first = True
     while line := file.readline(MOST_LINE):

@@ -12,7 +12,14 @@ from cm3kit_tokenizers.html.outline import SPACE
 from cm3kit_tokenizers.pictures import tidied
 
 LAZY_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
-LAZY = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-url", "data-image")
+LAZY = (
+    "data-src", "data-original", "data-lazy-src", "data-lazy", "data-url", "data-image", "data-lazysrc",
+    "data-original-src", "data-cfsrc", "data-ezsrc", "data-pagespeed-lazy-src", "data-flickity-lazyload",
+    "data-hi-res-src", "data-src-retina", "ng-src",
+)  # fmt: skip
+"""Attributes in which scripts find the picture that they put in the place of `src`."""
+OTHERS = ("svg", "canvas", "video", "audio", "object", "embed", "iframe")
+"""Elements that a caption can be about, and that are no pictures which a model reads."""
 SIDE = 256
 """The default target width in pixels among several candidates."""
 MOST_ADDRESSES = 8
@@ -20,10 +27,15 @@ MOST_ADDRESSES = 8
 
 @dataclass(frozen=True, slots=True)
 class Unopened:
-    """A picture of a page that is not used: the tried addresses, and the related gaps."""
+    """A picture of a page that is not used: the tried addresses, and the related gaps.
+
+    `instead` is the address of the placeholder that is used in its place; `element` is what is not an `<img>`.
+    """
 
     addresses: tuple[str, ...]
     gaps: tuple[int, ...]
+    instead: str = ""
+    element: str = "img"
 
 
 def base_of(tree: Any, url: str = "") -> str:
@@ -81,8 +93,15 @@ def _raw(image: Any, size: int) -> Iterator[str]:
     sized.sort(key=lambda each: (each[1] < size, each[1] if each[1] >= size else -each[1]))
     yield from (address for address, _ in sized)
     yield from (str(image.attr(name)) for name in LAZY if image.attr(name))
-    if image.attr("src"):
-        yield str(image.attr("src"))
+    src = str(image.attr("src") or "")
+    # What stands in the page itself while a script loads the picture is none.
+    if src and not (tidied(src)[:5].lower() == "data:" and _is_lazy(image)):
+        yield src
+
+
+def _is_lazy(image: Any) -> bool:
+    """Whether a script puts another picture in the place of an `<img>`'s `src`."""
+    return any(image.attr(name) for name in (*LAZY, *LAZY_SETS[1:]))
 
 
 def candidates(srcset: str) -> list[tuple[str, float]]:
@@ -131,13 +150,34 @@ def settle(tree: Any, usable: Callable[[str], bool], mark: re.Pattern[str]) -> l
         tried = plain_addresses(rest, base) if gaps else addresses_of(image, base)
         address = next(filter(usable, tried), tried[-1] if gaps else None)
         if address is not None:
+            held = plain_addresses(src, base)
+            if not gaps and address in held and tried[0] not in held and _is_lazy(image):
+                before = tuple(each for each in tried if each not in held)
+                lost.append(Unopened(before, _about(image, mark), instead=address))
             image.attrs["src"] = gaps + address
             continue
         if "src" in image.attrs:
             del image.attrs["src"]
         if image.closest("template, noscript") is None:
             lost.append(Unopened(tried, _about(image, mark)))
-    return lost
+    return [*lost, *_others(tree, mark)]
+
+
+def _others(tree: Any, mark: re.Pattern[str]) -> Iterator[Unopened]:
+    """Drawings and films that gaps are about: that they stand in, or whose caption they are."""
+    for drawing in tree.find_all("svg"):
+        if gaps := _gaps(drawing.text, mark):
+            yield Unopened((), gaps, element="svg")
+    for figure in tree.find_all("figure"):
+        if figure.find("img") is None:
+            held = next((name for name in OTHERS if figure.find(name) is not None), "")
+            captions = "".join(each.text for each in figure.find_all("figcaption"))
+            if held and (gaps := _gaps(captions, mark)):
+                yield Unopened((), gaps, element=held)
+
+
+def _gaps(text: str, mark: re.Pattern[str]) -> tuple[int, ...]:
+    return tuple(int(found[1]) for found in mark.finditer(text))
 
 
 def _about(image: Any, mark: re.Pattern[str]) -> tuple[int, ...]:
@@ -146,4 +186,4 @@ def _about(image: Any, mark: re.Pattern[str]) -> tuple[int, ...]:
     figure = image.closest("figure")
     if figure is not None and len(figure.find_all("img")) == 1:
         words += [each.text for each in figure.find_all("figcaption")]
-    return tuple(int(found[1]) for text in words for found in mark.finditer(text))
+    return tuple(index for text in words for index in _gaps(text, mark))

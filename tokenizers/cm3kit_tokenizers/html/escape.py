@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-_TEXT = {
+TEXT_ESCAPES = {
     0x00: "\ufffd",
     ord("&"): "&amp;",
     ord("<"): "&lt;",
@@ -15,22 +15,22 @@ _TEXT = {
     ord("\r"): "&#13;",
     0xFEFF: "&#65279;",
 }
-_ATTRIBUTE = {**_TEXT, ord('"'): "&quot;", ord("'"): "&#39;"}
+ATTRIBUTE_ESCAPES = {**TEXT_ESCAPES, ord('"'): "&quot;", ord("'"): "&#39;"}
 # Most texts have none of these, and a search is much faster than a translation.
-_IN_TEXT = re.compile("[\0&<>\r\ufeff]")
-_IN_ATTRIBUTE = re.compile("[\0&<>\r\ufeff\"']")
+IN_TEXT = re.compile("[\0&<>\r\ufeff]")
+IN_ATTRIBUTE = re.compile("[\0&<>\r\ufeff\"']")
 _C1 = range(0x80, 0xA0)
 _SURROGATES = range(0xD800, 0xE000)
 
 
 def escape_text(text: str) -> str:
     """Text between tags; it parses back to `text`, except NUL and lone surrogates (U+FFFD)."""
-    return text.translate(_TEXT) if _IN_TEXT.search(text) else text
+    return text.translate(TEXT_ESCAPES) if IN_TEXT.search(text) else text
 
 
 def escape_attribute(text: str) -> str:
     """An attribute value, safe in single and double quotes."""
-    return text.translate(_ATTRIBUTE) if _IN_ATTRIBUTE.search(text) else text
+    return text.translate(ATTRIBUTE_ESCAPES) if IN_ATTRIBUTE.search(text) else text
 
 
 def encode(text: str, codec: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cm3kit_tokenizers.document import Gap, Image, Markup, Node, Picture, Piece, Text
 from cm3kit_tokenizers.errors import PageError
-from cm3kit_tokenizers.html.escape import escape_attribute, escape_text
+from cm3kit_tokenizers.html.escape import ATTRIBUTE_ESCAPES, IN_ATTRIBUTE, IN_TEXT, TEXT_ESCAPES
 from cm3kit_tokenizers.html.gaps import PageGap
 from cm3kit_tokenizers.html.outline import (
     ATOM,
@@ -117,6 +117,9 @@ def _written(events: Sequence[Event | str]) -> list[Piece]:
             if pre:
                 run.append(event)
                 continue
+            if text == " ":
+                pending = pending or not fresh
+                continue
             core = text.strip(" ")
             pending = pending or (not fresh and text[:1] == " ")
             if core:
@@ -160,37 +163,44 @@ def render(nodes: Iterable[Piece], image_src: Callable[[Image], str] | None = No
     """
     out: list[str] = []
     opened: list[str] = []
-    tag, quoted, last = "", False, ""
+    tag, allowed, last = "", _BETWEEN_TAGS, ""
+    write, push = out.append, opened.append
+    in_text, in_attribute = IN_TEXT.search, IN_ATTRIBUTE.search
     for node in nodes:
-        if type(node) is Markup:
-            last = node.piece
+        kind_of_node = type(node)
+        if kind_of_node is Markup:
+            last = node.piece  # type: ignore[union-attr]
             kind, name = _PIECES.get(last, _UNKNOWN)
-            if kind not in (_UNQUOTES if quoted else _IN_TAG if tag else _BETWEEN_TAGS):
+            if kind not in allowed:
                 raise ValueError(f"{last!r} cannot stand here")
             if kind == "open":
-                opened.append(name)
+                push(name)
             elif kind == "close":
                 if not opened or opened.pop() != name:
                     raise ValueError(f"{last!r} closes an element that is not open")
             elif kind == "begin":
-                tag = name
+                tag, allowed = name, _IN_TAG
             elif kind == "end":
                 if tag not in VOID:
-                    opened.append(tag)
-                tag = ""
+                    push(tag)
+                tag, allowed = "", _BETWEEN_TAGS
             elif kind != "void":
-                quoted = kind == "attribute"
-            out.append(last)
-        elif type(node) is Gap:
+                allowed = _UNQUOTES if kind == "attribute" else _IN_TAG
+            write(last)
+        elif kind_of_node is Gap:
             last = ""
-            out.append("<mask>")
+            write("<mask>")
         else:
-            text = node if type(node) is str else _plain(node, image_src)  # type: ignore[arg-type]
-            if last == "<pre>" and text[:1] == "\n":
-                out.append("\n")
+            text = node if kind_of_node is str else _plain(node, image_src)  # type: ignore[arg-type]
+            assert isinstance(text, str)
+            if allowed is _UNQUOTES:
+                write(text.translate(ATTRIBUTE_ESCAPES) if in_attribute(text) else text)
+            else:
+                if last == "<pre>" and text[:1] == "\n":
+                    write("\n")
+                write(text.translate(TEXT_ESCAPES) if in_text(text) else text)
             last = ""
-            out.append(escape_attribute(text) if quoted else escape_text(text))
-    if opened or tag or quoted:
+    if opened or allowed is not _BETWEEN_TAGS:
         raise ValueError(f"markup is not closed: {opened}")
     return "".join(out)
 
@@ -220,4 +230,6 @@ def _kind(piece: str) -> str:
 _PIECES = {piece: (_kind(piece), piece.strip("</>")) for piece in MARKUP}
 _UNKNOWN = ("", "")
 # Which kinds of markup may stand between tags, in a tag, and in an attribute's value.
-_BETWEEN_TAGS, _IN_TAG, _UNQUOTES = ("open", "close", "begin", "void"), ("attribute", "end"), ("unquote",)
+_BETWEEN_TAGS: tuple[str, ...] = ("open", "close", "begin", "void")
+_IN_TAG: tuple[str, ...] = ("attribute", "end")
+_UNQUOTES: tuple[str, ...] = ("unquote",)

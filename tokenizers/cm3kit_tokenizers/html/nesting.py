@@ -63,7 +63,8 @@ def _modes() -> dict[str, tuple[int, ...]]:
     }
 
 
-_MODES = _modes()
+MODES = _modes()
+"""Elements whose opening changes what a start tag closes, and how."""
 _STARTS = frozenset().union(*(closed for closed, _ in _CLOSED.values()))
 
 
@@ -82,10 +83,10 @@ class Stack:
     def push(self, name: str) -> None:
         """Open an element."""
         above = self.closes[-1] if self.closes else NOTHING
-        if name in _MODES and (above is not NOTHING or name in _STARTS):
+        if name in MODES and (above is not NOTHING or name in _STARTS):
             place = len(self.names)
             p, item, term, link = above
-            hide_p, hide_item, hide_term, hide_link = _MODES[name]
+            hide_p, hide_item, hide_term, hide_link = MODES[name]
             above = (
                 place if hide_p == 2 else None if hide_p else p,
                 place if hide_item == 2 else None if hide_item else item,

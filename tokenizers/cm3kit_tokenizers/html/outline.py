@@ -8,6 +8,7 @@ from cm3kit_tokenizers.document import Gap, Markup, Picture, Piece
 from cm3kit_tokenizers.html.nesting import (
     CLOSED_BY,
     INLINE,
+    MODES,
     NOTHING,
     OUTSIDE,
     ROW_PARENT,
@@ -86,7 +87,11 @@ class Outline:
             return None
         frame = Frame(name, len(self.events), self.gaps)
         self.frames.append(frame)
-        stack.push(name)
+        if name in MODES:
+            stack.push(name)
+        else:
+            names.append(name)
+            stack.closes.append(stack.closes[-1])
         self.events.append(event)
         if self.with_gaps and len(event[1]) > 1:
             frame.solid = self._count(event[1])

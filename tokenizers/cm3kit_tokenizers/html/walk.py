@@ -103,7 +103,7 @@ class Walk:
         self.foreign = tree.find("svg") is not None or tree.find("math") is not None
         outline, text = self.outline, self._text if self.gaps else self.outline.text
         ends: list[tuple[int, Frame]] = []
-        left = len(tree)
+        left, rules = len(tree), _RULES
         nodes = iter(tree.descendants)
         for node in nodes:
             left -= 1
@@ -111,8 +111,15 @@ class Walk:
             if kind is TEXT:
                 text(node.data)
             else:
-                rule = _RULES.get(node.tag) if kind is ELEMENT else None
-                end = self._element(node, *rule) if rule else _NOTHING if kind is ELEMENT else _ENDED
+                if kind is not ELEMENT:
+                    end = _ENDED
+                elif (rule := rules.get(node.tag)) is None:
+                    end = _NOTHING
+                elif rule[0] != _PLAIN or self.foreign:
+                    end = self._element(node, *rule)
+                else:
+                    name = rule[1]
+                    end = outline.open(name, OPENS[name]) or self._unwrapped(name)
                 if count := len(node):
                     if end is _ENDED:
                         _skip(nodes, count)
@@ -145,11 +152,8 @@ class Walk:
         if self.foreign and element.namespace is not HTML:
             return self.outline.open_unless_bare() if what == _SVG else _NOTHING
         if what == _PLAIN:
-            if frame := self.outline.open(name, OPENS[name]):
-                return frame
-            if name in INLINE:
-                return _NOTHING
-        elif what == _LINK:
+            return self.outline.open(name, OPENS[name]) or self._unwrapped(name)
+        if what == _LINK:
             pieces = self._attributes(name, element)
             event = (OPEN_INLINE, (_BEGIN[name], *pieces, _END))
             return (self.outline.open(name, event) if pieces else None) or _NOTHING
@@ -158,6 +162,13 @@ class Walk:
         elif what != _BLOCK:
             self._void(what, name, element)
             return _NOTHING if what == _SVG else _ENDED
+        self.outline.space()
+        return _SPACED
+
+    def _unwrapped(self, name: str) -> Frame:
+        """The marker of an element that is not allowed where it is."""
+        if name in INLINE:
+            return _NOTHING
         self.outline.space()
         return _SPACED
 

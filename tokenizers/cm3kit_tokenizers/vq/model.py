@@ -181,7 +181,7 @@ class ImageTokenizer(nn.Module):
             )
         try:
             config = ImageTokenizerConfig.model_validate(json.loads((folder / FILE).read_text()))
-        except (OSError, ValueError) as error:
+        except (OSError, RecursionError, ValueError) as error:
             raise ModelError(f"{folder / FILE}: {_line(error)}.", code="bad_checkpoint") from error
         widths = {"channels": max(config.channels), "latent_channels": config.latent_channels}
         hold_sizes(folder / FILE, widths, {}, [folder / WEIGHTS])

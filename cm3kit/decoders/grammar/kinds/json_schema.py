@@ -12,7 +12,7 @@ from typing import Any
 
 from cm3kit.decoders.grammar.byte_dfa import compile_regex, outlines
 from cm3kit.decoders.grammar.rules import ConstraintKind, Regex, constraint, file_of
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import ConfigError, stops
 
 # Keywords whose meaning outlines-core 0.2 carries over, and those that describe without restricting.
 SAID = frozenset({
@@ -63,11 +63,15 @@ class JsonSchema(ConstraintKind):
             ConfigError: a keyword cannot be kept to, or the schema is none (`bad_value`).
         """
         schema = json.loads(value)
-        for where, part in _parts(schema, "#"):
-            _check(where, part)
+        builder = outlines().json_schema
         try:
-            return Regex(outlines().json_schema.build_regex_from_schema(value))
-        except (ValueError, TypeError, OSError) as error:
+            for where, part in _parts(schema, "#"):
+                _check(where, part)
+            return Regex(builder.build_regex_from_schema(value))
+        except BaseException as error:
+            # Values of other types than a schema has fail anywhere, in a package of Rust too.
+            if stops(error) or isinstance(error, ConfigError):
+                raise
             line = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"json-schema {value[:60]!r} cannot be used: {line}.", code="bad_value"
