@@ -68,15 +68,6 @@ def dump_jsonl(records: Sequence[Record]) -> str:
     return "".join(f"{dump_json(record)}\n" for record in records)
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines of a text.
-
-    `str.splitlines` also breaks at characters that JSON writes as they are, such as U+2028 and U+0085.
-    """
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines if lines[-1] else lines[:-1]
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -194,3 +194,17 @@ def test_a_broken_picture_is_named(tmp_path: Path, image: Grey) -> None:
     write(tmp_path, "a.png", png(3)[:40])
     with pytest.raises(DataError, match=r"a\.png"):
         load_pictures(tmp_path, image)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\n\n", "lists no pages"),
+        (b'{"page": "\xff"}\n', "line 1 of"),
+        (b'{"page": "a.html"}\n', "split and weight"),
+    ],
+)
+def test_a_manifest_that_lists_nothing_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        listing(tmp_path)

@@ -19,7 +19,8 @@ from cm3kit.data.corpus import Documents, listing, load_documents
 from cm3kit.data.encodings import Encodings, Watch
 from cm3kit.data.views import ViewSettings
 from cm3kit.publish import publishing, write_atomic
-from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
+from cm3kit.targets import refuse_existing
+from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
@@ -40,8 +41,7 @@ def bundle(
     Raises:
         OutputError: `output` exists. Others as `save_bundle` and `load_documents`.
     """
-    if output.exists():
-        raise OutputError(f"{output} exists already; remove it or choose another folder.", code="exists")
+    refuse_existing(output, "remove it or choose another folder")
     tokenizer = PageTokenizer(text, Vocab(text.size, image.size))
     documents = load_documents(folder, tokenizer, image, cache, views=ViewSettings(count=views), watch=watch)
     rest = [each.path for each in listing(folder) if each.split == "rest"][:HELD]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import torch
@@ -19,7 +20,7 @@ from torch import Generator, Tensor
 from cm3kit.data.encodings import Encodings, Watch, encode
 from cm3kit.data.prepared import is_prepared
 from cm3kit.data.views import ViewSettings
-from cm3kit.json_lines import lines_of
+from cm3kit.json_lines import numbered_objects
 from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.document import Node, Picture
 from cm3kit_tokenizers.errors import DataError, PageError, PictureError
@@ -45,8 +46,10 @@ def listing(folder: Path) -> list[Listed]:
     """Pages of `manifest.jsonl`, or all .html files below the folder, of which one in 20 is held out as `rest`."""
     manifest = folder / "manifest.jsonl"
     if manifest.is_file():
-        lines = lines_of(manifest.read_text(encoding="utf-8"))
-        return [_listed(folder, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        listed = [_listed(manifest, *each) for each in numbered_objects(manifest.read_bytes(), manifest)]
+        if not listed:
+            raise DataError(f"{manifest} lists no pages.", code="bad_data")
+        return listed
     paths = sorted(folder.rglob("*.html"))
     if not paths:
         raise DataError(f"{folder} {_lacking(folder)}", code="bad_data")
@@ -64,14 +67,12 @@ def _lacking(folder: Path) -> str:
     return "holds no .html pages; cm3kit data prepare reads pages of other kinds (docs/data.md)."
 
 
-def _listed(folder: Path, number: int, line: str) -> Listed:
+def _listed(manifest: Path, number: int, row: dict[str, Any]) -> Listed:
     try:
-        row = json.loads(line)
-        return Listed(folder / row["page"], str(row["split"]), float(row["weight"]))
+        return Listed(manifest.parent / row["page"], str(row["split"]), float(row["weight"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"line {number} of {folder / 'manifest.jsonl'} is not a page with split and weight.",
-            code="bad_data",
+            f"line {number} of {manifest} is not a page with split and weight.", code="bad_data"
         ) from error
 
 

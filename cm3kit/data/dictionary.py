@@ -22,8 +22,9 @@ from cm3kit.data import forms
 from cm3kit.data.names import Name, Split, read_keywords, read_names, splits
 from cm3kit.data.noto import BitmapFont, on_white
 from cm3kit.data.wordnet import WordNet
-from cm3kit.json_lines import lines_of
-from cm3kit_tokenizers.errors import DataError, OutputError
+from cm3kit.json_lines import numbered_objects
+from cm3kit.targets import refuse_existing
+from cm3kit_tokenizers.errors import DataError
 
 PICTURE_SIZE = 128
 FONT, NAMES = "fonts/truetype/noto/NotoColorEmoji.ttf", "unicode/emoji/emoji-test.txt"
@@ -60,8 +61,7 @@ def build_emoji(
         report: called with (entries done, entries in total).
     """
     share = packages / "usr/share"
-    if output.exists():
-        raise OutputError(f"{output} exists already; remove it or choose another folder.", code="exists")
+    refuse_existing(output, "remove it or choose another folder")
     font, entries = BitmapFont(share / FONT), read_entries(share)
     working = output.with_name(f".tmp-{output.name}")
     shutil.rmtree(working, ignore_errors=True)
@@ -144,7 +144,7 @@ def load_entries(folder: Path) -> list[Entry]:
     path = folder / "entries.jsonl"
     if not path.is_file():
         raise DataError(f"{path} does not exist; build the corpus with: make data.", code="no_file")
-    return [_entry(json.loads(line)) for line in lines_of(path.read_text(encoding="utf-8"))]
+    return [_entry(row) for _, row in numbered_objects(path.read_bytes(), path)]
 
 
 def _entry(row: dict[str, Any]) -> Entry:

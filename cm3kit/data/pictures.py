@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from cm3kit.data.corpus import SHIPPED
 from cm3kit.data.dictionary import Entry, load_entries
 from cm3kit.data.prepared import PICTURES, is_prepared
-from cm3kit.json_lines import lines_of
+from cm3kit.json_lines import numbered_objects
 from cm3kit_tokenizers.errors import DataError
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -92,8 +92,8 @@ def _lacking(folder: Path) -> str:
 
 
 def _listed(path: Path) -> list[dict[str, Any]]:
+    rows = [row for _, row in numbered_objects(path.read_bytes(), path)]
     try:
-        rows: list[dict[str, Any]] = [json.loads(line) for line in lines_of(path.read_text(encoding="utf-8"))]
         for row in rows:
             row["file"], row["split"], float(row["weight"])
     except (ValueError, KeyError, TypeError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cm3kit.json_lines import dump_jsonl
+from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.errors import OutputError
 
 HELD = 51  # of 256: one page in five is held out
@@ -23,8 +24,7 @@ def split_of(page: str) -> str:
 @contextmanager
 def new_corpus(output: Path) -> Iterator[Path]:
     """A working folder that becomes `output` at the end; OutputError (`exists`) if that is there."""
-    if output.exists():
-        raise OutputError(f"{output} exists already; remove it or choose another folder.", code="exists")
+    refuse_existing(output, "remove it or choose another folder")
     working = output.with_name(f".tmp-{output.name}")
     shutil.rmtree(working, ignore_errors=True)
     try:
