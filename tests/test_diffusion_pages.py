@@ -29,6 +29,7 @@ from cm3kit.fill.folder import Defaults, DiffusionDefaults, assemble
 from cm3kit.fill.kit import GenerateOptions, Kit, Result
 from cm3kit.fill.lengths import shortened
 from cm3kit.fill.options import diffusion_settings
+from cm3kit.fill.parts import diffusion_backbone
 from cm3kit.fill.trained import Trained
 from cm3kit.models.backbone import save_backbone
 from cm3kit.models.timestep import add_timestep
@@ -334,7 +335,7 @@ def test_length_auto_keeps_the_best_mean_of_ids_and_end(kit: Kit) -> None:
         forwards += tried.cost.forwards + 1
         filled = list(board.flatten(kit.vocab.mask).ids)
         filled[whole.start : whole.start + size] = tried.fills[0].ids
-        logits_TV = filler._denoisers._weights()(torch.tensor([filled]), attention_mask=_full(len(filled)))[
+        logits_TV = diffusion_backbone(kit.parts)(torch.tensor([filled]), attention_mask=_full(len(filled)))[
             0
         ][0]
         logits_V = logits_TV[whole.start + size].detach().float()
@@ -547,7 +548,7 @@ def test_shift_reads_each_place_at_the_one_before(make: Make, kit: Kit) -> None:
     ask = Ask(ids, (5,), (torch.tensor([3]),), (1.0,))
     filler = shifted.filler(IN_PLACE)
     assert isinstance(filler, DiffusionFiller)
-    logits_TV = filler._denoisers._weights()(ids, attention_mask=_full(5))[0][0]
+    logits_TV = diffusion_backbone(shifted.parts)(ids, attention_mask=_full(5))[0][0]
     assert torch.allclose(filler._denoisers.plain("fp32").logits(ask)[0][0], logits_TV[2], atol=1e-4)
 
 

@@ -230,7 +230,7 @@ Capture = pytest.CaptureFixture[str]
 def test_show_traj_writes_the_player_beside_the_file(place: Path, capsys: Capture) -> None:
     assert run(["show", "traj", "a.traj.safetensors"]) == 0
     out, err = capsys.readouterr()
-    assert out == "a.traj.html\n" and "AR-ness of text slots: local@1" in err and "warning" not in err
+    assert out == "a.traj.html\n" and "AR-ness of text positions: local@1" in err and "warning" not in err
     page = (place / "a.traj.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>") and "<h1>red apple</h1>" in page
     assert run(["show", "traj", "a.traj.safetensors"]) == 1

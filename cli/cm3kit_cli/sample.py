@@ -106,7 +106,7 @@ def run(
         else:
             found = sampling.run(job, how, watch, warn)
     for line in found["warnings"]:
-        typer.echo(f"warning: {one_line(line)}", err=True)
+        warn(f"warning: {one_line(line)}")
     warn(_counts(found))
     return Reply(found, (str(output),), warnings=tuple(found["warnings"]), status=_status(found))
 
