@@ -182,13 +182,18 @@ def _override(target: dict[str, Any], override: str) -> None:
     target[last] = value
 
 
+def message_of(problem: Mapping[str, Any]) -> str:
+    """What pydantic says of a value, without the kind of exception that a check of ours raised."""
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
 def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] != "extra_forbidden":
         value = repr(problem.get("input"))
         given = f"{where} = {value if len(value) <= 80 else value[:77] + '...'}: " if where else ""
-        return f"{given}{problem['msg']}."
+        return f"{given}{message_of(problem).removesuffix('.')}."
     group: Any = kind
     for part in problem["loc"][:-1]:
         field = getattr(group, "model_fields", {}).get(part)

@@ -522,6 +522,22 @@ def test_near_misses_are_suggested(fake: FakeKit, capsys: Capture) -> None:
         assert word in capsys.readouterr().err.split("Try:")[0]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--temperature warm", "'--temperature': 'warm': Input should be a valid number"),
+        ("--temperature -3", "'--temperature': '-3': Input should be greater than or equal to 0"),
+        ("--draft best", "'--draft': 'best' is not one of 'none', 'lookup', 'diffusion'. Try: "),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_flag(
+    fake: FakeKit, arguments: str, says: str, capsys: Capture
+) -> None:
+    assert run(["generate", "x", *arguments.split()]) == 2
+    err = capsys.readouterr().err
+    assert says in err and "Value error" not in err and err.count("\n") == 1
+
+
 def memory() -> MemoryError:
     return MemoryError()
 

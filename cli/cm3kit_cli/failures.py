@@ -34,7 +34,12 @@ def explain(error: BaseException, command: str) -> Failure:
 def _usage(error: BaseException, command: str) -> Failure:
     assert isinstance(error, _click.exceptions.ClickException)
     hint = f"Try: cm3kit {command} --help".replace("  ", " ")
-    return Failure("usage", error.format_message(), error.exit_code, hint)
+    message = error.format_message()
+    # Typer lets pydantic read values, which tells its own kind of errors and not always the value.
+    if (problems := getattr(error.__cause__, "errors", None)) is not None:
+        value, said = repr(problems()[0]["input"]), error.message.removeprefix("Value error, ")
+        message = message.replace(error.message, said if value in said else f"{value}: {said}")
+    return Failure("usage", message if message.endswith((".", "?")) else f"{message}.", error.exit_code, hint)
 
 
 def _no_memory(error: BaseException, command: str) -> Failure:

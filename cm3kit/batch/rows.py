@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from cm3kit.config import Settings
+from cm3kit.config import Settings, message_of
 from cm3kit.decode_options import RENAMED, GenerateOptions, table, under_new_names
 from cm3kit.fill.constraints import GUIDED, guided
 from cm3kit.fill.row_files import read_raw
@@ -140,7 +140,7 @@ def _row(number: int, where: str, given: Mapping[str, Any] | Cm3kitError) -> Row
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "row"
-        line = " ".join(f"{where}: {place}: {problem['msg']}".split())
+        line = " ".join(f"{where}: {place}: {message_of(problem)}".split())
         return Row(number, name, where, error=DataError(f"{line}; fix the row.", code="bad_data"))
     except DataError as error:
         return Row(number, name, where, error=error)

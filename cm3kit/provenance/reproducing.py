@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import cm3kit
 from cm3kit import images
+from cm3kit.config import message_of
 from cm3kit.decode_options import known, under_new_names
 from cm3kit.fill.finding import available, find
 from cm3kit.fill.folder import DIFFUSION
@@ -186,7 +187,7 @@ def options_of(given: Mapping[str, Any]) -> GenerateOptions:
         raise ValueError(str(error.args[0])) from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"option {'.'.join(map(str, first['loc'][:1]))}: {first['msg']}") from error
+        raise ValueError(f"option {'.'.join(map(str, first['loc'][:1]))}: {message_of(first)}") from error
 
 
 def carried(recipe: Recipe) -> Mapping[str, Any] | None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import Request as Asked
 
+from cm3kit.config import message_of
 from cm3kit.decode_options import GenerateOptions, table
 from cm3kit.fill.constraints import GUIDED, guided, pinned
 from cm3kit.provenance.reproducing import options_of
@@ -199,7 +200,7 @@ async def read(request: Asked, kind: type[Body]) -> Body:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the body"
-        raise ConfigError(f"{where}: {first['msg']}", code="bad_value") from None
+        raise ConfigError(f"{where}: {message_of(first)}", code="bad_value") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"the body is not JSON: {error}", code="bad_value") from None
 
