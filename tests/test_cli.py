@@ -665,3 +665,20 @@ def test_a_closed_pipe_is_no_error() -> None:
         ["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
     )
     assert child.returncode == 0 and child.stderr == ""
+
+
+def test_an_interrupt_during_the_imports_is_told_in_one_line() -> None:
+    script = """
+import sys
+
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+from cm3kit_cli.start import run
+sys.exit(run())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "cm3kit: interrupted\n")

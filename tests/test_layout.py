@@ -141,7 +141,7 @@ def test_no_modules_import_each_other() -> None:
 
 def test_console_scripts_exist() -> None:
     scripts = re.findall(r'^\w+ = "(cm3kit_cli[\w.]*):(\w+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert scripts == [("cm3kit_cli.main", "run")]
+    assert scripts == [("cm3kit_cli.start", "run")]
     for module, name in scripts:
         assert callable(getattr(importlib.import_module(module), name))
 
