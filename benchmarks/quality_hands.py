@@ -11,8 +11,8 @@ punctuation and hyphens as spaces and without words for the artist, decoded gree
 from __future__ import annotations
 
 import argparse
-import hashlib
 import html
+import importlib
 import json
 import math
 import random
@@ -37,8 +37,11 @@ from cm3kit.evaluation.judge import Judge
 from cm3kit.evaluation.judged import Reference, pixels_of
 from cm3kit.evaluation.words import edit_distance
 from cm3kit.fill.kit import GenerateOptions, Kit
-from cm3kit.plugins import load_file
+from cm3kit.json_lines import objects
 
+# The builder is a package of files without a name of its own; this one imports none of the others.
+sys.path.append(str(CHECKPOINTS / "pictures"))
+things: Any = importlib.import_module("things")
 GREEDY = GenerateOptions(temperature=0.0)
 SEED = 7
 
@@ -71,11 +74,9 @@ class Corpus:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.things = {row["slug"]: row for row in _lines(folder / "things.jsonl")}
-        self.drawings = _lines(folder / "pictures.jsonl")
-        load_file(CHECKPOINTS / "pictures/build.py")
-        build: Any = sys.modules["cm3kit_plugin_build"]
-        self.titles = {each.key: each.title for each in (*build.ARTISTS, build.OPENMOJI)}
+        self.things = {row["slug"]: row for row in objects((folder / "things.jsonl").read_bytes())}
+        self.drawings = [*objects((folder / "pictures.jsonl").read_bytes())]
+        self.titles = {each.key: each.title for each in (*things.ARTISTS, things.OPENMOJI)}
 
     def named(self, split: str, count: int) -> list[dict[str, Any]]:
         """Drawings of a split by artists, each with its thing's `name`; `count` of them at a fixed seed."""
@@ -86,15 +87,12 @@ class Corpus:
         ]
         return random.Random(0).sample(found, min(count, len(found)))
 
-    def names(self, split: str, count: int, known: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Things of a split that are no clip art, among `known` names where those are given."""
-        kept = None if known is None else set(known)
+    def names(self, split: str, count: int, known: set[str]) -> list[dict[str, Any]]:
+        """Things of a split by `known` names, which are no clip art; `count` of them at a fixed seed."""
         found = [
             each
             for each in self.things.values()
-            if each["split"] == split
-            and each["group"] != "clip art"
-            and (kept is None or each["name"] in kept)
+            if each["split"] == split and each["group"] != "clip art" and each["name"] in known
         ]
         return random.Random(0).sample(found, min(count, len(found)))
 
@@ -213,7 +211,7 @@ def synonyms(bench: Bench) -> Iterator[Row]:
         (thing["name"], word)
         for thing in bench.corpus.names("train", 10**6, bench.judged())
         for word in thing["synonyms"]
-        if hashlib.sha256(f"{thing['name']}~{word}".encode()).digest()[0] < 64 and word not in taken
+        if things.chance(f"{thing['name']}~{word}") < 64 and word not in taken
     ]
     chosen = random.Random(0).sample(pairs, min(bench.args.names, len(pairs)))
     for name, word in bench.each("synonyms", chosen):
@@ -316,10 +314,6 @@ PARTS: dict[str, Part] = {
 }
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def main() -> None:
     """Measure the chosen parts; print a Markdown table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -339,14 +333,15 @@ def main() -> None:
         )
     bench = Bench(cm3kit.load(args.model), Corpus(args.data), judge, Reference.read(args.data), args)
     rows = [row for part in args.part.split(",") for row in PARTS[part](bench)]
-    rows += [row for row in (bench.ended, bench.formed) if row.values]
+    rows += [bench.ended, bench.formed]
+    if empty := [row.what for row in rows if not row.values]:
+        print(f"nothing to measure in this corpus: {'; '.join(empty)}", file=sys.stderr)
+    rows = [row for row in rows if row.values]
     if args.json:
         print(json.dumps([row.record() for row in rows], indent=1))
         return
     print("| what | figure | 95 % | n |\n| --- | --- | --- | --- |")
     for row in rows:
-        if not row.values:
-            continue
         found = row.interval()
         print(
             f"| {row.what} | {found.value:.3f} | {found.low:.3f} – {found.high:.3f} | {len(row.values)} {row.trials} |"

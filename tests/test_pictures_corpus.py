@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from toys import toy
 
 from cm3kit.data.builders import builder
 from cm3kit.data.corpus import listing, read_nodes
+from cm3kit.evaluation.judge import Judge
 from cm3kit_tokenizers.document import Picture, Text
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
@@ -160,3 +162,28 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
         assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 2 and "exists already" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_what_a_model_can_do_is_measured_on_the_corpus(
+    built: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = built
+    script = Path(__file__).parents[1] / "benchmarks/quality_hands.py"
+    judge = Judge(["red apple", "dog face"], ["noto", "twemoji"])
+    judge.save(tmp_path)
+    command = [
+        sys.executable,
+        str(script),
+        "--model",
+        str(toy()),
+        "--data",
+        str(folder),
+        "--judge",
+        str(tmp_path),
+    ]
+    told = subprocess.run([*command, "--names", "1", "--json"], capture_output=True, text=True, check=True)
+    found = {row["what"]: row for row in json.loads(told.stdout)}
+    assert found["-n 4: three different"]["n"] == 1 and found["captions exact: OpenMoji"]["n"] == 1
+    # A judge of two names has each of them among its first five.
+    assert found["drawn, judge's top-5: seen names"]["value"] == 1 and len(found) > 12
+    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in found.values())

@@ -7,6 +7,7 @@ import html
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .things import ARTISTS, OPENMOJI, Drawing, Thing, chance
 
@@ -22,8 +23,13 @@ class Page:
     weight: float
 
 
-Form = tuple[str, str, float]
-"""The name of a form, a page of it, and how often it comes among the pages of one drawing."""
+class Form(NamedTuple):
+    """The name of a form, a page of it, how often it comes among the pages of one drawing, and what else it shows."""
+
+    name: str
+    page: str
+    share: float
+    also: tuple[str, ...] = ()
 
 
 class Pages:
@@ -43,33 +49,32 @@ class Pages:
         """Every page."""
         for drawing in self.drawings:
             found = self.of_scene(drawing) if drawing.artist == "scene" else self.of_thing(drawing)
-            for form, page, share in found:
-                more = (self._kin(drawing),) if form == "links" else ()
-                slugs = tuple(each.slug for each in (drawing, *more) if each is not None)
-                yield Page(page, form, slugs, drawing.split, share * drawing.weight)
+            for form in found:
+                slugs = (drawing.slug, *form.also)
+                yield Page(form.page, form.name, slugs, drawing.split, form.share * drawing.weight)
 
     def of_scene(self, drawing: Drawing) -> Iterator[Form]:
         """A picture behind, before and in its caption, each once."""
         words, img = _text(drawing.caption), f'<img src="{drawing.file}">'
-        yield "alt", f'<img alt="{words}" src="{drawing.file}">\n', 0.06
-        yield "before", f"<p>{words}</p>\n<p>{img}</p>\n", 0.025
-        yield "behind", f"<p>{img}</p>\n<p>{words}</p>\n", 0.045
+        yield Form("alt", f'<img alt="{words}" src="{drawing.file}">\n', 0.06)
+        yield Form("before", f"<p>{words}</p>\n<p>{img}</p>\n", 0.025)
+        yield Form("behind", f"<p>{img}</p>\n<p>{words}</p>\n", 0.045)
 
     def of_thing(self, drawing: Drawing) -> Iterator[Form]:
         """The forms of one drawing, with how often each is drawn."""
         thing, src = self.things[drawing.slug], drawing.file
         name, img, artist = _text(thing.name), f'<img src="{src}">', self.titles[drawing.artist]
-        yield "alt", f'<img alt="{name}" src="{src}">\n', 0.28
+        yield Form("alt", f'<img alt="{name}" src="{src}">\n', 0.28)
         if drawing.artist == OPENMOJI.key:  # for evaluation only, which asks for no more
             return
-        yield "before", f"<p>{name}</p>\n<p>{img}</p>\n", 0.1
-        yield "behind", f"<p>{img}</p>\n<p>{name}</p>\n", 0.16
-        yield "title", f'<img src="{src}" title="{name}">\n', 0.05
-        yield "alt by", f'<img alt="{name}, {artist}" src="{src}">\n', 0.16
+        yield Form("before", f"<p>{name}</p>\n<p>{img}</p>\n", 0.1)
+        yield Form("behind", f"<p>{img}</p>\n<p>{name}</p>\n", 0.16)
+        yield Form("title", f'<img src="{src}" title="{name}">\n', 0.05)
+        yield Form("alt by", f'<img alt="{name}, {artist}" src="{src}">\n', 0.16)
         if drawing.slug.encode()[-1] % 2:
-            yield "by", f"<p>{name} by {artist}</p>\n<p>{img}</p>\n", 0.05
+            yield Form("by", f"<p>{name} by {artist}</p>\n<p>{img}</p>\n", 0.05)
         else:
-            yield "by", f"<p>{img}</p>\n<p>{name} by {artist}</p>\n", 0.05
+            yield Form("by", f"<p>{img}</p>\n<p>{name} by {artist}</p>\n", 0.05)
         yield from self._other_words(thing, drawing, src)
         yield from self._long(thing, drawing, src)
 
@@ -80,9 +85,9 @@ class Pages:
             key=lambda word: hashlib.sha256(f"{drawing.artist}/{thing.name}~{word}".encode()).digest()
         )
         for word in allowed[:3]:
-            yield "synonym", f'<img alt="{_text(word)}" src="{src}">\n', 0.04
+            yield Form("synonym", f'<img alt="{_text(word)}" src="{src}">\n', 0.04)
         if len(allowed) > 1:
-            yield "synonym", f'<p>{_text(", ".join(allowed[:4]))}</p>\n<p><img src="{src}"></p>\n', 0.05
+            yield Form("synonym", f'<p>{_text(", ".join(allowed[:4]))}</p>\n<p><img src="{src}"></p>\n', 0.05)
 
     def _long(self, thing: Thing, drawing: Drawing, src: str) -> Iterator[Form]:
         """Pages with more on them: definition, keywords, other drawings, links."""
@@ -90,8 +95,8 @@ class Pages:
         about = _definition(thing)
         caption = f'<figure>\n<img src="{src}">\n<figcaption>{name}</figcaption>\n</figure>\n'
         figure = f"<h2>{_text(thing.group)}</h2>\n{caption}"
-        yield "group", _page(thing.group, "", figure), 0.03
-        yield (
+        yield Form("group", _page(thing.group, "", figure), 0.03)
+        yield Form(
             "group",
             _page(
                 thing.group,
@@ -102,9 +107,9 @@ class Pages:
         )
         if about:
             meta = f'<meta name="description" content="{words}">\n'
-            yield "definition", _page(thing.name, meta, f'<p><img src="{src}"></p>\n{about}\n'), 0.06
-            yield "definition", f'<h1>{name}</h1>\n{about}\n<p><img src="{src}"></p>\n', 0.05
-            yield "definition", f'<p><img src="{src}"></p>\n{about}\n', 0.06
+            yield Form("definition", _page(thing.name, meta, f'<p><img src="{src}"></p>\n{about}\n'), 0.06)
+            yield Form("definition", f'<h1>{name}</h1>\n{about}\n<p><img src="{src}"></p>\n', 0.05)
+            yield Form("definition", f'<p><img src="{src}"></p>\n{about}\n', 0.06)
         others = [each for each in self.same[drawing.slug, drawing.split] if each is not drawing]
         if others:
             other = others[chance(drawing.file, 1) % len(others)]
@@ -112,14 +117,14 @@ class Pages:
             items = "\n".join(
                 f'<li><img src="{each.file}"> {name}, {self.titles[each.artist]}</li>' for each in pair
             )
-            yield "hands", f"<ul>\n{items}\n</ul>\n", 0.03
+            yield Form("hands", f"<ul>\n{items}\n</ul>\n", 0.03)
         if (other := self._kin(drawing)) is not None:
             links = "\n".join(
                 f'<li><a href="{_text(each.slug)}.html" title="{_text(self.things[each.slug].name)}">'
                 f'<img src="{each.file}"></a></li>'
                 for each in (drawing, other)
             )
-            yield "links", f"<ul>\n{links}\n</ul>\n", 0.04
+            yield Form("links", f"<ul>\n{links}\n</ul>\n", 0.04, (other.slug,))
 
     def _kin(self, drawing: Drawing) -> Drawing | None:
         """Another thing of the same group by the same artist."""

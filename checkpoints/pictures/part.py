@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from cm3kit.fill.finding import link_or_copy
 from cm3kit.json_lines import dump_jsonl, numbered_objects
 from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.errors import Cm3kitError
@@ -89,7 +89,8 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     for name in [*(line["page"] for line in kept), *(each["file"] for each in pictures), "LICENSES.md"]:
-        link(folder / name, working / name)
+        (working / name).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(str(folder / name), str(working / name))
     listed = {
         "manifest": kept,
         "pictures": pictures,
@@ -99,15 +100,6 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
         (working / f"{name}.jsonl").write_text(dump_jsonl(found), encoding="utf-8")
     working.rename(output)
     return {"names": len(wanted), "pages": len(kept), "pictures": len(pictures)}
-
-
-def link(source: Path, target: Path) -> None:
-    """The same file under another path; a copy of it on another disk."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
