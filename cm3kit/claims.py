@@ -1,19 +1,31 @@
-"""Shares of rows, (i, n) for the rows i, i + n, …, and locks by which no two processes work on the same ones."""
+"""Folders of long work: whose job one is, shares of rows, (i, n) for the rows i, i + n, …, and locks on them."""
 
 from __future__ import annotations
 
 import fcntl
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import gcd
 from pathlib import Path
+from typing import Any
 
-from cm3kit_tokenizers.errors import OutputError
+from cm3kit.json_lines import dump_json
+from cm3kit.publish import write_atomic
+from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
 
 Shard = tuple[int, int]
+
+
+def shard_of(text: str) -> Shard:
+    """(i, n) of "i/n"; ConfigError unless 0 <= i < n."""
+    index, _, count = text.partition("/")
+    if index.isdecimal() and count.isdecimal() and int(index) < int(count):
+        return int(index), int(count)
+    raise ConfigError(f"--shard {text!r} is not i/n with i from 0 to n - 1.", code="bad_value")
 
 
 def overlap(first: Shard, second: Shard) -> bool:
@@ -65,3 +77,46 @@ def claim(folder: Path, shard: Shard) -> Iterator[None]:
         with suppress(OSError):
             Path(mine.name).unlink()
         mine.close()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with those above it; OutputError (`cannot_write`) where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be created: {error.strerror}; change -o.", code="cannot_write"
+        ) from None
+
+
+def begin_job(path: Path, said: Mapping[str, Any], read: Callable[[], Mapping[str, Any]]) -> None:
+    """Save what a folder's job is, or hold the run to the one that is saved.
+
+    Args:
+        path: the job's file, in the folder, which is made.
+        read: reads what is saved there.
+
+    Raises:
+        ConfigError: the folder belongs to another job (`bad_config`).
+        OutputError: it cannot be written. Others as `read`.
+    """
+    make_folder(path.parent)
+    text = dump_json(said, indent=1)
+    try:
+        write_atomic(path, f"{text}\n".encode())
+    except OutputError as error:
+        if error.code != "exists":
+            raise
+    begun, now = read(), json.loads(text)
+    for name in now:
+        if begun.get(name) != now[name]:
+            raise ConfigError(
+                f"{path.parent} was started with another {name} ({_short(begun.get(name))}, now {_short(now[name])});"
+                " choose another -o.",
+                code="bad_config",
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

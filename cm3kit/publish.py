@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+# What JSON of another shape than ours ends in.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 TENSORS = "state.safetensors"
 STATE = "state.json"
 _PREFIX = ".tmp-"
@@ -105,7 +107,7 @@ def verify(folder: Path) -> str | None:
         return unnamed(folder, {*listed, MANIFEST})
     except OSError as error:
         return f"{error.filename or folder} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except MALFORMED:
         return f"{folder}: {MANIFEST} is damaged"
 
 
@@ -256,7 +258,7 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         saved = json.loads((folder / STATE).read_text(encoding="utf-8"))
         tensors |= {name: tensors[other] for name, other in saved["aliases"].items()}
         return tensors, dict(saved["state"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, SafetensorError, *MALFORMED) as error:
         raise ModelError(
             f"{folder} cannot be read: {error}; use another checkpoint.", code="bad_checkpoint"
         ) from error

@@ -16,7 +16,7 @@ from cm3kit import GenerateOptions, Page
 from cm3kit.batch.job import plain
 from cm3kit.canvas import ConstraintSpec
 from cm3kit.decoders.causal.autoregressive import Autoregressive
-from cm3kit.decoders.causal.drafts import BlockDrafter, Unfinished, look_up
+from cm3kit.decoders.causal.drafts import BlockDrafter, Drafter, Lookup, Unfinished, look_up
 from cm3kit.decoders.engines import make_engine
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.grammar.html import Grammar
@@ -170,15 +170,36 @@ def test_several_ids_in_a_pass_have_the_bits_of_as_many_steps(
             assert torch.equal(one, other)
 
 
+DRAFTERS: dict[str, type[Drafter]] = {"lookup": Lookup, "diffusion": BlockDrafter}
+
+
+def watched(kind: type[Drafter], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Ids that a drafter proposes from now on."""
+    told: list[int] = []
+    propose = kind.propose
+
+    def watching(self: Any, rows: Mapping[int, Unfinished]) -> Mapping[int, Sequence[int]]:
+        found = propose(self, rows)
+        told.extend(id for draft in found.values() for id in draft)
+        return found
+
+    monkeypatch.setattr(kind, "propose", watching)
+    return told
+
+
 @pytest.mark.parametrize("more", [{"guidance": 2.5}, {"cd_k": 4}, {"parallel": True}])
-def test_drafts_go_with_guidance_and_with_parallel_gaps(more: dict[str, Any]) -> None:
-    rows = [row(seed, guide=True) for seed in range(4)]
-    plain = decoder(DecodeConfig(), **more).fill(rows)
-    found = decoder(DecodeConfig(), "lookup", **more).fill(rows)
-    assert written(found) == written(plain) and passes(found) < passes(plain)
+def test_drafts_go_with_guidance_and_with_parallel_gaps(
+    more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted = watched(Lookup, monkeypatch)
+    rows = [row(seed, guide=True) for seed in range(8)]
+    plain = decoder(WAYS["cold"], **more).fill(rows)
+    found = decoder(WAYS["cold"], "lookup", **more).fill(rows)
+    assert written(found) == written(plain) and passes(found) < passes(plain) and drafted
 
 
-def test_drafts_go_with_constraints() -> None:
+def test_drafts_go_with_constraints(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafted = watched(Lookup, monkeypatch)
     pieces = [bytes([33 + each]) for each in range(90)]
     known = Languages(VOCAB, lambda words: [VOCAB.text.start + each - 33 for each in words.encode()], pieces)
     grammar = Grammar(VOCAB, 9, pieces, b"", known)
@@ -193,7 +214,7 @@ def test_drafts_go_with_constraints() -> None:
         draft = "none" if drafter is None else drafter
         config = DecodeConfig(batch_size=2, draft=draft)  # type: ignore[arg-type]
         results.append(Autoregressive(LLAMA, grammar, config).fill(rows))
-    assert written(results[0]) == written(results[1])
+    assert written(results[0]) == written(results[1]) and drafted
 
 
 def test_a_chain_of_steps_is_told_in_order_and_never_beyond_its_total() -> None:
@@ -218,7 +239,10 @@ PAGE = Page.parse(b'<h1>a red apple</h1><p><mask></p><img alt="a red apple" src=
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_block_decoder_of_a_model_drafts_for_its_causal_one(size: int) -> None:
+def test_the_block_decoder_of_a_model_drafts_for_its_causal_one(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafted = {draft: watched(kind, monkeypatch) for draft, kind in DRAFTERS.items()}
     kit = toy_kit("causal-blocks")
     plain = kit.infill(PAGE, variants=3, seed=4, options=GenerateOptions(batch_size=size))
     for draft in ("lookup", "diffusion"):
@@ -228,6 +252,7 @@ def test_the_block_decoder_of_a_model_drafts_for_its_causal_one(size: int) -> No
         assert [gap.logprob for each in found for gap in each.gaps] == [
             gap.logprob for each in plain for gap in each.gaps
         ]
+        assert drafted[draft]
 
 
 def test_a_block_is_drawn_by_the_numbers_that_verification_draws_by() -> None:

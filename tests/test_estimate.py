@@ -15,6 +15,7 @@ from cm3kit.training.decoder import DecoderRecipe
 from cm3kit.training.estimate import Estimate, estimate_decoder, trace_decoder
 from cm3kit.training.live import Live
 from cm3kit.training.other_device import fit
+from cm3kit.training.trial import step_seconds
 from cm3kit_cli.main import run
 from cm3kit_tokenizers.text import TextTokenizer
 
@@ -79,6 +80,10 @@ def test_an_estimate_adds_up(corpus: Path) -> None:
     assert told.seconds_per_step is not None and told.seconds == pytest.approx(10 * told.seconds_per_step)
     assert told.tokens_per_step == 128 and told.parameters == told.trained
     assert 1e8 < told.process < 5e9
+
+
+def test_a_model_that_looks_at_the_time_is_tried_out_with_its_weights() -> None:
+    assert step_seconds(recipe(timestep=8), 300, fast=False) > 0
 
 
 def test_adapters_learn_little(corpus: Path, tmp_path: Path) -> None:

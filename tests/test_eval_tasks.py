@@ -330,6 +330,6 @@ def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (
         shown.splitlines()[0].startswith("my-caption: the name of a picture") and "nearest-picture" in shown
     )
-    assert table(told[1])[0] in shown or "infill" in shown
+    assert table(told[1])[0] in shown
     assert run(["eval", "tasks", "no-task", "-m", str(toy())]) != 0
     assert "no-task" in capsys.readouterr().err

@@ -121,6 +121,7 @@ def reweighed(change: Callable[[dict[str, Tensor]], None]) -> Callable[[Path], N
 NORM = "model.norm.weight"
 ODD: dict[str, Callable[[Path], object]] = {
     "another rotation": changed(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}),
+    "a base that is no number": changed(rope_parameters={"rope_type": "default", "rope_theta": "10000"}),
     "a field that is not known": changed(logits_scaling=2.0),
     "another activation": changed(hidden_act="gelu"),
     "another class": changed(architectures=["LlamaForSequenceClassification"]),

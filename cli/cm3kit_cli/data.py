@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.render import Reply, notes_to, progress
 
 if TYPE_CHECKING:
     from cm3kit_tokenizers.text import TextTokenizer
@@ -96,6 +96,7 @@ def prepare(
 
     The same command resumes where it was stopped.
     """
+    from cm3kit.claims import shard_of
     from cm3kit.devices import processors
     from cm3kit.web import runner
     from cm3kit.web.sources import SourceOptions
@@ -104,9 +105,9 @@ def prepare(
         found = runner.prepare(
             src, output, kind=kind, settings=runner.settings_of(preset, config or [], overrides or []),
             options=SourceOptions(pages, str(pictures or ""), split, runner.columns_of(column or [])),
-            shard=runner.shard_of(shard),
+            shard=shard_of(shard),
             workers=processors() if workers is None else workers, watch=watch,
-            warn=lambda line: typer.echo(line, err=True),
+            warn=notes_to(quiet),
         )  # fmt: skip
     return Reply(found, (str(output),))
 
@@ -230,7 +231,7 @@ def validate(
     from cm3kit.web.report import check
 
     with progress("validating", quiet) as watch:
-        found = check(folder, watch, lambda line: typer.echo(line, err=True))
+        found = check(folder, watch, notes_to(quiet))
     return Reply(found, tuple(_table(found)))
 
 

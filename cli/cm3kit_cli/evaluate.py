@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, notes_to, progress, warn_of
 from cm3kit_cli.tokenizing import Batch, Precision, Search, Tokenizer
 from cm3kit_cli.train_all import INCOMPLETE
 
@@ -47,7 +47,7 @@ def recon(
     with progress("reconstructing", quiet) as watch:
         told = reconstruction(
             folder, model, batch=batch_size, limit=limit, device=device, precision=precision,
-            search=search, inception=inception, watch=watch, warn=lambda line: typer.echo(line, err=True),
+            search=search, inception=inception, watch=watch, warn=notes_to(quiet),
         )  # fmt: skip
     width = max(map(len, told))
     return Reply(told, tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items()))
@@ -83,8 +83,8 @@ def of_model(
         data, model, split=split, limit=limit, rounds=rounds, rows=rows, seed=seed, device=device, style=style,
         warn=warnings.append,
     )  # fmt: skip
-    for line in () if quiet else warnings:
-        typer.echo(f"note: {line}", err=True)
+    for line in warnings:
+        notes_to(quiet)(f"note: {line}")
     width = max(map(len, told))
     lines = tuple(f"{name:{width}}  {_shown(value)}" for name, value in told.items())
     return Reply(told, lines, warnings=tuple(warnings))
@@ -123,10 +123,10 @@ def of_tasks(
     verbose: options.Verbose = False,
 ) -> Reply:
     """Measure a model on CM3's tasks, with baselines beside it and bootstrap intervals."""
+    from cm3kit.claims import shard_of
     from cm3kit.evaluation.task_files import load_task
     from cm3kit.evaluation.task_run import RunHow, run_task, table
     from cm3kit.fill.kit import load
-    from cm3kit.web.runner import shard_of
 
     tasks = [load_task(name) for name in names]
     kit, found, warnings = load(model, device=device), [], list[str]()
@@ -134,8 +134,7 @@ def of_tasks(
     for task in tasks:
         with progress(task.name, quiet) as watch:
             found.append(run_task(kit, task, how, watch, warnings.append))
-    for line in () if quiet else warnings:
-        typer.echo(f"warning: {one_line(line)}", err=True)
+    warn_of(warnings, quiet)
     lines = [line for number, each in enumerate(found) for line in (*([""] if number else []), *table(each))]
     status = INCOMPLETE if any(each.get("missing") for each in found) else 0
     return Reply({"tasks": found}, tuple(lines), warnings=tuple(warnings), status=status)

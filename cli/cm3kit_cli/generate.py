@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, previews, progress
+from cm3kit_cli.render import Reply, one_line, previews, progress, warn_of
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def generate(
     if not quiet and not as_json:
         words = enumerate(saved.samples if task == "pair" else ())
         told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
-        for line in (*told_words, *saved.warnings, *notes(saved)):
+        for line in (*told_words, *notes(saved)):
             typer.echo(line, err=True)
         previews(saved.paths)
+    warn_of(saved.warnings, quiet)
     return _reply(saved, chosen)
 
 

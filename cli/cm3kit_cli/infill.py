@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, one_line, progress, warn_of
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def infill(
     if not quiet and not as_json:
         for line in (*_notes(saved), *notes(saved)):
             typer.echo(line, err=True)
-    for line in () if quiet else saved.warnings:
-        typer.echo(f"warning: {one_line(line)}", err=True)
+    warn_of(saved.warnings, quiet)
     return _reply(saved, chosen)
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,23 @@ def show_failure(failure: Failure, command: str, as_json: bool) -> None:
     name = f"cm3kit {command}".rstrip()
     hint = f" {failure.hint}" if failure.hint else ""
     print(f"{name}: {one_line(failure.message + hint)} [{failure.code}]", file=sys.stderr)
+
+
+def notes_to(quiet: bool) -> Callable[[str], None]:
+    """Prints a line on standard error; nothing where that is to be quiet."""
+
+    def print_line(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return print_line
+
+
+def warn_of(lines: Iterable[str], quiet: bool) -> None:
+    """Print warnings on standard error, each on one line, unless that is to be quiet."""
+    note = notes_to(quiet)
+    for line in lines:
+        note(f"warning: {one_line(line)}")
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, notes_to, one_line, progress, warn_of
 
 app = typer.Typer(name="sample", help="Sample many rows into a folder, resumably.")
 
@@ -87,7 +87,7 @@ def run(
     from cm3kit.batch import processes
     from cm3kit.batch import run as sampling
     from cm3kit.batch.job import How, SampleJob
-    from cm3kit.web.runner import shard_of
+    from cm3kit.claims import shard_of
 
     mine, device = processes.launched(shard_of(shard), device, os.environ)
     job = SampleJob(
@@ -96,17 +96,13 @@ def run(
     )  # fmt: skip
     how = How(mine, resume, retry_errors, time_limit)
 
-    def warn(line: str) -> None:
-        if not quiet:
-            typer.echo(line, err=True)
-
+    warn = notes_to(quiet)
     with progress("sampling", quiet) as watch:
         if num_processes > 1:
             found = processes.run_processes(job, how, num_processes, watch, warn)
         else:
             found = sampling.run(job, how, watch, warn)
-    for line in found["warnings"]:
-        warn(f"warning: {one_line(line)}")
+    warn_of(found["warnings"], quiet)
     warn(_counts(found))
     return Reply(found, (str(output),), warnings=tuple(found["warnings"]), status=_status(found))
 
@@ -165,7 +161,7 @@ def export(
 def _counts(found: Mapping[str, Any]) -> str:
     told = f"{found['done']} of {found['outputs']} outputs are there"
     told += "".join(f", {found[name]} {name}" for name in ("failed", "missing") if found[name])
-    return told + (f", {found['warned']} with warnings (see manifest.jsonl)" if found["warned"] else "")
+    return told + (f", {found['warned']} with warnings (see the manifest)" if found["warned"] else "")
 
 
 def _status(found: Mapping[str, Any]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, one_line, progress, warn_of
 
 if TYPE_CHECKING:
     from cm3kit.fill.scoring import Score
@@ -102,8 +102,7 @@ def score(
             pmi=pmi, method=method, rounds=rounds, options=chosen, watch=watch,
         )  # fmt: skip
     shown = [each.shown for each in given] if given is not None else [{}]
-    for line in () if quiet else dict.fromkeys(line for each in found for line in each.warnings):
-        typer.echo(f"warning: {one_line(line)}", err=True)
+    warn_of(dict.fromkeys(line for each in found for line in each.warnings), quiet)
     return _reply(found, shown, pmi, chosen.decoder or kit.parts.defaults.decoders[0])
 
 

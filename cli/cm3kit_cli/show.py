@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, one_line, progress
+from cm3kit_cli.render import Reply, one_line, progress, warn_of
 
 app = typer.Typer(name="show", help="Show outputs, and how they were written.")
 
@@ -63,8 +63,9 @@ def traj(
     with progress("drawing", quiet) as watch:
         made = showing.animate(record, kind, figures, showing.Look(scale, fps), model, watch)
     if not quiet and not as_json:
-        for line in (*(f"warning: {each}" for each in made.warnings), *_notes(figures)):
+        for line in _notes(figures):
             typer.echo(one_line(line), err=True)
+    warn_of(made.warnings, quiet)
     if path is None:
         return Reply({}, content=made.content)
     showing.write(path, made.content, force)
@@ -113,9 +114,7 @@ def report(
     with progress("reading", quiet) as watch:
         built = reports.build(folder, watch)
     showing.write(path, built.content, force)
-    if not quiet and not as_json:
-        for line in built.warnings:
-            typer.echo(one_line(f"warning: {line}"), err=True)
+    warn_of(built.warnings, quiet)
     data = {"path": path, "results": built.entries, "bytes": len(built.content)}
     return Reply(data, (str(path),), warnings=built.warnings)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.render import Reply, notes_to, progress
 
 app = typer.Typer(name="tokenize", help="Turn a folder of pictures into codes.")
 
@@ -63,7 +63,7 @@ def image(
     with progress("encoding", quiet) as watch:
         told = pictures.tokenize(
             folder, model, target, batch=batch_size, shard=shard_size, device=device, precision=precision,
-            search=search, watch=watch, warn=lambda line: typer.echo(line, err=True),
+            search=search, watch=watch, warn=notes_to(quiet),
         )  # fmt: skip
     if not quiet:
         typer.echo(f"{told['encoded']} encoded, {told['kept']} kept, {told['skipped']} left out", err=True)

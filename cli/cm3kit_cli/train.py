@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.render import Reply, notes_to, progress
 from cm3kit_cli.train_all import INCOMPLETE, train_all
 
 app = typer.Typer(name="train", help="Train a tokenizer or a decoder.")
@@ -243,7 +243,7 @@ def _train(
             done = training.run(
                 kind, config, overrides, folder, resume=resume, max_steps=max_steps, device=device,
                 report=lambda step, total, figures: watch(step, total, note(figures)),
-                warn=lambda line: typer.echo(line, err=True),
+                warn=notes_to(quiet),
             )  # fmt: skip
     except training.Paused as pause:
         if main:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cm3kit_cli import options
-from cm3kit_cli.render import Reply, progress
+from cm3kit_cli.render import Reply, notes_to, progress
 
 if TYPE_CHECKING:
     from cm3kit.pipeline import Request
@@ -65,7 +65,7 @@ def train_all(
 
     Example: cm3kit train all site/ -o my-model --budget 30min
     """
-    _check(num_processes, output)
+    _check(num_processes, output, decoder)
     from cm3kit.pipeline import Request
     from cm3kit.quantities import read_duration
 
@@ -76,12 +76,15 @@ def train_all(
     return _train(asked, plan, clean, quiet)
 
 
-def _check(num_processes: int, output: Path) -> None:
+def _check(num_processes: int, output: Path, decoder: Literal["cm3", "diffusion", "both"]) -> None:
     """Refuse several processes, which stages by themselves can have."""
     if num_processes != 1:
+        from cm3kit.pipeline.plan import KINDS
+
+        kind = KINDS[decoder]
         raise typer.BadParameter(
             f"--num-processes {num_processes}: train all trains in one process; leave it out, or train a stage again by"
-            f" its recipe: cm3kit train cm3 -c {output}/.runs/recipes/decoder-cm3.yaml -o RUN --num-processes"
+            f" its recipe: cm3kit train {kind} -c {output}/.runs/recipes/decoder-{kind}.yaml -o RUN --num-processes"
             f" {num_processes}"
         )
 
@@ -95,14 +98,11 @@ def _train(asked: Request, plan: bool, clean: bool, quiet: bool) -> Reply:
         if not quiet and not plan:
             typer.echo("\n".join(lines), err=True)
 
-    def warn(line: str) -> None:
-        typer.echo(line, err=True)
-
     try:
         with progress("training", quiet) as watch:
-            made = make(asked, plan_only=plan, tell=tell, watch=watch, warn=warn)
+            made = make(asked, plan_only=plan, tell=tell, watch=watch, warn=notes_to(quiet))
     except training.Paused as pause:
-        warn(f"{pause}; the same command resumes from there")
+        typer.echo(f"{pause}; the same command resumes from there", err=True)
         return Reply({"folder": asked.output}, status=INCOMPLETE)
     told = {"folder": made.folder, "plan": made.plan.model_dump(mode="json")}
     if plan:

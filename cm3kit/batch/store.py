@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cm3kit.claims import Shard
+from cm3kit.claims import Shard, begin_job
 from cm3kit.decode_options import under_new_names
 from cm3kit.json_lines import append, dump_json, objects
-from cm3kit.publish import sweep, write_atomic, write_group
-from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
+from cm3kit.publish import sweep, write_group
+from cm3kit_tokenizers.errors import DataError
 
 MANIFEST = "manifest.jsonl"
 JOB = "job.json"
@@ -64,7 +64,7 @@ def counts(lines: Sequence[Line], wanted: int) -> dict[str, Any]:
     """How many outputs are done, failed, missing and done with warnings, and the first of these."""
     done = sum(line["status"] == "ok" for line in lines)
     told = [line["warnings"] for line in lines if line["status"] == "ok" and line.get("warnings")]
-    first = dict.fromkeys(str(each) for some in told if isinstance(some, list) for each in some)
+    first = dict.fromkeys(str(each) for some in told for each in some)
     return {
         "done": done, "failed": len(lines) - done, "missing": wanted - len(lines), "warned": len(told),
         "warnings": list(first)[:MOST_WARNINGS],
@@ -146,31 +146,7 @@ def begin(folder: Path, said: Mapping[str, Any]) -> None:
         ConfigError: the folder belongs to another job (`bad_config`).
         OutputError: it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be created: {error.strerror}; change -o.", code="cannot_write"
-        ) from None
-    text = dump_json(said, indent=1)
-    try:
-        write_atomic(folder / JOB, f"{text}\n".encode())
-    except OutputError as error:
-        if error.code != "exists":
-            raise
-    begun, now = read_job(folder), json.loads(text)
-    for name in now:
-        if begun.get(name) != now[name]:
-            raise ConfigError(
-                f"{folder} was started with another {name} ({_short(begun.get(name))}, now {_short(now[name])});"
-                " choose another -o.",
-                code="bad_config",
-            )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    begin_job(folder / JOB, said, lambda: read_job(folder))
 
 
 class Store:

@@ -226,26 +226,23 @@ class LeanEngine:
         step, one id after another.
         """
         steps, slots = ids_QS.shape
-        group = self.heads // self.kv_heads
 
         def attend(index: int, heads_MHD: Tensor) -> Tensor:
             found = []
             # Of later ids no earlier one sees anything, so all are written first.
             for write, heads_SHD in zip(writes, torch.split(heads_MHD, slots), strict=True):
                 found.append((write, heads_SHD, *cache.write(index, write, heads_SHD[:, self.heads :])))
-            return torch.cat([self._attend_step(*each, group) for each in found])
+            return torch.cat([self._attend_step(*each) for each in found])
 
         positions_M = torch.cat([write.positions_S for write in writes])
         cis_M1R = self._cis.index_select(0, positions_M.clamp(max=self.window - 1))
         x_MD = self.embed_VD.index_select(0, ids_QS.reshape(-1))
         return self._logits(self._layers(x_MD, cis_M1R, attend)).view(steps, slots, -1)
 
-    def _attend_step(
-        self, write: Write, heads_SHD: Tensor, keys: Tensor, values: Tensor, group: int
-    ) -> Tensor:
+    def _attend_step(self, write: Write, heads_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         # Heads that share a key are so many queries of one head. Two batched products take half
         # the time of the fused kernel, which is made for long queries.
-        queries = heads_SHD[:, : self.heads].reshape(-1, group, self.head_dim)
+        queries = heads_SHD[:, : self.heads].reshape(-1, self.heads // self.kv_heads, self.head_dim)
         weights = torch.baddbmm(write.mask_N1C, queries, keys.transpose(1, 2)).softmax(-1)
         return torch.bmm(weights, values).view(len(heads_SHD), -1)
 

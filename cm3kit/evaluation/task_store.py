@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cm3kit.claims import Shard, claim
+from cm3kit.claims import Shard, begin_job, claim, make_folder
 from cm3kit.json_lines import append, dump_json, parse
 from cm3kit.publish import write_atomic
-from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
+from cm3kit_tokenizers.errors import DataError
 
 JOB, ROWS, RESULTS = "job.json", "rows.jsonl", "results.json"
 
@@ -58,14 +58,9 @@ def row_store(folder: Path | None, job: Mapping[str, Any], shard: Shard = (0, 1)
     if folder is None:
         yield RowStore(None, {}, None)
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{folder} cannot be written: {error.strerror}; change -o.", code="cannot_write"
-        ) from error
+    make_folder(folder)
     with claim(folder, shard):
-        _begin(folder, job)
+        begin_job(folder / JOB, job, lambda: _read_job(folder / JOB))
         mine = folder / (ROWS if shard[1] == 1 else f"rows-{shard[0]:05d}-of-{shard[1]:05d}.jsonl")
         _mend(mine)
         lines = _read(folder)
@@ -76,22 +71,14 @@ def row_store(folder: Path | None, job: Mapping[str, Any], shard: Shard = (0, 1)
             os.close(file)
 
 
-def _begin(folder: Path, job: Mapping[str, Any]) -> None:
-    now = json.loads(dump_json(job))
-    path = folder / JOB
-    with suppress(OutputError):  # another shard, or a run before, has begun it
-        write_atomic(path, f"{dump_json(job, indent=1)}\n".encode())
+def _read_job(path: Path) -> dict[str, Any]:
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(begun, dict):
             raise ValueError("no object")
+        return begun
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; choose another -o.", code="bad_data") from error
-    for name in now:
-        if begun.get(name) != now[name]:
-            raise ConfigError(
-                f"{folder} was begun with another {name}; choose another -o.", code="bad_config"
-            )
 
 
 def _mend(path: Path) -> None:

@@ -164,6 +164,10 @@ class CausalFiller:
             )
         return self._decoders[config]
 
+    @cached_property
+    def _denoisers(self) -> Denoisers:
+        return Denoisers(self._context.parts)
+
     def _block_drafter(self, config: DecodeConfig) -> BlockDrafter:
         """The model's other decoder as what guesses; ConfigError (`bad_value`) if it has none that can."""
         parts = self._context.parts
@@ -178,7 +182,7 @@ class CausalFiller:
                 " use lookup or none.",
                 code="bad_value",
             )
-        denoisers, size = Denoisers(parts), how.trained_block or 1
+        denoisers, size = self._denoisers, how.trained_block or 1
         own = how.text.model_copy(
             update={"precision": config.precision, "cache": "causal", "block_size": size}
         )

@@ -19,7 +19,6 @@ from torch.nn.functional import pad
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cm3kit.models.document_runs import Documents as Documents
-from cm3kit.models.document_runs import block_diagonal as block_diagonal
 from cm3kit_tokenizers.installing import install
 
 ROOM = 64  # ends of documents come in multiples, so that a compiled model meets few shapes

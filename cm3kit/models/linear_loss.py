@@ -65,8 +65,10 @@ class _LinearNats(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
         table_VD, flat_ND = weight_VD.to(dtype), hidden_ND.to(dtype)
         nats, d_hidden = [], []
-        d_table_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if learns else None
-        d_bias_V = None if bias_V is None or not learns else torch.zeros_like(bias_V, dtype=torch.float32)
+        # A frozen head, such as beside adapters, has no gradient of its own.
+        of_table, of_bias = (learns and needed for needed in ctx.needs_input_grad[1:3])
+        d_table_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if of_table else None
+        d_bias_V = torch.zeros_like(bias_V, dtype=torch.float32) if of_bias and bias_V is not None else None
         for start in range(0, len(flat_ND), size):
             part_CD, chosen_C1 = flat_ND[start : start + size], targets_N[start : start + size, None]
             linear_CV = nn.functional.linear(part_CD, table_VD, None if bias_V is None else bias_V.to(dtype))
@@ -78,7 +80,7 @@ class _LinearNats(torch.autograd.Function):
                 logits_CV[:, excluded] = -torch.inf
             sums_C1 = logits_CV.logsumexp(-1, keepdim=True)
             nats.append((sums_C1 - logits_CV.gather(-1, chosen_C1))[:, 0])
-            if d_table_VD is None:
+            if not learns:
                 continue
             d_CV = logits_CV.sub_(sums_C1).exp_()
             d_CV.scatter_add_(-1, chosen_C1, torch.full_like(sums_C1, -1.0))
@@ -87,7 +89,8 @@ class _LinearNats(torch.autograd.Function):
                 d_CV.mul_(bent_CV)
             low_CV = d_CV.to(dtype)
             d_hidden.append(low_CV @ table_VD)
-            d_table_VD += (low_CV.mT @ part_CD).float()
+            if d_table_VD is not None:
+                d_table_VD += (low_CV.mT @ part_CD).float()
             if d_bias_V is not None:
                 d_bias_V += d_CV.sum(0)
         nats_N = torch.cat(nats) if nats else weights_N
@@ -107,7 +110,7 @@ class _LinearNats(torch.autograd.Function):
         d_bias = None if d_bias_V is None else (d_bias_V * by).to(of_bias)
         return (
             d_hidden_ND * by.to(d_hidden_ND.dtype),
-            (d_table_VD * by).to(of_weight),
+            None if d_table_VD is None else (d_table_VD * by).to(of_weight),
             d_bias,
             None,
             None,

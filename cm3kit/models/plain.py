@@ -128,7 +128,7 @@ def read_plain(folder: Path, vocab_size: int) -> PlainDecoder | None:
         if not _is_plain(config, vocab_size) or _is_claimed(config, folder):
             return None
         found = {name: each for file in _files(folder) for name, each in load_file(file).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError):
         return None
     wanted = dict(_shapes(config))
     if {name: tuple(each.shape) for name, each in found.items()} != wanted:
@@ -151,6 +151,8 @@ def _is_plain(config: Mapping[str, Any], vocab_size: int) -> bool:
         and all(config[name] in allowed for name, allowed in FIXED.items() if name in config)
         and set(rope) == {"rope_theta", "rope_type"}
         and rope["rope_type"] == "default"
+        and type(rope["rope_theta"]) in (int, float)
+        and rope["rope_theta"] > 0
         and isinstance(config["tie_word_embeddings"], bool)
         and isinstance(config["rms_norm_eps"], float)
         and set(config.get("layer_types", ())) <= {"full_attention"}

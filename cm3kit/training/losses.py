@@ -34,7 +34,7 @@ def of_shards(index: dict[str, Any], lengths: Sequence[int], room: int) -> str:
 def filled(log: Path) -> str | None:
     """A line on how full rows were over a run, by its log; None where it does not say."""
     steps = objects(log.read_bytes()) if log.is_file() else ()
-    shares = [float(figures["filled"]) for figures in steps if figures.get("filled") is not None]
+    shares = [figures["filled"] for figures in steps if isinstance(figures.get("filled"), int | float)]
     return f"rows: {sum(shares) / len(shares):.0%} of their positions held an id" if shares else None
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import build_backbone
+from cm3kit.models.timestep import add_timestep
 from cm3kit.objectives.contract import Objective
 from cm3kit.rng import generator
 from cm3kit.training.collate import all_scored, pack
@@ -48,19 +49,16 @@ def _timed(
 ) -> tuple[float, float]:
     """Seconds of forward and backward on so many rows, and of what follows once a step."""
     window = recipe.window
-    model = (
-        Scorer(build_backbone(recipe.backbone.model_copy(update={"layers": layers}), size)).train().to(device)
-    )
+    backbone = build_backbone(recipe.backbone.model_copy(update={"layers": layers}), size)
+    if recipe.timestep is not None:
+        add_timestep(backbone, recipe.timestep)
+    model = Scorer(backbone).train().to(device)
     learning = [each for each in model.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(learning, fused=True)
     average = [each.detach().clone() for each in model.state_dict().values()]
     ids_BT = torch.randint(size, (rows, window), generator=generator(0)).to(device)
     mask_B1TT = torch.ones(rows, 1, window, window, dtype=torch.bool, device=device).tril()
     times = (torch.zeros(rows, window, device=device),) if recipe.timestep is not None else ()
-    if times:
-        from cm3kit.models.timestep import add_timestep
-
-        add_timestep(model.backbone, recipe.timestep or 2)
 
     def one_pass() -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast):

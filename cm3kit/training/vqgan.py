@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -229,14 +228,6 @@ class VqganTask:
             return {}
         held_BCHW = self.pictures.held_out(count)
         return {"psnr": float(psnr(held_BCHW, self._reconstruct(held_BCHW)).mean())}
-
-    def evaluate(self) -> dict[str, Any]:
-        """Mean PSNR of held-out pictures and share of codes in use over all pictures."""
-        held, every = self.pictures.held_out(None), self.pictures.pixels_BCHW
-        scores = [psnr(each, self._reconstruct(each)) for each in torch.split(held, self._at_once)]
-        codes = [self.model.tokenizer.encode(each) for each in torch.split(every, self._at_once)]
-        used = torch.unique(torch.cat(codes)).numel() / self.model.tokenizer.size
-        return {"psnr": float(torch.cat(scores).mean()), "used": used}
 
 
 def _shift(pixels_CHW: Tensor, down: int, right: int) -> Tensor:

@@ -95,14 +95,6 @@ def settings_of(preset: str, config: Sequence[Path], overrides: Sequence[str]) -
     return resolve(WebSettings, [PRESETS[preset], *map(read_yaml, config)], overrides)
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n"; ConfigError unless 0 <= i < n."""
-    index, _, count = text.partition("/")
-    if index.isdecimal() and count.isdecimal() and int(index) < int(count):
-        return int(index), int(count)
-    raise ConfigError(f"--shard {text!r} is not i/n with i from 0 to n - 1.", code="bad_value")
-
-
 def columns_of(given: Sequence[str]) -> dict[str, str]:
     """Map of column names from `NAME=THEIRS`; ConfigError (bad_value) for malformed or unknown ones."""
     found = {}

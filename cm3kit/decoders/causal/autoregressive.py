@@ -60,8 +60,11 @@ class Autoregressive:
         self._window = min(window or self._most, self._most)
         self._engines: dict[int, Engine] = {}
         self._passes: Passes | None = None
-        self._drafter = Lookup() if config.draft == "lookup" else drafter
+        self._drafter: Drafter | None = None
         if config.draft != "none":
+            self._drafter = Lookup() if config.draft == "lookup" else drafter
+            if self._drafter is None:
+                raise ValueError(f"draft {config.draft!r} needs a drafter")
             refuse_drafts(backbone, config)
 
     def fill(self, canvases: Sequence[Canvas], on_step: OnStep = ignore_step) -> list[Result]:

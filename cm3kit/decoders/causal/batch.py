@@ -232,7 +232,7 @@ class Batch:
         return id
 
     def _step(self, ids: list[int]) -> None:
-        drafts = self._drafts(ids)
+        drafts = self._drafts()
         for job, draft in zip(self.places, drafts, strict=True):
             if job is not None and not job.done:
                 job.cost.partial += self.count
@@ -265,7 +265,7 @@ class Batch:
         self.logits_SV = self.columns_QSV[0].clone()
         self.drafted = [deque((id, at) for at, id in enumerate(draft, 1)) for draft in drafts]
 
-    def _drafts(self, ids: Sequence[int]) -> list[list[int]]:
+    def _drafts(self) -> list[list[int]]:
         """For each place ids that it may come to write behind the one that it wrote; those that are forced it will."""
         drafts: list[list[int]] = [[] for _ in self.places]
         if self.drafter is None:

@@ -35,6 +35,9 @@ class SpanRun(Protocol):
     def take(self, id: int) -> None:
         """Go on by an id."""
 
+    def fork(self) -> SpanRun | None:
+        """The same place, to go on from without this one; None where what stands is accounted for once."""
+
 
 class HtmlRun:
     """By the grammar of minimal HTML."""
@@ -55,7 +58,7 @@ class HtmlRun:
         return self._grammar.allowed(self._state, left)
 
     def fork(self) -> HtmlRun:
-        """The same place, to go on from without this one."""
+        """See `SpanRun`."""
         return HtmlRun(self._grammar, self._state)
 
     def take(self, id: int) -> None:
@@ -84,6 +87,9 @@ class ConstrainedRun:
     def take(self, id: int) -> None:
         """See `SpanRun`."""
         self._run.take(id)
+
+    def fork(self) -> None:
+        """See `SpanRun`."""
 
 
 def start_run(grammar: Grammar, span: MaskSpan, ids: Sequence[int]) -> SpanRun:

@@ -30,7 +30,8 @@ PADDING = 32
 class Diffusion:
     """The decoder of masked-diffusion models.
 
-    A row's result depends on the row, the settings and the batch size, not on the other rows.
+    A row's result depends on the row and the settings, not on the other rows; nor on the batch size where products are
+    steady (`kernels`), as on a CPU.
 
     Args:
         denoiser: the model.

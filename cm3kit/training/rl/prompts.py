@@ -51,9 +51,10 @@ class Item:
 def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> list[Item]:
     """The prompts of a source.
 
-    A file holds a prompt a line (.txt), or rows (.csv, .jsonl); rows of JSON lines may have `answer` (or `answers`, one
-    for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other columns. A folder
-    holds pages with gaps. What the selectors `hold_out` match becomes a gap too, with its content as the answer.
+    A file holds a prompt a line (.txt), or rows (.csv, .parquet, .jsonl); rows of JSON lines may have `answer` (or
+    `answers`, one for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other
+    columns. A folder holds pages with gaps. What the selectors `hold_out` match becomes a gap too, with its content as
+    the answer.
 
     Raises:
         DataError: there is nothing, or a row is malformed (its number is named).
