@@ -42,6 +42,9 @@ class Prompt:
 class Engine(Protocol):
     """The interface of a model for the causal decoder."""
 
+    ahead: bool
+    """Whether steps are queued on a device that runs beside the host, which is not to wait for what was drawn."""
+
     @property
     def window(self) -> int:
         """Most positions of a row."""
@@ -104,7 +107,10 @@ class LeanEngine:
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = body.embed_tokens.weight.device
-        self.embed_VD = body.embed_tokens.weight.detach().float()
+        self.ahead = self.device.type != "cpu"
+        # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
+        dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
+        self.embed_VD = body.embed_tokens.weight.detach().to(dtype)
         self._mean = 1 / config.hidden_size
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
         self._cis = _rotations(body.rotary_emb, self.window)
@@ -162,7 +168,7 @@ class LeanEngine:
                 found.append(self._attend_causally(heads_THD, seen_TT))
             return torch.cat(found)
 
-        x_MD = self.embed_VD[torch.tensor([id for each in prompts for id in each.ids], device=self.device)]
+        x_MD = self._embed(torch.tensor([id for each in prompts for id in each.ids], device=self.device))
         hidden_MD = self._layers(x_MD, torch.cat([self._cis[:length] for length in lengths]), attend)
         return self._logits(hidden_MD[torch.tensor(lengths, device=self.device).cumsum(0) - 1])
 
@@ -206,7 +212,7 @@ class LeanEngine:
 
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
-        x_MD = self.embed_VD[ids_BQ.reshape(-1).to(self.device)]
+        x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
         return self._layers(x_MD, cis_M1R, attend).view(rows, width, -1)
 
     @torch.no_grad()
@@ -236,7 +242,7 @@ class LeanEngine:
 
         positions_M = torch.cat([write.positions_S for write in writes])
         cis_M1R = self._cis.index_select(0, positions_M.clamp(max=self.window - 1))
-        x_MD = self.embed_VD.index_select(0, ids_QS.reshape(-1))
+        x_MD = self._embed(ids_QS.reshape(-1))
         return self._logits(self._layers(x_MD, cis_M1R, attend)).view(steps, slots, -1)
 
     def _attend_step(self, write: Write, heads_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -257,8 +263,12 @@ class LeanEngine:
         return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
     def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
-        x_TD = self.embed_VD[torch.tensor(ids, device=self.device)]
+        x_TD = self._embed(torch.tensor(ids, device=self.device))
         return self._layers(x_TD, self._cis[: len(ids)], attend)
+
+    def _embed(self, ids_M: Tensor) -> Tensor:
+        rows_MD: Tensor = self.embed_VD.index_select(0, ids_M)
+        return rows_MD.float()
 
     def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend) -> Tensor:
         rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads

@@ -85,5 +85,5 @@ def _written(engine: LeanEngine, first: int, length: int, rng: torch.Generator) 
     while len(ids) < length:
         ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=rng)))
         write = cache.at([len(ids) - 1], [True])
-        logits_V = engine.step(cache, write, torch.tensor(ids[-1:]))[0]
+        logits_V = engine.step(cache, write, torch.tensor(ids[-1:], device=engine.device))[0]
     return ids
