@@ -19,7 +19,7 @@ from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
@@ -106,20 +106,22 @@ class LeanEngine:
         self.window, self.precision = int(config.max_position_embeddings), precision
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = int(body.layers[0].self_attn.head_dim)
-        self.device = body.embed_tokens.weight.device
+        self.device = device_of(model)
         self.ahead = self.device.type != "cpu"
         # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
         dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
-        self.embed_VD = body.embed_tokens.weight.detach().to(dtype)
+        self.embed_VD = body.embed_tokens.weight.detach().to(self.device, dtype)
         self._mean = 1 / config.hidden_size
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
-        self._cis = _rotations(body.rotary_emb, self.window)
+        self._cis = _rotations(body.rotary_emb, self.window).to(self.device)
         with torch.no_grad():
-            self.layers = [self._read(layer, precision, rows) for layer in body.layers]
-            head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
-            self.head = pack(head_VD, precision, rows)
+            self.layers = [self._read(layer, rows) for layer in body.layers]
+            self.head = self._pack(model.get_output_embeddings().weight[:vocab_size] * body.norm.weight, rows)
 
-    def _read(self, layer: Any, precision: Precision, rows: int) -> _Layer:
+    def _pack(self, weight_NK: Tensor, rows: int) -> Product:
+        return pack(weight_NK.to(self.device), self.precision, rows)
+
+    def _read(self, layer: Any, rows: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         scale = self.head_dim**-0.5
         head_scale_1HD = None
@@ -127,7 +129,7 @@ class LeanEngine:
         if hasattr(attention, "q_norm"):
             scales = [attention.q_norm.weight * scale] * self.heads
             scales += [attention.k_norm.weight] * self.kv_heads
-            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None]
+            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None].to(self.device)
         else:
             query_ND = query_ND * scale
         rotated_ND = _interleave(torch.cat([query_ND, key_ND]), self.head_dim, 0)
@@ -135,10 +137,10 @@ class LeanEngine:
         gate_up_ND = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         gate_up_ND = gate_up_ND * layer.post_attention_layernorm.weight
         return _Layer(
-            qkv=pack(qkv_ND, precision, rows),
-            out=pack(attention.o_proj.weight, precision, rows),
-            gate_up=pack(gate_up_ND, precision, rows),
-            down=pack(mlp.down_proj.weight, precision, rows),
+            qkv=self._pack(qkv_ND, rows),
+            out=self._pack(attention.o_proj.weight, rows),
+            gate_up=self._pack(gate_up_ND, rows),
+            down=self._pack(mlp.down_proj.weight, rows),
             head_scale_1HD=head_scale_1HD,
         )
 

@@ -17,24 +17,29 @@ HEAD = 256
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """What rows may need, as far as their settings tell: to draw without reading anything back from a device.
+    """What rows may need, as far as their settings tell.
 
     Attributes:
         uncut: some row draws from all of its ids.
         cut: some row draws from its best ids alone.
-        beyond: these may be more than `HEAD`.
+        beyond: these may be more than `HEAD`; None to look whether they are, which reads from the device.
     """
 
     uncut: bool
     cut: bool
-    beyond: bool
+    beyond: bool | None
 
     @classmethod
-    def of(cls, settings: Iterable[tuple[float, int, float]]) -> Routes:
-        """Of rows with these temperatures, top-k and top-p."""
+    def of(cls, settings: Iterable[tuple[float, int, float]], look: bool = False) -> Routes:
+        """Of rows with these temperatures, top-k and top-p.
+
+        Args:
+            look: whether reading from the device is cheap.
+        """
         drawn = {(k, p) for temperature, k, p in settings if temperature}
         cut = drawn - {(0, 1.0)}
-        return cls(cut != drawn, bool(cut), any(not 0 < k <= HEAD and p > 0 for k, p in cut))
+        beyond = any(not 0 < k <= HEAD and p > 0 for k, p in cut)
+        return cls(cut != drawn, bool(cut), None if look and beyond else beyond)
 
 
 def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -59,39 +64,41 @@ def draw(
         temperature_B: fp64; 0 takes the best id.
         top_k_B: int64; 0 cuts nothing.
         top_p_B: fp64; 1 cuts nothing.
-        routes: of these settings. With them nothing is read back from the device; the ids are the same.
+        routes: of these settings, which are read where it is not given; the ids are the same.
     """
-    greedy_B, best_B = temperature_B == 0, logits_BV.argmax(-1)
-    # Which branch a row takes depends on its own settings alone: the two order the ids differently.
-    whole_B = (top_k_B == 0) & (top_p_B == 1)
-    uncut = routes.uncut if routes else bool((whole_B & ~greedy_B).any())
-    cut = routes.cut if routes else bool((~whole_B & ~greedy_B).any())
-    if not uncut and not cut:
+    if routes is None:
+        settings = zip(temperature_B.tolist(), top_k_B.tolist(), top_p_B.tolist(), strict=True)
+        routes = Routes.of(settings, look=True)
+    best_B = logits_BV.argmax(-1)
+    if not routes.uncut and not routes.cut:
         return best_B
+    # Which branch a row takes depends on its own settings alone: the two order the ids differently.
+    greedy_B, whole_B = temperature_B == 0, (top_k_B == 0) & (top_p_B == 1)
     heat_B1 = temperature_B.masked_fill(greedy_B, 1.0)[:, None]
     scaled_BV = logits_BV.double() / heat_B1
     mass_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)).exp()
     drawn_B = best_B
-    if uncut:
+    if routes.uncut:
         drawn_B = torch.where(whole_B, _invert(mass_BV.cumsum(-1), uniforms_B), drawn_B)
-    if cut:
-        drawn_B = torch.where(whole_B, drawn_B, _draw_cut(mass_BV, uniforms_B, top_k_B, top_p_B, routes))
+    if routes.cut:
+        cut_B = _draw_cut(mass_BV, uniforms_B, top_k_B, top_p_B, routes.beyond)
+        drawn_B = torch.where(whole_B, drawn_B, cut_B)
     return torch.where(greedy_B, best_B, drawn_B)
 
 
 def _draw_cut(
-    mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Tensor, routes: Routes | None
+    mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Tensor, beyond: bool | None
 ) -> Tensor:
     vocab = mass_BV.shape[1]
     limit_B1 = top_k_B.masked_fill(top_k_B == 0, vocab)[:, None]
     width = HEAD if vocab > HEAD else vocab
     sorted_BR, ids_BR = mass_BV.topk(width, dim=-1)
     drawn_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
-    if width == vocab or (routes and not routes.beyond):
+    if width == vocab or beyond is False:
         return drawn_B
     # Only rows that need their whole order get it: it breaks ties in its own way, and no row may change another.
     whole_B = ~_suffices(mass_BV, sorted_BR, limit_B1, top_p_B)
-    if routes:
+    if beyond:
         sorted_BV, ids_BV = mass_BV.sort(dim=-1, descending=True, stable=True)
         other_B = _draw_sorted(mass_BV, sorted_BV, ids_BV, uniforms_B, limit_B1, top_p_B)
         return torch.where(whole_B, other_B, drawn_B)

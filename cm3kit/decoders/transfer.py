@@ -20,24 +20,24 @@ def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = tor
 
 
 class Readback:
-    """A tensor on its way to the host.
+    """Tensors of one device on their way to the host.
 
     Args:
-        source: it may be overwritten by what is queued on its device from now on.
+        sources: they may be overwritten by what is queued on their device from now on.
     """
 
-    def __init__(self, source: Tensor) -> None:
+    def __init__(self, *sources: Tensor) -> None:
         self._done: torch.cuda.Event | None = None
-        self._copy = source
-        if source.is_cuda:
-            self._copy = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-            self._copy.copy_(source, non_blocking=True)
+        self._copies: Sequence[Tensor] = sources
+        if sources[0].is_cuda:
+            self._copies = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in sources]
+            for copy, source in zip(self._copies, sources, strict=True):
+                copy.copy_(source, non_blocking=True)
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._done.record(torch.cuda.current_stream(source.device))
+            self._done.record(torch.cuda.current_stream(sources[0].device))
 
-    def read(self) -> list[Any]:
-        """Its numbers; waits for what was queued before the copy, and for nothing behind it."""
+    def read(self) -> list[list[Any]]:
+        """Their numbers; waits for what was queued before the copies, and for nothing behind them."""
         if self._done is not None:
             self._done.synchronize()
-        found: list[Any] = self._copy.tolist()
-        return found
+        return [each.tolist() for each in self._copies]

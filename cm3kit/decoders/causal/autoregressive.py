@@ -26,7 +26,7 @@ from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.decoders.static_llama import static_size
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.types import Canvas, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
@@ -177,7 +177,7 @@ def _steps(jobs: Sequence[Job], places: int) -> int:
 
 def refuse_drafts(backbone: DecoderWeights, config: DecodeConfig) -> None:
     """ConfigError (`bad_value`) where several ids of a row at once have not the bits of one after the other."""
-    device = backbone.get_input_embeddings().weight.device.type
+    device = device_of(backbone).type
     if supports(backbone) and device == "cpu" and config.precision != "int8":
         return
     raise ConfigError(

@@ -123,8 +123,8 @@ class Batch:
         draw = _Draw([*self.places])
         self.drawn.append(draw)
         if any(order.mask_V is not None for order in orders):
-            ids_B, found_2B = self.sampler(self.logits_SV, orders)
-            draw.found = Readback(found_2B)
+            ids_B, logprobs_B = self.sampler(self.logits_SV, orders)
+            draw.found = Readback(ids_B, logprobs_B)
         else:
             ids_B = upload([order.id for order in orders], self.sampler.device)
         for place in ready:
@@ -160,13 +160,13 @@ class Batch:
         written: list[int | None] = [None] * len(self.places)
         ids, logprobs = draw.found.read() if draw.found is not None else ((), ())
         for place in draw.waiting:
-            written[place] = int(ids[place])
-            self._take(place, int(ids[place]), logprobs[place])
+            written[place] = ids[place]
+            self._take(place, ids[place], logprobs[place])
         for place, where in draw.kept.items():
             job = draw.jobs[place]
             assert job is not None
-            written[place] = int(ids[place])
-            job.settle(where, int(ids[place]), logprobs[place])
+            written[place] = ids[place]
+            job.settle(where, ids[place], logprobs[place])
         report(draw.jobs, written)
 
     def _take(self, place: int, id: int, logprob: float) -> None:
@@ -277,7 +277,9 @@ class Batch:
             self._verify(drafts, active)
         else:
             write = self.cache.at(self.positions, active)
-            self.logits_SV = self.engine.step(self.cache, write, ids_B.repeat(self.count))
+            self.logits_SV = self.engine.step(
+                self.cache, write, ids_B.repeat(self.count) if self.count > 1 else ids_B
+            )
         self.positions = [at + on for at, on in zip(self.positions, active, strict=True)]
 
     def _verify(self, drafts: Sequence[Sequence[int]], active: Sequence[bool]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from cm3kit.decoders.settings import CompileName, DecodeConfig, Sampling
 from cm3kit.decoders.token_sampling import Routes, draw, penalize
 from cm3kit.decoders.transfer import upload
 
-MASK_BYTES, MOST_MASKS = 32 * 2**20, 1024
+MASK_BYTES, MOST_MASKS, MOST_WAYS = 32 * 2**20, 1024, 256
 TEXT, IMAGE, IDLE = range(3)
 """How a place draws: as text, as a picture, or not at all."""
 
@@ -35,6 +35,14 @@ class Order:
     how: int = IDLE
     number: int = 0
     fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How places draw: what is known of it on the host, and temperature, top-k, top-p and whether not at all, (B,)."""
+
+    setting: tuple[Routes, bool]
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class MaskTable:
@@ -57,16 +65,19 @@ class MaskTable:
 
     def rows_of(self, masks: Sequence[Tensor | None]) -> list[int]:
         """The row of each mask; of those that are None one that allows all."""
-        asked = {id(each): each for each in masks if each is not None}
-        if len(self._masks) + len(asked.keys() - self._row_of.keys()) > self._most:
+        rows = [0 if each is None else self._row_of.get(id(each), -1) for each in masks]
+        if -1 not in rows:
+            return rows
+        new = {id(each): each for each, row in zip(masks, rows, strict=True) if row < 0 and each is not None}
+        if len(self._masks) + len(new) > self._most:
             self._forget()
-        for key, mask_V in asked.items():
-            if key not in self._row_of:
-                # A mask is known by what it is, not by what it holds, and has to live as long as its row.
-                self._row_of[key] = len(self._masks)
-                self._masks.append(mask_V)
-                self.rows_RV[self._row_of[key]] = mask_V
-        return [0 if each is None else self._row_of[id(each)] for each in masks]
+            return self.rows_of(masks)
+        for key, mask_V in new.items():
+            # A mask is known by what it is, not by what it holds, and has to live as long as its row.
+            self._row_of[key] = len(self._masks)
+            self._masks.append(mask_V)
+            self.rows_RV[self._row_of[key]] = mask_V
+        return self.rows_of(masks)
 
 
 class Sampler:
@@ -91,16 +102,8 @@ class Sampler:
         # Sentinels are allowed only where one ends a run.
         ends = [grammar.vocab.eoss, grammar.vocab.eod, *grammar.vocab.sentinel_range]
         self.bias_V[ends] = config.eoss_bias
-        self._settings = tuple(
-            (each.temperature, each.top_k, each.top_p)
-            for each in (config.text, config.image, Sampling(temperature=0))
-        )
-        temperatures, top_k, top_p = zip(*self._settings, strict=True)
-        self.temperature_3, self.top_p_3 = (
-            torch.tensor(each, dtype=torch.float64, device=device) for each in (temperatures, top_p)
-        )
-        self.top_k_3 = torch.tensor(top_k, device=device)
-        self._routes: dict[frozenset[int], Routes] = {}
+        self._kinds = config.text, config.image, Sampling(temperature=0)
+        self._ways: dict[tuple[int, ...], _Ways] = {}
         self._ahead = ahead
         # Fusing would gain little here, and round other ids.
         mode: CompileName = "auto" if ahead and config.compile != "off" else "off"
@@ -111,34 +114,46 @@ class Sampler:
         self.uniforms_BN[place, : len(uniforms)] = upload(uniforms, self.device, torch.float64)
 
     def __call__(self, logits_SV: Tensor, orders: Sequence[Order]) -> tuple[Tensor, Tensor]:
-        """The id (B,) that each place goes on by, and the same with its log-probability, fp64 (2, B).
+        """The id (B,) that each place goes on by, and its log-probability (B,).
 
         Args:
             logits_SV: of the slot k * places + b for stream k of place b.
         """
         rows = self.masks.rows_of([each.mask_V for each in orders])
-        told_5B = upload(
-            [
-                rows,
-                [each.id for each in orders],
-                [each.how for each in orders],
-                [each.number for each in orders],
-                [each.fresh for each in orders],
-            ],
-            self.device,
+        told = [(row, each.id, each.number, each.fresh) for row, each in zip(rows, orders, strict=True)]
+        ways = self._ways_of(tuple(each.how for each in orders))
+        found: tuple[Tensor, Tensor] = self._drawn(
+            ways.setting, logits_SV, upload(told, self.device), *ways.tensors
         )
-        routes = self._routes_of(each.how for each in orders) if self._ahead else None
-        found: tuple[Tensor, Tensor] = self._drawn(routes, logits_SV, told_5B)
         return found
 
-    def _routes_of(self, kinds: Iterable[int]) -> Routes:
-        used = frozenset(kinds)
-        if used not in self._routes:
-            self._routes[used] = Routes.of(self._settings[each] for each in used)
-        return self._routes[used]
+    def _ways_of(self, kinds: tuple[int, ...]) -> _Ways:
+        # Most steps have those of the step before.
+        if kinds not in self._ways:
+            if len(self._ways) > MOST_WAYS:
+                self._ways.clear()
+            ways = [self._kinds[each] for each in kinds]
+            settings = [(each.temperature, each.top_k, each.top_p) for each in ways]
+            temperatures, top_k, top_p = (
+                upload(each, self.device, torch.float64) for each in zip(*settings, strict=True)
+            )
+            idle_B = upload([each == IDLE for each in kinds], self.device, torch.bool)
+            routes = Routes.of(settings, look=not self._ahead)
+            self._ways[kinds] = _Ways((routes, IDLE in kinds), (temperatures, top_k.long(), top_p, idle_B))
+        return self._ways[kinds]
 
-    def _draw(self, routes: Routes | None, logits_SV: Tensor, told_5B: Tensor) -> tuple[Tensor, Tensor]:
-        row_B, forced_B, how_B, number_B, fresh_B = told_5B
+    def _draw(
+        self,
+        setting: tuple[Routes, bool],
+        logits_SV: Tensor,
+        told_B4: Tensor,
+        temperature_B: Tensor,
+        top_k_B: Tensor,
+        top_p_B: Tensor,
+        idle_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        routes, some_idle = setting
+        row_B, forced_B, number_B, fresh_B = told_B4.unbind(1)
         logits_KBV = logits_SV.view(self.count, self.places, -1)
         scores_BV = combine(logits_KBV, self.masks.rows_RV.index_select(0, row_B), self.config)
         if self.config.eoss_bias:
@@ -147,19 +162,13 @@ class Sampler:
             self.seen_BV.logical_and_((fresh_B == 0)[:, None])
             scores_BV = penalize(scores_BV, self.seen_BV, self.config.repetition_penalty)
         uniform_B = self.uniforms_BN.gather(1, number_B[:, None])[:, 0]
-        temperature_B, top_p_B = (
-            self.temperature_3.index_select(0, how_B),
-            self.top_p_3.index_select(0, how_B),
-        )
-        top_k_B = self.top_k_3.index_select(0, how_B)
         ids_B = draw(scores_BV, uniform_B, temperature_B, top_k_B, top_p_B, routes)
         chosen_B = logits_KBV[0].log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]
         if self.config.repetition_penalty != 1:
-            self._see(ids_B, how_B)
-        next_B = torch.where(how_B == IDLE, forced_B, ids_B)
-        return next_B, torch.stack([next_B.double(), chosen_B.double()])
+            self._see(ids_B, idle_B)
+        return torch.where(idle_B, forced_B, ids_B) if some_idle else ids_B, chosen_B
 
-    def _see(self, ids_B: Tensor, how_B: Tensor) -> None:
-        text_B = (how_B != IDLE) & (ids_B >= self.text.start) & (ids_B < self.text.stop)
+    def _see(self, ids_B: Tensor, idle_B: Tensor) -> None:
+        text_B = ~idle_B & (ids_B >= self.text.start) & (ids_B < self.text.stop)
         was_B1 = self.seen_BV.gather(1, ids_B[:, None])
         self.seen_BV.scatter_(1, ids_B[:, None], was_B1 | text_B[:, None])
