@@ -407,13 +407,15 @@ def test_drawing_is_one_graph(name: str) -> None:
 def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(function: Any, **more: Any) -> Any:
         def call(*args: Any) -> Any:
-            raise RuntimeError("no compiler\nat all")
+            raise RuntimeError("no compiler:\nnone at all\nreally")
 
         return call
 
     monkeypatch.setattr(torch, "compile", fails)
     twice = Replay(lambda setting, x: setting * x, torch.device("cpu"), "on")
-    with pytest.warns(RuntimeWarning, match="goes on uncompiled, and slower: no compiler$") as told:
+    with pytest.warns(
+        RuntimeWarning, match="goes on uncompiled, and slower: no compiler: none at all$"
+    ) as told:
         assert twice(2, torch.tensor(3)) == 6
         assert twice(5, torch.tensor(3)) == 15
     assert len(told) == 1
@@ -423,6 +425,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")
 def test_compiled_steps_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     plain_weights(monkeypatch)
     as_on_a_device(monkeypatch, StaticEngine)

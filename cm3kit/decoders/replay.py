@@ -50,9 +50,10 @@ class Replay:
         except (RuntimeError, ImportError, OSError) as error:
             if self._function is self._plain and not self._captures:
                 raise
-            told = str(error).strip().splitlines() or [type(error).__name__]
+            # The first line of a compiler's error often names only the compiler.
+            told = " ".join(str(error).split("\n")[:2]).strip() or type(error).__name__
             warnings.warn(
-                f"decoding goes on uncompiled, and slower: {told[0][:200]}", RuntimeWarning, stacklevel=2
+                f"decoding goes on uncompiled, and slower: {told[:200]}", RuntimeWarning, stacklevel=2
             )
             self._function, self._captures = self._plain, False
             return self._plain(setting, *inputs)
