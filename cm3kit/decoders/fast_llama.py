@@ -18,6 +18,7 @@ from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
+from cm3kit.decoders.transfer import upload
 from cm3kit.models.attention import row_mask
 from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.quantized import is_quantized
@@ -170,9 +171,9 @@ class LeanEngine:
                 found.append(self._attend_causally(heads_THD, seen_TT))
             return torch.cat(found)
 
-        x_MD = self._embed(torch.tensor([id for each in prompts for id in each.ids], device=self.device))
+        x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
         hidden_MD = self._layers(x_MD, torch.cat([self._cis[:length] for length in lengths]), attend)
-        return self._logits(hidden_MD[torch.tensor(lengths, device=self.device).cumsum(0) - 1])
+        return self._logits(hidden_MD[upload(lengths, self.device).cumsum(0) - 1])
 
     @torch.no_grad()
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:

@@ -19,6 +19,11 @@ def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = tor
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
+def put(target: Tensor, source: Tensor) -> None:
+    """Copy a tensor of the host into one of a device; the host goes on at once."""
+    target.copy_(source.pin_memory() if target.is_cuda else source, non_blocking=True)
+
+
 class Readback:
     """Tensors of one device on their way to the host.
 

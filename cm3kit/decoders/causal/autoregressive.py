@@ -141,7 +141,8 @@ class Autoregressive:
         return cache, Sampler(self._grammar, self._config, count, room, device, ahead)
 
     def _engine(self, count: int) -> Engine:
-        rows = count * self._config.batch_size
+        # Weights are packed for a number of rows on a CPU alone.
+        rows = count * self._config.batch_size if device_of(self._backbone).type == "cpu" else 0
         if rows not in self._engines:
             self._engines[rows] = make_engine(
                 self._backbone, len(self._grammar), self._config.precision, rows, self._config.compile

@@ -13,7 +13,7 @@ from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.replay import Replay
 from cm3kit.decoders.settings import CompileName, DecodeConfig, Sampling
 from cm3kit.decoders.token_sampling import Routes, draw, penalize
-from cm3kit.decoders.transfer import upload
+from cm3kit.decoders.transfer import put, upload
 
 MASK_BYTES, MOST_MASKS, MOST_WAYS = 32 * 2**20, 1024, 256
 TEXT, IMAGE, IDLE = range(3)
@@ -61,7 +61,7 @@ class MaskTable:
     def _forget(self) -> None:
         self._masks: list[Tensor] = [torch.ones(self.rows_RV.shape[1], dtype=torch.bool)]
         self._row_of = {id(self._masks[0]): 0}
-        self.rows_RV[0] = self._masks[0]
+        put(self.rows_RV[0], self._masks[0])
 
     def rows_of(self, masks: Sequence[Tensor | None]) -> list[int]:
         """The row of each mask; of those that are None one that allows all."""
@@ -76,7 +76,7 @@ class MaskTable:
             # A mask is known by what it is, not by what it holds, and has to live as long as its row.
             self._row_of[key] = len(self._masks)
             self._masks.append(mask_V)
-            self.rows_RV[self._row_of[key]] = mask_V
+            put(self.rows_RV[self._row_of[key]], mask_V)
         return self.rows_of(masks)
 
 
