@@ -80,8 +80,9 @@ class PassLogits:
         return [range(start, min(count, start + step)) for start in range(0, count, step)]
 
     def mixed(self, slots: range | Sequence[int]) -> Tensor:
-        """Fp32 logits (K, V) after guidance, a copy; slots ascend."""
-        return torch.cat([part.mixed(index) for part, index in self._split(slots)])
+        """Fp32 logits (K, V) after guidance, not to be written to; slots ascend."""
+        parts = [part.mixed(index) for part, index in self._split(slots)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def plain(self, slots: Sequence[int]) -> Tensor:
         """Fp32 logits (K, V) of the model itself, a copy; slots ascend."""

@@ -110,7 +110,7 @@ class Reading:
 
     def _masked(self, slots: Sequence[int]) -> Tensor:
         allowed_KV = self._table.allowed([self._rows[slot] for slot in slots])
-        return self._logits.mixed(slots).masked_fill_(allowed_KV.logical_not_(), -torch.inf)
+        return torch.where(allowed_KV, self._logits.mixed(slots), -torch.inf)
 
     def _logp(self, masked_KV: Tensor, slots: Sequence[int]) -> Tensor:
         if not self._tempered:
