@@ -21,6 +21,7 @@ from cm3kit.decoders.diffusion.pass_logits import Part
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.samplers import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
+from cm3kit.decoders.diffusion.transfer import workable
 from cm3kit.decoders.diffusion.unmask_step import Writer
 from cm3kit.types import Canvas, Commit, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
@@ -234,9 +235,7 @@ class _Batch:
         times = tuple(self._time(job) if job else 0.0 for job in self._places) * self._streams
         block = self._jobs[0].window if self._together else None
         ask = Ask(self._ids(), self._lengths(), slots, times, block)
-        found = self._denoiser.logits(ask)
-        # Some devices have no fp64, in which ids are drawn.
-        return [each.detach().cpu() if each.device.type == "mps" else each.detach() for each in found]
+        return [workable(each) for each in self._denoiser.logits(ask)]
 
     def _time(self, job: Job) -> float:
         # Models trained block by block take the noise level of the block, as everything before it is clean.

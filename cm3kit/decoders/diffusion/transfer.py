@@ -1,4 +1,4 @@
-"""Small tensors from the host to a device."""
+"""Tensors between the host and a device."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def upload(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dt
         return values.to(device)
     # Only from pinned memory a copy does not wait for what the device is at.
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def workable(logits_MV: Tensor) -> Tensor:
+    """Logits without their history: where they are, or on the CPU if the device has no fp64, as draws need."""
+    return logits_MV.detach().cpu() if logits_MV.device.type == "mps" else logits_MV.detach()
