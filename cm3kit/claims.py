@@ -13,7 +13,7 @@ from typing import Any
 
 from cm3kit.json_lines import dump_json
 from cm3kit.publish import write_atomic
-from cm3kit_tokenizers.errors import ConfigError, OutputError
+from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
 
@@ -89,7 +89,20 @@ def make_folder(folder: Path) -> None:
         ) from None
 
 
-def begin_job(path: Path, said: Mapping[str, Any], read: Callable[[], Mapping[str, Any]]) -> None:
+def read_job(path: Path) -> Mapping[str, Any]:
+    """What a folder's job is said to be; DataError (`bad_data`) if that cannot be read."""
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(begun, dict):
+            raise ValueError("no object")
+        return begun
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}; choose another -o.", code="bad_data") from error
+
+
+def begin_job(
+    path: Path, said: Mapping[str, Any], read: Callable[[Path], Mapping[str, Any]] = read_job
+) -> None:
     """Save what a folder's job is, or hold the run to the one that is saved.
 
     Args:
@@ -103,11 +116,12 @@ def begin_job(path: Path, said: Mapping[str, Any], read: Callable[[], Mapping[st
     make_folder(path.parent)
     text = dump_json(said, indent=1)
     try:
-        write_atomic(path, f"{text}\n".encode())
+        # Paths may hold bytes that are no text (PEP 383), which JSON can escape and UTF-8 cannot encode.
+        write_atomic(path, f"{text}\n".encode("utf-8", "backslashreplace"))
     except OutputError as error:
         if error.code != "exists":
             raise
-    begun, now = read(), json.loads(text)
+    begun, now = read(path), json.loads(text)
     for name in now:
         if begun.get(name) != now[name]:
             raise ConfigError(

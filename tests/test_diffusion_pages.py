@@ -24,8 +24,9 @@ from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.defaults import Defaults, DiffusionDefaults
 from cm3kit.fill.diffusion import DiffusionFiller
-from cm3kit.fill.folder import Defaults, DiffusionDefaults, assemble
+from cm3kit.fill.folder import assemble
 from cm3kit.fill.kit import GenerateOptions, Kit, Result
 from cm3kit.fill.lengths import shortened
 from cm3kit.fill.options import diffusion_settings

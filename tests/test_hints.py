@@ -13,8 +13,9 @@ from canvases import at_most, flat_spans, lay_out
 from torch import Generator
 
 from cm3kit.fill.causal import CausalFiller
+from cm3kit.fill.defaults import Defaults
 from cm3kit.fill.fillers import ModelContext
-from cm3kit.fill.folder import Defaults, as_trained
+from cm3kit.fill.folder import as_trained
 from cm3kit.fill.kit import GenerateOptions, load
 from cm3kit.fill.layouts import put_back
 from cm3kit.fill.trained import Trained

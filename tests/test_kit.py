@@ -20,9 +20,10 @@ from toys import WORDS, toy_decoder, toy_image, toy_text, zebras
 
 import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
+from cm3kit.fill.defaults import Defaults
 from cm3kit.fill.filling import missing
 from cm3kit.fill.finding import available
-from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.folder import assemble
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.windows import trim, windows
 from cm3kit_tokenizers import ConfigError, Gap, ModelError, Page, PictureError

@@ -274,6 +274,17 @@ def test_prompt_files_of_every_kind(tmp_path: Path) -> None:
     assert read_prompts(tmp_path / "p.csv") == (Prompt("red, apple", 3, "a"), Prompt("sun"))
 
 
+def test_columns_that_are_not_read_are_named_once(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "n": 2}\n{"prompt": "b", "n": 3, "style": "ink"}\n')
+    said: list[str] = []
+    assert len(read_prompts(tmp_path / "p.jsonl", said.append)) == 2
+    (line,) = said
+    assert "not read: n, style;" in line
+    (tmp_path / "q.csv").write_text("prompt,seed,id\nsun,1,x\n")
+    read_prompts(tmp_path / "q.csv", said.append)
+    assert len(said) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [

@@ -16,7 +16,8 @@ import cm3kit
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.settings import DecodeConfig, Sampling
-from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.defaults import Defaults
+from cm3kit.fill.folder import assemble
 from cm3kit.fill.trained import Trained
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, head, hidden_states

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cm3kit.config import dump, read_yaml, resolve
-from cm3kit.fill.folder import Defaults
+from cm3kit.fill.defaults import Defaults
 from cm3kit.training.run import recipe_path, run, shipped_recipes
 from cm3kit_tokenizers.errors import ConfigError
 

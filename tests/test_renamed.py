@@ -13,7 +13,7 @@ from cm3kit.batch.store import JOB, read_job
 from cm3kit.config import resolve
 from cm3kit.decode_options import GenerateOptions
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.fill.folder import Defaults
+from cm3kit.fill.defaults import Defaults
 from cm3kit.objectives.masked_diffusion import DiffusionSettings
 from cm3kit.provenance.reproducing import options_of
 from cm3kit.renamed import RenamedWarning, old_names

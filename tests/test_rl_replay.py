@@ -11,8 +11,10 @@ from toys import toy
 
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.settings import Sampling
-from cm3kit.fill.folder import Defaults, DiffusionDefaults, Parts, load_parts
+from cm3kit.fill.defaults import Defaults, DiffusionDefaults
+from cm3kit.fill.folder import load_parts
 from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.parts import Parts
 from cm3kit.models.lora import LoraSettings
 from cm3kit.models.timestep import add_timestep, plain_state
 from cm3kit.rng import generator

@@ -233,6 +233,10 @@ def test_prompts_are_lines_rows_or_pages(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"prompt": "1 2 3 = 6", "numbers": [1, 2, 3], "answer": "1+2+3"}\n')
     (row,) = read_items(tmp_path / "rows.jsonl", "text")
     assert row.answers == ("1+2+3",) and row.meta == {"numbers": [1, 2, 3]}
+    (tmp_path / "rows.csv").write_text('prompt,answer,level\n"1, 2","1+2",easy\nsun,,\n')
+    first, second = read_items(tmp_path / "rows.csv", "text")
+    assert (first.prompt, first.answers, first.meta) == ("1, 2", ("1+2",), {"level": "easy"})
+    assert second.answers == () and not second.meta
     pages = tmp_path / "pages"
     pages.mkdir()
     (pages / "one.html").write_text(

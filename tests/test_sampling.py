@@ -38,7 +38,8 @@ from cm3kit.claims import claim, overlap
 from cm3kit.decoders.kernels import TILE, _packed, in_tiles
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.batching import Order
-from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.defaults import Defaults
+from cm3kit.fill.folder import assemble
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit_cli.main import run as command
 from cm3kit_tokenizers import Cm3kitError, ConfigError, DataError, ModelError, OutputError, Page

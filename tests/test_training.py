@@ -490,7 +490,7 @@ def test_misspelt_kinds_keys_and_recipes_are_explained(
 
 def test_recipes_that_ship_resolve_and_say_nothing_unknown() -> None:
     from cm3kit.config import dump, read_yaml, resolve
-    from cm3kit.fill.folder import Defaults
+    from cm3kit.fill.defaults import Defaults
     from cm3kit.training.rl.recipe import RLRecipe
     from cm3kit.training.text import TextRecipe
 

@@ -13,7 +13,8 @@ from PIL import Image
 from toys import toy_image
 
 from cm3kit.evaluation.bound import bits_per_id
-from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.defaults import Defaults
+from cm3kit.fill.folder import assemble
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit.objectives import BlockDiffusion, CausalBlocks, CausalMask, Hybrid, MaskedDiffusion, NextToken
 from cm3kit.rng import generator

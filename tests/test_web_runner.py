@@ -122,6 +122,9 @@ def test_a_second_run_makes_nothing_again_and_others_are_refused(site: Path, tmp
     write(site / "99.html", "<p>new")
     with pytest.raises(ConfigError, match="started with another pieces"):
         prepare(str(site), out, options=SourceOptions(pages=20))
+    (out / "job.json").write_text("{")
+    with pytest.raises(DataError, match=r"job.json cannot be read"):
+        prepare(str(site), out, options=SourceOptions(pages=20))
 
 
 def test_shards_and_processes_give_the_same_files(site: Path, tmp_path: Path) -> None:

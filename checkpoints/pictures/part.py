@@ -1,4 +1,4 @@
-"""A part of the corpus for a phase of training: few names first, then all base names, each with forms of its own.
+"""A part of the corpus for a phase of training: few names, then all base names, then flags too, in forms of its own.
 
 python checkpoints/pictures/part.py data/pictures few -o data/pictures-few
 
@@ -33,7 +33,21 @@ MORE = {
     "hands": 0.05,
     "links": 0.05,
 }
-FORMS = {"few": NAMING, "base": NAMING | MORE}
+LAST = {
+    "alt": 1.0,
+    "behind": 1.3,
+    "alt by": 0.4,
+    "before": 0.4,
+    "by": 0.08,
+    "title": 0.08,
+    "synonym": 0.06,
+    "group": 0.04,
+    "definition": 0.12,
+    "hands": 0.03,
+    "links": 0.03,
+}
+FORMS = {"few": NAMING, "names": NAMING, "base": NAMING | MORE, "wide": LAST}
+FLAG = 0.5  # how often a page of a flag is read, times that of others
 
 
 def is_base(thing: dict[str, Any]) -> bool:
@@ -45,10 +59,17 @@ def is_base(thing: dict[str, Any]) -> bool:
     return plain and thing["split"] == "train" and not gendered and not composed
 
 
+def is_flag(thing: dict[str, Any]) -> bool:
+    """Whether a thing is a flag that is trained on."""
+    return thing["group"] == "Flags" and thing["split"] == "train"
+
+
 def chosen(things: list[dict[str, Any]], drawings: list[dict[str, Any]], part: str) -> set[str]:
     """Slugs of the things of a part."""
     base = {each["slug"] for each in things if is_base(each)}
-    if part == "base":
+    if part == "wide":
+        return base | {each["slug"] for each in things if is_flag(each)}
+    if part != "few":
         return base
     artists: dict[str, set[str]] = defaultdict(set)
     for each in drawings:
@@ -68,8 +89,9 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
     refuse_existing(output, "remove it or choose another folder")
     things, drawings, lines = (rows(folder / f"{name}.jsonl") for name in ("things", "pictures", "manifest"))
     wanted, weights = chosen(things, drawings, part), FORMS[part]
+    flags = {each["slug"] for each in things if is_flag(each)}
     kept = [
-        {**line, "weight": weights[line["form"]]}
+        {**line, "weight": weights[line["form"]] * (FLAG if flags.intersection(line["things"]) else 1.0)}
         for line in lines
         if line["split"] == "train" and line["form"] in weights and set(line["things"]) <= wanted
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -60,7 +62,8 @@ def generate(
     from cm3kit.batch import commands as jobs
 
     settings = decoding.options()
-    prompts = _prompts(given[0] if given else "", task)
+    said: list[str] = []
+    prompts = _prompts(given[0] if given else "", task, said.append)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
     where = jobs.Where(output, force, grid, not no_prompt_metadata, decoding.traj, report)
     job = jobs.GenerateJob(prompts, task, n, chosen, settings, where)
@@ -68,6 +71,7 @@ def generate(
         return schedule_of(jobs.schedule(model, device, job))
     with progress("generating", quiet) as watch:
         saved = jobs.generate(model, device, job, watch)
+    saved = replace(saved, warnings=(*said, *saved.warnings))
     if not quiet and not as_json:
         words = enumerate(saved.samples if task == "pair" else ())
         told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
@@ -78,11 +82,11 @@ def generate(
     return _reply(saved, chosen)
 
 
-def _prompts(given: str | Path, task: Task) -> tuple[Prompt, ...]:
+def _prompts(given: str | Path, task: Task, warn: Callable[[str], None]) -> tuple[Prompt, ...]:
     from cm3kit.fill.prompts import Prompt, read_prompts
 
     if isinstance(given, Path):
-        return read_prompts(given)
+        return read_prompts(given, warn)
     if given == "-":
         return (Prompt(sys.stdin.buffer.read() if task == "caption" else sys.stdin.read().strip()),)
     return (Prompt(Path(given) if task == "caption" else given),)

@@ -69,9 +69,10 @@ def assemble(
     """Put trained parts together as one model folder."""
     from cm3kit.config import read_yaml, resolve
     from cm3kit.fill import folder
+    from cm3kit.fill.defaults import Defaults
     from cm3kit.training.run import recipe_path
 
-    settings = resolve(folder.Defaults, [read_yaml(recipe_path(defaults, defaults=True))] if defaults else [])
+    settings = resolve(Defaults, [read_yaml(recipe_path(defaults, defaults=True))] if defaults else [])
     made = folder.assemble(output, text, image, decoder, settings, folder.read_card(card), diffusion)
     return Reply({"folder": made}, (str(made),))
 

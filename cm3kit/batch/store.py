@@ -146,7 +146,7 @@ def begin(folder: Path, said: Mapping[str, Any]) -> None:
         ConfigError: the folder belongs to another job (`bad_config`).
         OutputError: it cannot be written.
     """
-    begin_job(folder / JOB, said, lambda: read_job(folder))
+    begin_job(folder / JOB, said, lambda path: read_job(path.parent))
 
 
 class Store:

@@ -13,8 +13,10 @@ import cm3kit.objectives  # noqa: F401  (they register themselves)
 from cm3kit.data.token_shards import INDEX, TokenShards
 from cm3kit.devices import resolve_device
 from cm3kit.evaluation.spelt import spelt, words_of_pages
+from cm3kit.fill.defaults import DIFFUSION
 from cm3kit.fill.finding import find
-from cm3kit.fill.folder import DIFFUSION, Parts, diffusion_backbone, load_parts
+from cm3kit.fill.folder import load_parts
+from cm3kit.fill.parts import Parts, diffusion_backbone
 from cm3kit.fill.styles import PromptStyle
 from cm3kit.objectives.contract import Objective, TokenizerParts, read_settings
 from cm3kit.registry import objective

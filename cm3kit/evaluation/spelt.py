@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cm3kit.data.corpus import listing
-from cm3kit.fill.folder import Parts
 from cm3kit.fill.options import GenerateOptions, chosen_style
+from cm3kit.fill.parts import Parts
 from cm3kit.fill.styles import PromptStyle, spelling
 from cm3kit.training.validation import spread
 from cm3kit_tokenizers.errors import ConfigError

@@ -7,7 +7,6 @@ results.json   figures, once all rows are there
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,7 +59,7 @@ def row_store(folder: Path | None, job: Mapping[str, Any], shard: Shard = (0, 1)
         return
     make_folder(folder)
     with claim(folder, shard):
-        begin_job(folder / JOB, job, lambda: _read_job(folder / JOB))
+        begin_job(folder / JOB, job)
         mine = folder / (ROWS if shard[1] == 1 else f"rows-{shard[0]:05d}-of-{shard[1]:05d}.jsonl")
         _mend(mine)
         lines = _read(folder)
@@ -69,16 +68,6 @@ def row_store(folder: Path | None, job: Mapping[str, Any], shard: Shard = (0, 1)
             yield RowStore(folder, lines, file)
         finally:
             os.close(file)
-
-
-def _read_job(path: Path) -> dict[str, Any]:
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(begun, dict):
-            raise ValueError("no object")
-        return begun
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; choose another -o.", code="bad_data") from error
 
 
 def _mend(path: Path) -> None:

@@ -14,9 +14,9 @@ from PIL import Image as Pillow
 from cm3kit.config import Settings
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.scoring import Scored
-from cm3kit.fill.folder import Parts
 from cm3kit.fill.layouts import Room
 from cm3kit.fill.options import GenerateOptions, Modality
+from cm3kit.fill.parts import Parts
 from cm3kit.types import Canvas, Cost, MaskSpan, Result, Trajectory, Verification
 from cm3kit_tokenizers.document import Gap, Image
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError

@@ -110,7 +110,8 @@ def assemble_run(run: Path) -> Path:
     Raises:
         ModelError, OutputError: see `model_of_run`.
     """
-    from cm3kit.fill.folder import Defaults, assemble
+    from cm3kit.fill.defaults import Defaults
+    from cm3kit.fill.folder import assemble
 
     if (run / MODEL / INDEX).is_file():
         if _weights(run / FINAL, "") == _weights(run / MODEL, "decoder/"):

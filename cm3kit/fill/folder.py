@@ -16,16 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from cm3kit.fill.defaults import DIFFUSION as DIFFUSION
-from cm3kit.fill.defaults import Defaults as Defaults
-from cm3kit.fill.defaults import DiffusionDefaults as DiffusionDefaults
+from cm3kit.fill.defaults import DIFFUSION, Defaults, DiffusionDefaults
 from cm3kit.fill.openers import find_foreign, try_out
-from cm3kit.fill.parts import Parts as Parts
-from cm3kit.fill.parts import count_parameters as count_parameters
-from cm3kit.fill.parts import diffusion_backbone as diffusion_backbone
-from cm3kit.fill.parts import own_diffusion as own_diffusion
-from cm3kit.fill.runs import INDEX as INDEX
-from cm3kit.fill.runs import name_of
+from cm3kit.fill.parts import Parts
+from cm3kit.fill.runs import INDEX, name_of
 from cm3kit.fill.trained import Trained
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.gguf import gguf_file

@@ -24,11 +24,11 @@ from cm3kit.fill.diffusion import DiffusionFiller
 from cm3kit.fill.fillers import Filler, Ids, ModelContext, Progress, ScoreHow, Task, Trace
 from cm3kit.fill.filling import Filled, FilledGap, PageFiller
 from cm3kit.fill.finding import available, find, summary_of
-from cm3kit.fill.folder import count_parameters, fingerprints, load_parts
+from cm3kit.fill.folder import fingerprints, load_parts
 from cm3kit.fill.interleaving import Interleaving
 from cm3kit.fill.options import GenerateOptions, Modality, chosen_decoder
 from cm3kit.fill.pages import read_bytes
-from cm3kit.fill.parts import Parts, own_diffusion
+from cm3kit.fill.parts import Parts, count_parameters, own_diffusion
 from cm3kit.fill.scoring import Answers, PageScorer, Score, score_page
 from cm3kit.fill.tasks import Generation, Result, TaskFilling, fill_together
 from cm3kit.images import encode_png

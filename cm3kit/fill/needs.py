@@ -14,8 +14,9 @@ from safetensors import safe_open
 from torch import nn
 
 from cm3kit.decoders.causal.guidance import streams
+from cm3kit.fill.defaults import DIFFUSION, Defaults
 from cm3kit.fill.finding import find
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults
+from cm3kit.fill.runs import INDEX
 from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.quantized import Format, split_format

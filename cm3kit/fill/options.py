@@ -15,7 +15,7 @@ from cm3kit.decode_options import GenerateOptions as GenerateOptions
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
 from cm3kit.decoders.settings import DecodeConfig, Precision
-from cm3kit.fill.folder import Defaults, DiffusionDefaults
+from cm3kit.fill.defaults import Defaults, DiffusionDefaults
 from cm3kit.fill.styles import PromptStyle
 from cm3kit_tokenizers.errors import ConfigError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,26 @@ class Prompt:
     id: str | None = None
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
+def read_prompts(path: Path, warn: Callable[[str], None] = lambda line: None) -> tuple[Prompt, ...]:
     """The prompts of a file, in order.
+
+    Args:
+        warn: told of columns that are not read.
 
     Raises:
         DataError: the file is missing, empty, unreadable, or a row is malformed (its number is named).
         ConfigError: the suffix is none of those known (`bad_value`).
     """
-    _, rows = read_raw(path, MAX_BYTES)
+    rows = [*read_raw(path, MAX_BYTES)[1]]
     prompts = tuple(_prompt(path, where, row) for where, row in rows)
     if not prompts:
         raise DataError(f"{path} holds no prompt; write one per line.", code="empty_file")
+    given = dict.fromkeys(name for _, row in rows if isinstance(row, Mapping) for name in row)
+    if others := [name for name in given if name not in COLUMNS]:
+        warn(
+            f"{path}: not read: {', '.join(others)}; the columns of a prompt file are {', '.join(COLUMNS)}, and"
+            " cm3kit sample run reads options of rows too"
+        )
     return prompts
 
 

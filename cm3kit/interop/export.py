@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig
 
 from cm3kit.fill.finding import find
-from cm3kit.fill.folder import Parts, load_parts, write_json
+from cm3kit.fill.folder import load_parts, write_json
+from cm3kit.fill.parts import Parts
 from cm3kit.models.backbone import LARGE, save_backbone
 from cm3kit.publish import publishing
 from cm3kit_tokenizers.errors import ConfigError

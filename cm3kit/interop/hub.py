@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cm3kit.fill.folder import Parts
 from cm3kit.fill.openers import Opener, openers
+from cm3kit.fill.parts import Parts
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError, OutputError
 
 PREFIX = "hf:"
@@ -85,7 +85,7 @@ def push(folder: Path, repo: str, *, private: bool = False, revision: str | None
     """
     from huggingface_hub import HfApi
 
-    from cm3kit.fill.folder import INDEX
+    from cm3kit.fill.runs import INDEX
     from cm3kit.publish import verify
 
     if NAME.fullmatch(repo) is None or "@" in repo:

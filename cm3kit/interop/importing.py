@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cm3kit.fill.folder import DIFFUSION, INDEX, PARTS, Defaults, Parts, write_json
+from cm3kit.fill.defaults import DIFFUSION, Defaults
+from cm3kit.fill.folder import PARTS, write_json
+from cm3kit.fill.parts import Parts
+from cm3kit.fill.runs import INDEX
 from cm3kit.fill.trained import Trained
 from cm3kit.interop.public import open_public
 from cm3kit.models.backbone import LARGE, save_backbone

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.settings import DecodeConfig, Sampling
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults, DiffusionDefaults, Parts
+from cm3kit.fill.defaults import DIFFUSION, Defaults, DiffusionDefaults
 from cm3kit.fill.openers import Opener, openers, try_out
-from cm3kit.fill.runs import named
+from cm3kit.fill.parts import Parts
+from cm3kit.fill.runs import INDEX, named
 from cm3kit.fill.styles import TURN_END, TURN_START, ChatTemplate, PictureMarks
 from cm3kit.models.families import Family, family_of, read_config
 from cm3kit.models.gguf import gguf_file

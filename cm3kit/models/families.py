@@ -75,7 +75,7 @@ class Family:
         chat: how an instructed model is asked; None of a family without.
         decoder: how it writes.
         pictures: how it writes pictures; None of a family of words alone.
-        defaults: how it is used unless the user says otherwise, fields of `folder.Defaults`.
+        defaults: how it is used unless the user says otherwise, fields of `fill.defaults.Defaults`.
     """
 
     name: str

@@ -12,7 +12,8 @@ from typing import Any
 from cm3kit.config import dump, resolve
 from cm3kit.data.prepared import is_prepared
 from cm3kit.devices import processors
-from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.defaults import Defaults
+from cm3kit.fill.folder import assemble
 from cm3kit.pipeline.plan import KINDS, Plan
 from cm3kit.pipeline.planner import part_of
 from cm3kit.pipeline.request import Request

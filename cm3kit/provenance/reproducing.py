@@ -17,8 +17,8 @@ import cm3kit
 from cm3kit import images
 from cm3kit.config import message_of
 from cm3kit.decode_options import known, under_new_names
+from cm3kit.fill.defaults import DIFFUSION
 from cm3kit.fill.finding import available, find
-from cm3kit.fill.folder import DIFFUSION
 from cm3kit.fill.options import GenerateOptions
 from cm3kit.provenance import outputs
 from cm3kit.provenance.recipes import Recipe, embedded, listed_files, read_recipe

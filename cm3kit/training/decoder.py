@@ -14,7 +14,8 @@ from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.bundle import open_documents
 from cm3kit.data.token_shards import INDEX, Cursor, Rows, TokenShards
 from cm3kit.decoders.probe import check_backbone
-from cm3kit.fill.folder import DIFFUSION, Defaults, as_trained
+from cm3kit.fill.defaults import DIFFUSION, Defaults
+from cm3kit.fill.folder import as_trained
 from cm3kit.fill.trained import Trained
 from cm3kit.models.attention import annealed
 from cm3kit.models.backbone import build_backbone, load_backbone, save_backbone

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from cm3kit.fill.folder import Defaults, Parts
+from cm3kit.fill.defaults import Defaults
 from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.fill.parts import Parts
 from cm3kit.images import grid
 from cm3kit_tokenizers.page import Page
 from cm3kit_tokenizers.text import TextTokenizer

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from cm3kit.claims import begin_job, make_folder
 from cm3kit.config import read_yaml, resolve
 from cm3kit.extras import need
 from cm3kit.publish import publishing, sweep, write_atomic
@@ -115,22 +116,8 @@ def _write_down(job: Job, place: str, pieces: list[Piece]) -> None:
         "source": place, "kind": job.kind, "options": asdict(job.options), "pieces": len(pieces),
         "pieces_sha256": listed.hexdigest(), "settings": job.settings.model_dump(mode="json"),
     }  # fmt: skip
-    path = job.output / JOB
-    (job.output / "parts").mkdir(parents=True, exist_ok=True)
-    try:
-        write_atomic(path, json.dumps(said, indent=1).encode())
-    except OutputError as error:
-        if error.code != "exists":
-            raise
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    other = [
-        name for name in json.loads(json.dumps(said)) if json.loads(json.dumps(said))[name] != begun.get(name)
-    ]
-    if other:
-        raise ConfigError(
-            f"{job.output} was started with another {other[0].replace('_sha256', '')}; choose another --output.",
-            code="bad_config",
-        )
+    begin_job(job.output / JOB, said)
+    make_folder(job.output / "parts")
     sweep(job.output / "parts")
     for folder in (job.output / "pictures").glob("??"):
         sweep(folder)

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.fill.folder import Defaults, assemble
+from cm3kit.fill.defaults import Defaults
+from cm3kit.fill.folder import assemble
 from cm3kit.fill.kit import Kit
 from cm3kit.models.backbone import BackboneConfig, build_backbone, save_backbone
 from cm3kit_tokenizers import Vocab

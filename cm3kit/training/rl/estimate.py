@@ -10,8 +10,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from cm3kit.fill.defaults import DIFFUSION, Defaults
 from cm3kit.fill.finding import find
-from cm3kit.fill.folder import DIFFUSION, INDEX, Defaults
+from cm3kit.fill.runs import INDEX
 from cm3kit.models.empty import empty_backbone
 from cm3kit.models.families import family_of, read_config
 from cm3kit.models.lora import add_lora

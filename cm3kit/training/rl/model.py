@@ -14,17 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cm3kit.fill.folder import (
-    DIFFUSION,
-    INDEX,
-    PARTS,
-    Parts,
-    diffusion_backbone,
-    own_diffusion,
-    write_json,
-)
+from cm3kit.fill.defaults import DIFFUSION
+from cm3kit.fill.folder import PARTS, write_json
 from cm3kit.fill.kit import Kit
 from cm3kit.fill.options import GenerateOptions, chosen_decoder, chosen_style
+from cm3kit.fill.parts import Parts, diffusion_backbone, own_diffusion
+from cm3kit.fill.runs import INDEX
 from cm3kit.fill.styles import spelling
 from cm3kit.fill.trained import Trained
 from cm3kit.models.backbone import LARGE, save_backbone

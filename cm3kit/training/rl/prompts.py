@@ -51,10 +51,9 @@ class Item:
 def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> list[Item]:
     """The prompts of a source.
 
-    A file holds a prompt a line (.txt), or rows (.csv, .parquet, .jsonl); rows of JSON lines may have `answer` (or
-    `answers`, one for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other
-    columns. A folder holds pages with gaps. What the selectors `hold_out` match becomes a gap too, with its content as
-    the answer.
+    A file holds a prompt a line (.txt), or rows (.csv, .parquet, .jsonl), which may have `answer` (or `answers`, one
+    for each gap), `page` (a path beside the file), `html` or `name` instead of `prompt`, and other columns. A folder
+    holds pages with gaps. What the selectors `hold_out` match becomes a gap too, with its content as the answer.
 
     Raises:
         DataError: there is nothing, or a row is malformed (its number is named).
@@ -70,11 +69,11 @@ def read_items(source: Path, task: RLTaskName, hold_out: Sequence[str] = ()) -> 
             _page(str(path.relative_to(source)), read_page(str(path), hold_out))
             for path in sorted(source.rglob("*.html"))
         ]
-    elif source.suffix.lower() == ".jsonl":
+    elif source.suffix.lower() != ".txt":
         found = list(_rows(source, task, hold_out))
     elif task == "infill":
         raise DataError(
-            f"{source}: pages with gaps are a folder, or rows of a .jsonl file with page or html.",
+            f"{source}: pages with gaps are a folder, or rows of a .jsonl, .csv or .parquet file with page or html.",
             code="bad_data",
         )
     else:
