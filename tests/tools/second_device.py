@@ -39,6 +39,10 @@ class Far(torch.Tensor):
         found.inner = inner
         return found
 
+    def tolist(self) -> Any:
+        """By a copy, as real ones do it."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
