@@ -15,7 +15,7 @@ from cm3kit.decoders.diffusion.transfer import upload
 
 # Numbers that are worked on at once: on a CPU what its cache holds, elsewhere what keeps temporary memory small.
 CHUNK = {"cpu": 1 << 18}
-LARGE = 1 << 27
+LARGE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
