@@ -18,8 +18,9 @@ from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
+from cm3kit.decoders.transfer import upload
 from cm3kit.models.attention import row_mask
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
@@ -41,6 +42,9 @@ class Prompt:
 
 class Engine(Protocol):
     """The interface of a model for the causal decoder."""
+
+    ahead: bool
+    """Whether steps are queued on a device that runs beside the host, which is not to wait for what was drawn."""
 
     @property
     def window(self) -> int:
@@ -103,17 +107,22 @@ class LeanEngine:
         self.window, self.precision = int(config.max_position_embeddings), precision
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = int(body.layers[0].self_attn.head_dim)
-        self.device = body.embed_tokens.weight.device
-        self.embed_VD = body.embed_tokens.weight.detach().float()
+        self.device = device_of(model)
+        self.ahead = self.device.type != "cpu"
+        # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
+        dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
+        self.embed_VD = body.embed_tokens.weight.detach().to(self.device, dtype)
         self._mean = 1 / config.hidden_size
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
-        self._cis = _rotations(body.rotary_emb, self.window)
+        self._cis = _rotations(body.rotary_emb, self.window).to(self.device)
         with torch.no_grad():
-            self.layers = [self._read(layer, precision, rows) for layer in body.layers]
-            head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
-            self.head = pack(head_VD, precision, rows)
+            self.layers = [self._read(layer, rows) for layer in body.layers]
+            self.head = self._pack(model.get_output_embeddings().weight[:vocab_size] * body.norm.weight, rows)
 
-    def _read(self, layer: Any, precision: Precision, rows: int) -> _Layer:
+    def _pack(self, weight_NK: Tensor, rows: int) -> Product:
+        return pack(weight_NK.to(self.device), self.precision, rows)
+
+    def _read(self, layer: Any, rows: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         scale = self.head_dim**-0.5
         head_scale_1HD = None
@@ -121,7 +130,7 @@ class LeanEngine:
         if hasattr(attention, "q_norm"):
             scales = [attention.q_norm.weight * scale] * self.heads
             scales += [attention.k_norm.weight] * self.kv_heads
-            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None]
+            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None].to(self.device)
         else:
             query_ND = query_ND * scale
         rotated_ND = _interleave(torch.cat([query_ND, key_ND]), self.head_dim, 0)
@@ -129,10 +138,10 @@ class LeanEngine:
         gate_up_ND = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         gate_up_ND = gate_up_ND * layer.post_attention_layernorm.weight
         return _Layer(
-            qkv=pack(qkv_ND, precision, rows),
-            out=pack(attention.o_proj.weight, precision, rows),
-            gate_up=pack(gate_up_ND, precision, rows),
-            down=pack(mlp.down_proj.weight, precision, rows),
+            qkv=self._pack(qkv_ND, rows),
+            out=self._pack(attention.o_proj.weight, rows),
+            gate_up=self._pack(gate_up_ND, rows),
+            down=self._pack(mlp.down_proj.weight, rows),
             head_scale_1HD=head_scale_1HD,
         )
 
@@ -162,9 +171,9 @@ class LeanEngine:
                 found.append(self._attend_causally(heads_THD, seen_TT))
             return torch.cat(found)
 
-        x_MD = self.embed_VD[torch.tensor([id for each in prompts for id in each.ids], device=self.device)]
+        x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
         hidden_MD = self._layers(x_MD, torch.cat([self._cis[:length] for length in lengths]), attend)
-        return self._logits(hidden_MD[torch.tensor(lengths, device=self.device).cumsum(0) - 1])
+        return self._logits(hidden_MD[upload(lengths, self.device).cumsum(0) - 1])
 
     @torch.no_grad()
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
@@ -206,7 +215,7 @@ class LeanEngine:
 
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
-        x_MD = self.embed_VD[ids_BQ.reshape(-1).to(self.device)]
+        x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
         return self._layers(x_MD, cis_M1R, attend).view(rows, width, -1)
 
     @torch.no_grad()
@@ -236,7 +245,7 @@ class LeanEngine:
 
         positions_M = torch.cat([write.positions_S for write in writes])
         cis_M1R = self._cis.index_select(0, positions_M.clamp(max=self.window - 1))
-        x_MD = self.embed_VD.index_select(0, ids_QS.reshape(-1))
+        x_MD = self._embed(ids_QS.reshape(-1))
         return self._logits(self._layers(x_MD, cis_M1R, attend)).view(steps, slots, -1)
 
     def _attend_step(self, write: Write, heads_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -257,8 +266,12 @@ class LeanEngine:
         return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
     def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
-        x_TD = self.embed_VD[torch.tensor(ids, device=self.device)]
+        x_TD = self._embed(torch.tensor(ids, device=self.device))
         return self._layers(x_TD, self._cis[: len(ids)], attend)
+
+    def _embed(self, ids_M: Tensor) -> Tensor:
+        rows_MD: Tensor = self.embed_VD.index_select(0, ids_M)
+        return rows_MD.float()
 
     def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend) -> Tensor:
         rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
