@@ -25,11 +25,11 @@ from transformers import PreTrainedModel
 
 from cm3kit.decoders.diffusion import axes
 from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.decoders.diffusion.drawing import drawn_from
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.unmask_step import drawn_from
 from cm3kit.interop.external import ModuleDenoiser
 from cm3kit.interop.scheduler import MaskedDiffusionScheduler
 from cm3kit.models.backbone import BackboneConfig, build_backbone

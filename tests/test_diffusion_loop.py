@@ -15,6 +15,7 @@ from torch import Tensor
 from cm3kit.decoders.diffusion import axes
 from cm3kit.decoders.diffusion.backbone_denoiser import BackboneDenoiser
 from cm3kit.decoders.diffusion.denoiser import Ask, Constraint
+from cm3kit.decoders.diffusion.drawing import drawn_from
 from cm3kit.decoders.diffusion.guidance import mix, weight
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.modifiers import Remasker, make
@@ -22,7 +23,6 @@ from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.samplers import Reverse
 from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.unmask_step import drawn_from
 from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.decoders.settings import Sampling
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward

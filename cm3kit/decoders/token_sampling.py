@@ -141,4 +141,30 @@ def _invert(cumulative_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     total_B = cumulative_BV[:, -1]
     # Rounding may lift u * total onto the total itself, where no id with mass would be left.
     target_B = torch.minimum(uniforms_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
-    return torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
+    # Of a row that is no number any id is found, and never one beyond the last: an index that a device could not use.
+    found_B1 = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)
+    return found_B1[:, 0].clamp(max=cumulative_BV.shape[1] - 1)
+
+
+def draw_ahead(
+    logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """The ids (B,) of `draw` for rows of one setting, without reading anything back from their device.
+
+    Returns:
+        ids, and bool (B,) for which rows `draw` itself must be asked: they may draw more than the `HEAD` best.
+    """
+    rows, vocab, device = *logits_BV.shape, logits_BV.device
+    fine_B = torch.zeros(rows, dtype=torch.bool, device=device)
+    if temperature == 0:
+        return logits_BV.argmax(-1), fine_B
+    heat_B1 = torch.full((rows, 1), temperature, dtype=torch.float64, device=device)
+    scaled_BV = logits_BV.double() / heat_B1
+    mass_BV = scaled_BV.sub_(scaled_BV.amax(-1, keepdim=True)).exp_()
+    if top_k == 0 and top_p == 1:
+        return _invert(mass_BV.cumsum(-1), uniforms_B), fine_B
+    limit_B1 = torch.full((rows, 1), top_k or vocab, device=device)
+    top_p_B = torch.full((rows,), top_p, dtype=torch.float64, device=device)
+    sorted_BR, ids_BR = mass_BV.topk(min(HEAD, vocab), dim=-1)
+    drawn_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
+    return drawn_B, fine_B if vocab <= HEAD else ~_suffices(mass_BV, sorted_BR, limit_B1, top_p_B)

@@ -9,7 +9,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Generator, Tensor
 
-from cm3kit.decoders.diffusion.unmask_step import drawn_from
+from cm3kit.decoders.diffusion.drawing import drawn_from
 from cm3kit.decoders.token_sampling import draw
 
 

@@ -74,3 +74,16 @@ class Constraint(Protocol):
 
     def release(self, slot: int) -> None:
         """Record that a slot is masked again."""
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A constraint that hands out masks which it keeps: of an object that came before no copy is made."""
+
+    def masks(self, slots: Sequence[int]) -> Sequence[Tensor]:
+        """As `Constraint.allowed`, for each slot a mask (V,) that nobody writes to, on the CPU."""
+
+
+def masks_of(constraint: Constraint, slots: Sequence[int]) -> Sequence[Tensor]:
+    """For each slot what it may hold, bool (V,), not to be written to."""
+    return constraint.masks(slots) if isinstance(constraint, Masking) else constraint.allowed(slots).unbind()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of, masked_positions
-from cm3kit.decoders.diffusion.denoiser import Constraint
+from cm3kit.decoders.diffusion.denoiser import Constraint, masks_of
 from cm3kit.decoders.diffusion.modifiers import Block, Editor
 from cm3kit.decoders.diffusion.samplers import Opener, Phase
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
@@ -184,12 +185,16 @@ class Job:
         span = self.canvas.spans[self.span_of(slot)]
         return span.kind == "image" and span.exact
 
-    def put(self, slot: int, id: int, logprob: float, confidence: float) -> None:
-        """Write an id that the constraint allows into an open slot."""
+    def put(self, slot: int, id: int, logprob: float = math.nan, confidence: float = math.nan) -> None:
+        """Write an id that the constraint allows into an open slot; how likely it is may be told later."""
         self.constraint.commit(slot, id)
         self._set(slot, id)
-        self.logprobs[slot], self.confidences[slot] = logprob, confidence
+        self.tell(slot, logprob, confidence)
         del self.open[bisect_left(self.open, slot)]
+
+    def tell(self, slot: int, logprob: float, confidence: float) -> None:
+        """How likely the id in a slot is."""
+        self.logprobs[slot], self.confidences[slot] = logprob, confidence
 
     def take(self, slot: int) -> int:
         """Mask a written slot again, and return the id that was there."""
@@ -201,9 +206,9 @@ class Job:
         return id
 
     def instead(self, slot: int) -> Tensor:
-        """Ids that may stand in a written slot, bool (V,)."""
+        """Ids that may stand in a written slot, bool (V,), not to be written to."""
         self.constraint.release(slot)
-        allowed_V = self.constraint.allowed([slot])[0].clone()
+        allowed_V = masks_of(self.constraint, [slot])[0]
         self.constraint.commit(slot, self.ids[slot])
         return allowed_V
 

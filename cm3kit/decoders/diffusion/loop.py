@@ -13,13 +13,16 @@ from itertools import count, islice, zip_longest
 import torch
 from torch import Tensor
 
+from cm3kit.decoders.diffusion.board import Board
 from cm3kit.decoders.diffusion.denoiser import Ask, Constraint, Denoiser, Metered
-from cm3kit.decoders.diffusion.guidance import mix, weight
+from cm3kit.decoders.diffusion.guidance import weight
 from cm3kit.decoders.diffusion.job import Job, make_job
+from cm3kit.decoders.diffusion.pass_logits import Part
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.samplers import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.decoders.diffusion.unmask_step import Scored, Writer
+from cm3kit.decoders.diffusion.transfer import workable
+from cm3kit.decoders.diffusion.unmask_step import Writer
 from cm3kit.types import Canvas, Commit, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
 
@@ -213,27 +216,14 @@ class _Batch:
             guides = [slots if each != 1 else [] for slots, each in zip(scored, weights, strict=True)]
         logits = self._ask([*scored, *guides])
         self._count([len(slots) for slots in (*scored, *guides)])
+        boards = []
         for place, (job, slots) in enumerate(zip(self._places, scored, strict=True)):
             if job is not None and slots:
-                logits_MV = mixed_MV = logits[place]
                 guided = bool(guides and guides[place])
-                if guided:
-                    mixed_MV = mix(logits_MV, logits[len(self._places) + place], weights[place])
-                self._write(job, wanted[place], Scored(slots, logits_MV, mixed_MV), 1 + guided)
-
-    def _write(self, job: Job, wanted: list[int], scored: Scored, passes: int) -> None:
-        """Write, edit and remask in one row by the logits of one pass, or of two with guidance."""
-        before, block = len(job.commits), job.block()
-        written = job.written_slots if job.editor else []
-        if wanted and job.phase is not None:
-            self._writer.write(job, job.phase, scored.of(wanted))
-        edit = (
-            self._writer.edit(job, job.editor, block, scored.of(written)) if job.editor and written else None
-        )
-        job.cost.wasted += 0 if len(job.commits) > before else passes
-        if wanted:
-            job.reopen()
-        job.passed(full=not wanted, edited=edit is not None)
+                guide_MV = logits[len(self._places) + place] if guided else None
+                part = Part(logits[place], guide_MV, weights[place] if guided else 1.0)
+                boards.append(Board(job, wanted[place], slots, part, 1 + guided))
+        self._writer.step(boards)
 
     def _weight(self, job: Job | None) -> float:
         if job is None or job.phase is None:
@@ -245,7 +235,7 @@ class _Batch:
         times = tuple(self._time(job) if job else 0.0 for job in self._places) * self._streams
         block = self._jobs[0].window if self._together else None
         ask = Ask(self._ids(), self._lengths(), slots, times, block)
-        return [each.detach().float().cpu() for each in self._denoiser.logits(ask)]
+        return [workable(each) for each in self._denoiser.logits(ask)]
 
     def _time(self, job: Job) -> float:
         # Models trained block by block take the noise level of the block, as everything before it is clean.

@@ -89,6 +89,22 @@ class Editor(Protocol):
         """
 
 
+@runtime_checkable
+class ByLikeliest(Protocol):
+    """An editor that looks at nothing but the likeliest id of each slot; for others all is copied to the host."""
+
+    def doubted(self, block: Block, slots_M: Tensor, ids_M: Tensor, logp_M: Tensor) -> Tensor:
+        """Slots (K,) whose id gives way to the likeliest one, by that and its log-probability (M,)."""
+
+
+def by_likeliest(editor: Editor) -> bool:
+    """Whether `doubted` says what `edits` does: a class that changes `edits` alone no longer means the other."""
+    for each in type(editor).__mro__:
+        if "doubted" in vars(each) or "edits" in vars(each):
+            return "doubted" in vars(each)
+    return False
+
+
 def make(choice: Choice) -> Remasker | Editor:
     """The modifier that a setting names.
 
@@ -255,8 +271,12 @@ class Edit:
 
     def edits(self, block: Block, slots_M: Tensor, logp_MV: Tensor) -> tuple[Tensor, Tensor]:
         """Slots (K,) and their new ids (K,)."""
-        at_M = torch.searchsorted(block.slots_N, slots_M)
         best_M = logp_MV.max(-1)
-        surer_M = best_M.values.double().exp() > self.threshold
-        changed_M = block.written_N[at_M] & (best_M.indices != block.ids_N[at_M]) & surer_M
-        return slots_M[changed_M], best_M.indices[changed_M]
+        slots_K = self.doubted(block, slots_M, best_M.indices, best_M.values)
+        return slots_K, best_M.indices[torch.searchsorted(slots_M, slots_K)]
+
+    def doubted(self, block: Block, slots_M: Tensor, ids_M: Tensor, logp_M: Tensor) -> Tensor:
+        """Slots (K,) whose id gives way to the likeliest one, by that and its log-probability (M,)."""
+        at_M = torch.searchsorted(block.slots_N, slots_M)
+        surer_M = logp_M.double().exp() > self.threshold
+        return slots_M[block.written_N[at_M] & (ids_M != block.ids_N[at_M]) & surer_M]

@@ -32,7 +32,7 @@ def probability(scores: Scores, *, alg_temp: float = 0.0) -> Tensor:
 @order("margin")
 def margin(scores: Scores, *, alg_temp: float = 0.0) -> Tensor:
     """Best probability minus second best (arXiv:2502.06768, sec. 4; `topk_margin` of Dream)."""
-    best_MR = scores.logp_MV.topk(min(2, scores.logp_MV.shape[1]), dim=-1).values.double().exp()
+    best_MR = scores.of(_two_best).double().exp()
     margin_M = best_MR[:, 0] - best_MR[:, 1] if best_MR.shape[1] == 2 else best_MR[:, 0]
     return _jitter(margin_M, alg_temp, scores.rng) if alg_temp else margin_M
 
@@ -44,9 +44,7 @@ def entropy(scores: Scores, *, alg_temp: float = 0.0) -> Tensor:
     Ranks as -H does (`entropy` of Dream), but is positive, so that a factor below 1 always ranks lower.
     With `alg_temp`, the confidence is -H.
     """
-    # An id of probability 0 adds nothing, though its logarithm is -inf.
-    finite_MV = scores.logp_MV.masked_fill(scores.logp_MV == -torch.inf, 0.0)
-    neg_entropy_M = (finite_MV * scores.logp_MV.exp()).sum(-1, dtype=torch.float64).clamp(max=0.0)
+    neg_entropy_M = scores.of(_neg_entropy)
     return _jitter(neg_entropy_M, alg_temp, scores.rng) if alg_temp else neg_entropy_M.exp()
 
 
@@ -136,6 +134,16 @@ def eoser(inner: Order, settings: Eoser, end_ids: Collection[int]) -> Order:
         return torch.where(ended_M, lower_M, score_M)
 
     return damped
+
+
+def _two_best(logp_NV: Tensor, picks_N: Tensor) -> Tensor:
+    return logp_NV.topk(min(2, logp_NV.shape[1]), dim=-1).values
+
+
+def _neg_entropy(logp_NV: Tensor, picks_N: Tensor) -> Tensor:
+    # An id of probability 0 adds nothing, though its logarithm is -inf.
+    finite_NV = logp_NV.masked_fill(logp_NV == -torch.inf, 0.0)
+    return (finite_NV * logp_NV.exp()).sum(-1, dtype=torch.float64).clamp(max=0.0)
 
 
 def _jitter(confidence_M: Tensor, alg_temp: float, rng: Generator) -> Tensor:

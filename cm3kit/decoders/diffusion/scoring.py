@@ -9,17 +9,17 @@ estimated with random masks as LLaDA does (arXiv:2502.09992, eq. 6).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of
 from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser, Sharing
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
+from cm3kit.decoders.diffusion.transfer import upload, workable
 from cm3kit.decoders.scoring import Method, Scored, answered
 from cm3kit.rng import generator
 from cm3kit.types import Canvas, Fill
@@ -67,6 +67,10 @@ class _Target:
         opened = tuple(slot for each in flat.ranges for slot in each)
         return _Target(flat.ids, slots, written, behind, blocks_of(flat, config), opened)
 
+    def id(self, count: int) -> int:
+        """The id of the slot behind so many."""
+        return self.written[self.slots[count]]
+
     def upto(self, count: int) -> list[int]:
         """The canvas with the first `count` slots written."""
         ids = list(self.ids)
@@ -104,13 +108,16 @@ def score_left_to_right(
     ordered = [(begun[key], *states[key]) for key in sorted(states, key=lambda key: (begun[key], key))]
     for done, batch in _batches(ordered, ROWS, lambda each: each[0]):
         report(done, len(ordered))
-        logp = _ask(denoiser, [_question(target, count, config) for _, target, count, _ in batch])
-        for (*_, users), logp_1V in zip(batch, logp, strict=True):
-            for number, count in users:
-                target = targets[number]
-                id = target.written[target.slots[count]]
-                found[number][count] = float(logp_1V[0, id])
-                best[number] &= int(logp_1V[0].argmax()) == id
+        asked = [_question(target, count, config) for _, target, count, _ in batch]
+        ids = [
+            [targets[number].written[targets[number].slots[count]] for number, count in users]
+            for *_, users in batch
+        ]
+        answers = _ask(denoiser, asked, [[(0, id) for id in row] for row in ids])
+        for (*_, users), row, (logprobs, top) in zip(batch, ids, answers, strict=True):
+            for (number, count), id, logprob in zip(users, row, logprobs, strict=True):
+                found[number][count] = logprob
+                best[number] &= top[0] == id
     report(len(ordered), len(ordered))
     return [
         _by_id(canvas, logprobs, method, greedy)
@@ -166,17 +173,17 @@ def score_bound(
     asked: list[list[tuple[int, ...]]] = []
     for target, (drawn, _) in zip(targets, masks, strict=True):
         asked.append([_masked(target, mask, questions) for mask in drawn])
-    answers: dict[tuple[int, ...], Tensor] = {}
+    sums: dict[tuple[int, ...], float] = {}
     keys = sorted(questions, key=lambda key: len(questions[key].ids))
     for done, batch in _batches(keys, ROWS, lambda key: None):
         report(done, len(keys))
-        found = _ask(denoiser, [questions[key] for key in batch])
-        for key, logp_MV in zip(batch, found, strict=True):
-            target_M1 = torch.tensor([_truth(key, slot) for slot in questions[key].slots])[:, None]
-            answers[key] = logp_MV.gather(-1, target_M1)[:, 0].double()
+        truths = [[_truth(key, slot) for slot in questions[key].slots] for key in batch]
+        found = _ask(denoiser, [questions[key] for key in batch], [list(enumerate(each)) for each in truths])
+        for key, (logprobs, _) in zip(batch, found, strict=True):
+            sums[key] = float(torch.tensor(logprobs, dtype=torch.float64).sum())
     report(len(keys), len(keys))
     return [
-        _bound(canvas, [float(answers[key].sum()) for key in mine], len(target.slots), drawn)
+        _bound(canvas, [sums[key] for key in mine], len(target.slots), drawn)
         for canvas, target, mine, drawn in zip(canvases, targets, asked, masks, strict=True)
     ]
 
@@ -257,21 +264,34 @@ def _batches(
         start = stop
 
 
-def _ask(denoiser: Denoiser, questions: Iterable[_Question]) -> list[Tensor]:
-    """Log-probabilities (M, V) at the slots of each question; the mask has none (arXiv:2406.07524, sec. 3.2.3)."""
-    rows = list(questions)
-    ids_BT = torch.zeros(len(rows), max(len(row.ids) for row in rows), dtype=torch.long)
-    for place, row in enumerate(rows):
+def _ask(
+    denoiser: Denoiser, questions: Sequence[_Question], wanted: Sequence[Sequence[tuple[int, int]]]
+) -> list[tuple[list[float], list[int]]]:
+    """Of each question log-probabilities, and the likeliest id at each of its slots; no more leaves the model's device.
+
+    Args:
+        wanted: for each question which of its slots and which id. The mask has no probability (arXiv:2406.07524,
+            sec. 3.2.3).
+    """
+    ids_BT = torch.zeros(len(questions), max(len(row.ids) for row in questions), dtype=torch.long)
+    for place, row in enumerate(questions):
         ids_BT[place, : len(row.ids)] = torch.tensor(row.ids)
-    lengths, slots = tuple(len(row.ids) for row in rows), tuple(torch.tensor(row.slots) for row in rows)
-    ask = Ask(ids_BT, lengths, slots, tuple(row.time for row in rows), rows[0].block)
+    lengths = tuple(len(row.ids) for row in questions)
+    slots = tuple(torch.tensor(row.slots) for row in questions)
+    ask = Ask(ids_BT, lengths, slots, tuple(row.time for row in questions), questions[0].block)
     if isinstance(denoiser, Sharing) and ask.block is not None:
-        found = denoiser.together(ask)
+        logits = denoiser.together(ask)
     else:
-        found = denoiser.logits(ask)
-    out = []
-    for logits_MV in found:
-        logits_MV = logits_MV.detach().float().cpu().clone()
+        logits = denoiser.logits(ask)
+    parts = []
+    for logits_MV, pairs in zip(logits, wanted, strict=True):
+        logits_MV = workable(logits_MV).float().clone()
         logits_MV[:, denoiser.mask] = -torch.inf
-        out.append(logits_MV.log_softmax(-1))
-    return out
+        logp_MV, pairs_K2 = logits_MV.log_softmax(-1), upload(pairs, logits_MV.device)
+        parts += [logp_MV[pairs_K2[:, 0], pairs_K2[:, 1]].double(), logp_MV.argmax(-1).double()]
+    # Fp32 numbers and ids are exact in fp64, and one tensor is one copy.
+    numbers = iter(torch.cat(parts).cpu().tolist())
+    return [
+        (list(islice(numbers, len(pairs))), [int(each) for each in islice(numbers, len(row.slots))])
+        for row, pairs in zip(questions, wanted, strict=True)
+    ]

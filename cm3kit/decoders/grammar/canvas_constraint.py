@@ -65,8 +65,12 @@ class CanvasConstraint:
 
     def allowed(self, slots: Sequence[int]) -> Tensor:
         """Ids that may come into each of these slots, if it alone is written now: bool (M, V)."""
-        masks = [trellis.allowed(slot) for trellis, slot in map(self._slots.__getitem__, slots)]
+        masks = self.masks(slots)
         return torch.stack(masks) if masks else torch.empty(0, self._size, dtype=torch.bool)
+
+    def masks(self, slots: Sequence[int]) -> list[Tensor]:
+        """The same mask by mask, (V,): do not write to them."""
+        return [trellis.allowed(slot) for trellis, slot in map(self._slots.__getitem__, slots)]
 
     def commit(self, slot: int, id: int) -> None:
         """Record that an id was written or replaced; ValueError if it is not allowed there."""

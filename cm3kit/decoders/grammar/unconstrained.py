@@ -51,13 +51,18 @@ class Free:
         }
         self._end = torch.zeros(vocab_size, dtype=torch.bool)
         self._end[eoss] = True
+        self._ending = {kind: menu_V | self._end for kind, menu_V in self._menus.items()}
         for kind, menu_V in self._menus.items():
             if not bool(menu_V.any()):
                 raise ConfigError(f"Nothing may stand in a span of kind {kind!r}.", code="bad_value")
 
     def allowed(self, slots: Sequence[int]) -> Tensor:
         """Ids that may come into each of these open slots, bool (M, V)."""
-        return torch.stack([self._allowed(slot) for slot in slots])
+        return torch.stack(self.masks(slots))
+
+    def masks(self, slots: Sequence[int]) -> list[Tensor]:
+        """The same mask by mask, (V,): do not write to them."""
+        return [self._allowed(slot) for slot in slots]
 
     def commit(self, slot: int, id: int) -> None:
         """Record that an id was written."""
@@ -75,7 +80,7 @@ class Free:
         if self._eoss in self._ids[where.start : slot]:
             return self._end
         later = self._ids[slot + 1 : where.stop]
-        return menu_V if any(id not in (self._mask, self._eoss) for id in later) else menu_V | self._end
+        return menu_V if any(id not in (self._mask, self._eoss) for id in later) else self._ending[span.kind]
 
 
 def _menu(vocab_size: int, ids: range | None, banned: set[int]) -> Tensor:
