@@ -1,4 +1,4 @@
-"""Attention of a step: that of the definition, and the same bits whatever other slots there are and how far they reach."""
+"""Attention of a step: that of the definition, and the same bits whatever other slots there are."""
 
 from __future__ import annotations
 
