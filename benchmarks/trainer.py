@@ -9,7 +9,8 @@ length`); or it is given rows that documents are cut into end to end, where they
 which asks for something else but pads nothing. All use fused AdamW on one thread, in fp32, or with bf16 autocast
 (`bf16=True` of the Trainer, `loop.precision=bf16` here). A token that is asked for
 counts, padding does not. They take turns, so that what else the machine does hits all; seconds are of the processor,
-after the first three steps of each turn. Prints the median over rounds of tokens a second, and the ratio to the first, as JSON.
+after the first three steps of each turn. Prints the median over rounds of tokens a second, and the ratio to the first,
+as JSON.
 """
 
 from __future__ import annotations
