@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cm3kit.data.views import ViewSettings, view
 from cm3kit.evaluation.judge import SIZE, Judge
 from cm3kit.rng import generator
+from cm3kit.training.precision import computes_bf16
 
 LOOK = ViewSettings(count=2, shift=0.08, turn=12.0, scale=(0.8, 1.1), light=0.25, grounds=0.3)
 
@@ -47,7 +48,7 @@ def read(folder: Path, splits: tuple[str, ...]) -> tuple[Tensor, Tensor, list[st
     )
 
 
-def train(folder: Path, seconds: float, device: str, batch: int = 256, most: int = 20_000) -> Judge:
+def train(folder: Path, seconds: float, device: str, batch: int = 128, most: int = 40_000) -> Judge:
     """Train for so many seconds (of processor time without a GPU).
 
     One-cycle rate over the steps that fit, label smoothing, exponential average.
@@ -67,7 +68,8 @@ def train(folder: Path, seconds: float, device: str, batch: int = 256, most: int
         judge, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995), use_buffers=True
     )
     # On a processor that is shared, its own seconds count.
-    clock = time.process_time if torch.device(device).type == "cpu" else time.monotonic
+    kind = torch.device(device).type
+    clock = time.process_time if kind == "cpu" else time.monotonic
     start, step, done = clock(), 0, 0.0
     while done < 1 and step < most:
         rng = generator(7, step)
@@ -76,7 +78,7 @@ def train(folder: Path, seconds: float, device: str, batch: int = 256, most: int
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, done / 0.1 + 0.01, max(0.0, 1 - done) / 0.5 + 1e-3)
         pixels = view(white[pick_B], opacity[pick_B], LOOK, rng)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
+        with torch.autocast(kind, torch.bfloat16, enabled=computes_bf16(kind == "cpu")):
             by_name, by_hand = judge(pixels.to(memory_format=torch.channels_last))
         loss = nn.functional.cross_entropy(by_name.float(), name_N[pick_B], label_smoothing=0.1)
         loss = loss + 0.3 * nn.functional.cross_entropy(by_hand.float(), hand_N[pick_B], label_smoothing=0.05)

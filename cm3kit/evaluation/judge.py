@@ -44,7 +44,7 @@ class Judge(nn.Module):
         super().__init__()
         self.names, self.artists = names, artists
         layers: list[nn.Module] = [
-            nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False),
+            nn.Conv2d(3, WIDTHS[0], 3, 2, 1, bias=False),
             nn.BatchNorm2d(WIDTHS[0]),
             nn.ReLU(),
         ]
