@@ -187,7 +187,12 @@ def test_parallel_gaps_share_one_prefill_and_equal_what_follows_from_it(
 
 
 def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() -> None:
-    for family, format in (("llama", "fp32"), ("llama", "bf16"), ("qwen3", "fp16-packed"), ("llama", "bf16-fp16")):
+    for family, format in (
+        ("llama", "fp32"),
+        ("llama", "bf16"),
+        ("qwen3", "fp16-packed"),
+        ("llama", "bf16-fp16"),
+    ):
         engine = LeanEngine(backbone(family), len(VOCAB), format, 8)  # type: ignore[arg-type]
         prompts = [Prompt(slot, random_ids(3 + 7 * slot, slot), 4 * (slot % 2)) for slot in range(6)]
         caches = [engine.open(6, 64) for _ in range(2)]
