@@ -47,7 +47,7 @@ def _attend(queries_NGD: Tensor, keys_NCD: Tensor, values_NDC: Tensor, mask_N1C:
     """Attended values (N, G, D), of so many queries at once."""
     count, group, _ = queries_NGD.shape
     if group > most:
-        parts = queries_NGD.split(most, 1)
+        parts = torch.split(queries_NGD, most, 1)
         return torch.cat([_attend(each, keys_NCD, values_NDC, mask_N1C, most) for each in parts], 1)
     if count == 1:  # a product alone is another kernel, which sums in another order
         two = [each.expand(2, -1, -1) for each in (queries_NGD, keys_NCD, values_NDC, mask_N1C)]
