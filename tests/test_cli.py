@@ -463,6 +463,9 @@ MISUSES = [
     ("usage", "model lost"),
     ("usage", "genrate x"),
     ("usage", "--versoin"),
+    ("usage", "generate x --best-of 0"),
+    ("unknown_name", "generate x --best-of 2 --score beauty"),
+    ("bad_value", "generate x --best-of 2 --task text"),
 ]
 
 

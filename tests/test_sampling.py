@@ -24,7 +24,7 @@ from PIL import Image
 from toys import toy_decoder, toy_image, toy_text, zebras
 
 import cm3kit
-from cm3kit.batch import processes, store
+from cm3kit.batch import commands, processes, store
 from cm3kit.batch.choice import Likelihood, Selector
 from cm3kit.batch.export import export
 from cm3kit.batch.job import How, SampleJob, keys, seed_of
@@ -34,6 +34,7 @@ from cm3kit.batch.ray import Sample
 from cm3kit.batch.rows import read_rows
 from cm3kit.batch.run import run
 from cm3kit.batch.store import read_lines
+from cm3kit.batch.work import GenerateJob, Where
 from cm3kit.claims import claim, overlap
 from cm3kit.decoders.kernels import TILE, _packed, in_tiles
 from cm3kit.decoders.settings import DecodeConfig
@@ -41,6 +42,7 @@ from cm3kit.fill.batching import Order
 from cm3kit.fill.defaults import Defaults
 from cm3kit.fill.folder import assemble
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
+from cm3kit.fill.prompts import Prompt
 from cm3kit_cli.main import run as command
 from cm3kit_tokenizers import Cm3kitError, ConfigError, DataError, ModelError, OutputError, Page
 from cm3kit_tokenizers.document import Text
@@ -629,6 +631,31 @@ def test_the_best_of_several_is_kept(score: str, task: str, kit: Kit, folder: Pa
             made[best].html if task == "infill" else f"{made[best].text}\n".encode()
         )
         assert line["score"] == pytest.approx(selector.score(order, made[best]).value, abs=1e-6)
+
+
+def test_generate_keeps_the_best_as_sampling_does(kit: Kit, folder: Path, tmp_path: Path) -> None:
+    where = Where(str(tmp_path / "best"), sheet=False)
+    asked = GenerateJob((Prompt("red apple"), Prompt("pear", 8)), "image", 2, 8, SHORT, where, 3)
+    found = commands.generate(str(folder), "cpu", asked)
+    rows = write(
+        tmp_path / "rows.jsonl",
+        [{"prompt": "red apple", "n": 2, "seed": 8}, {"prompt": "pear", "n": 2, "seed": 8}],
+    )
+    job = job_of(rows, tmp_path / "out", folder, task="image", best_of=3, score="likelihood")
+    run(job)
+    lines = [line for _, line, _ in contents(job.output)]
+    assert [each["index"] for each in found.samples] == [each["sample"] for each in lines]
+    assert [each["score"] for each in found.samples] == [each["score"] for each in lines]
+    assert {each["candidates"] for each in found.samples} == {3}
+    for place, (each, path) in enumerate(zip(found.samples, found.paths, strict=True)):
+        assert place % 2 * 3 <= each["index"] < place % 2 * 3 + 3
+        (again,) = kit.generate(each["prompt"], seed=8, first=each["index"], options=SHORT)
+        with Image.open(path) as picture:
+            assert again.image is not None and picture.tobytes() == again.image.tobytes()
+    told = json.loads((tmp_path / "best/run.json").read_text())
+    assert (told["best_of"], told["score"]) == (3, "likelihood")
+    with pytest.raises(ConfigError, match="use ends"):
+        commands.generate(str(folder), "cpu", replace(asked, task="text"))
 
 
 def test_scores_that_do_not_fit_are_refused(kit: Kit, folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from cm3kit_cli.render import Reply, one_line, previews, progress, warn_of
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
-    from cm3kit.batch.commands import Saved
+    from cm3kit.batch.work import Saved
     from cm3kit.fill.prompts import Prompt
 
 Task = Literal["image", "text", "caption", "document", "pair"]
@@ -39,6 +39,8 @@ def generate(
     model: options.Model = None,
     device: options.Device = "auto",
     *,
+    best_of: options.BestOf = 1,
+    score: options.Score = "likelihood",
     decoding: options.Decoding,
     output: options.Output = None,
     grid: Annotated[bool, typer.Option("--grid/--no-grid", help="Also a contact sheet.")] = True,
@@ -60,26 +62,31 @@ def generate(
     if len(given) > 1 or not (given or task == "pair"):
         raise typer.BadParameter("give one of PROMPT, --prompt and --prompt-file")
     from cm3kit.batch import commands as jobs
+    from cm3kit.batch import work
 
     settings = decoding.options()
     said: list[str] = []
     prompts = _prompts(given[0] if given else "", task, said.append)
     chosen = 0 if decoding.show_schedule else options.chosen_seed(seed, quiet)
-    where = jobs.Where(output, force, grid, not no_prompt_metadata, decoding.traj, report)
-    job = jobs.GenerateJob(prompts, task, n, chosen, settings, where)
+    where = work.Where(output, force, grid, not no_prompt_metadata, decoding.traj, report)
+    job = work.GenerateJob(prompts, task, n, chosen, settings, where, best_of, score)
     if decoding.show_schedule:
         return schedule_of(jobs.schedule(model, device, job))
     with progress("generating", quiet) as watch:
         saved = jobs.generate(model, device, job, watch)
     saved = replace(saved, warnings=(*said, *saved.warnings))
     if not quiet and not as_json:
-        words = enumerate(saved.samples if task == "pair" else ())
-        told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
-        for line in (*told_words, *notes(saved)):
-            typer.echo(line, err=True)
-        previews(saved.paths)
+        _tell(saved, task)
     warn_of(saved.warnings, quiet)
     return _reply(saved, chosen)
+
+
+def _tell(saved: Saved, task: Task) -> None:
+    words = enumerate(saved.samples if task == "pair" else ())
+    told_words = [f"sample {place}: {one_line(str(sample['text']))}" for place, sample in words]
+    for line in (*told_words, *notes(saved)):
+        typer.echo(line, err=True)
+    previews(saved.paths)
 
 
 def _prompts(given: str | Path, task: Task, warn: Callable[[str], None]) -> tuple[Prompt, ...]:

@@ -13,7 +13,7 @@ from cm3kit_cli.render import Reply, one_line, progress, warn_of
 from cm3kit_cli.schedules import notes, schedule_of, told
 
 if TYPE_CHECKING:
-    from cm3kit.batch.commands import Saved
+    from cm3kit.batch.work import Saved
 
 
 Root = Annotated[
@@ -68,6 +68,7 @@ def infill(
     _check(file, image, box, variants, in_place, output, as_json)
     decoding.check()
     from cm3kit.batch import commands as jobs
+    from cm3kit.batch import work
     from cm3kit.fill.pages import parse_box, read_page
     from cm3kit.provenance import traces
 
@@ -80,8 +81,8 @@ def infill(
         traces.check_free(decoding.traj, variants, force)
     target = str(Path(file).resolve()) if in_place else output
     shown = not no_prompt_metadata
-    where = jobs.Where(target, force or in_place, prompt_metadata=shown, traj=decoding.traj, report=report)
-    job = jobs.InfillJob(page, Path(file).name, variants, chosen, settings, diff, where, in_place)
+    where = work.Where(target, force or in_place, prompt_metadata=shown, traj=decoding.traj, report=report)
+    job = work.InfillJob(page, Path(file).name, variants, chosen, settings, diff, where, in_place)
     if decoding.show_schedule:
         return schedule_of(jobs.schedule(model, device, job))
     with progress("filling", quiet) as watch:

@@ -101,6 +101,12 @@ Traj = Annotated[
     Path | None,
     typer.Option("--traj", metavar="FILE", help="Also write the trajectory; see `show traj`."),
 ]
+BestOf = Annotated[
+    int, typer.Option("--best-of", min=1, max=1000, help="Candidates for each output; the best is kept.")
+]
+Score = Annotated[
+    str, typer.Option("--score", metavar="NAME", help="Score of the best: likelihood, ends or clip:FOLDER.")
+]
 Output = Annotated[
     str | None,
     typer.Option(

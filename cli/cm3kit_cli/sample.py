@@ -27,12 +27,6 @@ Shard = Annotated[str, typer.Option("--shard", metavar="i/n", help="Only the row
 Processes = Annotated[
     int, typer.Option("--num-processes", min=1, max=256, help="Processes, each with its share of the rows.")
 ]
-BestOf = Annotated[
-    int, typer.Option("--best-of", min=1, max=1000, help="Candidates for each output; the best is kept.")
-]
-Score = Annotated[
-    str, typer.Option("--score", metavar="NAME", help="Score of the best: likelihood, ends or clip:FOLDER.")
-]
 Resume = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Resume the folder, or refuse one that was begun.")
 ]
@@ -63,8 +57,8 @@ def run(
     decoding: options.Decoding,
     shard: Shard = "0/1",
     num_processes: Processes = 1,
-    best_of: BestOf = 1,
-    score: Score = "likelihood",
+    best_of: options.BestOf = 1,
+    score: options.Score = "likelihood",
     resume: Resume = True,
     retry_errors: RetryErrors = False,
     time_limit: TimeLimit = None,

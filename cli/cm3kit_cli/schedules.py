@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cm3kit_cli.render import Reply
 
 if TYPE_CHECKING:
-    from cm3kit.batch.commands import Saved
+    from cm3kit.batch.work import Saved
 
 
 def schedule_of(boards: Sequence[Sequence[Sequence[int]]]) -> Reply:

@@ -72,6 +72,24 @@ class Selector:
         return self._judge(order, made)
 
 
+Chosen = tuple[Order, Result | Filled | Exception, Mapping[str, Any]]
+"""A candidate with its order, and for the manifest why it was kept."""
+
+
+def choose(
+    candidates: Sequence[tuple[Order, Result | Filled | Exception]], selector: Selector | None
+) -> Chosen:
+    """The candidate to keep and its score; an error only if all candidates failed."""
+    ordered = sorted(candidates, key=lambda each: each[0].index)
+    usable = [each for each in ordered if not isinstance(each[1], Exception)]
+    if selector is None or not usable:
+        return (*ordered[0], {})
+    scored = [(selector.score(order, made), order, made) for order, made in usable]  # type: ignore[arg-type]
+    best = max(range(len(scored)), key=lambda place: scored[place][0].value)
+    choice, order, made = scored[best]
+    return order, made, {"score": choice.value, **choice.parts, "candidates": len(candidates)}
+
+
 @judge("ends")
 class Ends:
     """The share of texts that ended by themselves; ties are broken by the log-probability."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cm3kit
 from cm3kit import images, json_lines
+from cm3kit.batch.choice import Choice, Selector, choose
 from cm3kit.batch.companions import beside, companions
+from cm3kit.batch.work import SUFFIXES, GenerateJob, InfillJob, Saved, Where
 from cm3kit.fill import equality, remarks
+from cm3kit.fill.batching import Order
 from cm3kit.fill.constraints import pinned
-from cm3kit.fill.fillers import Progress, Task, Trace
+from cm3kit.fill.fillers import Progress, Trace
 from cm3kit.fill.prompts import Prompt
 from cm3kit.provenance import outputs, traces
 from cm3kit.provenance.recipes import HASH, encode_sidecar, sidecar
@@ -26,77 +29,9 @@ from cm3kit.viewing.report import build
 from cm3kit_tokenizers.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from cm3kit.fill.kit import GenerateOptions, Kit, Result
-    from cm3kit_tokenizers.page import Page
+    from cm3kit.fill.kit import Kit, Result
 
-SUFFIXES: Mapping[str, str] = {
-    "image": ".png", "text": ".txt", "caption": ".txt", "document": ".html", "pair": ".png",
-}  # fmt: skip
 MAX_RESULTS = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """What to write and where.
-
-    `output` is as in `outputs.plan`, `traj` a file for the trajectories; `report` adds a page with all results to a
-    folder.
-    """
-
-    output: str | None = None
-    force: bool = False
-    sheet: bool = True
-    prompt_metadata: bool = True
-    traj: Path | None = None
-    report: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateJob:
-    """`n` results for each prompt; result i of a prompt uses the random stream (seed, i)."""
-
-    prompts: tuple[Prompt, ...]
-    task: Task
-    n: int
-    seed: int
-    options: GenerateOptions
-    where: Where = field(default_factory=Where)
-
-
-@dataclass(frozen=True, slots=True)
-class InfillJob:
-    """A page with gaps, filled `variants` times; `in_place` overwrites it and writes no other file."""
-
-    page: Page
-    name: str
-    variants: int
-    seed: int
-    options: GenerateOptions
-    report: bool = False
-    where: Where = field(default_factory=Where)
-    in_place: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """Results of a job. `content` is the result itself if it was not written to a file.
-
-    `verification` compares cached with uncached results, if requested; `warnings` are on files that were not copied,
-    on words that are not in the training data, and on results that are all equal.
-    """
-
-    run_id: str
-    samples: tuple[Mapping[str, Any], ...]
-    paths: tuple[Path, ...] = ()
-    sheet: Path | None = None
-    report: Path | None = None
-    folder: Path | None = None
-    content: bytes | None = None
-    diff: str = ""
-    overview: Path | None = None
-    trajectories: tuple[Path, ...] = ()
-    verification: Mapping[str, Any] | None = None
-    warnings: tuple[str, ...] = ()
 
 
 def generate(
@@ -110,10 +45,13 @@ def generate(
     """
     job = replace(job, options=pinned(job.options, Path.cwd()))
     count = len(job.prompts) * job.n
-    if not 1 <= count <= MAX_RESULTS:
+    if not 1 <= count * job.best_of <= MAX_RESULTS:
         raise ConfigError(
-            f"{count} results were requested; 1 to {MAX_RESULTS} are possible", code="bad_value"
+            f"{count * job.best_of} results were requested; 1 to {MAX_RESULTS} are possible", code="bad_value"
         )
+    if job.best_of > 1:
+        Selector.check(job.score)
+        Choice.check(job.score, Order("", job.task, job.seed, 0, job.options))
     rows = [(prompt, job.seed if prompt.seed is None else prompt.seed) for prompt in job.prompts]
     seeds = [seed for _, seed in rows for _ in range(job.n)]
     # Text goes to standard output; pictures and pages are files.
@@ -133,18 +71,21 @@ def generate(
                 "seed": result.seed,
                 "index": result.index,
             },
+            why,
         )
-        for row, result in _results(kit, job, rows, watch)
+        for row, result, why in _results(kit, job, rows, watch)
     ]
-    files = [encode(result, record if job.where.prompt_metadata else None) for result, record in made]
-    samples = [{**record, **outcome(result)} for result, record in made]
+    files = [encode(result, record if job.where.prompt_metadata else None) for result, record, _ in made]
+    samples = [{**record, **outcome(result), **why} for result, record, why in made]
     extra = []
     if planned.sheet is not None:
-        extra = [(planned.sheet, _sheet([result for result, _ in made], samples, how, job.where))]
+        extra = [(planned.sheet, _sheet([result for result, *_ in made], samples, how, job.where))]
     record = {"run_id": planned.run_id, **how, "prompts": len(rows), "n": job.n, "seed": job.seed}
-    written = [(result.trace, record) for result, record in made]
+    if job.best_of > 1:
+        record |= {"best_of": job.best_of, "score": job.score}
+    written = [(result.trace, record) for result, record, _ in made]
     saved = _save(planned, files, samples, record, extra, job.where, kit, written)
-    plain = [equality.content(result) for result, _ in made]
+    plain = [equality.content(result) for result, *_ in made]
     rows_of = [plain[at : at + job.n] for at in range(0, count, job.n)]
     said = [*remarks.unknown(kit, [each.content for each in job.prompts]), *equality.equal(rows_of)]
     return replace(saved, warnings=tuple(said))
@@ -162,18 +103,23 @@ def _ready(planned: outputs.Plan, where: Where) -> outputs.Plan:
 
 def _results(
     kit: Kit, job: GenerateJob, rows: Sequence[tuple[Prompt, int]], watch: Progress
-) -> Iterator[tuple[int, Result]]:
-    """Each result with the index of its prompt; `watch` is called with the progress of the whole job."""
+) -> Iterator[tuple[int, Result, Mapping[str, Any]]]:
+    """Each result with the index of its prompt and why it was chosen; `watch` sees the progress of the whole job."""
+    selector = Selector(kit, job.score) if job.best_of > 1 else None
     for row, (prompt, seed) in enumerate(rows):
 
         def share(done: int, total: int, row: int = row) -> None:
             watch(row * total + done, len(rows) * total)
 
-        options = job.options
-        for result in kit.generate(
-            prompt.content, task=job.task, n=job.n, seed=seed, options=options, watch=share
-        ):
-            yield row, result
+        words, options = prompt.content, job.options
+        made = kit.generate(
+            words, task=job.task, n=job.n * job.best_of, seed=seed, options=options, watch=share
+        )
+        for first in range(0, len(made), job.best_of):
+            several = made[first : first + job.best_of]
+            orders = [Order(words, job.task, seed, each.index, options) for each in several]
+            order, _, why = choose([*zip(orders, several, strict=True)], selector)
+            yield row, made[order.index], why
 
 
 def infill(

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 import cm3kit
-from cm3kit.batch.commands import SUFFIXES
 from cm3kit.batch.job import seed_of
 from cm3kit.batch.rows import SampleTask
 from cm3kit.batch.run import BATCH_SIZE
+from cm3kit.batch.work import SUFFIXES
 from cm3kit.fill.batching import Order
 from cm3kit.fill.kit import Filled
 from cm3kit.fill.options import GenerateOptions

@@ -14,13 +14,13 @@ from typing import Any
 import cm3kit
 from cm3kit import json_lines
 from cm3kit.batch import equal
-from cm3kit.batch.choice import Choice, Selector
-from cm3kit.batch.commands import SUFFIXES
+from cm3kit.batch.choice import Choice, Chosen, Selector, choose
 from cm3kit.batch.companions import beside
 from cm3kit.batch.job import How, SampleJob, count, keys, plain, prepare, seed_of, tally
 from cm3kit.batch.rows import Row, Rows, options_of
 from cm3kit.batch.signals import Signals
 from cm3kit.batch.store import Key, Made, Store, file_name, read_lines
+from cm3kit.batch.work import SUFFIXES
 from cm3kit.claims import claim
 from cm3kit.fill.batching import Order
 from cm3kit.fill.constraints import pinned
@@ -34,7 +34,6 @@ from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, as_exception, stops
 from cm3kit_tokenizers.page import Page
 
-Chosen = tuple[Order, Result | Filled | Exception, Mapping[str, Any]]
 Watch = Callable[[int, int, str], None]
 Warn = Callable[[str], None]
 
@@ -297,17 +296,3 @@ class _Run:
         write_atomic(
             folder / f"{name}.json", f"{json_lines.dump_json(said, indent=1)}\n".encode(), force=True
         )
-
-
-def choose(
-    candidates: Sequence[tuple[Order, Result | Filled | Exception]], selector: Selector | None
-) -> Chosen:
-    """The candidate to keep and its score; an error only if all candidates failed."""
-    ordered = sorted(candidates, key=lambda each: each[0].index)
-    usable = [each for each in ordered if not isinstance(each[1], Exception)]
-    if selector is None or not usable:
-        return (*ordered[0], {})
-    scored = [(selector.score(order, made), order, made) for order, made in usable]  # type: ignore[arg-type]
-    best = max(range(len(scored)), key=lambda place: scored[place][0].value)
-    choice, order, made = scored[best]
-    return order, made, {"score": choice.value, **choice.parts, "candidates": len(candidates)}
