@@ -44,7 +44,12 @@ def exact(where: Context) -> None:
 
 
 def ids(
-    where: Context, decoder: str, task: str, precision: str | None = None, sampler: str | None = None
+    where: Context,
+    decoder: str,
+    task: str,
+    precision: str | None = None,
+    sampler: str | None = None,
+    compile: str | None = None,
 ) -> dict[str, Any]:
     """Ids at temperature 0 on the device and on the CPU, with equal settings.
 
@@ -53,7 +58,7 @@ def ids(
     """
     exact(where)
     options = GenerateOptions(temperature=0.0, decoder=decoder, precision="fp32", sampler=sampler)  # type: ignore[arg-type]
-    faster = replace(options, precision=precision or "fp32")  # type: ignore[arg-type]
+    faster = replace(options, precision=precision or "fp32", compile=compile)  # type: ignore[arg-type]
     count = 2 if where.tiny else len(PROMPTS)
     pictures = [corpus(where) / f"{number}.png" for number in range(count)]
     prompts = list(PROMPTS[:count]) if task == "image" else pictures

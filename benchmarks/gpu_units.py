@@ -143,6 +143,8 @@ def _correctness(tiny: bool) -> list[Unit]:
             for precision in ("fp32", "bf16")
         ),
         Unit("correctness", "codes of pictures", "gpu_answers:codes", {}, 60),
+        ids("cm3, captions, without graphs", decoder="cm3", task="caption", compile="off"),
+        ids("cm3, pictures, compiled", decoder="cm3", task="image", compile="on"),
     ]
     return found if not tiny else [found[at] for at in (0, 2, 4, 5, 8)]
 

@@ -17,6 +17,7 @@ from cm3kit.renamed import warn_renamed
 DecoderName = Literal["cm3", "diffusion"]
 Precision = Literal["auto", "fp32", "bf16", "fp16-packed", "bf16-fp16", "int8"]
 DraftName = Literal["none", "lookup", "diffusion"]
+CompileName = Literal["auto", "on", "off"]
 CacheName = Literal["none", "exact", "causal", "prefix", "dual"]
 PromptStyle = Literal["minimal", "page", "plain", "chat"]
 """Minimal HTML as ids of its own (models that were trained here), HTML source, the words alone, or a conversation."""
@@ -121,6 +122,13 @@ class GenerateOptions:
         DraftName | None,
         Opt(
             "What guesses further tokens, for one pass to verify several; it changes no result.",
+            decoder="cm3",
+        ),
+    ] = None
+    compile: Annotated[
+        CompileName | None,
+        Opt(
+            "Decoding steps on CUDA: auto replays graphs of their kernels, on fuses these before, off does neither.",
             decoder="cm3",
         ),
     ] = None

@@ -72,7 +72,7 @@ def test_the_reference_has_the_table() -> None:
 
 
 def test_whose_options_are_whose() -> None:
-    assert {*own("cm3")} == {"draft", "parallel"} and "sampler" in {*own("diffusion")}
+    assert {*own("cm3")} == {"compile", "draft", "parallel"} and "sampler" in {*own("diffusion")}
     assert {table()[name].opt.panel for name in own("diffusion")} == {"Diffusion decoder"}
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cm3kit.decoders.transfer import upload
+
 # Attention runs over a multiple of this, and whole vectors of masked positions add exact zeros.
 BUCKET = 32
 
@@ -70,7 +72,7 @@ class Cache:
         """Plan a step that writes one id into every slot; idle slots do not widen the attention."""
         longest = max((p for p, on in zip(positions, active, strict=True) if on), default=0)
         span = min(self.capacity, -(-(longest + 1) // BUCKET) * BUCKET)
-        positions_S = torch.tensor(positions, device=self._range.device)
+        positions_S = upload(positions, self._range.device)
         hidden_SC = self._range[:span] > positions_S[:, None]
         mask_SC = torch.zeros(hidden_SC.shape, device=self._range.device).masked_fill_(hidden_SC, -torch.inf)
         mask_N1C = mask_SC.repeat_interleave(self.kv_heads, 0)[:, None]

@@ -19,8 +19,9 @@ from cm3kit.decoders.kernels import Product, of_prompts, of_steps, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
 from cm3kit.decoders.step_attention import StepAttention
+from cm3kit.decoders.transfer import upload
 from cm3kit.models.attention import row_mask
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
@@ -44,6 +45,9 @@ class Prompt:
 
 class Engine(Protocol):
     """The interface of a model for the causal decoder."""
+
+    ahead: bool
+    """Whether steps are queued on a device that runs beside the host, which is not to wait for what was drawn."""
 
     @property
     def window(self) -> int:
@@ -106,16 +110,19 @@ class LeanEngine:
         self.window, self.precision = int(config.max_position_embeddings), precision
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = int(body.layers[0].self_attn.head_dim)
-        self.device = body.embed_tokens.weight.device
+        self.device = device_of(model)
+        self.ahead = self.device.type != "cpu"
         # Of many queries a head the usual product of values sums some spans in another order.
         self._across = self.device.type == "cpu" and (
             self.kv_heads * self.head_dim >= WIDE or self.heads > 2 * self.kv_heads
         )
         self._attend_step = StepAttention(self.heads, self.kv_heads, self.head_dim)
-        self.embed_VD = body.embed_tokens.weight.detach().float()
+        # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
+        dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
+        self.embed_VD = body.embed_tokens.weight.detach().to(self.device, dtype)
         self._mean = 1 / config.hidden_size
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
-        self._cis = _rotations(body.rotary_emb, self.window)
+        self._cis = _rotations(body.rotary_emb, self.window).to(self.device)
         with torch.no_grad():
             steps, prompts = of_steps(precision), of_prompts(precision)
             self.layers = [self._read(layer, steps, rows) for layer in body.layers]
@@ -123,7 +130,10 @@ class LeanEngine:
             if prompts != steps:
                 self._prompt_layers = [self._read(layer, prompts, ROWS) for layer in body.layers]
             head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
-            self.head = pack(head_VD, steps, rows)
+            self.head = self._pack(head_VD, steps, rows)
+
+    def _pack(self, weight_NK: Tensor, precision: Precision, rows: int) -> Product:
+        return pack(weight_NK.to(self.device), precision, rows)
 
     def _read(self, layer: Any, precision: Precision, rows: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -133,7 +143,7 @@ class LeanEngine:
         if hasattr(attention, "q_norm"):
             scales = [attention.q_norm.weight * scale] * self.heads
             scales += [attention.k_norm.weight] * self.kv_heads
-            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None]
+            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None].to(self.device)
         else:
             query_ND = query_ND * scale
         rotated_ND = _interleave(torch.cat([query_ND, key_ND]), self.head_dim, 0)
@@ -141,10 +151,10 @@ class LeanEngine:
         gate_up_ND = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         gate_up_ND = gate_up_ND * layer.post_attention_layernorm.weight
         return _Layer(
-            qkv=pack(qkv_ND, precision, rows),
-            out=pack(attention.o_proj.weight, precision, rows),
-            gate_up=pack(gate_up_ND, precision, rows),
-            down=pack(mlp.down_proj.weight, precision, rows),
+            qkv=self._pack(qkv_ND, precision, rows),
+            out=self._pack(attention.o_proj.weight, precision, rows),
+            gate_up=self._pack(gate_up_ND, precision, rows),
+            down=self._pack(mlp.down_proj.weight, precision, rows),
             head_scale_1HD=head_scale_1HD,
         )
 
@@ -175,10 +185,10 @@ class LeanEngine:
                 found.append(self._attend_causally(heads_THD, seen_TT))
             return torch.cat(found)
 
-        x_MD = self.embed_VD[torch.tensor([id for each in prompts for id in each.ids], device=self.device)]
+        x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
         cis_M1R = torch.cat([self._cis[:length] for length in lengths])
         hidden_MD = self._layers(x_MD, cis_M1R, attend, self._prompt_layers)
-        return self._logits(hidden_MD[torch.tensor(lengths, device=self.device).cumsum(0) - 1])
+        return self._logits(hidden_MD[upload(lengths, self.device).cumsum(0) - 1])
 
     @torch.no_grad()
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
@@ -222,7 +232,7 @@ class LeanEngine:
 
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
-        x_MD = self.embed_VD[ids_BQ.reshape(-1).to(self.device)]
+        x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
         return self._layers(x_MD, cis_M1R, attend, layers).view(rows, width, -1)
 
     @torch.no_grad()
@@ -253,7 +263,7 @@ class LeanEngine:
 
         positions_M = torch.cat([write.positions_S for write in writes])
         cis_M1R = self._cis.index_select(0, positions_M.clamp(max=self.window - 1))
-        x_MD = self.embed_VD.index_select(0, ids_QS.reshape(-1))
+        x_MD = self._embed(ids_QS.reshape(-1))
         return self._logits(self._layers(x_MD, cis_M1R, attend, self.layers)).view(steps, slots, -1)
 
     def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
@@ -267,8 +277,12 @@ class LeanEngine:
         return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
     def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
-        x_TD = self.embed_VD[torch.tensor(ids, device=self.device)]
+        x_TD = self._embed(torch.tensor(ids, device=self.device))
         return self._layers(x_TD, self._cis[: len(ids)], attend, self.layers)
+
+    def _embed(self, ids_M: Tensor) -> Tensor:
+        rows_MD: Tensor = self.embed_VD.index_select(0, ids_M)
+        return rows_MD.float()
 
     def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[_Layer]) -> Tensor:
         rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads

@@ -82,6 +82,7 @@ class ModuleEngine:
         self._model, self._vocab_size, self._bf16 = model, vocab_size, precision == "bf16"
         self.window = int(config.max_position_embeddings)
         self.device = model.get_input_embeddings().weight.device
+        self.ahead = self.device.type != "cpu"
         # Keys and values of a layer may differ in width (DeepSeek-V3), and have one head for all queries (Falcon).
         trial = _Adapter(None)
         self._causal(trial, [0], 0)

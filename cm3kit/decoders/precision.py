@@ -17,7 +17,7 @@ from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.kernels import has_fbgemm
 from cm3kit.decoders.past import PlainPast
 from cm3kit.decoders.settings import Precision
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.rng import generator
 
 LARGEST = 60_000.0  # of a weight that is to be a number in fp16
@@ -31,8 +31,7 @@ def auto_precision(model: DecoderWeights, many: bool) -> Precision:
         many: whether products are of many rows at once (diffusion), where weights that are read faster gain nothing and
             products in bf16 do; or of a few.
     """
-    weight = model.get_input_embeddings().weight
-    if weight.device.type != "cpu" or not supports(model):
+    if device_of(model).type != "cpu" or not supports(model):
         return "fp32"
     known = torch.cpu.get_capabilities()
     if known.get("amx_bf16") or (many and known.get("avx512_bf16")):
@@ -93,5 +92,5 @@ def _written(engine: LeanEngine, first: int, length: int, rng: torch.Generator) 
     while len(ids) < length:
         ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=rng)))
         write = cache.at([len(ids) - 1], [True])
-        logits_V = engine.step(cache, write, torch.tensor(ids[-1:]))[0]
+        logits_V = engine.step(cache, write, torch.tensor(ids[-1:], device=engine.device))[0]
     return ids

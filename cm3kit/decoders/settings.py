@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cm3kit.config import Settings
+from cm3kit.decode_options import CompileName as CompileName
 from cm3kit.decode_options import DecoderName as DecoderName
 from cm3kit.decode_options import DraftName as DraftName
 from cm3kit.decode_options import Precision as Precision
@@ -40,6 +41,7 @@ class DecodeConfig(Settings):
         parallel: fill the blanks of a row independently, from copies of one cache.
         draft: what guesses further ids for a pass to verify (`causal.drafts`); it changes nothing that is written.
         precision: number format of the weights in matrix products; auto is by device and model (`decoders.precision`).
+        compile: how the steps of plain Llama and Qwen3 models run on CUDA (`replay.Replay`).
     """
 
     text: Sampling = Sampling()
@@ -56,3 +58,4 @@ class DecodeConfig(Settings):
     parallel: bool = False
     precision: Precision = "fp32"
     draft: DraftName = "none"
+    compile: CompileName = "auto"

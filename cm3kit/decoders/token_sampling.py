@@ -5,11 +5,41 @@ Top-p is nucleus sampling (Holtzman et al., arXiv:1904.09751, sec. 3.1), after t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 # Most nuclei are this small, and the best of a row are found much faster than its order.
 HEAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """What rows may need, as far as their settings tell.
+
+    Attributes:
+        uncut: some row draws from all of its ids.
+        cut: some row draws from its best ids alone.
+        beyond: these may be more than `HEAD`; None to look whether they are, which reads from the device.
+    """
+
+    uncut: bool
+    cut: bool
+    beyond: bool | None
+
+    @classmethod
+    def of(cls, settings: Iterable[tuple[float, int, float]], look: bool = False) -> Routes:
+        """Of rows with these temperatures, top-k and top-p.
+
+        Args:
+            look: whether reading from the device is cheap.
+        """
+        drawn = {(k, p) for temperature, k, p in settings if temperature}
+        cut = drawn - {(0, 1.0)}
+        beyond = any(not 0 < k <= HEAD and p > 0 for k, p in cut)
+        return cls(cut != drawn, bool(cut), None if look and beyond else beyond)
 
 
 def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
@@ -19,7 +49,12 @@ def penalize(logits_BV: Tensor, seen_BV: Tensor, penalty: float) -> Tensor:
 
 
 def draw(
-    logits_BV: Tensor, uniforms_B: Tensor, temperature_B: Tensor, top_k_B: Tensor, top_p_B: Tensor
+    logits_BV: Tensor,
+    uniforms_B: Tensor,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    routes: Routes | None = None,
 ) -> Tensor:
     """Ids (B,).
 
@@ -29,34 +64,44 @@ def draw(
         temperature_B: fp64; 0 takes the best id.
         top_k_B: int64; 0 cuts nothing.
         top_p_B: fp64; 1 cuts nothing.
+        routes: of these settings, which are read where it is not given; the ids are the same.
     """
-    greedy_B = temperature_B == 0
+    if routes is None:
+        settings = zip(temperature_B.tolist(), top_k_B.tolist(), top_p_B.tolist(), strict=True)
+        routes = Routes.of(settings, look=True)
     best_B = logits_BV.argmax(-1)
-    if bool(greedy_B.all()):
+    if not routes.uncut and not routes.cut:
         return best_B
-    heat_B1 = torch.where(greedy_B, 1.0, temperature_B)[:, None]
+    # Which branch a row takes depends on its own settings alone: the two order the ids differently.
+    greedy_B, whole_B = temperature_B == 0, (top_k_B == 0) & (top_p_B == 1)
+    heat_B1 = temperature_B.masked_fill(greedy_B, 1.0)[:, None]
     scaled_BV = logits_BV.double() / heat_B1
     mass_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)).exp()
-    # Which branch a row takes depends on its own settings alone: the two order the ids differently.
-    whole_B = (top_k_B == 0) & (top_p_B == 1)
     drawn_B = best_B
-    if bool(whole_B.any()):
+    if routes.uncut:
         drawn_B = torch.where(whole_B, _invert(mass_BV.cumsum(-1), uniforms_B), drawn_B)
-    if not bool((whole_B | greedy_B).all()):
-        drawn_B = torch.where(whole_B, drawn_B, _draw_cut(mass_BV, uniforms_B, top_k_B, top_p_B))
+    if routes.cut:
+        cut_B = _draw_cut(mass_BV, uniforms_B, top_k_B, top_p_B, routes.beyond)
+        drawn_B = torch.where(whole_B, drawn_B, cut_B)
     return torch.where(greedy_B, best_B, drawn_B)
 
 
-def _draw_cut(mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Tensor:
+def _draw_cut(
+    mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Tensor, beyond: bool | None
+) -> Tensor:
     vocab = mass_BV.shape[1]
-    limit_B1 = torch.where(top_k_B == 0, vocab, top_k_B)[:, None]
+    limit_B1 = top_k_B.masked_fill(top_k_B == 0, vocab)[:, None]
     width = HEAD if vocab > HEAD else vocab
     sorted_BR, ids_BR = mass_BV.topk(width, dim=-1)
     drawn_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
-    if width == vocab:
+    if width == vocab or beyond is False:
         return drawn_B
     # Only rows that need their whole order get it: it breaks ties in its own way, and no row may change another.
     whole_B = ~_suffices(mass_BV, sorted_BR, limit_B1, top_p_B)
+    if beyond:
+        sorted_BV, ids_BV = mass_BV.sort(dim=-1, descending=True, stable=True)
+        other_B = _draw_sorted(mass_BV, sorted_BV, ids_BV, uniforms_B, limit_B1, top_p_B)
+        return torch.where(whole_B, other_B, drawn_B)
     if bool(whole_B.any()):
         mass_WV = mass_BV[whole_B]
         sorted_WV, ids_WV = mass_WV.sort(dim=-1, descending=True, stable=True)
@@ -70,10 +115,10 @@ def _draw_sorted(
     mass_BV: Tensor, sorted_BR: Tensor, ids_BR: Tensor, uniforms_B: Tensor, limit_B1: Tensor, top_p_B: Tensor
 ) -> Tensor:
     rank_R = torch.arange(sorted_BR.shape[1], device=mass_BV.device)
-    top_BR = torch.where(rank_R < limit_B1, sorted_BR, 0.0)
+    top_BR = sorted_BR.masked_fill(rank_R >= limit_B1, 0.0)
     before_BR = top_BR.cumsum(-1) - top_BR
     total_B1 = _total(mass_BV, top_BR, limit_B1)
-    kept_BR = torch.where((before_BR < top_p_B[:, None] * total_B1) | (rank_R == 0), top_BR, 0.0)
+    kept_BR = top_BR.masked_fill(~((before_BR < top_p_B[:, None] * total_B1) | (rank_R == 0)), 0.0)
     return ids_BR.gather(-1, _invert(kept_BR.cumsum(-1), uniforms_B)[:, None])[:, 0]
 
 

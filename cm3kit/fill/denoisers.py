@@ -12,7 +12,7 @@ from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.settings import Precision
 from cm3kit.fill.parts import Parts, diffusion_weights
 from cm3kit.fill.styles import PromptStyle, spelling
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -125,6 +125,5 @@ class Denoisers:
 
     def _weights(self) -> DecoderWeights:
         if self._backbone is None:
-            device = self._parts.weights.get_input_embeddings().weight.device
-            self._backbone = diffusion_weights(self._parts).to(device)
+            self._backbone = diffusion_weights(self._parts).to(device_of(self._parts.weights))
         return self._backbone

@@ -95,8 +95,7 @@ def cm3_settings(defaults: Defaults, modality: Modality, options: GenerateOption
     base: DecodeConfig = defaults.image if modality == "image" else defaults.text
     updates = {**_drawing(base, options), "parallel": options.parallel}
     updates["precision"] = _precision(base, options)
-    if options.draft is not None:
-        updates["draft"] = options.draft
+    updates |= {name: value for name in ("draft", "compile") if (value := getattr(options, name)) is not None}
     if options.guidance == 1:
         updates["guidance_image"] = 1.0
     return _valid(DecodeConfig, {**base.model_dump(), **updates})

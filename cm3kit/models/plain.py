@@ -68,7 +68,8 @@ class _Rotary(nn.Module):
 class PlainDecoder(nn.Module):
     """What of a causal language model of transformers engines read: its configuration and fp32 weights, by name.
 
-    It computes nothing itself.
+    It computes nothing itself: it says on which `device` engines shall, which take what they keep there, in their own
+    format. The weights stay in main memory.
 
     Args:
         config: what the folder's `config.json` says.
@@ -81,6 +82,7 @@ class PlainDecoder(nn.Module):
     def __init__(self, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.config = SimpleNamespace(**config)
+        self.device = torch.device("cpu")
         for name, each in tensors.items():
             *path, last = name.split(".")
             node: nn.Module = self
@@ -95,6 +97,11 @@ class PlainDecoder(nn.Module):
             layer.self_attn.head_dim = config["head_dim"]
         body.rotary_emb = _Rotary(config["head_dim"], config["rope_parameters"]["rope_theta"])
         self.eval()
+
+    def to(self, device: torch.device) -> PlainDecoder:  # type: ignore[override]
+        """Have engines compute on a device; returns itself."""
+        self.device = torch.device(device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -201,6 +208,14 @@ DecoderWeights: TypeAlias = "PreTrainedModel | PlainDecoder"
 """What engines read of a decoder."""
 
 
+def device_of(model: DecoderWeights) -> torch.device:
+    """Where engines are to compute a decoder."""
+    if isinstance(model, PlainDecoder):
+        return model.device
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
 class LateModel:
     """A decoder whose weights are there, and that is made a model of transformers when that is asked for.
 
@@ -230,12 +245,11 @@ class LateModel:
         """
         with self._lock:
             if self._load is not None:
-                device = self._weights.get_input_embeddings().weight.device
-                self._weights = self._load().to(device)
+                self._weights = self._load().to(device_of(self._weights))
                 self._load = None
             return self._weights
 
     def to(self, device: torch.device) -> LateModel:
-        """Move the weights; returns itself."""
+        """Have it computed on a device; returns itself."""
         self._weights = self._weights.to(device)
         return self

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from weakref import finalize
 
+from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.batch import Batch
 from cm3kit.decoders.causal.drafts import Drafter, Lookup
 from cm3kit.decoders.causal.guidance import streams
 from cm3kit.decoders.causal.jobs import Job, make_jobs
+from cm3kit.decoders.causal.sampler import Sampler
 from cm3kit.decoders.causal.scoring import score_causal
 from cm3kit.decoders.causal.source import Source, result_of
 from cm3kit.decoders.diffusion.cached_forward import Passes
@@ -22,7 +25,8 @@ from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.decoders.static_llama import static_size
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.types import Canvas, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
@@ -59,6 +63,7 @@ class Autoregressive:
         self._most = int(backbone.config.max_position_embeddings)
         self._window = min(window or self._most, self._most)
         self._engines: dict[int, Engine] = {}
+        self._idle: dict[tuple[int, int], list[tuple[Cache, Sampler]]] = {}
         self._passes: Passes | None = None
         self._drafter: Drafter | None = None
         if config.draft != "none":
@@ -120,15 +125,27 @@ class Autoregressive:
         return make_jobs(row, canvas, self._grammar, count, self._config.parallel, window)
 
     def _batch(self, waiting: deque[Job] | Source, capacity: int, count: int) -> Batch:
-        return Batch(
-            self._engine(count), self._grammar, self._config, waiting, capacity, count, self._drafter
-        )
+        engine = self._engine(count)
+        # What is captured on a device holds for its own tensors alone, so these serve one batch after another.
+        room = static_size(capacity) if engine.ahead else capacity
+        idle = self._idle.setdefault((count, room), [])
+        cache, sampler = idle.pop() if idle else self._open(engine, room, count)
+        batch = Batch(engine, self._grammar.vocab.pad, waiting, cache, sampler, self._drafter)
+        if engine.ahead:
+            finalize(batch, idle.append, (cache, sampler)).atexit = False
+        return batch
+
+    def _open(self, engine: Engine, room: int, count: int) -> tuple[Cache, Sampler]:
+        cache = engine.open(self._config.batch_size * count, room)
+        device, ahead = cache.layers[0].device, engine.ahead
+        return cache, Sampler(self._grammar, self._config, count, room, device, ahead)
 
     def _engine(self, count: int) -> Engine:
-        rows = count * self._config.batch_size
+        # Weights are packed for a number of rows on a CPU alone.
+        rows = count * self._config.batch_size if device_of(self._backbone).type == "cpu" else 0
         if rows not in self._engines:
             self._engines[rows] = make_engine(
-                self._backbone, len(self._grammar), self._config.precision, rows
+                self._backbone, len(self._grammar), self._config.precision, rows, self._config.compile
             )
         return self._engines[rows]
 
@@ -161,7 +178,7 @@ def _steps(jobs: Sequence[Job], places: int) -> int:
 
 def refuse_drafts(backbone: DecoderWeights, config: DecodeConfig) -> None:
     """ConfigError (`bad_value`) where several ids of a row at once have not the bits of one after the other."""
-    device = backbone.get_input_embeddings().weight.device.type
+    device = device_of(backbone).type
     if supports(backbone) and device == "cpu" and config.precision != "int8":
         return
     raise ConfigError(

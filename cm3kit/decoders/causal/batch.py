@@ -1,5 +1,8 @@
 """Rows that are decoded together, step by step, in a fixed number of places.
 
+On a device that runs beside the host, the next step is queued before what was drawn is read: the ids go into it where
+they are. Where rows go on whatever was drawn, as inside a picture, they are read a step later still.
+
 With a drafter a step takes further ids of a row along, which it may come to write (speculative decoding, Leviathan et
 al., arXiv:2211.17192). What is written is drawn at every position from the model's own logits, by the row's own number
 in [0, 1), as it is without: a draft only decides whether the logits behind an id are there already.
@@ -9,20 +12,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.drafts import Drafter, Unfinished
-from cm3kit.decoders.causal.guidance import combine
 from cm3kit.decoders.causal.jobs import Job
+from cm3kit.decoders.causal.sampler import IMAGE, TEXT, Order, Sampler
 from cm3kit.decoders.causal.source import Source
 from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt
-from cm3kit.decoders.grammar.html import Grammar
-from cm3kit.decoders.settings import DecodeConfig
-from cm3kit.decoders.token_sampling import draw, penalize
+from cm3kit.decoders.transfer import Readback, upload
 
 Report = Callable[[Sequence[Job | None], Sequence[int | None]], None]
 
@@ -40,6 +41,23 @@ class _Shared:
         return self.ids == prompt.ids and self.prefix == prompt.prefix
 
 
+@dataclass(slots=True)
+class _Draw:
+    """What was drawn in a step, not read yet.
+
+    Attributes:
+        jobs: of the places, then.
+        found: ids and their log-probabilities; None where all ids were forced.
+        waiting: places whose rows cannot go on before their id is known.
+        kept: the others that drew, and where their rows keep the id (`Job.reserve`).
+    """
+
+    jobs: list[Job | None]
+    found: Readback | None = None
+    waiting: list[int] = field(default_factory=list)
+    kept: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
 class Batch:
     """Rows of one stream count in a fixed number of places; a free place takes the next row.
 
@@ -50,64 +68,140 @@ class Batch:
     def __init__(
         self,
         engine: Engine,
-        grammar: Grammar,
-        config: DecodeConfig,
+        pad: int,
         waiting: deque[Job] | Source,
-        capacity: int,
-        count: int,
+        cache: Cache,
+        sampler: Sampler,
         drafter: Drafter | None = None,
     ) -> None:
-        places, vocab = config.batch_size, len(grammar)
-        self.engine, self.grammar, self.config, self.count = engine, grammar, config, count
-        self.waiting = waiting
+        places, self.count = sampler.places, sampler.count
+        self.engine, self.pad, self.waiting, self.cache, self.sampler = engine, pad, waiting, cache, sampler
         self.places: list[Job | None] = [None] * places
-        self.cache: Cache = engine.open(places * count, capacity)
-        self.positions = [0] * (places * count)
+        self.positions = [0] * (places * self.count)
+        # Of each place the id that goes into the next pass, and whether no text of its span has been written.
+        self.ids, self.fresh = [pad] * places, [True] * places
+        self.drawn: deque[_Draw] = deque()
         self.drafter = drafter
         # Ids that were drafted for a place, and at which column of the last pass the logits behind them are.
         self.drafted: list[deque[tuple[int, int]]] = [deque() for _ in range(places)]
         self.fed: list[list[int]] = [[] for _ in range(places)]
         self.shared: dict[int, _Shared] = {}
-        device = self.cache.layers[0].device
-        self.logits_SV = torch.zeros(places * count, vocab, device=device)
+        self.logits_SV = torch.zeros(places * self.count, sampler.vocab, device=sampler.device)
         self.columns_QSV = self.logits_SV[None]
-        self.masks: list[Tensor] = [torch.ones(vocab, dtype=torch.bool)] * places
-        self.mask_BV = torch.ones(places, vocab, dtype=torch.bool, device=device)
-        self.seen_BV = torch.zeros(places, vocab, dtype=torch.bool, device=device)
-        self.bias_V = torch.zeros(vocab, device=device)
-        # Sentinels are allowed only where one ends a run.
-        ends = [grammar.vocab.eoss, grammar.vocab.eod, *grammar.vocab.sentinel_range]
-        self.bias_V[ends] = config.eoss_bias
 
     def run(self, report: Report) -> Iterator[Job]:
         """Fill every job, and yield each when it is done."""
         self._admit()
         while any(self.places):
-            ids = self._write(report)
+            ids_B = self._write(report)
             if any(job is not None and not job.done for job in self.places):
-                self._step(ids)
+                self._step(ids_B)
+            self._read(report)
             for job in self.places:
                 if job is not None and job.done:
                     yield job
             self._admit()
 
-    def _write(self, report: Report) -> list[int]:
-        """Take ids down until every place needs a pass; the id of each place that goes into it."""
-        ids = [self.grammar.vocab.pad] * len(self.places)
+    def _write(self, report: Report) -> Tensor:
+        """Draw until every place needs a pass; the id (B,) of each that goes into it."""
         ready = [place for place, job in enumerate(self.places) if job is not None]
-        while ready:
-            sampled = self._sample(ready)
-            for place in ready:
-                ids[place] = self._advance(place, sampled[place])
-                self.fed[place].append(ids[place])
-            report(self.places, [choice and choice[0] for choice in sampled])
-            ready = [place for place in ready if self._was_drafted(place, ids[place])]
-        return ids
+        ids_B = self._draw(ready)
+        if self.engine.ahead:
+            return ids_B
+        self._read(report)
+        while ready := [place for place in ready if self._was_drafted(place)]:
+            self._draw(ready)
+            self._read(report)
+            ids_B = upload(self.ids, self.sampler.device)
+        return ids_B
 
-    def _was_drafted(self, place: int, id: int) -> bool:
-        """Whether the latest pass took this id along: then the logits behind it are those to go on with."""
+    def _draw(self, ready: Sequence[int]) -> Tensor:
+        """Draw for these places, and go on by what is known without looking; the id (B,) of each place."""
+        orders = [
+            self._order(place, job if place in ready else None) for place, job in enumerate(self.places)
+        ]
+        draw = _Draw([*self.places])
+        self.drawn.append(draw)
+        if any(order.mask_V is not None for order in orders):
+            ids_B, logprobs_B = self.sampler(self.logits_SV, orders)
+            draw.found = Readback(ids_B, logprobs_B)
+        else:
+            ids_B = upload([order.id for order in orders], self.sampler.device)
+        for place in ready:
+            job = self.places[place]
+            assert job is not None
+            if orders[place].mask_V is None:
+                self._feed(place, self._force(job))
+                continue
+            sole = job.run.sole(job.left) if self.engine.ahead else None
+            if sole is None:
+                draw.waiting.append(place)
+            else:
+                filled = len(job.fills)
+                draw.kept[place] = job.reserve(sole)
+                self.fresh[place] = len(job.fills) > filled
+        return ids_B
+
+    def _order(self, place: int, job: Job | None) -> Order:
+        if job is None or job.forced:
+            return Order(None, job.forced[0] if job else self.pad)
+        fresh, self.fresh[place] = self.fresh[place], False
+        how = IMAGE if job.run.image else TEXT
+        return Order(job.run.allowed(job.left), self.pad, how, job.next_number(), fresh)
+
+    def _read(self, report: Report) -> None:
+        """Take down what was drawn: all but the newest where rows go on whatever that was, else all."""
+        late = self.engine.ahead and bool(self.drawn) and not self.drawn[-1].waiting
+        late = late and not any(job is not None and job.done for job in self.places)
+        while len(self.drawn) > late:
+            self._take_down(self.drawn.popleft(), report)
+
+    def _take_down(self, draw: _Draw, report: Report) -> None:
+        written: list[int | None] = [None] * len(self.places)
+        ids, logprobs = draw.found.read() if draw.found is not None else ((), ())
+        for place in draw.waiting:
+            written[place] = ids[place]
+            self._take(place, ids[place], logprobs[place])
+        for place, where in draw.kept.items():
+            job = draw.jobs[place]
+            assert job is not None
+            written[place] = ids[place]
+            job.settle(where, ids[place], logprobs[place])
+        report(draw.jobs, written)
+
+    def _take(self, place: int, id: int, logprob: float) -> None:
+        job = self.places[place]
+        assert job is not None
+        filled = len(job.fills)
+        job.take(id, logprob)
+        self._feed(place, id)
+        if len(job.fills) > filled:
+            self.fresh[place] = True
+            if job.forced and id == job.forced[0]:
+                self._force(job)
+        if self.engine.ahead and not job.done:
+            self._charge(job, 1)
+
+    def _feed(self, place: int, id: int) -> None:
+        self.ids[place] = id
+        if self.drafter is not None:
+            self.fed[place].append(id)
+
+    def _force(self, job: Job) -> int:
+        id = job.forced.popleft()
+        if not job.forced:
+            job.begin()
+        return id
+
+    def _charge(self, job: Job, ids: int) -> None:
+        job.cost.partial += self.count
+        job.cost.token_forwards += self.count * ids
+        job.cost.head_rows += self.count * ids
+
+    def _was_drafted(self, place: int) -> bool:
+        """Whether the latest pass took the place's id along: then the logits behind it are those to go on with."""
         job, drafted = self.places[place], self.drafted[place]
-        if job is None or job.done or not drafted or drafted[0][0] != id:
+        if job is None or job.done or not drafted or drafted[0][0] != self.ids[place]:
             drafted.clear()
             return False
         _, column = drafted.popleft()
@@ -123,8 +217,8 @@ class Batch:
                 self.places[place] = None
             if self.places[place] is None and (new := self._next()) is not None:
                 self.places[place] = new
-                self.seen_BV[place] = False
-                self.fed[place] = list(new.prompts[0])
+                self.fresh[place], self.fed[place] = True, list(new.prompts[0])
+                self.sampler.admit(place, new.uniforms)
                 for stream, (prompt, prefix) in enumerate(zip(new.prompts, new.prefix, strict=True)):
                     wanted.append(Prompt(stream * len(self.places) + place, prompt, prefix))
                     new.cost.add(len(prompt), len(prompt))
@@ -170,91 +264,32 @@ class Batch:
         self.logits_SV[prompt.slot] = shared.logits_V
         self.positions[prompt.slot] = len(prompt.ids)
 
-    def _sample(self, ready: Sequence[int]) -> list[tuple[int, float] | None]:
-        """For each place an id and its log-probability, or None where an id is forced or that is not ready."""
-        asking = [
-            job if job and not job.forced and place in ready else None
-            for place, job in enumerate(self.places)
-        ]
-        if not any(asking):
-            return [None] * len(asking)
-        for place, job in enumerate(asking):
-            if job is not None:
-                self._show(place, job.run.allowed(job.left))
-        logits_KBV = self.logits_SV.view(self.count, len(asking), -1)
-        scores_BV = combine(logits_KBV, self.mask_BV, self.config)
-        if self.config.eoss_bias:
-            scores_BV = scores_BV + self.bias_V
-        if self.config.repetition_penalty != 1:
-            scores_BV = penalize(scores_BV, self.seen_BV, self.config.repetition_penalty)
-        ids_B = self._draw(scores_BV, asking)
-        chosen_B = logits_KBV[0].log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]
-        choices = zip(asking, ids_B.tolist(), chosen_B.tolist(), strict=True)
-        return [(id, logprob) if job is not None else None for job, id, logprob in choices]
-
-    def _show(self, place: int, mask_V: Tensor) -> None:
-        # Masks are cached by the grammar, and most steps in a picture or a word keep theirs.
-        if mask_V is not self.masks[place]:
-            self.masks[place] = mask_V
-            self.mask_BV[place] = mask_V
-
-    def _draw(self, scores_BV: Tensor, asking: Sequence[Job | None]) -> Tensor:
-        config, device = self.config, scores_BV.device
-        ways = [config.image if job and job.run.image else config.text for job in asking]
-        heat_B = torch.tensor([way.temperature for way in ways], dtype=torch.float64, device=device)
-        top_k_B = torch.tensor([way.top_k for way in ways], device=device)
-        top_p_B = torch.tensor([way.top_p for way in ways], dtype=torch.float64, device=device)
-        dice = [job.next_uniform() if job else 0.0 for job in asking]
-        uniforms_B = torch.tensor(dice, dtype=torch.float64, device=device)
-        return draw(scores_BV, uniforms_B, heat_B, top_k_B, top_p_B)
-
-    def _advance(self, place: int, choice: tuple[int, float] | None) -> int:
-        """Take a choice down, and return the id that goes into the model."""
-        job = self.places[place]
-        if job is None:
-            return self.grammar.vocab.pad
-        if choice is None:
-            return self._force(job)
-        id, filled = choice[0], len(job.fills)
-        job.take(id, choice[1])
-        if id in self.grammar.vocab.text:
-            self.seen_BV[place, id] = True
-        if len(job.fills) > filled:
-            self.seen_BV[place] = False
-            if job.forced and id == job.forced[0]:
-                self._force(job)
-        return id
-
-    def _force(self, job: Job) -> int:
-        id = job.forced.popleft()
-        if not job.forced:
-            job.begin()
-        return id
-
-    def _step(self, ids: list[int]) -> None:
+    def _step(self, ids_B: Tensor) -> None:
         drafts = self._drafts()
-        for job, draft in zip(self.places, drafts, strict=True):
-            if job is not None and not job.done:
-                job.cost.partial += self.count
-                job.cost.token_forwards += self.count * (1 + len(draft))
-                job.cost.head_rows += self.count * (1 + len(draft))
-        active = [job is not None and not job.done for job in self.places] * self.count
-        width = max(map(len, drafts))
-        if width:
-            self._verify(ids, drafts, active, width)
+        # Those whose ids are not known yet may turn out to be done.
+        unknown = self.drawn[-1].waiting if self.drawn else []
+        active = [job is not None and not job.done for job in self.places]
+        for place, (job, draft) in enumerate(zip(self.places, drafts, strict=True)):
+            if job is not None and active[place] and place not in unknown:
+                self._charge(job, 1 + len(draft))
+        active *= self.count
+        if any(drafts):
+            self._verify(drafts, active)
         else:
             write = self.cache.at(self.positions, active)
-            ids_S = torch.tensor(ids * self.count, device=write.rows.device)
-            self.logits_SV = self.engine.step(self.cache, write, ids_S)
+            self.logits_SV = self.engine.step(
+                self.cache, write, ids_B.repeat(self.count) if self.count > 1 else ids_B
+            )
         self.positions = [at + on for at, on in zip(self.positions, active, strict=True)]
 
-    def _verify(
-        self, ids: list[int], drafts: Sequence[Sequence[int]], active: Sequence[bool], width: int
-    ) -> None:
+    def _verify(self, drafts: Sequence[Sequence[int]], active: Sequence[bool]) -> None:
         """A pass over an id and a draft for each place; shorter drafts are padded with ids that nobody looks at."""
         assert isinstance(self.engine, LeanEngine)
-        pad, last = self.grammar.vocab.pad, self.cache.capacity - 1
-        rows = [[id, *draft, *[pad] * (width - len(draft))] for id, draft in zip(ids, drafts, strict=True)]
+        last, width = self.cache.capacity - 1, max(map(len, drafts))
+        rows = [
+            [id, *draft, *[self.pad] * (width - len(draft))]
+            for id, draft in zip(self.ids, drafts, strict=True)
+        ]
         ids_QS = torch.tensor(rows * self.count).T
         # What is padded may come to lie behind a row's end, where the last position is of nobody.
         writes = [

@@ -48,15 +48,15 @@ def cd_k(
     Args:
         temperatures: of the expert and of the student.
     """
-    expert_BV = torch.where(allowed_BV, expert_BV / temperatures[0], -torch.inf).log_softmax(-1)
-    student_BV = torch.where(allowed_BV, student_BV / temperatures[1], -torch.inf).log_softmax(-1)
+    expert_BV = (expert_BV / temperatures[0]).masked_fill(~allowed_BV, -torch.inf).log_softmax(-1)
+    student_BV = (student_BV / temperatures[1]).masked_fill(~allowed_BV, -torch.inf).log_softmax(-1)
     best_BK = expert_BV.topk(min(k, expert_BV.shape[1]), dim=-1).values
     # Fewer than k allowed ids leave -inf at the k-th place: then the last allowed one is the k-th.
     count_B1 = allowed_BV.sum(-1, keepdim=True).clamp(max=best_BK.shape[1])
     cut_B1 = best_BK.gather(-1, count_B1 - 1)
     # The boundary itself is part of the set, and rounding must not drop it.
     kept_BV = expert_BV >= cut_B1 + _log(alpha) - 1e-6
-    return torch.where(kept_BV & allowed_BV, expert_BV - student_BV, -torch.inf)
+    return (expert_BV - student_BV).masked_fill(~(kept_BV & allowed_BV), -torch.inf)
 
 
 def combine(logits_KBV: Tensor, allowed_BV: Tensor, config: DecodeConfig) -> Tensor:
@@ -65,7 +65,7 @@ def combine(logits_KBV: Tensor, allowed_BV: Tensor, config: DecodeConfig) -> Ten
         heat = (config.cd_expert_temperature, config.cd_student_temperature)
         return cd_k(logits_KBV[0], logits_KBV[1], allowed_BV, config.cd_k, config.cd_alpha, heat)
     guided_BV = guide(logits_KBV, config.guidance, config.guidance_image)
-    return torch.where(allowed_BV, guided_BV, -torch.inf)
+    return guided_BV.masked_fill(~allowed_BV, -torch.inf)
 
 
 def _log(value: float) -> float:

@@ -61,10 +61,10 @@ class Job:
         """Whether all spans are filled."""
         return len(self.fills) == len(self.spans)
 
-    def next_uniform(self) -> float:
-        """The row's next number in [0, 1)."""
+    def next_number(self) -> int:
+        """Index of the row's next number in [0, 1)."""
         self.drawn += 1
-        return self.uniforms[self.drawn - 1]
+        return self.drawn - 1
 
     def take(self, id: int, logprob: float) -> None:
         """Write a sampled id down, and go on to the next span where it ends this one."""
@@ -77,6 +77,23 @@ class Job:
         self.left -= 1
         if self.left == 0 and not self.run.awaits_end:
             self._close(ended=self.run.exact)
+
+    def reserve(self, id: int) -> tuple[int, int]:
+        """Go on as after any id that may come (`SpanRun.sole`); the place where `settle` puts the one that did."""
+        place = len(self.fills), len(self.written)
+        self.take(id, 0.0)
+        return place
+
+    def settle(self, place: tuple[int, int], id: int, logprob: float) -> None:
+        """Write down an id that was drawn, in a place that `reserve` has kept."""
+        span, at = place
+        if span == len(self.fills):
+            self.written[at], self.logprobs[at] = id, logprob
+            return
+        fill = self.fills[span]
+        ids = (*fill.ids[:at], id, *fill.ids[at + 1 :])
+        logprobs = (*fill.logprobs[:at], logprob, *fill.logprobs[at + 1 :])
+        self.fills[span] = replace(fill, ids=ids, logprobs=logprobs)
 
     def _close(self, ended: bool, end: int | None = None) -> None:
         told = end if self.run.others else None

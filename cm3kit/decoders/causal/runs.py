@@ -32,6 +32,9 @@ class SpanRun(Protocol):
     def allowed(self, left: int) -> Tensor:
         """Ids that may come next if `left` more may be written, bool (V,): do not write to it."""
 
+    def sole(self, left: int) -> int | None:
+        """An id for all that may come next, where what follows them does not depend on which comes; else None."""
+
     def take(self, id: int) -> None:
         """Go on by an id."""
 
@@ -56,6 +59,10 @@ class HtmlRun:
     def allowed(self, left: int) -> Tensor:
         """See `SpanRun`."""
         return self._grammar.allowed(self._state, left)
+
+    def sole(self, left: int) -> int | None:
+        """See `SpanRun`; of codes of a picture, say."""
+        return self._grammar.sole(self._state, left)
 
     def fork(self) -> HtmlRun:
         """See `SpanRun`."""
@@ -83,6 +90,9 @@ class ConstrainedRun:
     def allowed(self, left: int) -> Tensor:
         """See `SpanRun`."""
         return self._run.allowed(left)
+
+    def sole(self, left: int) -> None:
+        """See `SpanRun`."""
 
     def take(self, id: int) -> None:
         """See `SpanRun`."""

@@ -13,7 +13,7 @@ from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.attention import row_mask
 from cm3kit.models.backbone import head, hidden_states
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.timestep import is_timed
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -67,7 +67,7 @@ class BackboneDenoiser:
     ) -> None:
         self._mask, self._shift, self._vocab_size = mask, int(shift), vocab_size
         self._window = int(backbone.config.max_position_embeddings)
-        self._device = backbone.get_input_embeddings().weight.device
+        self._device = device_of(backbone)
         self._together = self._device.type != "cpu" if together is None else together
         lean = lean and hidden is None and supports(backbone)
         apart = mask if unseen else None

@@ -12,7 +12,7 @@ from cm3kit.decoders.diffusion.denoiser import Ask
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.past import Past, PlainPast
 from cm3kit.models.backbone import head, mask_for
-from cm3kit.models.plain import DecoderWeights
+from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.timestep import is_timed, time_inputs
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -41,7 +41,7 @@ class Passes:
         self._backbone: Any = backbone
         self._vocab_size, self.shift, self._engine = vocab_size, shift, engine
         self._window = int(backbone.config.max_position_embeddings)
-        self.device: torch.device = backbone.get_input_embeddings().weight.device
+        self.device = device_of(backbone)
         self.alone = self.device.type == "cpu"
 
     def past(self) -> Past:

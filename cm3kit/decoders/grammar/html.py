@@ -25,11 +25,12 @@ from cm3kit_tokenizers.vocab import MARKUP, Vocab
 
 @dataclass(slots=True)
 class _Menu:
-    """Ids by cost for one key, and the masks made of them so far."""
+    """Ids by cost for one key, and the masks made of them so far; `alone` if the cheapest lead to one state."""
 
     prices: list[int]
     ids: list[list[int]]
     end: int | None
+    alone: bool
     masks: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -133,14 +134,23 @@ class Grammar:
         Args:
             budget: ids that are left, the end id not counted; at 0 the run is over and nothing is asked.
         """
-        menu = self._menus.get(state.key)
-        if menu is None:
-            menu = self._menus[state.key] = self._menu(state)
-        affordable = bisect_right(menu.prices, budget - state.cost)
+        menu, affordable = self._at(state, budget)
         mask = menu.masks.get(affordable)
         if mask is None:
             mask = menu.masks[affordable] = self._mask(menu, affordable, state)
         return mask
+
+    def sole(self, state: State, budget: int) -> int | None:
+        """An id for all that `allowed` allows, where none ends the run and all lead to one state; else None."""
+        menu, affordable = self._at(state, budget)
+        alone = affordable == 1 and menu.alone and menu.end is None
+        return menu.ids[0][0] if alone else None
+
+    def _at(self, state: State, budget: int) -> tuple[_Menu, int]:
+        menu = self._menus.get(state.key)
+        if menu is None:
+            menu = self._menus[state.key] = self._menu(state)
+        return menu, bisect_right(menu.prices, budget - state.cost)
 
     def advance(self, state: State, id: int) -> State:
         """State after an id; for an id that is not allowed, the closest state."""
@@ -193,13 +203,15 @@ class Grammar:
         return (*run, state.tag, state.last)
 
     def _menu(self, state: State) -> _Menu:
-        by_price: dict[int, list[int]] = {}
+        by_price: dict[int, list[list[int]]] = {}
         for ids in self.moves(state):
             price = 1 + self.advance(state, ids[0]).cost - state.cost
-            by_price.setdefault(price, []).extend(ids)
+            by_price.setdefault(price, []).append(ids)
         prices = sorted(by_price)
+        cheaper = [[id for group in by_price[price] for id in group] for price in prices]
         may_end = self.closed(state) and not state.exact
-        return _Menu(prices, [by_price[price] for price in prices], state.end if may_end else None)
+        alone = bool(prices) and len(by_price[prices[0]]) == 1
+        return _Menu(prices, cheaper, state.end if may_end else None, alone)
 
     def _mask(self, menu: _Menu, affordable: int, state: State) -> Tensor:
         mask_V = torch.zeros(len(self.vocab), dtype=torch.bool)

@@ -1,0 +1,126 @@
+"""`LeanEngine` for GPUs: steps of a few fixed shapes, which read nothing back and can be captured and compiled.
+
+Keys and values are kept in the format of the products, and so is the table of embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+
+from cm3kit.decode_options import CompileName
+from cm3kit.decoders.cache import Cache, Write
+from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.replay import Replay
+from cm3kit.decoders.settings import Precision
+from cm3kit.decoders.transfer import upload
+from cm3kit.models.plain import DecoderWeights
+
+SHORTEST = 256
+"""Attention runs over this many positions, or so many times a power of two; every size costs a capture."""
+
+
+def static_size(length: int) -> int:
+    """The smallest size that holds so many positions."""
+    return SHORTEST << max(0, -(-length // SHORTEST) - 1).bit_length()
+
+
+class StaticCache(Cache):
+    """A cache of a few sizes, and the step over it."""
+
+    step: Replay
+
+    def at(self, positions: Sequence[int], active: Sequence[bool]) -> Write:
+        """Plan a step; rows and masks are made of the positions in the step itself."""
+        longest = max((p for p, on in zip(positions, active, strict=True) if on), default=0)
+        positions_S = upload(positions, self._range.device)
+        return Write(positions_S, positions_S, positions_S, span=min(self.capacity, static_size(longest + 1)))
+
+    def place(self, positions_S: Tensor, span: int) -> tuple[Tensor, Tensor]:
+        """Rows of a layer to write to, as in `Write`, and where slots look, (S, 1, 1, span)."""
+        rows = (self._offsets + positions_S[:, None]).flatten()
+        return rows, (self._range[:span] <= positions_S[:, None])[:, None, None]
+
+
+class StaticEngine(LeanEngine):
+    """See `LeanEngine`; it gives the same up to rounding.
+
+    Args:
+        compile: see `Replay`.
+    """
+
+    def __init__(
+        self,
+        model: DecoderWeights,
+        vocab_size: int,
+        precision: Precision,
+        rows: int,
+        compile: CompileName = "auto",
+    ) -> None:
+        super().__init__(model, vocab_size, precision, rows)
+        self.ahead = True
+        self._compile = compile
+        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._epsilon = float(model.config.rms_norm_eps)
+        self._turns_T1R2 = torch.view_as_real(self._cis)
+
+    def open(self, slots: int, capacity: int) -> Cache:
+        """A cache for so many rows of so many positions."""
+        room = min(static_size(capacity), max(capacity, self.window + 1))
+        cache = StaticCache(
+            len(self.layers), slots, self.kv_heads, room, self.head_dim, self.device, self._kept
+        )
+
+        def step(span: int, positions_S: Tensor, ids_S: Tensor) -> Tensor:
+            return self._forward(cache, span, positions_S, ids_S)
+
+        cache.step = Replay(step, self.device, self._compile)
+        return cache
+
+    def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
+        """Put one id into every slot; logits (S, V) after it, which the next step may overwrite."""
+        assert isinstance(cache, StaticCache)
+        logits_SV: Tensor = cache.step(write.span, write.positions_S, ids_S)
+        return logits_SV
+
+    @torch.no_grad()
+    def _forward(self, cache: StaticCache, span: int, positions_S: Tensor, ids_S: Tensor) -> Tensor:
+        slots, rotated = len(ids_S), self.heads + self.kv_heads
+        rows, seen_S11C = cache.place(positions_S, span)
+        turn_S1R2 = self._turns_T1R2.index_select(0, positions_S.clamp(max=self.window - 1))
+        x_SD = self._embed(ids_S)
+        for layer, store in zip(self.layers, cache.layers, strict=True):
+            heads_SHD = layer.qkv(self._norm(x_SD)).view(slots, -1, self.head_dim)
+            turned_SHD, values_SHD = heads_SHD[:, :rotated], heads_SHD[:, rotated:]
+            if layer.head_scale_1HD is not None:
+                turned_SHD = self._norm(turned_SHD) * layer.head_scale_1HD
+            turned_SHD = _rotate(turned_SHD, turn_S1R2)
+            kv_SHD = torch.cat([turned_SHD[:, self.heads :], values_SHD], dim=1).to(store.dtype)
+            store.view(-1, self.head_dim).index_copy_(0, rows, kv_SHD.reshape(-1, self.head_dim))
+            kept = store.view(2, slots, self.kv_heads, cache.capacity, self.head_dim)[:, :, :, :span]
+            # Heads that share a key are so many queries of one head.
+            queries = (
+                turned_SHD[:, : self.heads].to(store.dtype).view(slots, self.kv_heads, -1, self.head_dim)
+            )
+            found = scaled_dot_product_attention(queries, kept[0], kept[1], attn_mask=seen_S11C, scale=1.0)
+            x_SD = x_SD + layer.out(found.reshape(slots, -1).float())
+            gate, up = layer.gate_up(self._norm(x_SD)).chunk(2, -1)
+            x_SD = x_SD + layer.down(silu(gate) * up)
+        return self.head(self._norm(x_SD))
+
+    def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
+        return super()._attend_causally(heads_THD.to(self._kept), seen_TT).float()
+
+    def _norm(self, x: Tensor, mean: float | None = None) -> Tensor:
+        return rms_norm(x, x.shape[-1:], eps=self._epsilon)
+
+
+def _rotate(x_SHD: Tensor, turn_S1R2: Tensor) -> Tensor:
+    """Each pair of adjacent coordinates times cos and sin: the product of `LeanEngine` in real numbers."""
+    even_SHR, odd_SHR = x_SHD.view(*x_SHD.shape[:-1], -1, 2).unbind(-1)
+    cos_S1R, sin_S1R = turn_S1R2.unbind(-1)
+    pairs = even_SHR * cos_S1R - odd_SHR * sin_S1R, even_SHR * sin_S1R + odd_SHR * cos_S1R
+    return torch.stack(pairs, dim=-1).flatten(-2)
