@@ -1,10 +1,13 @@
 """Tokens a second of cm3kit's decoder against transformers' `generate`, on the same weights in the same run.
 
-    OMP_NUM_THREADS=1 python benchmarks/decode.py [--quick] [--model emoji] [--clock cpu]
+    OMP_NUM_THREADS=1 python benchmarks/decode.py [--quick] [--model emoji] [--clock cpu] [--compiled]
 
 Runs of all contestants alternate, and the fastest tenth of the steps of each counts, so that what else the
 machine does disturbs little and touches all alike; of whole calls, prompts included, the fastest counts. `generate`
-runs in fp32 and in bf16, cm3kit in each of its formats. `--clock cpu` counts processor time, for shared machines.
+runs in fp32 and in bf16 with its dynamic cache and SDPA, greedily and without processors of logits; with `--compiled`
+also in both with its static cache, which it compiles (`CompileConfig` as it comes; not counted, as all first calls
+are not, but printed). cm3kit runs in each of its formats, greedily and with its grammar. `--clock cpu` counts
+processor time, for shared machines.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,22 +24,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
 from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.kernels import MIXED
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.types import Canvas, MaskSpan, Step
 from cm3kit_tokenizers.vocab import Vocab
 
-PRECISIONS: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16-packed": 2, "int8": 1}
+PRECISIONS: dict[str, int] = {"fp32": 4, "bf16": 2, "fp16-packed": 2, "bf16-fp16": 2, "int8": 1}
 SIZES = {
     "shipped": BackboneConfig(hidden_size=256, layers=8, heads=4, kv_heads=4, intermediate_size=704),
     "45M": BackboneConfig(hidden_size=512, layers=12, heads=8, kv_heads=8, intermediate_size=1536),
 }
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 PROMPT = 64
+COMPILE = CompileConfig()
+COMPILE._compile_all_devices = True
 
 
 @dataclass(frozen=True)
@@ -71,14 +78,18 @@ def taken(times: list[float]) -> Taken:
     return Taken([after - before for before, after in pairwise(times[2:])], times[-1] - times[0])
 
 
-def prompts(subject: Subject, batch: int) -> Tensor:
+def prompts(subject: Subject, batch: int, length: int) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     text = subject.grammar.vocab.text
-    return torch.randint(text.start, text.stop, (batch, PROMPT), generator=rng)
+    return torch.randint(text.start, text.stop, (batch, length), generator=rng)
 
 
-def generate_steps(model: PreTrainedModel, ids_BT: Tensor, count: int, clock: Callable[[], float]) -> Taken:
+def generate_steps(
+    model: PreTrainedModel, ids_BT: Tensor, count: int, clock: Callable[[], float], compiled: bool = False
+) -> Taken:
     ticks = Ticks(clock)
+    # Without a configuration transformers compiles for GPUs alone.
+    static = {"cache_implementation": "static", "compile_config": COMPILE} if compiled else {}
     model.generate(
         ids_BT,
         attention_mask=torch.ones_like(ids_BT),
@@ -87,6 +98,7 @@ def generate_steps(model: PreTrainedModel, ids_BT: Tensor, count: int, clock: Ca
         do_sample=False,
         pad_token_id=0,
         stopping_criteria=StoppingCriteriaList([ticks]),
+        **static,
     )
     return taken(ticks.times)
 
@@ -103,16 +115,24 @@ def our_steps(decoder: Autoregressive, ids_BT: Tensor, count: int, clock: Callab
 
 
 def compare(
-    subject: Subject, batch: int, count: int, repeats: int, clock: Callable[[], float]
+    subject: Subject,
+    batch: int,
+    count: int,
+    repeats: int,
+    clock: Callable[[], float],
+    args: argparse.Namespace,
 ) -> dict[str, tuple[float, float]]:
     """Seconds of a step and of a whole call for each contestant."""
-    ids_BT = prompts(subject, batch)
+    ids_BT = prompts(subject, batch, args.prompt)
     greedy = Sampling(temperature=0)
     contestants: dict[str, Callable[[], Taken]] = {}
     models = {"fp32": subject.model, "bf16": half(subject.model)}
     for precision, model in models.items():
         contestants[f"generate {precision}"] = lambda model=model: generate_steps(model, ids_BT, count, clock)  # type: ignore[misc]
-    for precision in PRECISIONS:
+        if args.compiled:
+            name, twin = f"generate {precision}, compiled", half(subject.model).to(model.dtype)
+            contestants[name] = lambda twin=twin: generate_steps(twin, ids_BT, count, clock, True)  # type: ignore[misc]
+    for precision in args.formats:
         config = DecodeConfig.model_validate(
             {"text": greedy, "image": greedy, "batch_size": batch, "precision": precision}
         )
@@ -123,6 +143,8 @@ def compare(
         for name, run in contestants.items():
             once = run()
             found[name] += [once] if repeat else []
+            if "compiled" in name and not repeat:
+                print(f"{name}: first call {once.whole:.0f} s", file=sys.stderr, flush=True)
     return {
         name: (
             statistics.quantiles([step for each in those for step in each.steps], n=10)[0],
@@ -142,6 +164,8 @@ def bits(subject: Subject, rows: list[tuple[int, ...]]) -> dict[str, float]:
     """Mean bits a token of the ids under each precision."""
     found = {}
     for precision in PRECISIONS:
+        if precision == MIXED:  # it depends on where prompts end: `decoders.precision.bits_lost`
+            continue
         engine = LeanEngine(subject.model, len(subject.grammar), precision, 4)  # type: ignore[arg-type]
         total = count = 0.0
         for ids in rows:
@@ -180,18 +204,18 @@ def weight_count(model: PreTrainedModel) -> int:
 
 
 def report(
-    subject: Subject, batches: list[int], count: int, repeats: int, clock: Callable[[], float]
+    subject: Subject, count: int, repeats: int, clock: Callable[[], float], args: argparse.Namespace
 ) -> None:
     weights = weight_count(subject.model)
     print(f"\n### {subject.name}: {weights / 1e6:.1f} M weights a step\n")
     print("| batch | contestant | tokens/s | against generate fp32 | against generate bf16 | of read bandwidth"
-          f" | whole call of {PROMPT} + {count} ids, tokens/s | against generate bf16 |")  # fmt: skip
+          f" | whole call of {args.prompt} + {count} ids, tokens/s | against generate bf16 |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|")
-    for batch in batches:
-        found, speed = compare(subject, batch, count, repeats, clock), bandwidth(clock)
+    for batch in args.batches:
+        found, speed = compare(subject, batch, count, repeats, clock, args), bandwidth(clock)
         for name, (seconds, whole) in found.items():
             ratios = [found[f"generate {base}"][0] / seconds for base in ("fp32", "bf16")]
-            share = weights * PRECISIONS[name.split()[1]] / seconds / speed
+            share = weights * PRECISIONS[name.split()[1].rstrip(",")] / seconds / speed
             cells = [
                 str(batch),
                 name,
@@ -202,6 +226,8 @@ def report(
                 f"{found['generate bf16'][1] / whole:.2f}",
             ]
             print("| " + " | ".join(cells) + " |", flush=True)
+    if not args.bits:
+        return
     rows = sampled(subject, 4 if count < 32 else 12, 120)
     found = bits(subject, rows)
     tokens = sum(len(ids) - 1 for ids in rows)
@@ -209,7 +235,7 @@ def report(
         f"\nbits a token on {tokens} ids that the fp32 model wrote: {found['fp32']:.4f} in fp32; change: ",
         end="",
     )
-    print(", ".join(f"{name} {found[name] - found['fp32']:+.4f}" for name in PRECISIONS if name != "fp32"))
+    print(", ".join(f"{name} {found[name] - found['fp32']:+.4f}" for name in found if name != "fp32"))
 
 
 def subjects(model: str | None, sizes: list[str]) -> list[Subject]:
@@ -231,14 +257,22 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--prompt", type=int, default=PROMPT, help="ids of a prompt")
+    parser.add_argument("--new", type=int, help="ids to write; 48 unless given, or 16 with --quick")
+    parser.add_argument("--formats", nargs="+", choices=list(PRECISIONS), default=list(PRECISIONS))
+    parser.add_argument(
+        "--compiled", action="store_true", help="transformers with a compiled static cache too"
+    )
+    parser.add_argument("--no-bits", dest="bits", action="store_false", help="no bits per token")
     parser.add_argument("--quick", action="store_true", help="fewer steps and repeats")
     args = parser.parse_args()
     count, repeats = (16, 1) if args.quick else (48, args.repeats)
+    count = args.new or count
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), {args.clock} clock,"
-          f" {PROMPT}-id prompts, first decile of {repeats} x {count} steps;"
+          f" {args.prompt}-id prompts, first decile of {repeats} x {count} steps;"
           f" one thread reads {bandwidth(CLOCKS[args.clock]) / 1e9:.1f} GB/s")  # fmt: skip
     for subject in subjects(args.model, args.sizes):
-        report(subject, args.batches, count, repeats, CLOCKS[args.clock])
+        report(subject, count, repeats, CLOCKS[args.clock], args)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Tokens a second of our training loop and of the Trainer of transformers, on the same model and documents in one run.
 
-python benchmarks/trainer.py [--steps 30] [--rounds 3] [--compile]
+python benchmarks/trainer.py [--steps 30] [--rounds 3] [--compile] [--precision bf16] [--size 45M]
 
 Documents are random ids, log-normal in length (median 90, σ 0.6, less than the window), and what is asked is the next
 id. Ours packs documents in rows, where each sees itself alone. The Trainer pads each batch to its longest document,
 as its collator for language models does (`trainer`), also where documents of like length are drawn together (`by
 length`); or it is given rows that documents are cut into end to end, where they see one another (`concatenated`),
-which asks for something else but pads nothing. All use fused AdamW in fp32 on one thread. A token that is asked for
+which asks for something else but pads nothing. All use fused AdamW on one thread, in fp32, or with bf16 autocast
+(`bf16=True` of the Trainer, `loop.precision=bf16` here). A token that is asked for
 counts, padding does not. They take turns, so that what else the machine does hits all; seconds are of the processor,
-after the first three steps of each turn. Prints the median over rounds of tokens a second, and the ratio, as JSON.
+after the first three steps of each turn. Prints the median over rounds of tokens a second, and the ratio to the first,
+as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +39,10 @@ from cm3kit.training.observe import Seen
 
 WARM, WINDOW, ROWS = 3, 256, 8
 THEIRS = ("trainer", "by length", "concatenated")
-SHAPE = BackboneConfig(hidden_size=128, layers=4, heads=2, kv_heads=2, intermediate_size=352)
+SIZES = {
+    "1M": BackboneConfig(hidden_size=128, layers=4, heads=2, kv_heads=2, intermediate_size=352),
+    "45M": BackboneConfig(hidden_size=512, layers=12, heads=8, kv_heads=8, intermediate_size=1536),
+}
 
 
 def documents(count: int, vocab: int) -> Documents:
@@ -119,7 +124,7 @@ def ours(task: Counted, start: dict[str, torch.Tensor], steps: int, compiled: bo
     return task.clock
 
 
-def theirs(model: Any, held: Documents, way: str, steps: int, folder: Path) -> Clock:
+def theirs(model: Any, held: Documents, way: str, steps: int, folder: Path, bf16: bool) -> Clock:
     """A turn of the Trainer."""
     ids = list(held.ids)
     # As many documents as our rows hold, so that a step learns from about as much.
@@ -142,7 +147,7 @@ def theirs(model: Any, held: Documents, way: str, steps: int, folder: Path) -> C
     arguments = TrainingArguments(
         output_dir=str(folder), per_device_train_batch_size=batch, max_steps=steps, use_cpu=True, report_to=[],
         save_strategy="no", logging_strategy="no", optim="adamw_torch_fused", learning_rate=1e-3, disable_tqdm=True,
-        weight_decay=0.01, adam_beta2=0.95, seed=0,
+        weight_decay=0.01, adam_beta2=0.95, seed=0, bf16=bf16,
         train_sampling_strategy="group_by_length" if way == "by length" else "random",
     )  # fmt: skip
     trainer = Trainer(
@@ -162,9 +167,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="measure ours compiled too")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of all")
+    parser.add_argument("--size", choices=list(SIZES), default="1M")
+    parser.add_argument("--ways", nargs="+", choices=[*THEIRS, "ours"], default=[*THEIRS, "ours"])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    loop = LoopSettings(batch_size=ROWS, precision="fp32", preview_every=10**6, learning_rate=1e-3)
+    loop = LoopSettings(batch_size=ROWS, precision=args.precision, preview_every=10**6, learning_rate=1e-3)
     rates: dict[str, list[float]] = {}
     padding: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -172,20 +180,20 @@ def main() -> None:
         corpus.mkdir()
         build(corpus)
         recipe = DecoderRecipe(
-            data=corpus, text=corpus, image=corpus / "image", window=WINDOW, backbone=SHAPE, loop=loop, previews=(),
-            objective={"name": "next-token"},
+            data=corpus, text=corpus, image=corpus / "image", window=WINDOW, backbone=SIZES[args.size], loop=loop,
+            previews=(), objective={"name": "next-token"},
         )  # fmt: skip
         task = Counted(recipe, corpus / "cache")
         task.documents = documents(2000, len(task.vocab))
         task._mean = sum(map(len, task.documents.ids)) / 2000 + 1
         start = copy.deepcopy(task.model.state_dict())
         for turn in range(args.rounds):
-            for way in (*THEIRS, "ours", *(["ours, compiled"] if args.compile else [])):
+            for way in (*args.ways, *(["ours, compiled"] if args.compile else [])):
                 folder = place / f"{turn}-{way}"
                 if way in THEIRS:
                     task.model.load_state_dict(start)
                     model = copy.deepcopy(task.model.backbone).train()
-                    clock = theirs(model, task.documents, way, args.steps, folder)
+                    clock = theirs(model, task.documents, way, args.steps, folder, args.precision == "bf16")
                 else:
                     clock = ours(task, start, args.steps, "compiled" in way, folder)
                 rates.setdefault(way, []).append(clock.rate)
@@ -193,7 +201,7 @@ def main() -> None:
                 print(f"{way}: {clock.rate:.0f} tokens/s", file=sys.stderr)
     medians = {way: statistics.median(each) for way, each in rates.items()}
     print(json.dumps({
-        way: {"tokens_per_second": round(rate), "of_trainer": round(rate / medians["trainer"], 2),
+        way: {"tokens_per_second": round(rate), f"of {args.ways[0]}": round(rate / medians[args.ways[0]], 2),
               "padding": round(padding[way], 3), "rounds": [round(each) for each in rates[way]]}
         for way, rate in medians.items()
     }, indent=1))  # fmt: skip

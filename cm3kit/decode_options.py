@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from cm3kit.renamed import warn_renamed
 
 DecoderName = Literal["cm3", "diffusion"]
-Precision = Literal["auto", "fp32", "bf16", "fp16-packed", "int8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16-packed", "bf16-fp16", "int8"]
 DraftName = Literal["none", "lookup", "diffusion"]
 CompileName = Literal["auto", "on", "off"]
 CacheName = Literal["none", "exact", "causal", "prefix", "dual"]

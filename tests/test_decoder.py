@@ -187,7 +187,12 @@ def test_parallel_gaps_share_one_prefill_and_equal_what_follows_from_it(
 
 
 def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() -> None:
-    for family, format in (("llama", "fp32"), ("llama", "bf16"), ("qwen3", "fp16-packed")):
+    for family, format in (
+        ("llama", "fp32"),
+        ("llama", "bf16"),
+        ("qwen3", "fp16-packed"),
+        ("llama", "bf16-fp16"),
+    ):
         engine = LeanEngine(backbone(family), len(VOCAB), format, 8)  # type: ignore[arg-type]
         prompts = [Prompt(slot, random_ids(3 + 7 * slot, slot), 4 * (slot % 2)) for slot in range(6)]
         caches = [engine.open(6, 64) for _ in range(2)]
@@ -200,7 +205,7 @@ def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() ->
     assert [len(part) for part in in_parts(prompts, 0)] == [1] * 6
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "bf16-fp16", "int8"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_row_is_the_same_in_any_company(precision: str, batch_size: int) -> None:
     config = HOT.model_copy(update={"precision": precision, "batch_size": batch_size})

@@ -146,7 +146,7 @@ def test_ids_and_probabilities_are_those_without_drafts_to_the_bit(way: str, siz
     assert sum(each.cost.token_forwards for each in best) >= sum(each.cost.token_forwards for each in plain)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "bf16-fp16"])
 @pytest.mark.parametrize(("family", "kv_heads"), [("llama", 4), ("llama", 1), ("qwen3", 2)])
 def test_several_ids_in_a_pass_have_the_bits_of_as_many_steps(
     precision: Any, family: str, kv_heads: int

@@ -22,6 +22,7 @@ from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.types import Canvas, Result
 from cm3kit_tokenizers import Cm3kitError, ConfigError, Gap, Page, PageError, PictureError
 
+EXACT = GenerateOptions(decoder="cm3", precision="fp32")
 CM3, DIFFUSION = GenerateOptions(decoder="cm3"), GenerateOptions(decoder="diffusion", precision="fp32")
 SHORT = replace(CM3, max_tokens=8)
 LEFT = replace(
@@ -95,7 +96,7 @@ def test_answers_are_as_likely_as_the_diffusion_decoder_says(site: Path, html: b
 
 def test_the_causal_score_is_the_models_own() -> None:
     kit, page = toy_kit(), Page.parse(b"<p>A <mask> apple</p>")
-    (found,) = kit.score(page, ["red"], options=CM3)
+    (found,) = kit.score(page, ["red"], options=EXACT)
     vocab, ids = kit.vocab, kit.tokenizer.encode(page.nodes())
     answer = kit.tokenizer.text_ids(" red")
     known = [vocab.sentinel(0) if isinstance(each, Gap) else each for each in ids]
@@ -206,7 +207,7 @@ def test_pmi_takes_the_answer_without_the_page() -> None:
 def test_a_whole_page_is_scored_id_by_id(kind: str) -> None:
     kit = toy_kit(kind)
     page = Page.parse(b"<p>A red apple</p>")
-    (found,) = kit.score(page, options=CM3)
+    (found,) = kit.score(page, options=EXACT)
     ids = [kit.vocab.eod, *(each for each in kit.tokenizer.encode(page.nodes())), kit.vocab.eod]
     row_T = torch.tensor(ids)
     with torch.no_grad():

@@ -15,15 +15,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.kernels import Product, pack
+from cm3kit.decoders.kernels import Product, of_prompts, of_steps, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
+from cm3kit.decoders.step_attention import StepAttention
 from cm3kit.decoders.transfer import upload
 from cm3kit.models.attention import row_mask
 from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
+ROWS = 256  # of a prompt, for which its products are tuned
+WIDE = 256  # numbers of a key of a position from which on reading values across gains more than writing them costs
 TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
@@ -98,7 +101,7 @@ class LeanEngine:
     Args:
         model: a model that `supports` accepts, or its weights alone (`models.plain`).
         vocab_size: logits are computed for this many ids, from 0.
-        precision: number format of the weights.
+        precision: number format of the weights; `kernels.MIXED` packs those of prompts for themselves.
         rows: rows of a step, for which the products are tuned.
     """
 
@@ -109,6 +112,11 @@ class LeanEngine:
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = device_of(model)
         self.ahead = self.device.type != "cpu"
+        # Of many queries a head the usual product of values sums some spans in another order.
+        self._across = self.device.type == "cpu" and (
+            self.kv_heads * self.head_dim >= WIDE or self.heads > 2 * self.kv_heads
+        )
+        self._attend_step = StepAttention(self.heads, self.kv_heads, self.head_dim)
         # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
         dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
         self.embed_VD = body.embed_tokens.weight.detach().to(self.device, dtype)
@@ -116,13 +124,18 @@ class LeanEngine:
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
         self._cis = _rotations(body.rotary_emb, self.window).to(self.device)
         with torch.no_grad():
-            self.layers = [self._read(layer, rows) for layer in body.layers]
-            self.head = self._pack(model.get_output_embeddings().weight[:vocab_size] * body.norm.weight, rows)
+            steps, prompts = of_steps(precision), of_prompts(precision)
+            self.layers = [self._read(layer, steps, rows) for layer in body.layers]
+            self._prompt_layers = self.layers
+            if prompts != steps:
+                self._prompt_layers = [self._read(layer, prompts, ROWS) for layer in body.layers]
+            head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
+            self.head = self._pack(head_VD, steps, rows)
 
-    def _pack(self, weight_NK: Tensor, rows: int) -> Product:
-        return pack(weight_NK.to(self.device), self.precision, rows)
+    def _pack(self, weight_NK: Tensor, precision: Precision, rows: int) -> Product:
+        return pack(weight_NK.to(self.device), precision, rows)
 
-    def _read(self, layer: Any, rows: int) -> _Layer:
+    def _read(self, layer: Any, precision: Precision, rows: int) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
         scale = self.head_dim**-0.5
         head_scale_1HD = None
@@ -138,16 +151,17 @@ class LeanEngine:
         gate_up_ND = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         gate_up_ND = gate_up_ND * layer.post_attention_layernorm.weight
         return _Layer(
-            qkv=self._pack(qkv_ND, rows),
-            out=self._pack(attention.o_proj.weight, rows),
-            gate_up=self._pack(gate_up_ND, rows),
-            down=self._pack(mlp.down_proj.weight, rows),
+            qkv=self._pack(qkv_ND, precision, rows),
+            out=self._pack(attention.o_proj.weight, precision, rows),
+            gate_up=self._pack(gate_up_ND, precision, rows),
+            down=self._pack(mlp.down_proj.weight, precision, rows),
             head_scale_1HD=head_scale_1HD,
         )
 
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
-        return Cache(len(self.layers), slots, self.kv_heads, capacity, self.head_dim, self.device)
+        size = len(self.layers), slots, self.kv_heads, capacity, self.head_dim
+        return Cache(*size, self.device, across=self._across)
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
@@ -172,7 +186,8 @@ class LeanEngine:
             return torch.cat(found)
 
         x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
-        hidden_MD = self._layers(x_MD, torch.cat([self._cis[:length] for length in lengths]), attend)
+        cis_M1R = torch.cat([self._cis[:length] for length in lengths])
+        hidden_MD = self._layers(x_MD, cis_M1R, attend, self._prompt_layers)
         return self._logits(hidden_MD[upload(lengths, self.device).cumsum(0) - 1])
 
     @torch.no_grad()
@@ -200,9 +215,11 @@ class LeanEngine:
 
         Args:
             seen_B1QK: True where a query may look; keys are those in `past`, then those of `ids_BQ`; None is all.
-            past: keys and values of this engine, to which those of `ids_BQ` are added.
+            past: keys and values of this engine, to which those of `ids_BQ` are added; into an empty one goes a prompt.
         """
         rows, width = ids_BQ.shape
+        first = past is not None and not past.get_seq_length()
+        layers = self._prompt_layers if first else self.layers
 
         def attend(index: int, heads_MHD: Tensor) -> Tensor:
             heads_BHQD = heads_MHD.view(rows, width, -1, self.head_dim).transpose(1, 2)
@@ -216,7 +233,7 @@ class LeanEngine:
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
         x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
-        return self._layers(x_MD, cis_M1R, attend).view(rows, width, -1)
+        return self._layers(x_MD, cis_M1R, attend, layers).view(rows, width, -1)
 
     @torch.no_grad()
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
@@ -240,20 +257,14 @@ class LeanEngine:
             found = []
             # Of later ids no earlier one sees anything, so all are written first.
             for write, heads_SHD in zip(writes, torch.split(heads_MHD, slots), strict=True):
-                found.append((write, heads_SHD, *cache.write(index, write, heads_SHD[:, self.heads :])))
+                queries_SHD, kv_SHD = heads_SHD[:, : self.heads], heads_SHD[:, self.heads :]
+                found.append((write, queries_SHD, *cache.write(index, write, kv_SHD)))
             return torch.cat([self._attend_step(*each) for each in found])
 
         positions_M = torch.cat([write.positions_S for write in writes])
         cis_M1R = self._cis.index_select(0, positions_M.clamp(max=self.window - 1))
         x_MD = self._embed(ids_QS.reshape(-1))
-        return self._logits(self._layers(x_MD, cis_M1R, attend)).view(steps, slots, -1)
-
-    def _attend_step(self, write: Write, heads_SHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        # Heads that share a key are so many queries of one head. Two batched products take half
-        # the time of the fused kernel, which is made for long queries.
-        queries = heads_SHD[:, : self.heads].reshape(-1, self.heads // self.kv_heads, self.head_dim)
-        weights = torch.baddbmm(write.mask_N1C, queries, keys.transpose(1, 2)).softmax(-1)
-        return torch.bmm(weights, values).view(len(heads_SHD), -1)
+        return self._logits(self._layers(x_MD, cis_M1R, attend, self.layers)).view(steps, slots, -1)
 
     def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
         """Attended values (T, H * D); each id looks left unless `seen_TT` says otherwise."""
@@ -267,15 +278,15 @@ class LeanEngine:
 
     def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
         x_TD = self._embed(torch.tensor(ids, device=self.device))
-        return self._layers(x_TD, self._cis[: len(ids)], attend)
+        return self._layers(x_TD, self._cis[: len(ids)], attend, self.layers)
 
     def _embed(self, ids_M: Tensor) -> Tensor:
         rows_MD: Tensor = self.embed_VD.index_select(0, ids_M)
         return rows_MD.float()
 
-    def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend) -> Tensor:
+    def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[_Layer]) -> Tensor:
         rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             heads_MHD = layer.qkv(self._norm(x_MD, self._mean)).view(-1, all_heads, self.head_dim)
             turned = heads_MHD[:, :rotated]
             if layer.head_scale_1HD is not None:

@@ -25,7 +25,20 @@ Packer = Callable[[Tensor, int], Product]
 # 7 bits: the u8 x s8 dot product of processors without VNNI overflows on 8 (FBGEMM's reduce_range).
 _STEPS, _ZERO = 63, 64
 
+MIXED: Precision = "bf16-fp16"
+"""Prompts in bf16, which has twice the rate of fp32 in many rows; steps fp16-packed, which are the fastest in one."""
 TILE = 8
+MANY = 160  # rows of a prompt, on which products are tried
+
+
+def of_prompts(precision: Precision) -> Precision:
+    """The format of the products of prompts, many rows at once; that of a step is `of_steps`."""
+    return "bf16" if precision == MIXED else precision
+
+
+def of_steps(precision: Precision) -> Precision:
+    """The format of the products of a step, which reads all weights for a few rows."""
+    return "fp16-packed" if precision == MIXED else precision
 
 
 def pack(weight_NK: Tensor, precision: Precision, rows: int) -> Product:
@@ -37,7 +50,7 @@ def pack(weight_NK: Tensor, precision: Precision, rows: int) -> Product:
     Raises:
         ConfigError: this machine has no kernel for the precision.
     """
-    assert precision != "auto", "a format has been chosen before (decoders.precision)"
+    assert precision not in ("auto", MIXED), "a format of products is chosen before"
     return _PACKERS[precision](weight_NK.detach(), rows)
 
 
@@ -56,22 +69,37 @@ def _packed(weight_NK: Tensor, rows: int) -> Product:
 def _as_steady(packer: Packer, weight_NK: Tensor, rows: int) -> Product:
     """The product of a packer for so many rows, in tiles where it would not be the same for other numbers of them."""
     # A weight that is packed for one row is summed in another order than for several.
-    if _steady(packer, *weight_NK.shape, max(rows, 2)):
-        return packer(weight_NK, max(rows, 2))
-    return in_tiles(packer(weight_NK, TILE))
+    rows = max(rows, 2)
+    least = _steady_from(packer, *weight_NK.shape, rows)
+    if least is None:
+        return in_tiles(packer(weight_NK, TILE))
+    product = packer(weight_NK, rows)
+    return product if least == 1 else _never_alone(product)
 
 
 @lru_cache(maxsize=256)
-def _steady(packer: Packer, n: int, k: int, rows: int) -> bool:
-    """Whether this machine's kernel sums a row in the same order however many rows there are.
+def _steady_from(packer: Packer, n: int, k: int, rows: int) -> int | None:
+    """From how many rows on this machine's kernel sums a row in the same order: 1, 2, or None where no number is.
 
     No library promises it, so it is tried on random numbers, thousands of sums for each count of rows.
     """
     rng = torch.Generator().manual_seed(0)
-    weight_NK, x_MK = torch.randn(n, k, generator=rng), torch.randn(3 * TILE, k, generator=rng)
+    weight_NK, x_MK = torch.randn(n, k, generator=rng), torch.randn(MANY, k, generator=rng)
     plain, tiled = packer(weight_NK, rows), in_tiles(packer(weight_NK, TILE))
     wanted_MN = tiled(x_MK)
-    return all(torch.equal(plain(x_MK[:m]), wanted_MN[:m]) for m in (1, 2, 3, 5, TILE, len(x_MK)))
+    unlike = [
+        m for m in (1, 2, 3, 5, TILE, 3 * TILE, MANY) if not torch.equal(plain(x_MK[:m]), wanted_MN[:m])
+    ]
+    return 1 if not unlike else 2 if unlike == [1] else None
+
+
+def _never_alone(product: Product) -> Product:
+    """The product, where a single row has a row of zeros beside it: alone, many kernels are those of a vector."""
+
+    def multiply(x_MK: Tensor) -> Tensor:
+        return product(x_MK) if len(x_MK) != 1 else product(pad(x_MK, (0, 0, 0, 1)))[:1]
+
+    return multiply
 
 
 def in_tiles(product: Product) -> Product:

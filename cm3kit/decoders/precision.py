@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.kernels import has_fbgemm
+from cm3kit.decoders.past import PlainPast
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.rng import generator
@@ -35,7 +36,9 @@ def auto_precision(model: DecoderWeights, many: bool) -> Precision:
     known = torch.cpu.get_capabilities()
     if known.get("amx_bf16") or (many and known.get("avx512_bf16")):
         return "bf16"
-    return "fp16-packed" if not many and has_fbgemm() and _fits_fp16(model) else "fp32"
+    if many or not has_fbgemm() or not _fits_fp16(model):
+        return "fp32"
+    return "bf16-fp16" if known.get("avx512_bf16") else "fp16-packed"
 
 
 def _fits_fp16(model: DecoderWeights) -> bool:
@@ -50,7 +53,8 @@ def bits_lost(model: DecoderWeights, vocab_size: int, precision: Precision, mask
     """Bits per token that a format loses: the mean KL divergence from the model in fp32.
 
     The model writes rows from a random id on, in fp32; the divergence of its next-id distribution in the format is
-    averaged over their ids. A diffusion decoder has half of the ids of such rows masked.
+    averaged over the ids of their second half, behind the first as a prompt. A diffusion decoder has half of the ids of
+    such rows masked.
 
     Args:
         mask: id of an open slot, of a diffusion decoder.
@@ -70,9 +74,13 @@ def bits_lost(model: DecoderWeights, vocab_size: int, precision: Precision, mask
 
 
 def _says(engine: LeanEngine, ids: Sequence[int], mask: int | None, hidden_T: Tensor | None) -> Tensor:
-    """Log-probabilities (N, V) after each id, or of each that is hidden."""
+    """Log-probabilities (N, V) of each id of the second half, behind the first, or of each that is hidden."""
     if mask is None or hidden_T is None:
-        return engine.score(ids).double().log_softmax(-1)
+        size, past, ids_1T = max(1, len(ids) // 2), PlainPast(), torch.tensor([list(ids)])
+        seen_11TT = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
+        prompt_ND = engine.extend(ids_1T[:, :size], seen_11TT[..., :size, :size], 0, past)[0, -1:]
+        rest_ND = engine.extend(ids_1T[:, size:], seen_11TT[..., size:, :], size, past)[0]
+        return engine.logits_of(torch.cat([prompt_ND, rest_ND])).double().log_softmax(-1)
     ids_1T = torch.tensor([list(ids)]).masked_fill(hidden_T, mask)
     hidden_ND = engine.encode(ids_1T, [len(ids)])[0][hidden_T]
     return engine.logits_of(hidden_ND).double().log_softmax(-1)

@@ -182,7 +182,7 @@ def refuse_drafts(backbone: DecoderWeights, config: DecodeConfig) -> None:
     if supports(backbone) and device == "cpu" and config.precision != "int8":
         return
     raise ConfigError(
-        f"draft {config.draft!r} is for plain Llama and Qwen3 decoders on a CPU in fp32, bf16 or fp16-packed, where it"
+        f"draft {config.draft!r} is for plain Llama and Qwen3 decoders on a CPU in any format but int8, where it"
         f" changes no result; this is {backbone.config.model_type!r} on {device} in {config.precision}. Leave it out.",
         code="bad_value",
     )
