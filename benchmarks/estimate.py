@@ -103,6 +103,7 @@ def few_pages(data: Path, corpus: Path, count: int = 24) -> Path:
         shutil.copy(path, corpus)
     names = {name for path in corpus.glob("*.html") for name in _pictures(path)}
     for name in names:
+        (corpus / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(data / name, corpus / name)
     return corpus
 

@@ -6,7 +6,6 @@ A checkpoint is safetensors and JSON, never a pickle. POSIX only (flock, fsync o
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 
 from cm3kit.manifests import unnamed
 from cm3kit.targets import refuse_existing
+from cm3kit.temporaries import PREFIX, sweep, temporary_file, temporary_folder
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 # Workers that only handle pages publish too: torch is imported where tensors are written.
@@ -33,7 +33,6 @@ MANIFEST = "manifest.json"
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 TENSORS = "state.safetensors"
 STATE = "state.json"
-_PREFIX = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENAMETOOLONG,
@@ -53,22 +52,19 @@ def publishing(target: Path) -> Iterator[Path]:
     Raises:
         OutputError: `target` exists (`exists`), the disk is full (`no_space`), or it cannot be written.
     """
-    temporary = target.parent / f"{_PREFIX}{secrets.token_hex(8)}"
-    lock = -1
+    temporary, lock = target.parent, -1
     try:
         refuse_existing(target)
         make_folder(target.parent)
-        temporary.mkdir()
-        # Held until the end, or until the process dies: tells a folder in use from one left behind.
-        lock = os.open(temporary, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        temporary, lock = temporary_folder(target.parent)
         yield temporary
         _seal(temporary)
         refuse_existing(target)
         os.rename(temporary, target)
         _sync(target.parent)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if lock >= 0:
+            shutil.rmtree(temporary, ignore_errors=True)
         explained = _explain(error, target)
         if explained is error:
             raise
@@ -134,23 +130,8 @@ def collect(run: Path, keep: int, prefix: str = "step-", spare: Collection[str] 
         if folder != whole and folder.name not in spare:
             # Renamed first, so that a checkpoint half removed is never taken for one.
             with suppress(OSError):
-                folder.rename(run / f"{_PREFIX}{secrets.token_hex(8)}")
+                folder.rename(run / f"{PREFIX}{secrets.token_hex(8)}")
     sweep(run)
-
-
-def sweep(run: Path) -> None:
-    """Remove temporary files and folders that no process is writing any more."""
-    for path in run.glob(f"{_PREFIX}*"):
-        with suppress(OSError):
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink()
-            finally:
-                os.close(handle)
 
 
 def write_atomic(path: Path, data: bytes, force: bool = False) -> None:
@@ -160,22 +141,23 @@ def write_atomic(path: Path, data: bytes, force: bool = False) -> None:
         OutputError: `path` exists and `force` is not set (`exists`), the disk is full (`no_space`), or it
             cannot be written (`cannot_write`); nothing is left behind.
     """
-    temporary = path.parent / f"{_PREFIX}{secrets.token_hex(8)}"
+    temporary: Path | None = None
     try:
         if not force:
             refuse_existing(path)
         elif path.exists() and not path.is_file():
             raise OutputError(f"{path} is not a regular file; choose another name.", code="cannot_write")
-        with temporary.open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        temporary, handle = temporary_file(path.parent)
+        with open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
             _place(temporary, path, force)
         _sync(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         explained = _explain(error, path, len(data))
         if explained is error:
             raise
@@ -193,14 +175,14 @@ def write_group(files: Sequence[tuple[Path, bytes]]) -> None:
     try:
         for path, data in files:
             current, size = path, len(data)
-            file = (path.parent / f"{_PREFIX}{secrets.token_hex(8)}").open("xb")
-            open_files.append((file, path))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            temporary, handle = temporary_file(path.parent)
+            file = open(handle, "wb")
+            open_files.append((temporary, file, path))
             file.write(data)
             file.flush()
-        for file, current in open_files:
+        for temporary, file, current in open_files:
             os.fsync(file.fileno())
-            os.replace(file.name, current)
+            os.replace(temporary, current)
         for folder in sorted({path.parent for path, _ in files}):
             _sync(folder)
     except BaseException as error:
@@ -209,9 +191,9 @@ def write_group(files: Sequence[tuple[Path, bytes]]) -> None:
             raise
         raise explained from error
     finally:
-        for file, _ in open_files:
+        for temporary, file, _ in open_files:
             with suppress(OSError):
-                Path(file.name).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
             with suppress(OSError):
                 file.close()
 

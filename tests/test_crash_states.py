@@ -21,7 +21,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from cm3kit import publish
-from cm3kit.publish import collect, load_state, newest, publishing, save_state, sweep
+from cm3kit.publish import collect, load_state, newest, publishing, save_state
+from cm3kit.temporaries import sweep
 from cm3kit.training.loop import LoopSettings, train
 
 torch.set_num_threads(1)

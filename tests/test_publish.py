@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import errno
+import fcntl
 import io
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -21,7 +23,8 @@ import pytest
 import torch
 
 from cm3kit import publish
-from cm3kit.publish import collect, load_state, newest, publishing, save_state, sweep, verify, write_atomic
+from cm3kit.publish import collect, load_state, newest, publishing, save_state, verify, write_atomic
+from cm3kit.temporaries import sweep, temporary_file, temporary_folder
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 WRITER = """
@@ -380,3 +383,40 @@ def test_everything_is_on_the_disk_before_it_is_visible(tmp_path: Path) -> None:
         for force in (False, True):
             write_atomic(tmp_path / "page.html", b"1", force)
             assert journal.events[-2:] == [f"move {tmp_path / 'page.html'}", f"sync {tmp_path}"]
+
+
+@pytest.mark.parametrize("make", [temporary_file, temporary_folder])
+def test_what_is_begun_is_not_swept_away_before_it_is_locked(
+    make: Callable[[Path], tuple[Path, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, calls = fcntl.flock, list[int]()
+
+    def late(handle: int, how: int) -> None:
+        # Another process sweeps just when this one has made its first, and has not locked it yet.
+        calls.append(handle)
+        if len(calls) == 1:
+            sweep(tmp_path)
+        lock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    path, handle = make(tmp_path)
+    assert len(calls) == 3 and [*tmp_path.iterdir()] == [path]
+    sweep(tmp_path)
+    assert path.exists()
+    os.close(handle)
+    sweep(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_files_of_two_writers_survive_one_another(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        for number in range(60):
+            publish.write_group([(tmp_path / f"{name}{number}", b"x" * 10)])
+            sweep(tmp_path)
+
+    writers = [multiprocessing.get_context("fork").Process(target=write, args=(name,)) for name in "ab"]
+    for each in writers:
+        each.start()
+    for each in writers:
+        each.join()
+    assert [each.exitcode for each in writers] == [0, 0] and len([*tmp_path.iterdir()]) == 120

@@ -23,7 +23,8 @@ from typing import Any
 from cm3kit.claims import Shard, begin_job
 from cm3kit.decode_options import under_new_names
 from cm3kit.json_lines import append, dump_json, objects
-from cm3kit.publish import sweep, write_group
+from cm3kit.publish import write_group
+from cm3kit.temporaries import sweep
 from cm3kit_tokenizers.errors import DataError
 
 MANIFEST = "manifest.jsonl"

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 
-def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
-    """Numbers as a tensor on a device; the host goes on at once."""
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+def upload(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Numbers of the host as a tensor on a device; the host goes on at once. A tensor keeps its type."""
+    if not isinstance(values, Tensor):
+        values = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    elif device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=device.type == "cuda")
 
 
 def put(target: Tensor, source: Tensor) -> None:
@@ -46,3 +48,8 @@ class Readback:
         if self._done is not None:
             self._done.synchronize()
         return [each.tolist() for each in self._copies]
+
+
+def workable(logits_MV: Tensor) -> Tensor:
+    """Logits without their history: where they are, or on the CPU if the device has no fp64, as draws need."""
+    return logits_MV.detach().cpu() if logits_MV.device.type == "mps" else logits_MV.detach()

@@ -15,8 +15,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from cm3kit.publish import make_folder, newest, publishing, sweep
+from cm3kit.publish import make_folder, newest, publishing
 from cm3kit.targets import refuse_existing
+from cm3kit.temporaries import sweep
 from cm3kit.training.guard import PATIENCE
 from cm3kit.training.interrupts import Paused, interrupts_wait
 from cm3kit.training.observe import HELD, LogFile, Observer, Observers, Reporter, Seen

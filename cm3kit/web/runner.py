@@ -13,7 +13,8 @@ from typing import Any
 from cm3kit.claims import begin_job, make_folder
 from cm3kit.config import read_yaml, resolve
 from cm3kit.extras import need
-from cm3kit.publish import publishing, sweep, write_atomic
+from cm3kit.publish import publishing, write_atomic
+from cm3kit.temporaries import sweep
 from cm3kit.web.job import Job
 from cm3kit.web.parts import PartWriter, audit_of
 from cm3kit.web.record import Dropped, Record, html_to_record

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cm3kit.publish import sweep
+from cm3kit.temporaries import sweep
 from cm3kit.web.job import Job
 from cm3kit.web.sources import Piece
 from cm3kit_tokenizers.errors import Cm3kitError, DataError

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cm3kit.decoders.diffusion.transfer import upload
 from cm3kit.decoders.settings import Sampling
 from cm3kit.decoders.token_sampling import draw_ahead
+from cm3kit.decoders.transfer import upload
 
 Way = tuple[float, int, float]
 """Temperature, top-k and top-p."""

@@ -21,8 +21,8 @@ from cm3kit.decoders.diffusion.pass_logits import Part
 from cm3kit.decoders.diffusion.plan import plan
 from cm3kit.decoders.diffusion.samplers import Opener, make_modifiers, make_opener
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.decoders.diffusion.transfer import workable
 from cm3kit.decoders.diffusion.unmask_step import Writer
+from cm3kit.decoders.transfer import workable
 from cm3kit.types import Canvas, Commit, OnStep, Result, Step, ignore_step
 from cm3kit_tokenizers.errors import Cm3kitError
 

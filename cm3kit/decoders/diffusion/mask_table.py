@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cm3kit.decoders.diffusion.transfer import upload
+from cm3kit.decoders.transfer import upload
 
 HELD = 1 << 26
 """Bytes of masks that are kept from pass to pass."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cm3kit.decoders.diffusion.guidance import mix
-from cm3kit.decoders.diffusion.transfer import upload
+from cm3kit.decoders.transfer import upload
 
 # Numbers that are worked on at once: on a CPU what its cache holds, elsewhere what keeps temporary memory small.
 CHUNK = {"cpu": 1 << 18}

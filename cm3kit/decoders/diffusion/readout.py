@@ -17,8 +17,8 @@ from cm3kit.decoders.diffusion.mask_table import MaskTable
 from cm3kit.decoders.diffusion.pass_logits import Part, PassLogits
 from cm3kit.decoders.diffusion.scores import Statistic
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
-from cm3kit.decoders.diffusion.transfer import upload
 from cm3kit.decoders.token_sampling import draw
+from cm3kit.decoders.transfer import upload
 
 
 class Reading:

@@ -19,8 +19,8 @@ import torch
 from cm3kit.decoders.diffusion.blocks import Blocks, blocks_of
 from cm3kit.decoders.diffusion.denoiser import Ask, Denoiser, Sharing
 from cm3kit.decoders.diffusion.settings import EXACT, DiffusionConfig
-from cm3kit.decoders.diffusion.transfer import upload, workable
 from cm3kit.decoders.scoring import Method, Scored, answered
+from cm3kit.decoders.transfer import upload, workable
 from cm3kit.rng import generator
 from cm3kit.types import Canvas, Fill
 
