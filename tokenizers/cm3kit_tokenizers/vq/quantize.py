@@ -15,6 +15,8 @@ from torch import Generator, Tensor, distributed, nn
 from cm3kit_tokenizers.vq.quantizers import Quantizer, quantizers
 from cm3kit_tokenizers.vq.quantizers import nearest as nearest
 
+TOGETHER = 2048  # vectors, which bounds the memory of their distances to all codes
+
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
@@ -147,12 +149,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, vectors_ND: Tensor, rng: Generator, rounds: int = 8) -> None:
-        """Initialise the codes by k-means over `vectors_ND`."""
+        """Initialise the codes by k-means over `vectors_ND`, `TOGETHER` at once."""
         vectors_ND = self.rule.prepare(vectors_ND)
         pick_K = torch.randint(len(vectors_ND), (len(self.weight),), generator=rng)
         codes_KD = vectors_ND[pick_K] + 1e-4 * torch.randn(self.weight.shape, generator=rng).to(vectors_ND)
         for _ in range(rounds):
-            codes_N = nearest(vectors_ND, codes_KD)
+            codes_N = torch.cat([nearest(part_MD, codes_KD) for part_MD in vectors_ND.split(TOGETHER)])
             sums_KD = torch.zeros_like(codes_KD).index_add_(0, codes_N, vectors_ND)
             counts_K = torch.bincount(codes_N, minlength=len(codes_KD)).float()
             codes_KD = torch.where(counts_K[:, None] > 0, sums_KD / counts_K[:, None].clamp_min(1), codes_KD)
