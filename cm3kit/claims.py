@@ -124,9 +124,10 @@ def begin_job(
     begun, now = read(path), json.loads(text)
     for name in now:
         if begun.get(name) != now[name]:
+            what = name.removesuffix("_sha256")
+            values = f" ({_short(begun.get(name))}, now {_short(now[name])})" if what == name else ""
             raise ConfigError(
-                f"{path.parent} was started with another {name} ({_short(begun.get(name))}, now {_short(now[name])});"
-                " choose another -o.",
+                f"{path.parent} was started with another {what}{values}; choose another -o.",
                 code="bad_config",
             )
 

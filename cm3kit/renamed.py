@@ -10,6 +10,8 @@ from contextlib import contextmanager
 class RenamedWarning(FutureWarning):
     """Something has another name now."""
 
+    plain = True  # the command line prints the message alone
+
 
 def warn_renamed(old: str, new: str) -> None:
     """Say that `old` is called `new` now."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -24,7 +27,7 @@ from cm3kit.decoders.engines import make_engine
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.languages import Languages
-from cm3kit.decoders.replay import Replay
+from cm3kit.decoders.replay import Replay, UncompiledWarning
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.decoders.static_llama import SHORTEST, StaticCache, StaticEngine, static_size
 from cm3kit.decoders.token_sampling import HEAD, Routes, draw
@@ -32,6 +35,7 @@ from cm3kit.decoders.transfer import Readback
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.models.plain import PlainDecoder
 from cm3kit.types import Canvas, Step
+from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.vocab import Vocab
 
 VOCAB = Vocab(text_size=400, image_size=40, sentinels=8)
@@ -47,6 +51,8 @@ CONFIGS = {
     "flat": DecodeConfig(text=FLAT, image=GREEDY),
     "penalized": DecodeConfig(repetition_penalty=1.5, eoss_bias=2.5, text=FLAT),
     "guided": DecodeConfig(guidance=2.5, repetition_penalty=1.2),
+    # Gaps of one row may end in the same step.
+    "parallel": DecodeConfig(parallel=True, text=GREEDY),
     "cd-k": DecodeConfig(cd_k=3, text=Sampling(temperature=0.8, top_p=0.9)),
 }
 
@@ -198,6 +204,35 @@ def test_sizes_are_few() -> None:
     assert isinstance(cache, StaticCache) and cache.capacity == 320  # the window of 300, and one behind it
     assert [cache.at([at, 0], [True, True]).span for at in (0, 255, 256, 300)] == [256, 256, 320, 320]
     assert cache.at([299, 3], [False, True]).span == 256
+
+
+def test_caches_are_of_the_size_that_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_device(monkeypatch, StaticEngine)
+    decoder = Autoregressive(LLAMA, GRAMMAR, DecodeConfig(batch_size=3))
+    list(decoder.stream(iter(ROWS)))
+    decoder.fill(ROWS)
+    gc.collect()
+    rooms = {cache.capacity for held in decoder._idle.values() for cache, _ in held}
+    assert rooms == {SHORTEST, 320}  # of a short batch, and of the window of 300 with one behind it
+
+
+def test_what_a_decoder_holds_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_device(monkeypatch, StaticEngine)
+    gc.disable()  # which no GPU's memory would have run
+    try:
+        decoder = Autoregressive(LLAMA, GRAMMAR, DecodeConfig(batch_size=3))
+        decoder.fill(ROWS[:2])
+        held = [ref(each) for pairs in decoder._idle.values() for pair in pairs for each in pair]
+        assert held and all(each() is not None for each in held)
+        del decoder
+        assert not any(each() for each in held)
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_compiled_where_there_is_nothing_to_gain() -> None:
+    with pytest.raises(ConfigError, match="on a GPU; this is 'llama' on cpu"):
+        Autoregressive(LLAMA, GRAMMAR, DecodeConfig(compile="on")).fill(ROWS[:1])
 
 
 READS = (
@@ -412,14 +447,14 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
         return call
 
     monkeypatch.setattr(torch, "compile", fails)
-    twice = Replay(lambda setting, x: setting * x, torch.device("cpu"), "on")
+    twice = partial(Replay(torch.device("cpu"), "on"), lambda setting, x: setting * x)
     with pytest.warns(
-        RuntimeWarning, match="goes on uncompiled, and slower: no compiler: none at all$"
+        UncompiledWarning, match="goes on uncompiled, and slower: no compiler: none at all$"
     ) as told:
         assert twice(2, torch.tensor(3)) == 6
         assert twice(5, torch.tensor(3)) == 15
     assert len(told) == 1
-    off = Replay(lambda setting, x: x.nothing, torch.device("cpu"), "auto")
+    off = partial(Replay(torch.device("cpu"), "auto"), lambda setting, x: x.nothing)
     with pytest.raises(AttributeError):
         off(2, torch.tensor(3))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from second_device import FAR, Far, FarDenoiser, SecondDevice
 from torch import Tensor
 
 from cm3kit.decoders.diffusion import axes
-from cm3kit.decoders.diffusion.denoiser import Ask
+from cm3kit.decoders.diffusion.denoiser import Ask, Constraint
 from cm3kit.decoders.diffusion.loop import Diffusion
 from cm3kit.decoders.diffusion.mask_table import MaskTable
 from cm3kit.decoders.diffusion.modifiers import Block, Edit, by_likeliest
@@ -21,6 +22,7 @@ from cm3kit.decoders.diffusion.scores import Scores
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
 from cm3kit.decoders.grammar.unconstrained import Free
 from cm3kit.types import Canvas, Result, SpanKind
+from cm3kit_tokenizers.errors import ConfigError
 
 EOSS, MASK, VOCAB = 2, 3, 640
 IMAGE = range(600, 640)
@@ -85,12 +87,17 @@ def boards(rows: int, size: int, guide: bool = False) -> list[Canvas]:
     return [flat_canvas(tuple(ids), spans, (MASK,) * len(ids) if guide else (), row) for row in range(rows)]
 
 
-def fill(denoiser: Any, canvases: Sequence[Canvas], **options: Any) -> list[Result]:
+def free(board: Canvas, kind: type[Free] = Free) -> Free:
+    return kind(board, VOCAB, MASK, EOSS, banned=(0, 1), ranges=RANGES)
+
+
+def fill(
+    denoiser: Any,
+    canvases: Sequence[Canvas],
+    constrain: Callable[[Canvas], Constraint] = free,
+    **options: Any,
+) -> list[Result]:
     config = DiffusionConfig.model_validate({"batch_size": 16, "text": WARM, "steps": 4, **options})
-
-    def constrain(board: Canvas) -> Free:
-        return Free(board, VOCAB, MASK, EOSS, banned=(0, 1), ranges=RANGES)
-
     return Diffusion(denoiser, constrain, config, eoss=EOSS, image=IMAGE).fill(canvases)
 
 
@@ -142,10 +149,97 @@ def _pictures(canvas: Canvas) -> Canvas:
     return replace(canvas, spans=canvas.spans[1:], guides=tuple(_pictures(each) for each in canvas.guides))
 
 
-@pytest.mark.parametrize("options", [*(each for each, _ in MANY), {"modifiers": ("test:regret",)}, ONE])
+OTHERS: list[dict[str, Any]] = [
+    {"modifiers": ("test:regret",)},
+    ONE,
+    {"sampler": "first-hitting"},
+    {"modifiers": ({"name": "remdm-conf"},), "steps": 8},
+    {"accept": {"name": "threshold", "tau": 0.3}},
+    {"eoser": {"least": 0.4}, "order": "entropy"},
+]
+
+
+@pytest.mark.parametrize("options", [*(each for each, _ in MANY), *OTHERS])
 def test_text_is_the_same_too(options: dict[str, Any]) -> None:
     reads = passes(boards(5, 8, "guidance" in options), **options)
     assert len(reads) > 1
+
+
+class Few(Free):
+    """A rule of one's own, said by `allowed` alone."""
+
+    def allowed(self, slots: Sequence[int]) -> Tensor:
+        mask_MV = super().allowed(slots).clone()
+        mask_MV[:, 50:600] = False
+        return mask_MV
+
+
+class Once:
+    """Every id once, by a mask that is written to and handed out as views; `masks` is something else here."""
+
+    def __init__(self, board: Canvas) -> None:
+        self.masks: dict[int, int] = {}
+        self.mask_V = torch.zeros(VOCAB, dtype=torch.bool)
+        self.mask_V[4:600] = True
+
+    def allowed(self, slots: Sequence[int]) -> Tensor:
+        return self.mask_V.expand(len(slots), -1)
+
+    def commit(self, slot: int, id: int) -> None:
+        self.masks[slot] = id
+        self.mask_V[id] = False
+
+    def release(self, slot: int) -> None:
+        self.mask_V[self.masks.pop(slot)] = True
+
+
+def test_constraints_of_ones_own_are_asked_by_what_they_say() -> None:
+    few = fill(Random(), boards(3, 6), lambda board: free(board, Few))
+    words = [result.fills[0].ids for result in few]
+    assert words and all(id < 50 for ids in words for id in ids)
+    texts = [replace(each, spans=each.spans[:1]) for each in boards(2, 8)]
+    for result in fill(
+        Random(), texts, Once, modifiers=({"name": "edit", "threshold": 0.9, "post_steps": 2},)
+    ):
+        (written,) = result.fills
+        assert len(set(written.ids)) == len(written.ids) > 2
+
+
+def test_a_statistic_with_options_is_computed_for_its_own_row_alone() -> None:
+    seen: list[int] = []
+
+    def power(logp_NV: Tensor, picks_N: Tensor, exponent: float) -> Tensor:
+        seen.append(len(logp_NV))
+        return logp_NV.double().exp().pow(exponent).sum(-1)
+
+    @axes.order("test:reads-a-partial")
+    def reads_a_partial(scores: Scores) -> Tensor:
+        scores.picked_M.exp_()  # what an order does to its numbers is its own affair
+        return scores.of(partial(power, exponent=2.0))
+
+    for rows in (1, 4):
+        seen.clear()
+        found = fill(Random(), [_pictures(each) for each in boards(rows, 6)], order="test:reads-a-partial")
+        assert 0 < sum(seen) <= rows * 6 * 4
+    other = fill(Random(), [_pictures(each) for each in boards(4, 6)], order="test:reads-a-statistic")
+    assert [each.trajectory.commits for each in found] == [each.trajectory.commits for each in other]
+
+
+@axes.modifier("test:elsewhere")
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """An editor that names a slot which it was not given."""
+
+    post_steps: int = 1
+
+    def edits(self, block: Block, slots_M: Tensor, logp_MV: Tensor) -> tuple[Tensor, Tensor]:
+        """The slot behind the last one."""
+        return slots_M[-1:] + 1, logp_MV.argmax(-1)[-1:]
+
+
+def test_an_editor_is_held_to_its_slots() -> None:
+    with pytest.raises(ConfigError, match="none of those that it was given"):
+        fill(Random(), boards(1, 6), modifiers=("test:elsewhere",))
 
 
 def test_flat_distributions_need_their_whole_order() -> None:

@@ -80,3 +80,13 @@ def test_options_are_imported_without_torch() -> None:
     code = "import sys, cm3kit; cm3kit.GenerateOptions(steps=3); sys.exit('torch' in sys.modules)"
     environment = {"PYTHONPATH": ":".join(str(ROOT / each) for each in (".", "cli", "tokenizers"))}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+
+
+def test_what_a_decoder_or_a_machine_has_not_is_refused(kit: Kit) -> None:
+    page = cm3kit.Page.parse(b"<p>a <mask></p>")
+    for wrong, told in (
+        (GenerateOptions(decoder="diffusion", precision="bf16-fp16"), "is of the cm3 decoder"),
+        (GenerateOptions(compile="on"), "on a GPU; this is 'llama' on cpu"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            kit.infill(page, options=wrong)

@@ -16,7 +16,7 @@ from cm3kit.data.builders import builder
 from cm3kit.data.corpus import listing, read_nodes
 from cm3kit.evaluation.judge import Judge
 from cm3kit_tokenizers.document import Picture, Text
-from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
+from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
 
 pytest.importorskip("resvg_py")
 APPLE, DOG = "\U0001f34e", "\U0001f436"
@@ -171,6 +171,11 @@ def test_what_a_model_can_do_is_measured_on_the_corpus(
     script = Path(__file__).parents[1] / "benchmarks/quality_hands.py"
     judge = Judge(["red apple", "dog face"], ["noto", "twemoji"])
     judge.save(tmp_path)
+    known = (tmp_path / "judge.json").read_text()
+    (tmp_path / "judge.json").write_text(known.replace('"stride": 2', '"stride": 1'))
+    with pytest.raises(ModelError, match="train it again"):
+        Judge.load(tmp_path)
+    (tmp_path / "judge.json").write_text(known)
     command = [
         sys.executable,
         str(script),

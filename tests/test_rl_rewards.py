@@ -237,6 +237,14 @@ def test_prompts_are_lines_rows_or_pages(tmp_path: Path) -> None:
     first, second = read_items(tmp_path / "rows.csv", "text")
     assert (first.prompt, first.answers, first.meta) == ("1, 2", ("1+2",), {"level": "easy"})
     assert second.answers == () and not second.meta
+    (tmp_path / "list.csv").write_text("prompt,answer\none,[1]\n")
+    assert read_items(tmp_path / "list.csv", "text")[0].answers == ("[1]",)
+    table = pytest.importorskip("pyarrow").table(
+        {"prompt": ["a", "b"], "answer": ["x", None], "answers": [None, ["y"]], "level": [1, None]}
+    )
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "rows.parquet")
+    found = read_items(tmp_path / "rows.parquet", "text")
+    assert [(each.answers, each.meta) for each in found] == [(("x",), {"level": 1}), (("y",), {})]
     pages = tmp_path / "pages"
     pages.mkdir()
     (pages / "one.html").write_text(

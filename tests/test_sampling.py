@@ -633,6 +633,14 @@ def test_the_best_of_several_is_kept(score: str, task: str, kit: Kit, folder: Pa
         assert line["score"] == pytest.approx(selector.score(order, made[best]).value, abs=1e-6)
 
 
+def test_gaps_of_a_row_that_end_in_one_step_end_it_once(folder: Path, tmp_path: Path) -> None:
+    page = "<p>a <mask></p><p>a <mask></p>"
+    row = {"html": page, "parallel": True, "temperature": 0, "max_tokens": 1}
+    job = job_of(write(tmp_path / "rows.jsonl", [row, row]), tmp_path / "out", folder)
+    found = run(job)
+    assert (found["done"], found["failed"]) == (2, 0)
+
+
 def test_generate_keeps_the_best_as_sampling_does(kit: Kit, folder: Path, tmp_path: Path) -> None:
     where = Where(str(tmp_path / "best"), sheet=False)
     asked = GenerateJob((Prompt("red apple"), Prompt("pear", 8)), "image", 2, 8, SHORT, where, 3)
@@ -656,6 +664,10 @@ def test_generate_keeps_the_best_as_sampling_does(kit: Kit, folder: Path, tmp_pa
     assert (told["best_of"], told["score"]) == (3, "likelihood")
     with pytest.raises(ConfigError, match="use ends"):
         commands.generate(str(folder), "cpu", replace(asked, task="text"))
+    with pytest.raises(ConfigError, match="--best-of 2"):
+        commands.generate(str(folder), "cpu", replace(asked, score="ends", best_of=1))
+    with pytest.raises(ConfigError, match="--best-of 2"):
+        run(job_of(rows, tmp_path / "none", folder, task="image", score="ends"))
 
 
 def test_scores_that_do_not_fit_are_refused(kit: Kit, folder: Path, tmp_path: Path) -> None:

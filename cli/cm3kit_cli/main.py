@@ -16,7 +16,6 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
-from cm3kit.renamed import RenamedWarning
 from cm3kit_cli import (
     config,
     data,
@@ -131,8 +130,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _shown(message: Warning | str, category: type[Warning], *where: Any) -> None:
-    """Old names in a line on standard error; other warnings as Python has them."""
-    if issubclass(category, RenamedWarning):
+    """Our own warnings in a line on standard error; others as Python has them."""
+    if getattr(category, "plain", False):
         typer.echo(f"warning: {message}", err=True)
     else:
         sys.stderr.write(warnings.formatwarning(message, category, *where[:2]))

@@ -21,6 +21,8 @@ from cm3kit_tokenizers.document import Node, Text
 from cm3kit_tokenizers.errors import ConfigError, ModelError
 from cm3kit_tokenizers.pictures import load_picture
 
+DEFAULT = "likelihood"
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -61,10 +63,15 @@ class Selector:
         self._judge = judge[kind](kit, what)
 
     @staticmethod
-    def check(name: str) -> tuple[str, str, str]:
-        """Name, colon and the rest; ConfigError (`unknown_name`) if there is no such score."""
+    def check(name: str, best_of: int = 2) -> tuple[str, str, str]:
+        """Name, colon and the rest; ConfigError if there is no such score, or nothing to choose from."""
         parts = name.partition(":")
         judge[parts[0]]
+        if best_of == 1 and name != DEFAULT:
+            raise ConfigError(
+                f"the score {name!r} chooses among several samples; give --best-of 2 or more.",
+                code="bad_value",
+            )
         return parts
 
     def score(self, order: Order, made: Result | Filled) -> Choice:

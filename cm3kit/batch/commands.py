@@ -49,8 +49,8 @@ def generate(
         raise ConfigError(
             f"{count * job.best_of} results were requested; 1 to {MAX_RESULTS} are possible", code="bad_value"
         )
+    Selector.check(job.score, job.best_of)
     if job.best_of > 1:
-        Selector.check(job.score)
         Choice.check(job.score, Order("", job.task, job.seed, 0, job.options))
     rows = [(prompt, job.seed if prompt.seed is None else prompt.seed) for prompt in job.prompts]
     seeds = [seed for _, seed in rows for _ in range(job.n)]

@@ -67,8 +67,7 @@ def prepare(job: SampleJob, how: How) -> tuple[SampleJob, Rows]:
             f"{job.output} exists from an earlier run, and --no-resume is given; choose another -o.",
             code="bad_config",
         )
-    if job.best_of > 1:
-        Selector.check(job.score)
+    Selector.check(job.score, job.best_of)
     rows = read_rows(job.prompts)
     if job.seed is None and not (job.output / JOB).is_file():
         drawn = replace(job, seed=int.from_bytes(os.urandom(4)) >> 1)

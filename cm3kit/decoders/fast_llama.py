@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.kernels import Product, of_prompts, of_steps, pack
+from cm3kit.decoders.kernels import Product, check_format, of_prompts, of_steps, pack
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.settings import Precision
 from cm3kit.decoders.step_attention import StepAttention
@@ -108,6 +108,7 @@ class LeanEngine:
     def __init__(self, model: DecoderWeights, vocab_size: int, precision: Precision, rows: int) -> None:
         config, body = model.config, model.model
         self.window, self.precision = int(config.max_position_embeddings), precision
+        check_format(precision, device_of(model))
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = device_of(model)

@@ -130,7 +130,7 @@ def _packed_bf16(weight_NK: Tensor, rows: int) -> Product:
 
 
 def _pack_fp16(weight_NK: Tensor, rows: int) -> Product:
-    _require_fbgemm(weight_NK, "fp16-packed")
+    check_format("fp16-packed", weight_NK.device)
     return _as_steady(_packed_fp16, weight_NK.float().contiguous(), rows)
 
 
@@ -147,7 +147,7 @@ def _packed_fp16(weight_NK: Tensor, rows: int) -> Product:
 
 
 def _pack_int8(weight_NK: Tensor, rows: int) -> Product:
-    _require_fbgemm(weight_NK, "int8")
+    check_format("int8", weight_NK.device)
     weight_NK = weight_NK.float().contiguous()
     scale_N = (weight_NK.abs().amax(1) / 127).clamp_min(1e-12).double()
     zero_N = torch.zeros(len(weight_NK), dtype=torch.int64)
@@ -177,8 +177,10 @@ def has_fbgemm() -> bool:
     return "fbgemm" in torch.backends.quantized.supported_engines and hasattr(torch, "quantize_per_channel")
 
 
-def _require_fbgemm(weight: Tensor, precision: str) -> None:
-    if weight.device.type != "cpu" or not has_fbgemm():
+def check_format(precision: Precision, device: torch.device) -> None:
+    """ConfigError (`bad_value`) where weights cannot be packed in a format."""
+    packed = of_steps(precision) in ("fp16-packed", "int8")
+    if packed and (device.type != "cpu" or not has_fbgemm()):
         raise ConfigError(
             f"precision {precision!r} needs an x86 processor; choose fp32 or bf16.", code="bad_value"
         )

@@ -77,7 +77,7 @@ def _says(engine: LeanEngine, ids: Sequence[int], mask: int | None, hidden_T: Te
     """Log-probabilities (N, V) of each id of the second half, behind the first, or of each that is hidden."""
     if mask is None or hidden_T is None:
         size, past, ids_1T = max(1, len(ids) // 2), PlainPast(), torch.tensor([list(ids)])
-        seen_11TT = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool).tril()
+        seen_11TT = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool, device=engine.device).tril()
         prompt_ND = engine.extend(ids_1T[:, :size], seen_11TT[..., :size, :size], 0, past)[0, -1:]
         rest_ND = engine.extend(ids_1T[:, size:], seen_11TT[..., size:, :], size, past)[0]
         return engine.logits_of(torch.cat([prompt_ND, rest_ND])).double().log_softmax(-1)
@@ -90,7 +90,7 @@ def _written(engine: LeanEngine, first: int, length: int, rng: torch.Generator) 
     cache = engine.open(1, length)
     logits_V, ids = engine.prefill(cache, 0, [first]), [first]
     while len(ids) < length:
-        ids.append(int(torch.multinomial(logits_V.softmax(-1), 1, generator=rng)))
+        ids.append(int(torch.multinomial(logits_V.softmax(-1).cpu(), 1, generator=rng)))
         write = cache.at([len(ids) - 1], [True])
         logits_V = engine.step(cache, write, torch.tensor(ids[-1:], device=engine.device))[0]
     return ids

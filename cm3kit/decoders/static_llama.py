@@ -6,6 +6,7 @@ Keys and values are kept in the format of the products, and so is the table of e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,17 +74,13 @@ class StaticEngine(LeanEngine):
         cache = StaticCache(
             len(self.layers), slots, self.kv_heads, room, self.head_dim, self.device, self._kept
         )
-
-        def step(span: int, positions_S: Tensor, ids_S: Tensor) -> Tensor:
-            return self._forward(cache, span, positions_S, ids_S)
-
-        cache.step = Replay(step, self.device, self._compile)
+        cache.step = Replay(self.device, self._compile)
         return cache
 
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it, which the next step may overwrite."""
         assert isinstance(cache, StaticCache)
-        logits_SV: Tensor = cache.step(write.span, write.positions_S, ids_S)
+        logits_SV: Tensor = cache.step(partial(self._forward, cache), write.span, write.positions_S, ids_S)
         return logits_SV
 
     @torch.no_grad()

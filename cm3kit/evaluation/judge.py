@@ -12,7 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-SIZE = 64
+from cm3kit_tokenizers.errors import ModelError
+
+SIZE, STRIDE = 64, 2  # pixels of a side, and how many of them the first layer moves by
 WIDTHS = 32, 64, 128, 256
 
 
@@ -44,7 +46,7 @@ class Judge(nn.Module):
         super().__init__()
         self.names, self.artists = names, artists
         layers: list[nn.Module] = [
-            nn.Conv2d(3, WIDTHS[0], 3, 2, 1, bias=False),
+            nn.Conv2d(3, WIDTHS[0], 3, STRIDE, 1, bias=False),
             nn.BatchNorm2d(WIDTHS[0]),
             nn.ReLU(),
         ]
@@ -68,12 +70,19 @@ class Judge(nn.Module):
             for name, each in self.state_dict().items()
         }
         save_file(half, folder / "judge.safetensors")
-        (folder / "judge.json").write_text(json.dumps({"names": self.names, "artists": self.artists}))
+        (folder / "judge.json").write_text(
+            json.dumps({"names": self.names, "artists": self.artists, "stride": STRIDE})
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        """A judge that was saved."""
+        """A judge that was saved; ModelError (`bad_checkpoint`) if it is none of this network."""
         known = json.loads((folder / "judge.json").read_text())
+        if known.get("stride") != STRIDE:
+            raise ModelError(
+                f"{folder} holds a judge of another network; train it again by benchmarks/judge.py.",
+                code="bad_checkpoint",
+            )
         judge = cls(known["names"], known["artists"])
         judge.load_state_dict(load_file(folder / "judge.safetensors"))
         return judge.float().eval()

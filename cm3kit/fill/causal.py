@@ -10,6 +10,7 @@ from typing import Any
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.drafts import BlockDrafter
 from cm3kit.decoders.causal.guidance import streams
+from cm3kit.decoders.kernels import of_steps
 from cm3kit.decoders.precision import auto_precision
 from cm3kit.decoders.scoring import Scored
 from cm3kit.decoders.settings import DecodeConfig, Precision
@@ -28,6 +29,8 @@ from cm3kit_tokenizers.errors import Cm3kitError, ConfigError
 
 # Answers between two reports of progress; those of one page share its prefill.
 SCORED = 512
+
+MOST_DECODERS = 8  # settings whose decoders are kept
 
 
 class CausalFiller:
@@ -156,6 +159,9 @@ class CausalFiller:
         return {"sampler": "cm3", "precision": self.settings(modality or "text", options).precision}
 
     def _decoder(self, config: DecodeConfig) -> Autoregressive:
+        # Each holds packed weights; the one that was made first goes.
+        while config not in self._decoders and len(self._decoders) >= MOST_DECODERS:
+            del self._decoders[next(iter(self._decoders))]
         if config not in self._decoders:
             parts = self._context.parts
             drafter = self._block_drafter(config) if config.draft == "diffusion" else None
@@ -184,7 +190,7 @@ class CausalFiller:
             )
         denoisers, size = self._denoisers, how.trained_block or 1
         own = how.text.model_copy(
-            update={"precision": config.precision, "cache": "causal", "block_size": size}
+            update={"precision": of_steps(config.precision), "cache": "causal", "block_size": size}
         )
         return BlockDrafter(lambda: denoisers.make(own), size, config)
 

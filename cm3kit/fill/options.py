@@ -14,6 +14,7 @@ from cm3kit.decode_options import DecoderName, own, table
 from cm3kit.decode_options import GenerateOptions as GenerateOptions
 from cm3kit.decoders.diffusion.presets import presets
 from cm3kit.decoders.diffusion.settings import DiffusionConfig, Eoser
+from cm3kit.decoders.kernels import MIXED
 from cm3kit.decoders.settings import DecodeConfig, Precision
 from cm3kit.fill.defaults import Defaults, DiffusionDefaults
 from cm3kit.fill.styles import PromptStyle
@@ -123,6 +124,11 @@ def diffusion_settings(
         found["eoser"] = _eoser(found) if options.eoser else None
     found |= _drawing(_valid(DiffusionConfig, found), options)
     found["precision"] = _precision(base, options)
+    if found["precision"] == MIXED:
+        raise ConfigError(
+            f"precision {MIXED!r} is of the cm3 decoder, which has prompts and steps; use bf16 or fp16-packed.",
+            code="bad_value",
+        )
     config = _valid(DiffusionConfig, found)
     if options.overrides:
         # What is None is left out, so that `eoser.hard=0.5` finds no `eoser` rather than one that is no group.

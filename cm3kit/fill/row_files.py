@@ -124,8 +124,8 @@ def _from_csv(data: bytes, path: Path, check_columns: CheckColumns) -> Iterator[
 
 
 def _cell(key: str, value: str) -> Any:
-    """A CSV cell: JSON if it is a list or an object, or one selector."""
-    if key not in ("prompt", "html", "id") and value[:1] in ("[", "{"):
+    """A CSV cell: JSON if it is a list or an object, or one selector; columns of words are words."""
+    if key not in ("prompt", "html", "id", "answer", "name", "page") and value[:1] in ("[", "{"):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):

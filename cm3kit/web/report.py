@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cm3kit.claims import read_job
 from cm3kit.publish import verify
 from cm3kit.web.parts import REJECTS, Store, audit_of, part_folders, read_part, read_rejects
 from cm3kit.web.reasons import NOTES, REASONS
@@ -152,7 +153,7 @@ def _picture(path: Path, sha256: str) -> str | None:
 
 def card(folder: Path) -> str:
     """A data-set card: YAML front matter and Markdown, as Hugging Face reads it."""
-    found, job = stats(folder), json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    found, job = stats(folder), read_job(folder / "job.json")
     pages, pictures = found["pages"], found["pictures"]
     names = [name for name in found["languages"] if name != "not said"]
     languages = "".join(f"\n- {json.dumps(each)}" for each in sorted({name[:2].lower() for name in names}))

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from weakref import finalize
 
+import torch
+
 from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.batch import Batch
 from cm3kit.decoders.causal.drafts import Drafter, Lookup
@@ -127,18 +129,23 @@ class Autoregressive:
     def _batch(self, waiting: deque[Job] | Source, capacity: int, count: int) -> Batch:
         engine = self._engine(count)
         # What is captured on a device holds for its own tensors alone, so these serve one batch after another.
-        room = static_size(capacity) if engine.ahead else capacity
+        room = min(static_size(capacity), self._most + 1) if engine.ahead else capacity
         idle = self._idle.setdefault((count, room), [])
-        cache, sampler = idle.pop() if idle else self._open(engine, room, count)
+        try:
+            cache, sampler = idle.pop()
+        except IndexError:
+            cache, sampler = self._open(engine, room, count)
         batch = Batch(engine, self._grammar.vocab.pad, waiting, cache, sampler, self._drafter)
         if engine.ahead:
             finalize(batch, idle.append, (cache, sampler)).atexit = False
         return batch
 
     def _open(self, engine: Engine, room: int, count: int) -> tuple[Cache, Sampler]:
-        cache = engine.open(self._config.batch_size * count, room)
-        device, ahead = cache.layers[0].device, engine.ahead
-        return cache, Sampler(self._grammar, self._config, count, room, device, ahead)
+        # They outlive a call, which may be one under inference mode.
+        with torch.inference_mode(False):
+            cache = engine.open(self._config.batch_size * count, room)
+            device, ahead = cache.layers[0].device, engine.ahead
+            return cache, Sampler(self._grammar, self._config, count, room, device, ahead)
 
     def _engine(self, count: int) -> Engine:
         # Weights are packed for a number of rows on a CPU alone.

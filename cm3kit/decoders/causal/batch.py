@@ -20,7 +20,7 @@ from torch import Tensor
 from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.drafts import Drafter, Unfinished
 from cm3kit.decoders.causal.jobs import Job
-from cm3kit.decoders.causal.sampler import IMAGE, TEXT, Order, Sampler
+from cm3kit.decoders.causal.sampler import IMAGE, TEXT, Sampler, Turn
 from cm3kit.decoders.causal.source import Source
 from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt
 from cm3kit.decoders.transfer import Readback, upload
@@ -142,12 +142,12 @@ class Batch:
                 self.fresh[place] = len(job.fills) > filled
         return ids_B
 
-    def _order(self, place: int, job: Job | None) -> Order:
+    def _order(self, place: int, job: Job | None) -> Turn:
         if job is None or job.forced:
-            return Order(None, job.forced[0] if job else self.pad)
+            return Turn(None, job.forced[0] if job else self.pad)
         fresh, self.fresh[place] = self.fresh[place], False
         how = IMAGE if job.run.image else TEXT
-        return Order(job.run.allowed(job.left), self.pad, how, job.next_number(), fresh)
+        return Turn(job.run.allowed(job.left), self.pad, how, job.next_number(), fresh)
 
     def _read(self, report: Report) -> None:
         """Take down what was drawn: all but the newest where rows go on whatever that was, else all."""

@@ -21,7 +21,7 @@ TEXT, IMAGE, IDLE = range(3)
 
 
 @dataclass(slots=True)
-class Order:
+class Turn:
     """What a place does in a step.
 
     Attributes:
@@ -107,13 +107,13 @@ class Sampler:
         self._ahead = ahead
         # Fusing would gain little here, and round other ids.
         mode: CompileName = "auto" if ahead and config.compile != "off" else "off"
-        self._drawn = Replay(self._draw, device, mode)
+        self._drawn = Replay(device, mode)
 
     def admit(self, place: int, uniforms: Sequence[float]) -> None:
         """Take the numbers of a new row."""
         self.uniforms_BN[place, : len(uniforms)] = upload(uniforms, self.device, torch.float64)
 
-    def __call__(self, logits_SV: Tensor, orders: Sequence[Order]) -> tuple[Tensor, Tensor]:
+    def __call__(self, logits_SV: Tensor, orders: Sequence[Turn]) -> tuple[Tensor, Tensor]:
         """The id (B,) that each place goes on by, and its log-probability (B,).
 
         Args:
@@ -123,7 +123,7 @@ class Sampler:
         told = [(row, each.id, each.number, each.fresh) for row, each in zip(rows, orders, strict=True)]
         ways = self._ways_of(tuple(each.how for each in orders))
         found: tuple[Tensor, Tensor] = self._drawn(
-            ways.setting, logits_SV, upload(told, self.device), *ways.tensors
+            self._draw, ways.setting, logits_SV, upload(told, self.device), *ways.tensors
         )
         return found
 

@@ -59,7 +59,9 @@ class Source:
 
     def finish(self, job: Job) -> None:
         """Record that a job is done."""
-        self._close(job.row)
+        # Another one of the row may have been done in the same step, and have closed it.
+        if job.row in self._open:
+            self._close(job.row)
 
     def _close(self, number: int) -> None:
         canvas, jobs = self._open[number]

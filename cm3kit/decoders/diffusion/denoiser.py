@@ -86,4 +86,15 @@ class Masking(Protocol):
 
 def masks_of(constraint: Constraint, slots: Sequence[int]) -> Sequence[Tensor]:
     """For each slot what it may hold, bool (V,), not to be written to."""
-    return constraint.masks(slots) if isinstance(constraint, Masking) else constraint.allowed(slots).unbind()
+    if isinstance(constraint, Masking) and by_masks(constraint):
+        return constraint.masks(slots)
+    # A constraint may hand out a view of what `commit` and `release` write to.
+    return constraint.allowed(slots).clone().unbind()
+
+
+def by_masks(constraint: Constraint) -> bool:
+    """Whether `masks` says what `allowed` does: a class that changes `allowed` alone no longer means the other."""
+    for each in type(constraint).__mro__:
+        if "masks" in vars(each) or "allowed" in vars(each):
+            return callable(vars(each).get("masks"))
+    return False

@@ -12,6 +12,7 @@ from cm3kit.decoders.diffusion.mask_table import MaskTable
 from cm3kit.decoders.diffusion.modifiers import Block, ByLikeliest, Editor, by_likeliest
 from cm3kit.decoders.diffusion.readout import Reading, Row
 from cm3kit.decoders.diffusion.settings import DiffusionConfig
+from cm3kit_tokenizers.errors import ConfigError
 
 
 def edit(config: DiffusionConfig, table: MaskTable, boards: Sequence[Board]) -> set[int]:
@@ -19,6 +20,7 @@ def edit(config: DiffusionConfig, table: MaskTable, boards: Sequence[Board]) -> 
 
     Raises:
         ModelError: no allowed id of a slot has a finite score (`bad_checkpoint`).
+        ConfigError: an editor names a slot that it was not given (`bad_value`).
     """
     editing = [(board, *board.edits) for board in boards if board.edits is not None]
     if not editing:
@@ -64,12 +66,22 @@ def _wanted(editor: Editor, block: Block, slots_M: Tensor, row: Row) -> list[tup
     if by_likeliest(editor) and isinstance(editor, ByLikeliest):
         best_M2 = row.of(likeliest)
         ids_M, logp_M = best_M2[:, 0].long(), best_M2[:, 1].float()
-        at_K = torch.searchsorted(slots_M, editor.doubted(block, slots_M, ids_M, logp_M))
+        at_K = _places(slots_M, editor.doubted(block, slots_M, ids_M, logp_M))
         ids_K, sure_K = ids_M[at_K], logp_M[at_K].exp()
     else:
         logp_MV = row.logp()
         slots_K, ids_K = editor.edits(block, slots_M, logp_MV)
-        at_K = torch.searchsorted(slots_M, slots_K)
+        at_K = _places(slots_M, slots_K)
         sure_K = logp_MV[at_K, ids_K].exp()
     rank_K = sure_K.sort(descending=True, stable=True).indices
     return list(zip(at_K[rank_K].tolist(), ids_K[rank_K].tolist(), sure_K[rank_K].tolist(), strict=True))
+
+
+def _places(slots_M: Tensor, slots_K: Tensor) -> Tensor:
+    at_K = torch.searchsorted(slots_M, slots_K).clamp(max=len(slots_M) - 1)
+    if not torch.equal(slots_M[at_K], slots_K):
+        raise ConfigError(
+            f"an editor wants slots {slots_K.tolist()[:8]}, of which some are none of those that it was given.",
+            code="bad_value",
+        )
+    return at_K

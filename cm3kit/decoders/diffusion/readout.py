@@ -62,8 +62,9 @@ class Reading:
         chunks = [self._columns(slots, statistics, dice_N) for slots in self._logits.chunks()]
         found_NC = torch.cat([_packed(each) for each in chunks]).cpu()
         short = found_NC[:, 2].nonzero()[:, 0].tolist()
-        if short and dice_N is not None:
-            found_NC[short] = _packed(self._columns(short, statistics, dice_N, whole=True)).cpu()
+        for chunk in self._logits.chunks(len(short)):
+            some = [short[at] for at in chunk]
+            found_NC[some] = _packed(self._columns(some, statistics, dice_N, whole=True)).cpu()
         self.picks_N, sound_N, _, *values = _unpacked(found_NC, chunks[0])
         self.sound = sound_N.tolist()
         self._found |= dict(zip(statistics, values, strict=True))
@@ -72,12 +73,21 @@ class Reading:
         """A statistic of each slot, on the host."""
         self.used[statistic] = None
         if statistic not in self._found:
-            picks_N, chunks = upload(self.picks_N, self._device), list[Tensor]()
-            for slots in self._logits.chunks():
-                logp_KV = self._logp(self._masked(slots), slots)
-                chunks.append(statistic(logp_KV, picks_N[slots.start : slots.stop]))
-            self._found[statistic] = torch.cat(chunks).cpu()
+            self._found[statistic] = self._statistic(statistic, self._logits.chunks())
         return self._found[statistic]
+
+    def anew(self, statistic: Statistic, start: int, stop: int) -> Tensor:
+        """The same of some slots alone, not kept."""
+        chunks = self._logits.chunks(stop - start)
+        return self._statistic(statistic, [range(start + each.start, start + each.stop) for each in chunks])
+
+    def _statistic(self, statistic: Statistic, chunks: Sequence[range]) -> Tensor:
+        picks_N = upload(self.picks_N, self._device)
+        found = [
+            statistic(self._logp(self._masked(each), each), picks_N[each.start : each.stop])
+            for each in chunks
+        ]
+        return torch.cat(found).cpu()
 
     def logp(self) -> Tensor:
         """All log-probabilities (N, V), on the host."""
@@ -156,7 +166,10 @@ class Row:
 
     def of(self, statistic: Statistic) -> Tensor:
         """A statistic of each."""
-        return self.reading.of(statistic)[self.start : self.stop]
+        # What is made anew at each call (a lambda, a partial) no other row asks for.
+        if "<" in getattr(statistic, "__qualname__", "<"):
+            return self.reading.anew(statistic, self.start, self.stop)
+        return self.reading.of(statistic)[self.start : self.stop].clone()
 
 
 def _packed(columns: Sequence[Tensor]) -> Tensor:

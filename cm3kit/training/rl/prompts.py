@@ -101,7 +101,10 @@ def _rows(source: Path, task: RLTaskName, hold_out: Sequence[str]) -> Iterator[I
     for place, row in read_raw(source, MAX_BYTES)[1]:
         if isinstance(row, Cm3kitError):
             raise DataError(f"{source} {row.args[0]}", code=row.code)
-        yield _row(dict(row), task, source, hold_out, f"{source} {place}")
+        # Tables have a cell in every column; in JSON lines a null is said.
+        table = source.suffix.lower() != ".jsonl"
+        told = {name: value for name, value in row.items() if not table or value is not None}
+        yield _row(told, task, source, hold_out, f"{source} {place}")
 
 
 def _row(row: dict[str, Any], task: RLTaskName, source: Path, hold_out: Sequence[str], where: str) -> Item:

@@ -154,7 +154,7 @@ class Codebook(nn.Module):
         pick_K = torch.randint(len(vectors_ND), (len(self.weight),), generator=rng)
         codes_KD = vectors_ND[pick_K] + 1e-4 * torch.randn(self.weight.shape, generator=rng).to(vectors_ND)
         for _ in range(rounds):
-            codes_N = torch.cat([nearest(part_MD, codes_KD) for part_MD in vectors_ND.split(TOGETHER)])
+            codes_N = torch.cat([nearest(part_MD, codes_KD) for part_MD in torch.split(vectors_ND, TOGETHER)])
             sums_KD = torch.zeros_like(codes_KD).index_add_(0, codes_N, vectors_ND)
             counts_K = torch.bincount(codes_N, minlength=len(codes_KD)).float()
             codes_KD = torch.where(counts_K[:, None] > 0, sums_KD / counts_K[:, None].clamp_min(1), codes_KD)
