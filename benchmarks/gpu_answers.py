@@ -99,13 +99,13 @@ def _common(a: Fill, b: Fill) -> int:
 
 
 def _margin(kit: Kit, canvas: Canvas, ours: Fill, others: Fill) -> float:
-    """By how much the CPU's model prefers its own id to the other's, where they first differ; -1 where one ends."""
-    place = _common(ours, others)
-    if place >= min(len(ours.ids), len(others.ids)):
-        return -1.0
+    """By how much the CPU's model prefers its own id to the other's, where they first differ; an end is an id, too."""
+    place, (span,) = _common(ours, others), canvas.spans
     engine = make_engine(kit.backbone, len(kit.vocab), "fp32", 4)
-    logits_V = engine.score([*canvas.ids, *canvas.spans[0].lead, *ours.ids[:place]])[-1]
-    return float(logits_V[ours.ids[place]] - logits_V[others.ids[place]])
+    logits_V = engine.score([*canvas.ids, *span.lead, *ours.ids[:place]])[-1]
+    end = kit.vocab.eoss if span.end is None else span.end
+    chosen = [fill.ids[place] if place < len(fill.ids) else fill.end or end for fill in (ours, others)]
+    return float(logits_V[chosen[0]] - logits_V[chosen[1]])
 
 
 def losses(where: Context, objectives: Sequence[str]) -> dict[str, Any]:
