@@ -13,6 +13,7 @@ processor time, for shared machines.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import statistics
 import sys
@@ -130,7 +131,7 @@ def compare(
     for precision, model in models.items():
         contestants[f"generate {precision}"] = lambda model=model: generate_steps(model, ids_BT, count, clock)  # type: ignore[misc]
         if args.compiled:
-            name, twin = f"generate {precision}, compiled", half(subject.model).to(model.dtype)
+            name, twin = f"generate {precision}, compiled", copy.deepcopy(model)
             contestants[name] = lambda twin=twin: generate_steps(twin, ids_BT, count, clock, True)  # type: ignore[misc]
     for precision in args.formats:
         config = DecodeConfig.model_validate(

@@ -58,7 +58,8 @@ def ids(
     """
     exact(where)
     options = GenerateOptions(temperature=0.0, decoder=decoder, precision="fp32", sampler=sampler)  # type: ignore[arg-type]
-    faster = replace(options, precision=precision or "fp32", compile=compile)  # type: ignore[arg-type]
+    mode = compile if where.cuda else None  # without a GPU there is nothing to compile, and it is refused
+    faster = replace(options, precision=precision or "fp32", compile=mode)  # type: ignore[arg-type]
     count = 2 if where.tiny else len(PROMPTS)
     pictures = [corpus(where) / f"{number}.png" for number in range(count)]
     prompts = list(PROMPTS[:count]) if task == "image" else pictures

@@ -58,7 +58,8 @@ def speed(where: Context, size: str, batch: int, peer: str) -> dict[str, Any]:
     spans = (MaskSpan("image", PROMPT, count, True),)
     canvases = [Canvas(tuple(ids), spans) for ids in ids_BT.tolist()]
     ways = ("bf16", "auto"), ("fp32", "auto") if peer == "plain" else ("bf16", "on")
-    for precision, mode in ways:
+    # Without a GPU there is nothing to compile, and it is refused.
+    for precision, mode in ways if where.cuda else [way for way in ways if way[1] == "auto"]:
         settings = {"batch_size": batch, "precision": precision, "compile": mode}
         config = DecodeConfig.model_validate({"text": greedy, "image": greedy, **settings})
         decoder, compiled = Autoregressive(model, Grammar(vocab, 64), config), mode == "on"

@@ -327,10 +327,7 @@ def main() -> None:
     torch.set_num_threads(1)
     judge = Judge.load(args.judge) if (args.judge / "judge.json").is_file() else None
     if judge is None:
-        print(
-            f"no judge in {args.judge}; benchmarks/judge.py trains one; its rows are left out",
-            file=sys.stderr,
-        )
+        print(f"no judge in {args.judge} (benchmarks/judge.py): its rows are left out", file=sys.stderr)
     bench = Bench(cm3kit.load(args.model), Corpus(args.data), judge, Reference.read(args.data), args)
     rows = [row for part in args.part.split(",") for row in PARTS[part](bench)]
     rows += [bench.ended, bench.formed]

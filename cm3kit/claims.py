@@ -11,8 +11,8 @@ from math import gcd
 from pathlib import Path
 from typing import Any
 
+from cm3kit import publish
 from cm3kit.json_lines import dump_json
-from cm3kit.publish import write_atomic
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
 
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)")
@@ -82,7 +82,7 @@ def claim(folder: Path, shard: Shard) -> Iterator[None]:
 def make_folder(folder: Path) -> None:
     """Make a folder with those above it; OutputError (`cannot_write`) where that cannot be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        publish.make_folder(folder)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be created: {error.strerror}; change -o.", code="cannot_write"
@@ -117,7 +117,7 @@ def begin_job(
     text = dump_json(said, indent=1)
     try:
         # Paths may hold bytes that are no text (PEP 383), which JSON can escape and UTF-8 cannot encode.
-        write_atomic(path, f"{text}\n".encode("utf-8", "backslashreplace"))
+        publish.write_atomic(path, f"{text}\n".encode("utf-8", "backslashreplace"))
     except OutputError as error:
         if error.code != "exists":
             raise

@@ -16,6 +16,7 @@ import torch
 from canvases import answer, behind
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from toys import random_backbone
 from transformers import PreTrainedModel
 
 from cm3kit.canvas import ConstraintSpec
@@ -32,7 +33,6 @@ from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.decoders.static_llama import SHORTEST, StaticCache, StaticEngine, static_size
 from cm3kit.decoders.token_sampling import HEAD, Routes, draw
 from cm3kit.decoders.transfer import Readback
-from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.models.plain import PlainDecoder
 from cm3kit.types import Canvas, Step
 from cm3kit_tokenizers.errors import ConfigError
@@ -58,16 +58,7 @@ CONFIGS = {
 
 
 def backbone(family: str = "llama", kv_heads: int = 2) -> PreTrainedModel:
-    shape = {
-        "hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 96, "max_positions": 300, "std": 0.12,
-    }  # fmt: skip
-    config = BackboneConfig.model_validate({**shape, "family": family, "kv_heads": kv_heads})
-    model = build_backbone(config, len(VOCAB))
-    rng = torch.Generator().manual_seed(7)
-    for each in model.parameters():
-        if each.ndim == 1:
-            each.data = 0.5 + torch.rand(each.shape, generator=rng)
-    return model
+    return random_backbone(VOCAB, family, kv_heads, max_positions=300)
 
 
 LLAMA = backbone()

@@ -12,6 +12,7 @@ import torch
 from canvases import answer, behind, fills_of
 from pydantic import ValidationError
 from torch import Tensor
+from toys import random_backbone
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedModel
 
 from cm3kit.decoders.cache import Cache
@@ -25,7 +26,7 @@ from cm3kit.decoders.grammar.html_state import Mode, State
 from cm3kit.decoders.hf_engine import ModuleEngine
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.decoders.token_sampling import draw, penalize
-from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
+from cm3kit.models.backbone import forward
 from cm3kit.models.timestep import add_timestep
 from cm3kit.types import Canvas, Fill, MaskSpan, Step
 from cm3kit_tokenizers.errors import ConfigError
@@ -54,18 +55,7 @@ class Free(Grammar):
 
 
 def backbone(family: str = "llama", kv_heads: int = 2, std: float = 0.12) -> PreTrainedModel:
-    model = build_backbone(
-        BackboneConfig.model_validate({
-            "family": family, "hidden_size": 64, "layers": 3, "heads": 4, "kv_heads": kv_heads,
-            "intermediate_size": 96, "max_positions": 256, "std": std,
-        }),
-        len(VOCAB),
-    )  # fmt: skip
-    rng = torch.Generator().manual_seed(7)
-    for each in model.parameters():
-        if each.ndim == 1:
-            each.data = 0.5 + torch.rand(each.shape, generator=rng)
-    return model
+    return random_backbone(VOCAB, family, kv_heads, layers=3, max_positions=256, std=std)
 
 
 LLAMA = backbone()

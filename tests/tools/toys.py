@@ -47,6 +47,18 @@ COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
 
 
+def random_backbone(vocab: Vocab, family: str = "llama", kv_heads: int = 2, **more: Any) -> PreTrainedModel:
+    """A decoder with random weights, those of norms too, which are ones where nothing was trained."""
+    shape = {"hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 96, "std": 0.12, **more}
+    config = BackboneConfig.model_validate({**shape, "family": family, "kv_heads": kv_heads})
+    model = build_backbone(config, len(vocab))
+    rng = torch.Generator().manual_seed(7)
+    for each in model.parameters():
+        if each.ndim == 1:
+            each.data = 0.5 + torch.rand(each.shape, generator=rng)
+    return model
+
+
 @cache
 def toy_kit(kind: str = "both") -> Kit:
     """The model loaded, as one of `TRAINED`."""
