@@ -73,7 +73,9 @@ def _rollout(
     filler = kit.filler(order.options)
     episodes = tuple(episode_of(kit, filler, result, order.options) for result in written)
     tokens = sum(len(fill.ids) for result in written for fill in result.fills)
-    sample = replace(sample_of(item, filling.result(), group, tokens), **_picture(kit, written))
+    sample = sample_of(item, filling.result(), group, tokens)
+    if sample.image is None:  # of a filled page, whose pictures are in its bytes
+        sample = replace(sample, **_picture(kit, written))
     return Rollout(episodes, sample, sum(result.cost.forwards for result in written))
 
 
