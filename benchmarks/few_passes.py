@@ -193,7 +193,11 @@ def compare(args: argparse.Namespace) -> None:
                 print(line(label, names, way, passes, seconds, values, before), flush=True)
                 kept[f"{label}/{names}/{way}"] = {name: each.tolist() for name, each in values.items()}
                 if args.output:
-                    show(found, args.samples, args.output / f"{label}-{names}-{passes:.0f}.png")
+                    show(
+                        found,
+                        args.samples,
+                        args.output / f"{label.replace('/', '-')}-{names}-{passes:.0f}.png",
+                    )
     if args.output:
         (args.output / "values.json").write_text(json.dumps(kept), encoding="utf-8")
 
