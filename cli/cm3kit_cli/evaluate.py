@@ -96,7 +96,8 @@ def of_tasks(
         list[str],
         typer.Argument(
             metavar="TASK...",
-            help="entity-disambiguation, entity-linking, summarise, caption, infill, draw, or a YAML file of your own.",
+            help="entity-disambiguation, entity-linking, summarise, caption, infill, draw, those in left-to-right form"
+            " (entity-disambiguation-page, summarise-left), or a YAML file of your own.",
         ),
     ],
     model: options.Model = None,
@@ -106,6 +107,7 @@ def of_tasks(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many rows, spread over the split.")
     ] = None,
+    overrides: options.Overrides = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -128,7 +130,7 @@ def of_tasks(
     from cm3kit.evaluation.task_run import RunHow, run_task, table
     from cm3kit.fill.kit import load
 
-    tasks = [load_task(name) for name in names]
+    tasks = [load_task(name, overrides or ()) for name in names]
     kit, found, warnings = load(model, device=device), [], list[str]()
     how = RunHow(data, limit, output, seed, {"decoder": decoder}, shard_of(shard))
     for task in tasks:

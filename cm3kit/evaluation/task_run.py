@@ -11,11 +11,14 @@ from typing import Any
 from cm3kit.claims import Shard
 from cm3kit.evaluation.bootstrap import bootstrap, ratios_of
 from cm3kit.evaluation.task_baselines import baseline
+from cm3kit.evaluation.task_choices import values_of
 from cm3kit.evaluation.task_files import Task
 from cm3kit.evaluation.task_metrics import Judge, Prediction, metric
 from cm3kit.evaluation.task_rows import TaskData, TaskRow, read_data
 from cm3kit.evaluation.task_store import RowStore, row_store
+from cm3kit.fill import remarks
 from cm3kit.fill.batching import Order
+from cm3kit.fill.filling import PageFiller
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, stops
 
@@ -69,6 +72,8 @@ def run_task(
     if data.skipped:
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(data.skipped.items()))
         warn(f"{task.name}: rows that are left out: {told}")
+    for told in _unread(kit, data, options):
+        warn(f"{task.name}: {told}")
     judge = metric[task.spec.metric](data)
     answerers = {name: baseline[name](data) for name in task.spec.baselines}
     job = _job(kit, data, how, options)
@@ -97,6 +102,16 @@ def run_task(
         line = store.lines[failed[0].number]
         warn(f"{task.name}: {len(failed)} rows failed and count as wrong, the first: {line['error']}")
     return results
+
+
+def _unread(kit: Kit, data: TaskData, options: GenerateOptions) -> tuple[str, ...]:
+    """A line on what a model that only reads on does not see of the first row, and so of the others."""
+    if kit.parts.defaults.layout != "continue" or data.task.spec.scored != "gap" or not data.rows:
+        return ()
+    try:
+        return remarks.unread(kit, PageFiller(kit, data.rows[0].page, options, writes=False).ids, options)
+    except Cm3kitError:
+        return ()  # told with the row
 
 
 def _job(kit: Kit, data: TaskData, how: RunHow, options: GenerateOptions) -> dict[str, Any]:
@@ -142,24 +157,22 @@ def _chosen(
     kit: Kit, data: TaskData, rows: Sequence[TaskRow], options: GenerateOptions
 ) -> Iterator[tuple[TaskRow, Prediction | Exception]]:
     """The likeliest candidate of each row; the model is not asked where there is but one."""
-    pmi = data.task.spec.pmi
     for row in rows:
         given = row.candidates or ()
         if len(given) < 2:
             yield row, Prediction(choices=dict.fromkeys(given, 1.0), told={"chosen": "".join(given)})
             continue
         try:
-            scores = kit.score(row.page, given, pmi=pmi, options=options)
+            values, method = values_of(kit, row.page, given, data.task.spec, options)
         except Cm3kitError as error:
             if stops(error):
                 raise
             yield row, error
             continue
-        values = [each.pmi if each.pmi is not None else each.logprob for each in scores]
         best = max(range(len(given)), key=lambda number: values[number])
         told = {
             "chosen": given[best],
-            "method": scores[best].method,
+            "method": method,
             "scores": dict(zip(given, values, strict=True)),
         }
         yield row, Prediction(choices={given[best]: 1.0}, told=told)
