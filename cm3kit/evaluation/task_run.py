@@ -72,8 +72,8 @@ def run_task(
     if data.skipped:
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(data.skipped.items()))
         warn(f"{task.name}: rows that are left out: {told}")
-    for told in _unread(kit, data, options):
-        warn(f"{task.name}: {told}")
+    for unread in _unread(kit, data, options):
+        warn(f"{task.name}: {unread}")
     judge = metric[task.spec.metric](data)
     answerers = {name: baseline[name](data) for name in task.spec.baselines}
     job = _job(kit, data, how, options)
