@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,39 @@ def test_settings_over_a_file_are_another_task(tmp_path: Path) -> None:
     for wrong, said in (("scored=right", "scored"), ("pmi=true", "without pmi"), ("colour=red", "colour")):
         with pytest.raises(ConfigError, match=said):
             load_task("entity-disambiguation", ["scored=left", wrong])
+
+
+def test_runs_are_compared_on_the_same_rows(tmp_path: Path) -> None:
+    rows = [
+        {"page": f"p{number}", "split": split, "left": f"a {word} ", "mention": "red", "right": " apple",
+         "title": title, "candidates": ["red", "pear", "a table"]}
+        for number, (word, title, split) in enumerate(
+            [("big", "red", "test"), ("green", "pear", "test"), ("so", "a table", "test"), ("x", "red", "train")]
+        )
+    ]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    kit, task = toy_kit(), load_task("entity-disambiguation")
+    how = RunHow(data=tmp_path, output=tmp_path / "out")
+    first = run_task(kit, task, how)
+    page = tmp_path / "out/entity-disambiguation"
+    second = run_task(kit, load_task("entity-disambiguation-page"), replace(how, against=(page,)))
+    alone = run_task(kit, load_task("entity-disambiguation-page"), replace(how, output=None))
+    assert second["figures"][str(page)] == first["figures"]["model"]
+    assert second["figures"]["model"] == alone["figures"]["model"]
+    value = {
+        name: found["figures"]["model"]["accuracy"]["value"] for name, found in (("a", first), ("b", second))
+    }
+    above = second["model_minus"][str(page)]["accuracy"]
+    assert above["value"] == pytest.approx(value["b"] - value["a"]) and above["low"] <= above["value"]
+    # A run against itself.
+    again = run_task(kit, task, replace(how, against=(page,)))
+    same = again["model_minus"][str(page)]["accuracy"]
+    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+    with pytest.raises(ConfigError, match="no run"):
+        run_task(kit, task, replace(how, against=(tmp_path / "out",)))
+    run_task(kit, task, replace(how, output=tmp_path / "few", limit=1))
+    with pytest.raises(ConfigError, match="lacks 2 of the 3 rows"):
+        run_task(kit, task, replace(how, against=(tmp_path / "few/entity-disambiguation",)))
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, rows[0]]))
+    with pytest.raises(ConfigError, match="other data"):
+        run_task(kit, task, replace(how, output=None, against=(page,)))

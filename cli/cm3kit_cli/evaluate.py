@@ -117,6 +117,14 @@ def of_tasks(
     shard: Annotated[
         str, typer.Option("--shard", metavar="i/n", help="Only the rows i, i+n, i+2n, …, into the same -o.")
     ] = "0/1",
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against",
+            metavar="DIR",
+            help="A finished run on the same rows to compare with: -o/TASK; repeatable.",
+        ),
+    ] = None,
     decoder: Annotated[str | None, typer.Option(help="The decoder to use: cm3 or diffusion.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling.")] = 0,
     device: options.Device = "auto",
@@ -132,7 +140,7 @@ def of_tasks(
 
     tasks = [load_task(name, overrides or ()) for name in names]
     kit, found, warnings = load(model, device=device), [], list[str]()
-    how = RunHow(data, limit, output, seed, {"decoder": decoder}, shard_of(shard))
+    how = RunHow(data, limit, output, seed, {"decoder": decoder}, shard_of(shard), tuple(against or ()))
     for task in tasks:
         with progress(task.name, quiet) as watch:
             found.append(run_task(kit, task, how, watch, warnings.append))

@@ -15,7 +15,7 @@ from cm3kit.evaluation.task_choices import values_of
 from cm3kit.evaluation.task_files import Task
 from cm3kit.evaluation.task_metrics import Judge, Prediction, metric
 from cm3kit.evaluation.task_rows import TaskData, TaskRow, read_data
-from cm3kit.evaluation.task_store import RowStore, row_store
+from cm3kit.evaluation.task_store import Figures, RowStore, figures_of, row_store
 from cm3kit.fill import remarks
 from cm3kit.fill.batching import Order
 from cm3kit.fill.filling import PageFiller
@@ -39,6 +39,8 @@ class RunHow:
         options: of decoding, over those of the task.
         shard: (i, n): the model is asked only the rows i, i + n, i + 2n, … of those chosen; for several processes or
             machines with one `output`.
+        against: folders of whole runs on the same rows, of other models or other forms of the task, which are put
+            beside the baselines under these paths.
     """
 
     data: Path | None = None
@@ -47,6 +49,7 @@ class RunHow:
     seed: int = 0
     options: Mapping[str, Any] | None = None
     shard: Shard = (0, 1)
+    against: tuple[Path, ...] = ()
 
 
 def run_task(
@@ -85,9 +88,14 @@ def run_task(
         store.look()
         if missing := sum(row.number not in store.lines for row in data.rows):
             return {**_told(data), "missing": missing, "job": job}
-        systems = {"model": [store.lines[row.number]["figures"] for row in data.rows]}
+        systems: dict[str, Sequence[Figures]] = {
+            "model": [store.lines[row.number]["figures"] for row in data.rows]
+        }
         for name, answer in answerers.items():
             systems[name] = [judge(row, answer(row)) for row in data.rows]
+        for other in how.against:
+            numbers = [row.number for row in data.rows]
+            systems[str(other)] = figures_of(other, data.sha256, numbers, list(systems["model"][0]))
         failed = [row for row in data.rows if "error" in store.lines[row.number]]
         methods = Counter(store.lines[row.number].get("method", "") for row in data.rows)
         results = {
@@ -213,7 +221,7 @@ def _prediction(kit: Kit, made: Filled) -> Prediction:
     return Prediction(picture=kit.pictures([codes])[0], told={"codes": codes, "logprob": gap.logprob})
 
 
-def _figures(data: TaskData, systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _figures(data: TaskData, systems: Mapping[str, Sequence[Figures]]) -> dict[str, Any]:
     """Each system's figures with intervals, and by how much the model is above each baseline."""
     groups = [row.group for row in data.rows]
     names = list(dict.fromkeys(name for each in systems["model"] for name in each))
