@@ -25,9 +25,10 @@ from cm3kit.decoders.causal import autoregressive, batch
 from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.sampler import IDLE, IMAGE, TEXT, MaskTable, Sampler
 from cm3kit.decoders.engines import make_engine
-from cm3kit.decoders.fast_llama import LeanEngine, Prompt
+from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.languages import Languages
+from cm3kit.decoders.prompts import Prompt
 from cm3kit.decoders.replay import Replay, UncompiledWarning
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.decoders.static_llama import (

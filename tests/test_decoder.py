@@ -20,10 +20,11 @@ from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import cd_k, guide, streams
 from cm3kit.decoders.causal.jobs import span_seed
 from cm3kit.decoders.engines import make_engine
-from cm3kit.decoders.fast_llama import LeanEngine, Prompt, in_parts, supports
+from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.html_state import Mode, State
 from cm3kit.decoders.hf_engine import ModuleEngine
+from cm3kit.decoders.prompts import Prompt, in_parts
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.decoders.token_sampling import draw, penalize
 from cm3kit.models.backbone import forward

@@ -14,7 +14,8 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from cm3kit.decode_options import CompileName
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.fast_llama import LeanEngine, Prompt
+from cm3kit.decoders.fast_llama import LeanEngine
+from cm3kit.decoders.prompts import Prompt, padded_mask
 from cm3kit.decoders.replay import Replay
 from cm3kit.decoders.settings import Precision
 from cm3kit.decoders.transfer import upload
@@ -120,7 +121,8 @@ class StaticEngine(LeanEngine):
         kept = [row * size + at for row, length in enumerate(lengths) for at in range(length)]
         slots = [each.slot for each, length in zip(prompts, lengths, strict=True) for _ in range(length)]
         to = cache.rows_of(slots, [at for length in lengths for at in range(length)])
-        kept_N, seen_K1TT = upload(kept, self.device), self._seen(prompts, size, rows)
+        prefixes = [each.prefix for each in prompts] + [0] * (rows - len(prompts))
+        kept_N, seen_K1TT = upload(kept, self.device), padded_mask(prefixes, size, self.device)
 
         def attend(index: int, heads_MHD: Tensor) -> Tensor:
             store = cache.layers[index]
@@ -138,20 +140,9 @@ class StaticEngine(LeanEngine):
         ids += [[0] * size] * (rows - len(prompts))
         place_T = torch.arange(size, device=self.device).clamp(max=self.window - 1)
         x_MD = self._embed(upload(ids, self.device).flatten())
-        hidden_MD = self._layers(x_MD, self._cis[place_T].repeat(rows, 1, 1), attend, self._prompt_layers)
-        last = [row * size + length - 1 for row, length in enumerate(lengths)]
-        last += [0] * (rows - len(prompts))
-        return self._logits(hidden_MD.index_select(0, upload(last, self.device)))
-
-    def _seen(self, prompts: Sequence[Prompt], size: int, rows: int) -> Tensor | None:
-        """Where padded prompts look, (rows, 1, T, T); None is left alone."""
-        prefixes = [each.prefix for each in prompts]
-        if max(prefixes) < 2:
-            return None
-        prefix_K11 = upload(prefixes + [0] * (rows - len(prompts)), self.device)[:, None, None]
-        place_T = torch.arange(size, device=self.device)
-        both_KTT = (place_T < prefix_K11) & (place_T[:, None] < prefix_K11)
-        return (both_KTT | (place_T <= place_T[:, None]))[:, None]
+        last = [row * size + length - 1 for row, length in enumerate(lengths)] + [0] * (rows - len(prompts))
+        cis_M1R, last_K = self._cis[place_T].repeat(rows, 1, 1), upload(last, self.device)
+        return self._logits(self._layers(x_MD, cis_M1R, attend, self._prompt_layers, last_K))
 
     def step(self, cache: Cache, write: Write, ids_S: Tensor) -> Tensor:
         """Put one id into every slot; logits (S, V) after it, which the next step may overwrite."""
