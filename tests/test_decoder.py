@@ -196,6 +196,16 @@ def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() ->
     assert [len(part) for part in in_parts(prompts, 0)] == [1] * 6
 
 
+@pytest.mark.parametrize("format", ["fp32", "bf16", "fp16-packed"])
+def test_rows_that_are_wanted_alone_have_the_bits_that_they_have_among_all(format: str) -> None:
+    engine = LeanEngine(backbone("qwen3"), len(VOCAB), format, 8)  # type: ignore[arg-type]
+    ids_BT = torch.stack([torch.tensor(random_ids(40, seed)) for seed in range(2)])
+    whole_MD = engine.encode(ids_BT, [40, 31]).flatten(0, 1)
+    for wanted in ([7], [0, 39, 40, 70], list(range(5, 71))):
+        some_MD = engine.encode(ids_BT, [40, 31], wanted_M=torch.tensor(wanted))
+        assert torch.equal(some_MD, whole_MD[wanted])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "bf16-fp16", "int8"])
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_row_is_the_same_in_any_company(precision: str, batch_size: int) -> None:
