@@ -132,7 +132,7 @@ def test_held_out_synonyms_caption_nothing(built: tuple[Path, dict[str, Any]]) -
 
 
 def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp_path: Path) -> None:
-    known = "emoji, entity-pages, pictures, summaries"
+    known = "emoji, entity-pages, pictures, summaries, task-pages"
     with pytest.raises(ConfigError, match=f"unknown corpus 'nothing'; known: {known}"):
         builder("nothing")
     make = builder("pictures")

@@ -135,5 +135,5 @@ def test_a_recipe_becomes_a_model_that_continues_pages(tmp_path: Path) -> None:
     options = cm3kit.GenerateOptions(max_tokens=20)
     page = kit.generate("red apple", task="document", options=options)[0]
     assert page.html is not None and "red apple" in page.html
-    with pytest.raises(PageError, match="continues a page at its end"):
+    with pytest.raises(PageError, match="cannot lead to the words behind a gap"):
         kit.infill(Page.parse(b"<p>a <mask> apple</p>"), options=options)

@@ -9,6 +9,8 @@ import yaml
 
 from cm3kit.config import dump, read_yaml, resolve
 from cm3kit.fill.defaults import Defaults
+from cm3kit.objectives.causal_mask import CausalMaskSettings
+from cm3kit.training.decoder_recipe import DecoderRecipe
 from cm3kit.training.run import recipe_path, run, shipped_recipes
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -37,3 +39,11 @@ def test_nothing_is_trained_by_defaults(tmp_path: Path) -> None:
         recipe_path(Path("emoji-cm3"), defaults=True)
     with pytest.raises(ConfigError, match="did you mean 'emoji-defaults'"):
         recipe_path(Path("emoji-default"), defaults=True)
+
+
+def test_recipes_of_the_tasks_differ_by_objective_alone() -> None:
+    found = {}
+    for name in ("tasks-cm3", "tasks-cm3-next-token", "tasks-mdm"):
+        recipe = resolve(DecoderRecipe, [read_yaml(recipe_path(Path(name)))])
+        found[recipe.objective.name] = dump(recipe.model_copy(update={"objective": CausalMaskSettings()}))
+    assert set(found) == {"cm3", "next-token", "masked-diffusion"} and len(set(found.values())) == 1

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cm3kit.data import entity_pages, summaries
+from cm3kit.data import entity_pages, summaries, task_pages
 from cm3kit.data.builders import builder
-from cm3kit.data.corpus import listing, read_nodes
+from cm3kit.data.corpus import Listed, listing, read_nodes
 from cm3kit.data.text_pages import split_of
 from cm3kit_tokenizers import Text
 from cm3kit_tokenizers.errors import DataError, OutputError
@@ -165,3 +166,56 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     summaries.build(tmp_path, tmp_path / "out")
     with pytest.raises(OutputError, match="exists"):
         summaries.build(tmp_path, tmp_path / "out")
+
+
+def test_pages_of_the_tasks_are_short_and_hold_out_what_is_asked(documentation: Path, tmp_path: Path) -> None:
+    long = f"{PAGE.split('<ul>')[0]}<p>{'word ' * 500}</p></div>"
+    path = documentation / f"usr/share/doc/python3/html/{names('train', 1)[0]}.html"
+    path.write_text(long, encoding="utf-8")
+    entity_pages.build(documentation, tmp_path / "entity-pages")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/x_Translation-en").write_text(LIST)
+    summaries.build(tmp_path / "lists", tmp_path / "summaries")
+    figures = builder("task-pages")(tmp_path, tmp_path / "out", lambda done, total: None, 1)
+    assert (figures["paragraphs"], figures["entries"], figures["descriptions"]) == (1, 4, 1)
+    assert figures["skipped"] == {"paragraphs without links": 3}  # the title, the heading, and the words
+    found: dict[str, list[Listed]] = {}
+    for each in listing(tmp_path / "out"):
+        found.setdefault(each.path.parts[-3], []).append(each)
+    (cut,) = found["paragraphs"]
+    link = '<a title="{}.split">split()</a>'.format
+    said = cut.path.read_text(encoding="utf-8")
+    assert said == f"<p>Call {link('str')} or {link('bytes')} &amp; see there.</p>"
+    # In the form in which the task asks, where other links are words.
+    row = next(row for row in rows_of(tmp_path / "entity-pages") if row["page"].endswith(path.stem))
+    left, right = (escape(row[name], quote=False) for name in ("left", "right"))
+    assert said.replace(link("bytes"), "split()") == f"<p>{left}{link('str')}{right}</p>"
+    (told,) = found["descriptions"]
+    assert told.path.read_text(encoding="utf-8").startswith("<title>tool that does a thing</title><p>This is")
+    names_of = {"train": "train", "test": "rest"}
+    assert told.split == names_of[rows_of(tmp_path / "summaries")[0]["split"]]
+    assert sum(each.split == "rest" for each in found["entries"]) >= 1
+    for name in ("PSF", "Debian"):
+        assert name in (tmp_path / "out/LICENSES.md").read_text()
+    with pytest.raises(DataError, match="data build entity-pages"):
+        builder("task-pages")(tmp_path / "lists", tmp_path / "no", lambda done, total: None, 1)
+
+
+def test_kinds_of_pages_weigh_by_their_shares() -> None:
+    made = [
+        task_pages._Made(kind, split, "", size)
+        for kind, split, size in (
+            ("paragraphs", "train", 100), ("paragraphs", "train", 300), ("paragraphs", "rest", 900),
+            ("entries", "train", 50), ("descriptions", "train", 10), ("descriptions", "train", 30),
+        )
+    ]  # fmt: skip
+    weights = task_pages._weights(made)
+    seen = {
+        kind: sum(
+            each.characters * weights[kind] for each in made if (each.kind, each.split) == (kind, "train")
+        )
+        for kind in task_pages.SHARES
+    }
+    total = sum(seen.values())
+    assert {kind: size / total for kind, size in seen.items()} == pytest.approx(task_pages.SHARES)
+    assert max(weights.values()) == 1

@@ -22,12 +22,16 @@ app = typer.Typer(name="data", help="Build, prepare, pack and describe corpora."
 def build(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", help="emoji, entity-pages, summaries, or pictures (from a checkout)."),
+        typer.Argument(
+            metavar="NAME", help="emoji, entity-pages, summaries, task-pages, or pictures (from a checkout)."
+        ),
     ],
     packages: Annotated[
         Path,
         typer.Option(
-            "--packages", help="Folder with the unpacked packages (usr/share, and npm for pictures)."
+            "--packages",
+            help="Folder with the unpacked packages (usr/share, and npm for pictures); for task-pages, with the"
+            " corpora entity-pages and summaries.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the corpus.")],

@@ -96,7 +96,8 @@ def of_tasks(
         list[str],
         typer.Argument(
             metavar="TASK...",
-            help="entity-disambiguation, entity-linking, summarise, caption, infill, draw, or a YAML file of your own.",
+            help="entity-disambiguation, entity-linking, summarise, caption, infill, draw, those in left-to-right form"
+            " (entity-disambiguation-page, summarise-left), or a YAML file of your own.",
         ),
     ],
     model: options.Model = None,
@@ -106,6 +107,7 @@ def of_tasks(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="At most so many rows, spread over the split.")
     ] = None,
+    overrides: options.Overrides = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -115,6 +117,14 @@ def of_tasks(
     shard: Annotated[
         str, typer.Option("--shard", metavar="i/n", help="Only the rows i, i+n, i+2n, …, into the same -o.")
     ] = "0/1",
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--against",
+            metavar="DIR",
+            help="A finished run on the same rows to compare with: -o/TASK; repeatable.",
+        ),
+    ] = None,
     decoder: Annotated[str | None, typer.Option(help="The decoder to use: cm3 or diffusion.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling.")] = 0,
     device: options.Device = "auto",
@@ -128,9 +138,9 @@ def of_tasks(
     from cm3kit.evaluation.task_run import RunHow, run_task, table
     from cm3kit.fill.kit import load
 
-    tasks = [load_task(name) for name in names]
+    tasks = [load_task(name, overrides or ()) for name in names]
     kit, found, warnings = load(model, device=device), [], list[str]()
-    how = RunHow(data, limit, output, seed, {"decoder": decoder}, shard_of(shard))
+    how = RunHow(data, limit, output, seed, {"decoder": decoder}, shard_of(shard), tuple(against or ()))
     for task in tasks:
         with progress(task.name, quiet) as watch:
             found.append(run_task(kit, task, how, watch, warnings.append))

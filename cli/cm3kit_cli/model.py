@@ -45,9 +45,12 @@ def info(
 @app.command()
 def assemble(
     text: Annotated[Path, typer.Option(help="Folder of a trained text tokenizer.")],
-    image: Annotated[Path, typer.Option(help="Folder of a trained image tokenizer.")],
     decoder: Annotated[Path, typer.Option(help="Folder of a trained decoder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to make.")],
+    image: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained image tokenizer; a model of words alone has none."),
+    ] = None,
     defaults: Annotated[
         Path | None,
         typer.Option(

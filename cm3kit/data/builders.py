@@ -50,6 +50,15 @@ def _summaries(
     return build(packages, output, report)
 
 
+@corpus("task-pages")
+def _task_pages(
+    packages: Path, output: Path, report: Callable[[int, int], None], workers: int
+) -> dict[str, Any]:
+    from cm3kit.data.task_pages import build
+
+    return build(packages, output, report)
+
+
 def builder(name: str) -> Builder:
     """The builder of a corpus, loaded from `checkpoints/NAME/build.py` if it is there.
 

@@ -77,26 +77,31 @@ def _listed(manifest: Path, number: int, row: dict[str, Any]) -> Listed:
 
 
 def read_nodes(
-    path: Path, root: Path | None = None, lost: Callable[[str], object] = lambda address: None
-) -> list[Node]:
+    path: Path, root: Path | None = None, lost: Callable[[str], object] = lambda address: None, sees: bool = True
+) -> list[Node]:  # fmt: skip
     """Minimal HTML of a page; pictures outside of its site's folder are dropped.
 
     Args:
         root: the folder of the site; by default the page's own.
         lost: called with the address of each dropped picture.
+        sees: whether pictures are kept at all.
 
     Raises:
         DataError: the page is missing, empty or invalid.
     """
     try:
-        return Page.parse(path.read_bytes()).nodes(usable=partial(_opens, Site(path.parent, root), lost))
+        opens = partial(_opens, Site(path.parent, root) if sees else None, lost)
+        return Page.parse(path.read_bytes()).nodes(usable=opens)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.", code="no_file") from error
     except PageError as error:
         raise DataError(f"{path}: {error.args[0]}", code="bad_data") from error
 
 
-def _opens(site: Callable[[str], bytes], lost: Callable[[str], object], address: str) -> bool:
+def _opens(site: Callable[[str], bytes] | None, lost: Callable[[str], object], address: str) -> bool:
+    if site is None:
+        lost(address)
+        return False
     try:
         site(address)
     except PictureError:
@@ -244,9 +249,8 @@ def _parse(
         name = _name(site, picture.src.strip())
         return [-1 - numbers.setdefault(name, len(numbers)) - tokenizer.vocab.image.start], None
 
-    return [
-        id for id in tokenizer.encode(read_nodes(path, folder, lost.append), number) if isinstance(id, int)
-    ]
+    nodes = read_nodes(path, folder, lost.append, sees=bool(tokenizer.vocab.image_size))
+    return [id for id in tokenizer.encode(nodes, number) if isinstance(id, int)]
 
 
 def _name(site: Site, src: str) -> str:

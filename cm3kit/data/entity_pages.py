@@ -31,18 +31,20 @@ INLINE = {"a", "code", "em", "strong", "b", "i", "span", "sub", "sup", "abbr"}
 
 
 @dataclass(slots=True)
-class _Link:
+class Link:
+    """A link by its title, its words, and where these begin among those of the paragraph."""
+
     title: str
     start: int
     mention: str = ""
 
 
 @dataclass(slots=True)
-class _Block:
+class Block:
     """The words of one paragraph, and its links by where they stand."""
 
     words: str = ""
-    links: list[_Link] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
 
 
 def build(
@@ -157,7 +159,7 @@ def _opening(title: str) -> list[Node]:
 
 def rows_of(nodes: Sequence[Node]) -> Iterator[dict[str, str]]:
     """A row for each link that has a title: the words of its paragraph before and after it; other links are words."""
-    for block in _blocks(nodes):
+    for block in blocks(nodes):
         for link in block.links:
             left, right = block.words[: link.start], block.words[link.start + len(link.mention) :]
             # What stands around is cut between words.
@@ -167,14 +169,14 @@ def rows_of(nodes: Sequence[Node]) -> Iterator[dict[str, str]]:
                 yield {"left": left, "mention": link.mention, "right": right, "title": link.title}
 
 
-def _blocks(nodes: Sequence[Node]) -> Iterator[_Block]:
+def blocks(nodes: Sequence[Node]) -> Iterator[Block]:
     """Runs of words between elements that begin a line."""
-    block, attribute = _Block(), ""
-    opened: _Link | None = None
+    block, attribute = Block(), ""
+    opened: Link | None = None
     for node in nodes:
         if isinstance(node, Text):
             if attribute == ' title="':
-                opened = _Link(node.content, len(block.words))
+                opened = Link(node.content, len(block.words))
             elif not attribute:
                 block.words += node.content
         elif isinstance(node, Markup):
@@ -186,7 +188,7 @@ def _blocks(nodes: Sequence[Node]) -> Iterator[_Block]:
                 opened = None
             elif node.piece != ">" and node.piece.strip("</>") not in INLINE:
                 yield block
-                block, opened = _Block(), None
+                block, opened = Block(), None
     yield block
 
 

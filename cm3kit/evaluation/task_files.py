@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,8 @@ from cm3kit.config import Settings, read_yaml, resolve
 from cm3kit.fill.kit import GenerateOptions
 from cm3kit_tokenizers.errors import ConfigError
 
+Scored = Literal["gap", "left", "page"]
+Method = Literal["auto", "exact", "left-to-right", "bound"]
 SHIPPED = Path(__file__).parent / "tasks"
 
 
@@ -32,6 +34,10 @@ class TaskSpec(Settings):
         select: of `pages`, the CSS selector of the gap.
         answer: template of the right answer; of `pages` it is the original content of the gap.
         candidates: name of a field with a list of answers, of which the likeliest is chosen.
+        scored: what a candidate is chosen by: log p of it in the `gap`, as the model fills gaps; of it behind what is
+            `left` of the gap; or of the whole `page` with it in its place (arXiv:1806.02847). The latter two ask any
+            model as a plain language model.
+        method: how a diffusion decoder scores (`Kit.score`), and `rounds`, the random masks of a bound.
         pmi: whether log p of the candidate alone is taken away.
         picture: template of the picture of a row, for metrics and baselines that look at it.
         group: name of a field; rows that share it are drawn together in the bootstrap.
@@ -49,6 +55,9 @@ class TaskSpec(Settings):
     select: str = ""
     answer: str = ""
     candidates: str = ""
+    scored: Scored = "gap"
+    method: Method = "auto"
+    rounds: int = Field(64, ge=1)
     pmi: bool = False
     picture: str = ""
     group: str = "page"
@@ -64,12 +73,14 @@ class TaskSpec(Settings):
             raise ValueError("pages need select, a CSS selector of what is to be missing")
         if self.source == "rows" and self.prompt.count("<mask") != 1:
             raise ValueError("prompt needs exactly one <mask>")
+        if self.scored != "gap" and (self.pmi or not self.candidates):
+            raise ValueError(f"scored: {self.scored} is of candidates, and without pmi")
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task by the name of its file, and the SHA-256 of that."""
+    """A task by the name of its file, and the SHA-256 of that and of what was set over it."""
 
     name: str
     spec: TaskSpec
@@ -98,11 +109,14 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, overrides: Sequence[str] = ()) -> Task:
     """A task that ships, by name, or that of a YAML file.
 
+    Args:
+        overrides: settings over those of the file, `a.b=c`.
+
     Raises:
-        ConfigError: there is no such task (`unknown_name`, `no_file`), or its file is wrong (`bad_config`).
+        ConfigError: there is no such task (`unknown_name`, `no_file`), or a setting is wrong (`bad_config`).
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -112,5 +126,6 @@ def load_task(name: str) -> Task:
                 f"no task {name!r}: there are {', '.join(shipped())}, or give a file that ends in .yaml.",
                 code="unknown_name",
             )
-    spec = resolve(TaskSpec, [read_yaml(path)])
-    return Task(path.stem, spec, hashlib.sha256(path.read_bytes()).hexdigest())
+    spec = resolve(TaskSpec, [read_yaml(path)], overrides)
+    read = "\0".join(overrides).encode()
+    return Task(path.stem, spec, hashlib.sha256(path.read_bytes() + read).hexdigest())

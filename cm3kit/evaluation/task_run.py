@@ -11,11 +11,14 @@ from typing import Any
 from cm3kit.claims import Shard
 from cm3kit.evaluation.bootstrap import bootstrap, ratios_of
 from cm3kit.evaluation.task_baselines import baseline
+from cm3kit.evaluation.task_choices import values_of
 from cm3kit.evaluation.task_files import Task
 from cm3kit.evaluation.task_metrics import Judge, Prediction, metric
 from cm3kit.evaluation.task_rows import TaskData, TaskRow, read_data
-from cm3kit.evaluation.task_store import RowStore, row_store
+from cm3kit.evaluation.task_store import Figures, RowStore, figures_of, row_store
+from cm3kit.fill import remarks
 from cm3kit.fill.batching import Order
+from cm3kit.fill.filling import PageFiller
 from cm3kit.fill.kit import Filled, GenerateOptions, Kit
 from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, stops
 
@@ -36,6 +39,8 @@ class RunHow:
         options: of decoding, over those of the task.
         shard: (i, n): the model is asked only the rows i, i + n, i + 2n, … of those chosen; for several processes or
             machines with one `output`.
+        against: folders of whole runs on the same rows, of other models or other forms of the task, which are put
+            beside the baselines under these paths.
     """
 
     data: Path | None = None
@@ -44,6 +49,7 @@ class RunHow:
     seed: int = 0
     options: Mapping[str, Any] | None = None
     shard: Shard = (0, 1)
+    against: tuple[Path, ...] = ()
 
 
 def run_task(
@@ -69,6 +75,8 @@ def run_task(
     if data.skipped:
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(data.skipped.items()))
         warn(f"{task.name}: rows that are left out: {told}")
+    for unread in _unread(kit, data, options):
+        warn(f"{task.name}: {unread}")
     judge = metric[task.spec.metric](data)
     answerers = {name: baseline[name](data) for name in task.spec.baselines}
     job = _job(kit, data, how, options)
@@ -80,9 +88,14 @@ def run_task(
         store.look()
         if missing := sum(row.number not in store.lines for row in data.rows):
             return {**_told(data), "missing": missing, "job": job}
-        systems = {"model": [store.lines[row.number]["figures"] for row in data.rows]}
+        systems: dict[str, Sequence[Figures]] = {
+            "model": [store.lines[row.number]["figures"] for row in data.rows]
+        }
         for name, answer in answerers.items():
             systems[name] = [judge(row, answer(row)) for row in data.rows]
+        for other in how.against:
+            numbers = [row.number for row in data.rows]
+            systems[str(other)] = figures_of(other, data.sha256, numbers, list(systems["model"][0]))
         failed = [row for row in data.rows if "error" in store.lines[row.number]]
         methods = Counter(store.lines[row.number].get("method", "") for row in data.rows)
         results = {
@@ -97,6 +110,16 @@ def run_task(
         line = store.lines[failed[0].number]
         warn(f"{task.name}: {len(failed)} rows failed and count as wrong, the first: {line['error']}")
     return results
+
+
+def _unread(kit: Kit, data: TaskData, options: GenerateOptions) -> tuple[str, ...]:
+    """A line on what a model that only reads on does not see of the first row, and so of the others."""
+    if kit.parts.defaults.layout != "continue" or data.task.spec.scored != "gap" or not data.rows:
+        return ()
+    try:
+        return remarks.unread(kit, PageFiller(kit, data.rows[0].page, options, writes=False).ids, options)
+    except Cm3kitError:
+        return ()  # told with the row
 
 
 def _job(kit: Kit, data: TaskData, how: RunHow, options: GenerateOptions) -> dict[str, Any]:
@@ -142,24 +165,22 @@ def _chosen(
     kit: Kit, data: TaskData, rows: Sequence[TaskRow], options: GenerateOptions
 ) -> Iterator[tuple[TaskRow, Prediction | Exception]]:
     """The likeliest candidate of each row; the model is not asked where there is but one."""
-    pmi = data.task.spec.pmi
     for row in rows:
         given = row.candidates or ()
         if len(given) < 2:
             yield row, Prediction(choices=dict.fromkeys(given, 1.0), told={"chosen": "".join(given)})
             continue
         try:
-            scores = kit.score(row.page, given, pmi=pmi, options=options)
+            values, method = values_of(kit, row.page, given, data.task.spec, options)
         except Cm3kitError as error:
             if stops(error):
                 raise
             yield row, error
             continue
-        values = [each.pmi if each.pmi is not None else each.logprob for each in scores]
         best = max(range(len(given)), key=lambda number: values[number])
         told = {
             "chosen": given[best],
-            "method": scores[best].method,
+            "method": method,
             "scores": dict(zip(given, values, strict=True)),
         }
         yield row, Prediction(choices={given[best]: 1.0}, told=told)
@@ -200,7 +221,7 @@ def _prediction(kit: Kit, made: Filled) -> Prediction:
     return Prediction(picture=kit.pictures([codes])[0], told={"codes": codes, "logprob": gap.logprob})
 
 
-def _figures(data: TaskData, systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _figures(data: TaskData, systems: Mapping[str, Sequence[Figures]]) -> dict[str, Any]:
     """Each system's figures with intervals, and by how much the model is above each baseline."""
     groups = [row.group for row in data.rows]
     names = list(dict.fromkeys(name for each in systems["model"] for name in each))

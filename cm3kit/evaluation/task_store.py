@@ -7,17 +7,20 @@ results.json   figures, once all rows are there
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from cm3kit.claims import Shard, begin_job, claim, make_folder
+from cm3kit.evaluation.bootstrap import Ratio
 from cm3kit.json_lines import append, dump_json, parse
 from cm3kit.publish import write_atomic
-from cm3kit_tokenizers.errors import DataError
+from cm3kit_tokenizers.errors import ConfigError, DataError
 
+Figures = Mapping[str, Ratio]
 JOB, ROWS, RESULTS = "job.json", "rows.jsonl", "results.json"
 
 
@@ -68,6 +71,35 @@ def row_store(folder: Path | None, job: Mapping[str, Any], shard: Shard = (0, 1)
             yield RowStore(folder, lines, file)
         finally:
             os.close(file)
+
+
+def figures_of(folder: Path, data_sha256: str, rows: Sequence[int], names: Sequence[str]) -> list[Figures]:
+    """Figures of some rows by another run on the same data: of another model, or of the same asked otherwise.
+
+    Raises:
+        ConfigError: the run is not there, is of other data or another metric, or lacks rows (`bad_config`).
+        DataError: a line is wrong (`bad_data`).
+    """
+
+    def wrong(what: str) -> ConfigError:
+        return ConfigError(
+            f"{folder} {what}; name the folder of a task's whole run, in its -o.", code="bad_config"
+        )
+
+    try:
+        job = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        sha256 = job["data_sha256"]
+    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
+        raise wrong("is no run of a task") from error
+    if sha256 != data_sha256:
+        raise wrong("is of other data")
+    lines = _read(folder)
+    if missing := sum(row not in lines for row in rows):
+        raise wrong(f"lacks {missing} of the {len(rows)} rows")
+    found: list[Figures] = [lines[row]["figures"] for row in rows]
+    if any(set(each) != set(names) for each in found):
+        raise wrong("was judged by another metric")
+    return found
 
 
 def _mend(path: Path) -> None:

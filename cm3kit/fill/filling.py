@@ -127,7 +127,11 @@ class PageFiller:
         unseen = remarks.unknown(
             kit, [each.content for each in nodes if isinstance(each, Text)] if writes else ()
         )
-        self._notes = (*(self._check() if self.specs else ()), *unseen)
+        self._notes = (
+            *(self._check() if self.specs else ()),
+            *unseen,
+            *remarks.unread(kit, self._ids, options),
+        )
 
     def _check(self) -> tuple[str, ...]:
         """Refuse constraints that no answer can keep to, before anything is written; lines on what they leave out."""

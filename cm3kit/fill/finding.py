@@ -121,6 +121,8 @@ def assemble_run(run: Path) -> Path:
     recipe = read_yaml(run / RECIPE)
     parts: dict[str, Path] = {}
     for name in ("text", "image"):
+        if recipe[name] is None:
+            continue  # a model of words alone
         own = run / name  # a public decoder's text tokenizer is kept in the run
         parts[name] = own if own.is_dir() else _from_run(run, Path(str(recipe[name])))
         if not parts[name].is_dir():
@@ -131,7 +133,7 @@ def assemble_run(run: Path) -> Path:
             )
     card = f"# {run.resolve().name}\n\nThe decoder of a run of cm3kit, with the tokenizers that it was trained on.\n"
     return assemble(
-        run / MODEL, parts["text"], parts["image"], run / FINAL, Defaults(), card, copy=link_or_copy
+        run / MODEL, parts["text"], parts.get("image"), run / FINAL, Defaults(), card, copy=link_or_copy
     )
 
 

@@ -133,12 +133,13 @@ def _diffusion_as_trained(chosen: DiffusionDefaults, use: Use) -> DiffusionDefau
 
 
 def assemble(
-    target: Path, text: Path, image: Path, decoder: Path, defaults: Defaults, card: str,
+    target: Path, text: Path, image: Path | None, decoder: Path, defaults: Defaults, card: str,
     diffusion: Path | None = None, copy: Callable[[str, str], object] = shutil.copy2,
 ) -> Path:  # fmt: skip
     """Publish a model folder from trained parts.
 
     Args:
+        image: None is a model of words alone.
         defaults: what they do not set is as the decoders were trained, where these say so.
         diffusion: folder of a decoder that writes in place; unless given, `decoder` does what it was trained for.
         copy: how each file of a part comes there.
@@ -147,8 +148,9 @@ def assemble(
         OutputError: the folder exists, or the disk is full.
         ModelError: the parts do not fit one another.
     """
-    vocab = Vocab(TextTokenizer.load(text).size, ImageTokenizer.load(image).size)
-    sources, index = {"text": text, "image": image, "decoder": decoder}, dict(PARTS)
+    vocab = Vocab(TextTokenizer.load(text).size, 0 if image is None else ImageTokenizer.load(image).size)
+    sources = {"text": text, "decoder": decoder} | ({} if image is None else {"image": image})
+    index = {name: kind for name, kind in PARTS.items() if name in sources}
     defaults = as_trained(defaults, Trained.load(decoder), Trained.load(diffusion) if diffusion else None)
     if diffusion is not None:
         sources[DIFFUSION], index[DIFFUSION] = diffusion, PARTS["decoder"]

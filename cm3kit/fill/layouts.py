@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from cm3kit.decoders.grammar.elements import CONTENT
 from cm3kit.objectives.hints import SizeHints
 from cm3kit.registry import Registry
-from cm3kit.types import Canvas, Fill, MaskSpan
+from cm3kit.types import Canvas, Fill, MaskSpan, SpanKind
 from cm3kit_tokenizers.document import Gap
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.sequence import PageTokenizer
@@ -239,9 +240,10 @@ class InPlace:
 
 @layout("continue")
 class Continue:
-    """What comes before the only gap is known, and a picture or the rest of the page is written behind it.
+    """What comes before a gap is known; a picture, a value, the words of an element or the rest of the page follow it.
 
-    A page without a gap is continued to its end.
+    Of what is behind the gap nothing is seen but that the value or the element ends there. A page without a gap is
+    continued to its end.
     """
 
     def __init__(self, parts: LayoutParts) -> None:
@@ -261,20 +263,34 @@ class Continue:
     ) -> Canvas:
         """See `Layout`."""
         (place, gap), *more = [*gaps_of(ids)] or [(len(ids), Gap(0, "content"))]
-        last = place + 1 >= len(ids)
-        if more or gap.kind == "attribute" or (gap.kind == "content" and not last):
-            raise PageError(
-                "a next-token model only continues a page at its end; use a model with objective cm3.",
-                code="gap_place",
-            )
+        if more:
+            raise _unreachable("has one gap at a time")
         known = [self._vocab.eod, *(each for each in ids[:place] if isinstance(each, int))]
-        room, picture = limits(gap), gap.kind == "image"
+        room = limits(gap)
+        kind, end = self._ending(gap, ids[place + 1 : place + 2])
         span = MaskSpan(
-            "image" if picture else "document", len(known), room.max_tokens, room.exact, room.slots,
-            end=self._vocab.eoss if picture else self._vocab.eod, gap=gap.index, part=gap.part,
-        )  # fmt: skip
+            kind, len(known), room.max_tokens, room.exact, room.slots, end=end, gap=gap.index, part=gap.part
+        )
         canvas = Canvas(tuple(known), (span,), seed=seed)
         return self._guided(canvas) if guided else canvas
+
+    def _ending(self, gap: Gap, after: Ids) -> tuple[SpanKind, int]:
+        """What is written, and the id that ends it: that which stands behind the gap, or the end of the page.
+
+        Into an element go words alone: an end tag among them would be taken for the end.
+        """
+        if gap.kind == "image":
+            return "image", self._vocab.eoss
+        if gap.kind == "content" and not after:
+            return "document", self._vocab.eod
+        (end,) = after or (None,)
+        if not isinstance(end, int) or end not in self._vocab.markup:
+            raise _unreachable("cannot lead to the words behind a gap")
+        closing = self._vocab.piece(end)
+        value = gap.kind == "attribute" and closing == '"'
+        if not value and (not closing.startswith("</") or "" not in CONTENT.get(closing[2:-1], ())):
+            raise _unreachable("cannot lead to the elements behind a gap")
+        return "attribute", end
 
     def _guided(self, canvas: Canvas) -> Canvas:
         """The guide has a sentinel instead of the words (arXiv:2309.02591, sec. 2.2); none where there are none."""
@@ -292,6 +308,14 @@ class Continue:
         if any(isinstance(each, Gap) for each in ids):
             return [id for each in ids for id in (fill.ids if isinstance(each, Gap) else (each,))]
         return [*(each for each in ids if isinstance(each, int)), *fill.ids]
+
+
+def _unreachable(what: str) -> PageError:
+    return PageError(
+        f"a next-token model {what}; put the gap at the end of a value, of an element or of the page, or use a model"
+        " with objective cm3.",
+        code="gap_place",
+    )
 
 
 def without_given(canvas: Canvas, vocab: Vocab) -> Canvas:

@@ -241,16 +241,22 @@ def score_page(
     return score_sequence(kit, context, row, options, how, progress, warnings=sight.warnings)
 
 
-def spelt(kit: LoadedModel, ids: Sequence[int], options: GenerateOptions) -> tuple[list[int], list[int]]:
-    """A page as the model reads it: what opens it, and its ids to the end of the page."""
+def spelt(
+    kit: LoadedModel, ids: Sequence[int], options: GenerateOptions, at: int = 0, ends: bool = True
+) -> tuple[list[int], list[int]]:
+    """A page as the model reads it: its first `at` ids behind what opens it, and the others to the end of the page.
+
+    Args:
+        ends: whether the page ends behind the ids, or goes on.
+    """
     parts, vocab = kit.parts, kit.vocab
     style = chosen_style(parts.defaults, options)
     spelling_of = spelling(style, parts.text, vocab, parts.defaults.chat)
     if spelling_of is None:
-        return [vocab.eod], [*ids, vocab.eod]
+        return [vocab.eod, *ids[:at]], [*ids[at:], *([vocab.eod] if ends else [])]
     row, places = spelling_of.spell([vocab.eod, *ids, vocab.eod])
-    start = places[1]
-    return row[:start], row[start:]
+    start, stop = places[1 + at], len(row) if ends else places[-1]
+    return row[:start], row[start:stop]
 
 
 def score_words(

@@ -11,11 +11,11 @@ from cm3kit.models.backbone import load_backbone
 from cm3kit.objectives.contract import TokenizerParts
 from cm3kit.registry import objective
 from cm3kit.training.decoder import DecoderRecipe
+from cm3kit.training.finished import image_of, text_of
 from cm3kit.training.validation import spread, validate
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vocab import Vocab
-from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 LOOKED = 4000  # held-out documents among which some are chosen
 
@@ -25,7 +25,7 @@ def held_figures(recipe: DecoderRecipe, decoder: Path, count: int) -> dict[str, 
 
     None where the shards hold nothing out.
     """
-    text, image = TextTokenizer.load(recipe.text), ImageTokenizer.load(recipe.image)
+    text, image = text_of(recipe), image_of(recipe)
     vocab = Vocab(text.size, image.size)
     shards = TokenShards(recipe.data, text.sha256, image.sha256)
     held = np.flatnonzero(shards.held).tolist()

@@ -90,7 +90,8 @@ class DecoderTask:
             found = open_documents(recipe.data, self.tokenizer, self.image, cache, recipe.views)
             self.documents, self._held = found
             self._mean = self.documents.mean_length + 6
-            self.notes.append(losses.of_documents(self.documents.lengths, room, self.documents.lost))
+            sees = bool(self.vocab.image_size)
+            self.notes.append(losses.of_documents(self.documents.lengths, room, self.documents.lost, sees))
         else:
             shards = self.rows.shards
             self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))

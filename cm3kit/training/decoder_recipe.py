@@ -36,7 +36,8 @@ class DecoderRecipe(RenamedSettings):
 
     Attributes:
         data: a folder of pages, of token shards (`cm3kit data pack`), or a bundle (`cm3kit data bundle`).
-        text: folder of a trained text tokenizer, and `image` of an image tokenizer.
+        text: folder of a trained text tokenizer.
+        image: folder of an image tokenizer; null is a model of words alone, which reads pages without their pictures.
         views: encodings of each picture, of which a page shows one at a time; a bundle has its own.
         window: length of a packed row.
         backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
@@ -60,7 +61,7 @@ class DecoderRecipe(RenamedSettings):
     renamed_values: ClassVar[Mapping[str, Any]] = {"isolated_masks": {"unseen": True, "seen": False}}
     data: Path = Path("data/emoji")
     text: Path = Path("runs/text/final")
-    image: Path = Path("runs/vqgan/final")
+    image: Path | None = Path("runs/vqgan/final")
     objective: Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(read_settings)] = (
         CausalMaskSettings()
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from cm3kit.training.decoder_recipe import DecoderRecipe
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.text import TextTokenizer
+from cm3kit_tokenizers.vq.absent import NoPictures
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
 TRAINS = {"text": "text", "image": "vqgan"}  # what trains each of them
@@ -18,8 +19,10 @@ def text_of(recipe: DecoderRecipe) -> TextTokenizer:
 
 
 def image_of(recipe: DecoderRecipe) -> ImageTokenizer:
-    """The image tokenizer; see `text_of`."""
-    return ImageTokenizer.load(_there(recipe.image, "image", recipe))
+    """The image tokenizer, or none for a model of words alone; see `text_of`."""
+    return (
+        NoPictures() if recipe.image is None else ImageTokenizer.load(_there(recipe.image, "image", recipe))
+    )
 
 
 def _there(folder: Path, name: str, recipe: DecoderRecipe) -> Path:

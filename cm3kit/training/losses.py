@@ -9,14 +9,15 @@ from typing import Any
 from cm3kit.json_lines import objects
 
 
-def of_documents(lengths: Sequence[int], room: int, lost: int) -> str:
-    """A line on documents of a folder: how many are longer than the ids that a row has room for, pictures dropped."""
+def of_documents(lengths: Sequence[int], room: int, lost: int, sees: bool = True) -> str:
+    """A line on documents of a folder: how many are longer than the ids that a row has room for, pictures dropped.
+
+    Args:
+        sees: whether the model knows pictures, or words alone.
+    """
+    why = "as the folder does not hold them" if sees else "as the recipe has no image tokenizer"
     long = sum(each > room for each in lengths)
-    pictures = (
-        f"{lost:,} pictures are left out, as the folder does not hold them"
-        if lost
-        else "no picture is left out"
-    )
+    pictures = f"{lost:,} pictures are left out, {why}" if lost else "no picture is left out"
     sliced = f"{_share(long, len(lengths))} longer than {room:,} ids and read in slices"
     return f"data: {len(lengths):,} pages, {sliced}; {pictures}"
 

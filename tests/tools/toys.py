@@ -27,6 +27,7 @@ BLOCKS = {"block_size": 8, "cache": "exact"}
 TRAINED: dict[str, dict[str, Any]] = {
     "both": {},
     "prefix": {"prompt_attention": "full"},
+    "next-token": {"layout": "continue", "decoders": ("cm3",)},
     "blocks": {
         "diffusion": {
             "trained_block": 8, "trained_cache": "exact", "objective": {"name": "block-diffusion"},
@@ -41,7 +42,7 @@ TRAINED: dict[str, dict[str, Any]] = {
         }
     },
 }  # fmt: skip
-"""How the toy was trained: its diffusion decoder looks both ways, or writes block by block; or its prompts do."""
+"""How the toy was trained: its diffusion decoder looks both ways or in blocks; its prompts do; it reads on."""
 
 COLOURS = ("red", "green", "blue", "black", "orange", "purple")
 WORDS = "a red apple on the table and a green pear beside it, so they say in the big book of fruit"
