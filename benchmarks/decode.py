@@ -7,7 +7,7 @@ machine does disturbs little and touches all alike; of whole calls, prompts incl
 runs in fp32 and in bf16 with its dynamic cache and SDPA, greedily and without processors of logits; with `--compiled`
 also in both with its static cache, which it compiles (`CompileConfig` as it comes; not counted, as all first calls
 are not, but printed). cm3kit runs in each of its formats, greedily and with its grammar. `--clock cpu` counts
-processor time, for shared machines.
+processor time, for shared machines. `--prefill` measures prompts alone: keys, values and the logits behind the last id.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.kernels import MIXED
+from cm3kit.decoders.prompts import Prompt
 from cm3kit.models.backbone import BackboneConfig, build_backbone
 from cm3kit.types import Canvas, MaskSpan, Step
 from cm3kit_tokenizers.vocab import Vocab
@@ -161,6 +162,35 @@ def half(model: PreTrainedModel) -> PreTrainedModel:
     return copy.to(torch.bfloat16)
 
 
+def prefill(subject: Subject, repeats: int, clock: Callable[[], float], args: argparse.Namespace) -> None:
+    """Print how long prompts alone take, the fastest of some runs."""
+    print(f"\n### {subject.name}: prompts alone\n\n| prompts | contestant | ms | against transformers bf16 |")
+    print("|---|---|---|---|")
+    models = {"fp32": subject.model, "bf16": half(subject.model)}
+    for batch in args.batches:
+        ids_BT = prompts(subject, batch, args.prompt)
+        runs: dict[str, Callable[[], Any]] = {}
+        for precision, model in models.items():
+            runs[f"transformers {precision}"] = lambda model=model, ids=ids_BT: model(
+                ids, use_cache=True, logits_to_keep=1
+            )  # type: ignore[misc]
+        for precision in args.formats:
+            engine = LeanEngine(subject.model, len(subject.grammar), precision, batch)
+            cache = engine.open(batch, args.prompt + 1)
+            rows = [Prompt(slot, ids) for slot, ids in enumerate(ids_BT.tolist())]
+            runs[f"cm3kit {precision}"] = lambda made=(engine, cache, rows): made[0].prefill_all(*made[1:])  # type: ignore[misc]
+        best = dict.fromkeys(runs, math.inf)
+        for _ in range(repeats + 1):
+            for name, run in runs.items():
+                start = clock()
+                with torch.no_grad():
+                    run()
+                best[name] = min(best[name], clock() - start)
+        for name, seconds in best.items():
+            ratio = best["transformers bf16"] / seconds
+            print(f"| {batch} x {args.prompt} | {name} | {1000 * seconds:.0f} | {ratio:.2f} |", flush=True)
+
+
 def bits(subject: Subject, rows: list[tuple[int, ...]]) -> dict[str, float]:
     """Mean bits a token of the ids under each precision."""
     found = {}
@@ -264,6 +294,7 @@ def main() -> None:
     parser.add_argument(
         "--compiled", action="store_true", help="transformers with a compiled static cache too"
     )
+    parser.add_argument("--prefill", action="store_true", help="measure prompts alone")
     parser.add_argument("--no-bits", dest="bits", action="store_false", help="no bits per token")
     parser.add_argument("--quick", action="store_true", help="fewer steps and repeats")
     args = parser.parse_args()
@@ -273,7 +304,10 @@ def main() -> None:
           f" {args.prompt}-id prompts, first decile of {repeats} x {count} steps;"
           f" one thread reads {bandwidth(CLOCKS[args.clock]) / 1e9:.1f} GB/s")  # fmt: skip
     for subject in subjects(args.model, args.sizes):
-        report(subject, count, repeats, CLOCKS[args.clock], args)
+        if args.prefill:
+            prefill(subject, repeats, CLOCKS[args.clock], args)
+        else:
+            report(subject, count, repeats, CLOCKS[args.clock], args)
 
 
 if __name__ == "__main__":

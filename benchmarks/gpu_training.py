@@ -150,7 +150,7 @@ def timed_steps(
     first = time.perf_counter() - start
     took = where.seconds(act, steps, warm=3)
     found: dict[str, Any] = {"ms a step": 1e3 * took, "first step s": first, "peak GB": where.peak_gb()}
-    progress.prepared.zero_grad()
+    progress.optimizer.zero_grad()
     if warned:
         found["warned"] = warned[:3]
     if settings.compile or where.cuda:

@@ -28,9 +28,18 @@ from cm3kit.decoders.engines import make_engine
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.languages import Languages
+from cm3kit.decoders.prompts import Prompt
 from cm3kit.decoders.replay import Replay, UncompiledWarning
 from cm3kit.decoders.settings import DecodeConfig, Sampling
-from cm3kit.decoders.static_llama import SHORTEST, StaticCache, StaticEngine, static_size
+from cm3kit.decoders.static_llama import (
+    PASS,
+    PROMPT,
+    SHORTEST,
+    StaticCache,
+    StaticEngine,
+    prompt_size,
+    static_size,
+)
 from cm3kit.decoders.token_sampling import HEAD, Routes, draw
 from cm3kit.decoders.transfer import Readback
 from cm3kit.models.plain import PlainDecoder
@@ -167,6 +176,45 @@ def test_bf16_is_kept_in_bf16() -> None:
     assert {each.dtype for each in caches[1].layers} == {torch.bfloat16}
     difference = (logits[0] - logits[1]).abs().max() / logits[0].std()
     assert 0 < difference < 0.1
+
+
+@pytest.mark.parametrize(("family", "kv_heads"), [("llama", 2), ("qwen3", 4)])
+def test_prompts_of_a_size_go_through_the_layers_together(
+    family: str, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = backbone(family, kv_heads)
+    engine, plain = (kind(model, len(VOCAB), "fp32", 4) for kind in (StaticEngine, LeanEngine))
+    lengths = [1, PROMPT, 5, PROMPT + 1, 40, 300, 17]
+    prompts = [Prompt(at, text(length, at), min(at, length)) for at, length in enumerate(lengths)]
+    prompts += [Prompt(7 + at, text(9, at)) for at in range(18)]
+    slots, shapes, forward = len(prompts), Counter[tuple[int, ...]](), engine._layers
+
+    def counted(x_MD: Tensor, *args: Any) -> Tensor:
+        shapes[tuple(x_MD.shape)] += 1
+        return forward(x_MD, *args)
+
+    monkeypatch.setattr(engine, "_layers", counted)
+    caches = [each.open(slots, 301) for each in (engine, engine, plain)]
+    for cache in caches:
+        for layer in cache.layers:
+            layer.fill_(-7)
+    with watched(monkeypatch) as reads:
+        together = engine.prefill_all(caches[0], prompts)
+    # Two and more of up to 64 that look left alone, 65 and 300 that look ahead, and the others that do.
+    assert not reads and shapes == {(PASS, 64): 2 + 1 + 1 + 1}
+    alone = [engine.prefill(caches[1], each.slot, each.ids, each.prefix) for each in prompts]
+    assert torch.equal(together, torch.stack(alone))
+    wanted = plain.prefill_all(caches[2], prompts)
+    assert torch.allclose(together, wanted, atol=1e-4)
+    for one, other, near in zip(*(each.layers for each in caches), strict=True):
+        assert torch.equal(one, other) and torch.allclose(one, near, atol=1e-4)
+        assert (one[:, :kv_heads, 1:] == -7).all()  # nothing stands behind a prompt
+
+
+def test_prompts_are_of_few_sizes() -> None:
+    lengths = [1, PROMPT, PROMPT + 1, PASS // 2 + 1, PASS, PASS + 1, 2 * PASS + 1]
+    sizes = [PROMPT, PROMPT, 2 * PROMPT, PASS, PASS, 2 * PASS, 3 * PASS]
+    assert [prompt_size(each) for each in lengths] == sizes
 
 
 def test_weights_of_a_device_lie_there_in_their_format_alone() -> None:

@@ -20,10 +20,11 @@ from cm3kit.decoders.causal.autoregressive import Autoregressive
 from cm3kit.decoders.causal.guidance import cd_k, guide, streams
 from cm3kit.decoders.causal.jobs import span_seed
 from cm3kit.decoders.engines import make_engine
-from cm3kit.decoders.fast_llama import LeanEngine, Prompt, in_parts, supports
+from cm3kit.decoders.fast_llama import LeanEngine, supports
 from cm3kit.decoders.grammar.html import Grammar
 from cm3kit.decoders.grammar.html_state import Mode, State
 from cm3kit.decoders.hf_engine import ModuleEngine
+from cm3kit.decoders.prompts import Prompt, in_parts
 from cm3kit.decoders.settings import DecodeConfig, Sampling
 from cm3kit.decoders.token_sampling import draw, penalize
 from cm3kit.models.backbone import forward
@@ -193,6 +194,16 @@ def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() ->
             assert torch.equal(ours, theirs)
     assert [[each.slot for each in part] for part in in_parts(prompts, 20)] == [[0, 1], [2], [3], [4], [5]]
     assert [len(part) for part in in_parts(prompts, 0)] == [1] * 6
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "fp16-packed"])
+def test_rows_that_are_wanted_alone_have_the_bits_that_they_have_among_all(format: str) -> None:
+    engine = LeanEngine(backbone("qwen3"), len(VOCAB), format, 8)  # type: ignore[arg-type]
+    ids_BT = torch.stack([torch.tensor(random_ids(40, seed)) for seed in range(2)])
+    whole_MD = engine.encode(ids_BT, [40, 31]).flatten(0, 1)
+    for wanted in ([7], [0, 39, 40, 70], list(range(5, 71))):
+        some_MD = engine.encode(ids_BT, [40, 31], wanted_M=torch.tensor(wanted))
+        assert torch.equal(some_MD, whole_MD[wanted])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "bf16-fp16", "int8"])

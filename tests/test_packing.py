@@ -19,7 +19,7 @@ from cm3kit.models import document_runs, packing
 from cm3kit.models import documents as runs_of
 from cm3kit.models.attention import block_mask
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
-from cm3kit.models.documents import Documents, documents_in
+from cm3kit.models.documents import Documents, attend, documents_in
 from cm3kit.models.flex import use_flex
 from cm3kit.models.packing import LONG, Packer
 from cm3kit.models.timestep import add_timestep
@@ -107,6 +107,35 @@ def test_logits_and_gradients_are_those_of_the_dense_mask(family: str, kinds: st
         found.append([logits.detach(), *(each.grad.clone() for each in model.parameters())])  # type: ignore[union-attr]
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("long", [30, 1024])
+def test_in_bf16_short_documents_are_computed_in_fp32_and_long_ones_are_not(
+    long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs_of, "LONG", long)
+    runs, draw = documents_in(*rows("cc")), generator(3)
+    assert runs is not None and min(runs.lengths) < 30 <= max(runs.lengths)
+    whole = [torch.randn(2, 4, 90, 16, generator=draw) for _ in range(3)]
+    low = [*whole[:2], whole[2].bfloat16()]  # as rotations and projections give them
+    used: list[tuple[int, torch.dtype]] = []
+    plain = runs_of._DENSE
+
+    def seen(module: Any, query: Tensor, *args: Any, **options: Any) -> Any:
+        assert not torch.is_autocast_enabled("cpu")
+        used.append((query.shape[2], query.dtype))
+        return plain(module, query, *args, **options)
+
+    monkeypatch.setattr(runs_of, "_DENSE", seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(torch.nn.Module(), *low, runs)[0]
+    assert all((dtype == torch.bfloat16) == (length >= long) for length, dtype in used)
+    assert [length for length, _ in used] == [*runs.lengths]
+    exact = attend(torch.nn.Module(), *whole[:2], low[2].float(), runs)[0]
+    assert found.dtype == torch.bfloat16 and exact.dtype == torch.float32
+    if long > 90:
+        assert torch.equal(found, exact.bfloat16())
+    assert torch.allclose(found.float(), exact, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ rotary embedding is one complex product (RoFormer, arXiv:2104.09864, eq. 14).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from cm3kit.decoders.cache import Cache, Write
 from cm3kit.decoders.kernels import Product, check_format, of_prompts, of_steps, pack
 from cm3kit.decoders.past import Past
+from cm3kit.decoders.prompts import Prompt, in_parts, prefix_mask
 from cm3kit.decoders.settings import Precision
 from cm3kit.decoders.step_attention import StepAttention
 from cm3kit.decoders.transfer import upload
@@ -32,15 +33,6 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 # From a layer's index and its projected heads to the attended values.
 Attend = Callable[[int, Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """Ids for a slot of a cache, of which the first `prefix` look at one another."""
-
-    slot: int
-    ids: Sequence[int]
-    prefix: int = 0
 
 
 class Engine(Protocol):
@@ -188,8 +180,8 @@ class LeanEngine:
 
         x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
         cis_M1R = torch.cat([self._cis[:length] for length in lengths])
-        hidden_MD = self._layers(x_MD, cis_M1R, attend, self._prompt_layers)
-        return self._logits(hidden_MD[upload(lengths, self.device).cumsum(0) - 1])
+        last_N = upload(lengths, self.device).cumsum(0) - 1
+        return self._logits(self._layers(x_MD, cis_M1R, attend, self._prompt_layers, last_N))
 
     @torch.no_grad()
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
@@ -200,19 +192,27 @@ class LeanEngine:
         )
 
     @torch.no_grad()
-    def encode(self, ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) -> Tensor:
+    def encode(
+        self,
+        ids_BT: Tensor,
+        lengths: Sequence[int],
+        unseen: int | None = None,
+        wanted_M: Tensor | None = None,
+    ) -> Tensor:
         """Hidden states (B, T, D) of rows padded on the right, where every place sees all of its own row.
 
         Places that hold the id `unseen` are seen by themselves alone.
         They are those before the final norm, and mean nothing at padding; `logits_of` reads them.
+        With `wanted_M`, flat places, those of these alone, (M, D).
         """
-        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen))
+        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen), wanted_M=wanted_M)
 
     @torch.no_grad()
     def extend(
-        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None
-    ) -> Tensor:
-        """Hidden states (B, Q, D), as `encode` gives them, of the places from `start` on.
+        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None,
+        wanted_M: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Hidden states (B, Q, D), or (M, D), as `encode` gives them, of the places from `start` on.
 
         Args:
             seen_B1QK: True where a query may look; keys are those in `past`, then those of `ids_BQ`; None is all.
@@ -234,7 +234,8 @@ class LeanEngine:
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
         x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
-        return self._layers(x_MD, cis_M1R, attend, layers).view(rows, width, -1)
+        hidden_MD = self._layers(x_MD, cis_M1R, attend, layers, wanted_M)
+        return hidden_MD.view(rows, width, -1) if wanted_M is None else hidden_MD
 
     @torch.no_grad()
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
@@ -285,7 +286,10 @@ class LeanEngine:
         rows_MD: Tensor = self.embed_VD.index_select(0, ids_M)
         return rows_MD.float()
 
-    def _layers(self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[_Layer]) -> Tensor:
+    def _layers(
+        self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[_Layer], wanted: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Hidden states of all rows, or of those wanted alone, which alone go through the end of the last layer."""
         rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
         for index, layer in enumerate(layers):
             heads_MHD = layer.qkv(self._norm(x_MD, self._mean)).view(-1, all_heads, self.head_dim)
@@ -293,7 +297,10 @@ class LeanEngine:
             if layer.head_scale_1HD is not None:
                 turned.copy_(self._norm(turned, 1 / self.head_dim) * layer.head_scale_1HD)
             torch.view_as_complex(turned.view(-1, rotated, self.head_dim // 2, 2)).mul_(cis_M1R)
-            x_MD = x_MD + layer.out(attend(index, heads_MHD))
+            attended_MD = attend(index, heads_MHD)
+            if wanted is not None and layer is layers[-1]:
+                x_MD, attended_MD = x_MD.index_select(0, wanted), attended_MD.index_select(0, wanted)
+            x_MD = x_MD + layer.out(attended_MD)
             gate, up = layer.gate_up(self._norm(x_MD, self._mean)).chunk(2, -1)
             x_MD = x_MD + layer.down(silu(gate).mul_(up))
         return x_MD
@@ -304,27 +311,6 @@ class LeanEngine:
     def _norm(self, x: Tensor, mean: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self._eps, norm, norm, value=mean).rsqrt_()
-
-
-def in_parts(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
-    """Groups of adjacent prompts, of as many ids together as the limit allows, or one by one."""
-    part: list[Prompt] = []
-    for each in prompts:
-        if part and sum(len(other.ids) for other in part) + len(each.ids) > most:
-            yield part
-            part = []
-        part.append(each)
-    if part:
-        yield part
-
-
-def prefix_mask(length: int, prefix: int, device: torch.device) -> Tensor | None:
-    """Bool (T, T), True where an id may look: left, and the first `prefix` ids at one another; None is left alone."""
-    if prefix < 2:
-        return None
-    seen_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    seen_TT[:prefix, :prefix] = True
-    return seen_TT
 
 
 def _rotations(rotary: Any, window: int) -> Tensor:

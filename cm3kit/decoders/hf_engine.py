@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache as TransformersCache
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.fast_llama import Prompt
+from cm3kit.decoders.prompts import Prompt
 from cm3kit.decoders.settings import Precision
 from cm3kit.models.backbone import mask_for
 from cm3kit.models.timestep import is_timed, time_inputs

@@ -41,6 +41,7 @@ class Replay:
         self._met: set[Hashable] = set()
         self._graphs: dict[Hashable, _Graph] = {}
         self._fused: Function | None = None
+        self._pool: Any = None
 
     def __call__(self, function: Function, setting: Hashable, *inputs: Tensor) -> Any:
         """What the function gives; overwritten by the next call under the same setting.
@@ -56,7 +57,10 @@ class Replay:
             if not self._captures or setting not in self._met:
                 self._met.add(setting)
                 return self._call(function, setting, *inputs)
-            self._graphs[setting] = _Graph(partial(self._call, function, setting), inputs, self._device)
+            # Graphs are replayed one after the other, so they share what they need while they run.
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            again = partial(self._call, function, setting)
+            self._graphs[setting] = _Graph(again, inputs, self._device, self._pool)
             return self._graphs[setting](*inputs)
         except (RuntimeError, ImportError, OSError) as error:
             if not self._compiles and not self._captures:
@@ -84,14 +88,16 @@ class Replay:
 class _Graph:
     """The kernels of a call, which read copies of its inputs."""
 
-    def __init__(self, function: Function, inputs: tuple[Tensor, ...], device: torch.device) -> None:
+    def __init__(
+        self, function: Function, inputs: tuple[Tensor, ...], device: torch.device, pool: Any
+    ) -> None:
         self._inputs = [each.clone() for each in inputs]
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         # Captured is what the current device does, which need not be this one; other threads may use it meanwhile.
         with (
             torch.cuda.device(device),
-            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+            torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"),
         ):
             self._outputs = function(*self._inputs)
 

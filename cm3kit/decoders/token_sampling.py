@@ -69,46 +69,73 @@ def draw(
     if routes is None:
         settings = zip(temperature_B.tolist(), top_k_B.tolist(), top_p_B.tolist(), strict=True)
         routes = Routes.of(settings, look=True)
+    drawn_B, short_B, mass_BV = _draw_best(logits_BV, uniforms_B, temperature_B, top_k_B, top_p_B, routes)
+    if short_B is None:
+        return drawn_B
+    # Only rows that need their whole order get it: it breaks ties in its own way, and no row may change another.
+    limit_B1 = _limits(top_k_B, mass_BV.shape[1])
+    if routes.beyond:
+        sorted_BV, ids_BV = mass_BV.sort(dim=-1, descending=True, stable=True)
+        other_B = _draw_sorted(mass_BV, sorted_BV, ids_BV, uniforms_B, limit_B1, top_p_B)
+        return torch.where(short_B, other_B, drawn_B)
+    if bool(short_B.any()):
+        mass_WV = mass_BV[short_B]
+        sorted_WV, ids_WV = mass_WV.sort(dim=-1, descending=True, stable=True)
+        drawn_B[short_B] = _draw_sorted(
+            mass_WV, sorted_WV, ids_WV, uniforms_B[short_B], limit_B1[short_B], top_p_B[short_B]
+        )
+    return drawn_B
+
+
+def draw_ahead(
+    logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_k: int, top_p: float
+) -> tuple[Tensor, Tensor]:
+    """The ids (B,) of `draw` for rows of one setting, without reading anything back from their device.
+
+    Returns:
+        ids, and bool (B,) for which rows `draw` itself must be asked: they may draw more than the `HEAD` best.
+    """
+    rows, device = len(logits_BV), logits_BV.device
+    temperature_B, top_p_B = (
+        torch.full((rows,), each, dtype=torch.float64, device=device) for each in (temperature, top_p)
+    )
+    top_k_B, routes = torch.full((rows,), top_k, device=device), Routes.of([(temperature, top_k, top_p)])
+    drawn_B, short_B, _ = _draw_best(logits_BV, uniforms_B, temperature_B, top_k_B, top_p_B, routes)
+    return drawn_B, torch.zeros_like(drawn_B, dtype=torch.bool) if short_B is None else short_B
+
+
+def _draw_best(
+    logits_BV: Tensor,
+    uniforms_B: Tensor,
+    temperature_B: Tensor,
+    top_k_B: Tensor,
+    top_p_B: Tensor,
+    routes: Routes,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Ids (B,) by the `HEAD` best, for which rows these may be too few (None: for none), and exp(logits − max)."""
     best_B = logits_BV.argmax(-1)
     if not routes.uncut and not routes.cut:
-        return best_B
+        return best_B, None, logits_BV
     # Which branch a row takes depends on its own settings alone: the two order the ids differently.
     greedy_B, whole_B = temperature_B == 0, (top_k_B == 0) & (top_p_B == 1)
     heat_B1 = temperature_B.masked_fill(greedy_B, 1.0)[:, None]
     scaled_BV = logits_BV.double() / heat_B1
-    mass_BV = (scaled_BV - scaled_BV.amax(-1, keepdim=True)).exp()
-    drawn_B = best_B
+    mass_BV = scaled_BV.sub_(scaled_BV.amax(-1, keepdim=True)).exp_()
+    drawn_B, short_B, vocab = best_B, None, mass_BV.shape[1]
     if routes.uncut:
         drawn_B = torch.where(whole_B, _invert(mass_BV.cumsum(-1), uniforms_B), drawn_B)
     if routes.cut:
-        cut_B = _draw_cut(mass_BV, uniforms_B, top_k_B, top_p_B, routes.beyond)
+        limit_B1 = _limits(top_k_B, vocab)
+        sorted_BR, ids_BR = mass_BV.topk(min(HEAD, vocab), dim=-1)
+        cut_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
         drawn_B = torch.where(whole_B, drawn_B, cut_B)
-    return torch.where(greedy_B, best_B, drawn_B)
+        if vocab > HEAD and routes.beyond is not False:
+            short_B = ~(_suffices(mass_BV, sorted_BR, limit_B1, top_p_B) | greedy_B)
+    return torch.where(greedy_B, best_B, drawn_B), short_B, mass_BV
 
 
-def _draw_cut(
-    mass_BV: Tensor, uniforms_B: Tensor, top_k_B: Tensor, top_p_B: Tensor, beyond: bool | None
-) -> Tensor:
-    vocab = mass_BV.shape[1]
-    limit_B1 = top_k_B.masked_fill(top_k_B == 0, vocab)[:, None]
-    width = HEAD if vocab > HEAD else vocab
-    sorted_BR, ids_BR = mass_BV.topk(width, dim=-1)
-    drawn_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
-    if width == vocab or beyond is False:
-        return drawn_B
-    # Only rows that need their whole order get it: it breaks ties in its own way, and no row may change another.
-    whole_B = ~_suffices(mass_BV, sorted_BR, limit_B1, top_p_B)
-    if beyond:
-        sorted_BV, ids_BV = mass_BV.sort(dim=-1, descending=True, stable=True)
-        other_B = _draw_sorted(mass_BV, sorted_BV, ids_BV, uniforms_B, limit_B1, top_p_B)
-        return torch.where(whole_B, other_B, drawn_B)
-    if bool(whole_B.any()):
-        mass_WV = mass_BV[whole_B]
-        sorted_WV, ids_WV = mass_WV.sort(dim=-1, descending=True, stable=True)
-        drawn_B[whole_B] = _draw_sorted(
-            mass_WV, sorted_WV, ids_WV, uniforms_B[whole_B], limit_B1[whole_B], top_p_B[whole_B]
-        )
-    return drawn_B
+def _limits(top_k_B: Tensor, vocab: int) -> Tensor:
+    return top_k_B.masked_fill(top_k_B == 0, vocab)[:, None]
 
 
 def _draw_sorted(
@@ -144,27 +171,3 @@ def _invert(cumulative_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     # Of a row that is no number any id is found, and never one beyond the last: an index that a device could not use.
     found_B1 = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)
     return found_B1[:, 0].clamp(max=cumulative_BV.shape[1] - 1)
-
-
-def draw_ahead(
-    logits_BV: Tensor, uniforms_B: Tensor, temperature: float, top_k: int, top_p: float
-) -> tuple[Tensor, Tensor]:
-    """The ids (B,) of `draw` for rows of one setting, without reading anything back from their device.
-
-    Returns:
-        ids, and bool (B,) for which rows `draw` itself must be asked: they may draw more than the `HEAD` best.
-    """
-    rows, vocab, device = *logits_BV.shape, logits_BV.device
-    fine_B = torch.zeros(rows, dtype=torch.bool, device=device)
-    if temperature == 0:
-        return logits_BV.argmax(-1), fine_B
-    heat_B1 = torch.full((rows, 1), temperature, dtype=torch.float64, device=device)
-    scaled_BV = logits_BV.double() / heat_B1
-    mass_BV = scaled_BV.sub_(scaled_BV.amax(-1, keepdim=True)).exp_()
-    if top_k == 0 and top_p == 1:
-        return _invert(mass_BV.cumsum(-1), uniforms_B), fine_B
-    limit_B1 = torch.full((rows, 1), top_k or vocab, device=device)
-    top_p_B = torch.full((rows,), top_p, dtype=torch.float64, device=device)
-    sorted_BR, ids_BR = mass_BV.topk(min(HEAD, vocab), dim=-1)
-    drawn_B = _draw_sorted(mass_BV, sorted_BR, ids_BR, uniforms_B, limit_B1, top_p_B)
-    return drawn_B, fine_B if vocab <= HEAD else ~_suffices(mass_BV, sorted_BR, limit_B1, top_p_B)

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from cm3kit.models.document_runs import Documents as Documents
 from cm3kit_tokenizers.installing import install
 
+LONG = 1024  # ids of a document from which on SDPA of a CPU is faster in bf16 than in fp32
 ROOM = 64  # ends of documents come in multiples, so that a compiled model meets few shapes
 HALVES = torch.bfloat16, torch.float16
 _DENSE = ALL_ATTENTION_FUNCTIONS["sdpa"]
@@ -58,6 +59,13 @@ def documents_in(documents_BT: Tensor, blocks_BT: Tensor, noisy_BT: Tensor) -> D
     return Documents(tuple(lengths_R.tolist()), tuple(causal_R.tolist()), left, ends_N, length)
 
 
+def even_runs(count: int, length: int) -> Documents:
+    """So many positions as runs of a length that look left."""
+    lengths = [length] * (count // length) + [count % length] * (count % length > 0)
+    ends_N = torch.tensor([0, *lengths]).cumsum(0).int()
+    return Documents(tuple(lengths), (True,) * len(lengths), True, ends_N, length)
+
+
 def _torn(documents_R: Tensor) -> bool:
     """Whether any document is in more than one run."""
     real_R = documents_R[documents_R > 0]
@@ -79,7 +87,7 @@ def attend(
         "xformers": _xformers,
     }
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):
+    if documents.kernel != "sdpa" and torch.is_autocast_enabled(kind):
         # Autocast knows SDPA and not these, and where norms and rotations are in fp32 the three are not of one type.
         query, key, value = (each.to(torch.get_autocast_dtype(kind)) for each in (query, key, value))
     flat = [each.transpose(1, 2).flatten(0, 1) for each in (query, key, value)]
@@ -90,14 +98,17 @@ def attend(
 def _one_by_one(
     module: nn.Module, query_MHE: Tensor, key_MHE: Tensor, value_MHE: Tensor, documents: Documents, **options: Any
 ) -> Tensor:  # fmt: skip
+    # A CPU prepares products of bf16 anew for every length that it has not met, which takes longer than they do.
+    low = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     # Splitting, unlike slicing, has gradients that are put together once.
-    lengths = list(documents.lengths)
-    parts = [torch.split(each.transpose(0, 1)[None], lengths, 2) for each in (query_MHE, key_MHE, value_MHE)]
-    found = [
-        _DENSE(module, *three, None, **{**options, "is_causal": causal})[0][0]
-        for *three, causal in zip(*parts, documents.causal, strict=True)
-    ]
-    return torch.cat(found)
+    lengths, three = list(documents.lengths), (query_MHE, key_MHE, value_MHE)
+    parts = [torch.split(each.float().transpose(0, 1)[None], lengths, 2) for each in three]
+    found = []
+    with torch.autocast("cpu", enabled=False):
+        for *of_one, causal, length in zip(*parts, documents.causal, lengths, strict=True):
+            of_one = [each.to(low) for each in of_one] if length >= LONG else of_one
+            found.append(_DENSE(module, *of_one, None, **{**options, "is_causal": causal})[0])
+    return torch.cat(found, 1).squeeze(0).to(value_MHE.dtype)
 
 
 def _varlen(

@@ -78,13 +78,15 @@ class _LinearNats(torch.autograd.Function):
             bent_CV = None if cap is None or not learns else 1 - (logits_CV / cap).square()
             if excluded is not None:
                 logits_CV[:, excluded] = -torch.inf
-            sums_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            nats.append((sums_C1 - logits_CV.gather(-1, chosen_C1))[:, 0])
+            # Exponentials are taken once, for the sum and for the gradient.
+            chosen_logit_C1, most_C1 = logits_CV.gather(-1, chosen_C1), logits_CV.amax(-1, keepdim=True)
+            d_CV = logits_CV.sub_(most_C1).exp_()
+            sums_C1 = d_CV.sum(-1, keepdim=True)
+            nats.append((sums_C1.log() + most_C1 - chosen_logit_C1)[:, 0])
             if not learns:
                 continue
-            d_CV = logits_CV.sub_(sums_C1).exp_()
-            d_CV.scatter_add_(-1, chosen_C1, torch.full_like(sums_C1, -1.0))
-            d_CV.mul_(weights_N[start : start + size, None] * scale)
+            by_C1 = weights_N[start : start + size, None] * scale
+            d_CV.mul_(by_C1 / sums_C1).scatter_add_(-1, chosen_C1, -by_C1)
             if bent_CV is not None:
                 d_CV.mul_(bent_CV)
             low_CV = d_CV.to(dtype)

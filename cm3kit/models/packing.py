@@ -16,7 +16,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PreTrainedModel
 
 from cm3kit.models.attention import block_mask, flex_mask
-from cm3kit.models.documents import HALVES, Documents, documents_in, why_no_varlen, why_no_xformers
+from cm3kit.models.backbone import Attention
+from cm3kit.models.documents import HALVES, Documents, documents_in, even_runs, why_no_varlen, why_no_xformers
+from cm3kit.models.documents import LONG as LONG_RUN
 from cm3kit.models.flex import tried, use_flex, why_no_kernel, why_not
 from cm3kit_tokenizers.errors import ConfigError
 
@@ -78,9 +80,21 @@ class Packer:
         flex = self._flexes(device, there[0].shape[1])
         return (flex_mask if flex else block_mask)(*there, unseen_BT=unseen_BT)
 
-    def lean(self, device: torch.device, length: int) -> bool:
-        """Whether no mask of all pairs of a row is held on a device, whatever the documents are."""
-        return self.packing == "documents" or self._flexes(device, length)
+    def largest(self, shape: tuple[int, int], device: torch.device) -> list[Attention]:
+        """Masks of rows (B, T) on the CPU that need no less memory than those of such rows on a device.
+
+        Whether documents are runs depends on what is drawn. What is neither that nor a mask of all pairs holds what
+        attention without a mask does, and a few numbers.
+        """
+        rows, length = shape
+        found: list[Attention] = []
+        if self._reasons.get("documents", "") is None and device.type == "cpu" and not self._compiled:
+            found.append(even_runs(rows * length, min(length, LONG_RUN - 1)))
+        if self._flexes(device, length) or (self.packing == "documents" and not found):
+            found.append("causal")
+        elif self.packing != "documents":
+            found.append(torch.ones(rows, 1, length, length, dtype=torch.bool))
+        return found
 
     def _flexes(self, device: torch.device, length: int) -> bool:
         if "flex" not in self._reasons or self._reasons["flex"] is not None:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from cm3kit.data.bundle import INDEX as BUNDLE
 from cm3kit.data.corpus import listing
 from cm3kit.data.token_shards import INDEX, TokenShards
-from cm3kit.models.backbone import Attention, build_backbone
+from cm3kit.models.backbone import build_backbone
 from cm3kit.models.empty import empty_backbone
 from cm3kit.models.lora import add_lora
 from cm3kit.models.packing import Packer
@@ -206,7 +206,8 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
         backbone = _backbone(recipe, vocab_size)
-    lean = Packer(recipe.packing, backbone.train(), loop.compile).lean(device, recipe.window)
+    packer = Packer(recipe.packing, backbone.train(), loop.compile)
+    masks = packer.largest(shape, device)
     with FakeTensorMode(allow_non_fake_inputs=True), Live() as live:
         model = Scorer(refilled(backbone)).train()
         sizes = Sizes.of(model)
@@ -216,13 +217,9 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
         optimizer = torch.optim.AdamW(learning, fused=True)
         average = {name: each.detach().float().clone() for name, each in _state(model).items()}
         ids_BT = torch.zeros(shape, dtype=torch.long)
-        # What is no mask of all pairs holds what attention without a mask does, and a few numbers. Whether documents
-        # are runs depends on what is drawn, so that the largest is told.
-        mask: Attention = "causal"
-        if not lean:
-            mask = torch.ones(shape[0], 1, shape[1], shape[1], dtype=torch.bool)
         times = (torch.zeros(shape),) if recipe.timestep is not None else ()
-        for _ in range(2):  # of which the first makes the moments
+        peaks = list[int]()
+        for mask in (masks[0], *masks):  # of which the first makes the moments
             live.peak = live.now
             optimizer.zero_grad()
             for _ in range(min(2, loop.accumulate)):
@@ -235,9 +232,9 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
             with torch.no_grad():
                 for name, each in _state(model).items():
                     average[name].lerp_(each.float(), 0.5)
-        peak = live.peak
+            peaks.append(live.peak)
     held = sizes.weights + sizes.gradients + sizes.moments + sizes.average
-    return model, sizes, peak - held
+    return model, sizes, max(peaks[1:]) - held
 
 
 def _borrowed_text(recipe: DecoderRecipe) -> TextTokenizer:

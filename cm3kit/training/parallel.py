@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import Optimizer
 
 from cm3kit.training.task import Task, TaskInParts
 from cm3kit_tokenizers.errors import ConfigError
@@ -71,16 +70,19 @@ def recompute(model: nn.Module) -> None:
         raise ConfigError("loop.recompute = true: this model has no layers that can be.", code="bad_config")
 
 
-def prepare(task: Task, optimizer: Optimizer, accelerator: Accelerator) -> tuple[nn.Module, Any]:
-    """The model and the optimizer as they are called in a step; with several processes gradients are their mean."""
+def prepare(task: Task, accelerator: Accelerator) -> nn.Module:
+    """The model as it is called in a step; with several processes gradients are their mean.
+
+    The optimizer is not wrapped: there is no scale of losses to undo, and accelerate looks up packages at every step.
+    """
     if is_spread(task.model):
-        return task.model, optimizer
+        return task.model
     # The discriminator of an image tokenizer is not used in the first steps.
     accelerator.ddp_handler = DistributedDataParallelKwargs(
         find_unused_parameters=isinstance(task, TaskInParts)
     )
-    model, prepared = accelerator.prepare(task.model, optimizer)
-    return model, prepared
+    model: nn.Module = accelerator.prepare(task.model)
+    return model
 
 
 def quiet(model: nn.Module, accelerator: Accelerator, last: bool) -> AbstractContextManager[Any]:

@@ -42,6 +42,10 @@ class Progress:
             shard(task, accelerator)
         self.parts = list(task.parts()) if isinstance(task, TaskInParts) else [Part(_trained(task.model))]
         self.optimizer = _optimizer(self.parts, settings, task.model)
+        # Weights whose gradients are clipped together.
+        self.clipped = [list(each.weights) for each in self.parts]
+        if len(self.parts) == 1:
+            self.clipped = [list(task.model.parameters())]
         self.batches = Batches(task, settings)
         self.step, self.seconds = 0, 0.0
         self.guard, self.scale = Guard(settings.spike), 1.0
@@ -53,7 +57,7 @@ class Progress:
             None  # micro-batches, and with moments, that have found room
         )
         self.updating = False  # True while weights and moments are changed
-        self.wrapped, self.prepared = prepare(task, self.optimizer, accelerator)
+        self.wrapped = prepare(task, accelerator)
         self.ema = {
             name: each.detach().float().clone() if each.is_floating_point() else each.detach().clone()
             for name, each in task.model.state_dict().items()

@@ -113,7 +113,7 @@ def _attempt(progress: Progress, model: nn.Module, asked: Sequence[int], before:
     verdict = progress.guard.judge(loss_now, norm)
     if _is_sound(progress, verdict):
         progress.updating = True
-        progress.prepared.step()
+        progress.optimizer.step()
         progress.follow()
         progress.updating = False
     elif verdict != "not finite":
@@ -130,7 +130,7 @@ def _gradients(progress: Progress, model: nn.Module, batch: Any, rng: Generator)
     rows, count = _cutting(progress, batch)
     first = who.process_index * count
     mine = cut(progress.task, batch, rows, who.num_processes * count)[first : first + count]
-    progress.prepared.zero_grad()
+    progress.optimizer.zero_grad()
     seed = int(torch.randint(2**62, (), generator=rng))
     losses, found = list[Tensor](), Found()
     for number, share in enumerate(mine):
@@ -201,12 +201,9 @@ def _dropout_from(seed: int, share: int, device: torch.device) -> Iterator[None]
 
 def _clip(progress: Progress) -> Tensor:
     """Clip the gradients, those of each part by themselves, and return the length of all before."""
-    settings, model = progress.settings, progress.task.model
-    alone = len(progress.parts) == 1
-    clipped = [list(model.parameters())] if alone else [list(part.weights) for part in progress.parts]
-    clip = nn.utils.clip_grad_norm_ if is_spread(model) else progress.accelerator.clip_grad_norm_
-    lengths = torch.stack([whole(clip(each, settings.clip)) for each in clipped])
-    return lengths[0] if alone else lengths.norm()
+    clip = nn.utils.clip_grad_norm_
+    lengths = [whole(clip(each, progress.settings.clip)) for each in progress.clipped]
+    return lengths[0] if len(lengths) == 1 else torch.stack(lengths).norm()
 
 
 def _is_sound(progress: Progress, verdict: Verdict) -> bool:
@@ -224,7 +221,7 @@ def _put_back(model: nn.Module, before: list[Tensor]) -> None:
 def _forget(progress: Progress, before: list[Tensor]) -> None:
     """Leave nothing of a step that is not taken."""
     _put_back(progress.task.model, before)
-    progress.prepared.zero_grad()
+    progress.optimizer.zero_grad()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -22,7 +22,8 @@ from cm3kit.decoders.causal.drafts import Drafter, Unfinished
 from cm3kit.decoders.causal.jobs import Job
 from cm3kit.decoders.causal.sampler import IMAGE, TEXT, Sampler, Turn
 from cm3kit.decoders.causal.source import Source
-from cm3kit.decoders.fast_llama import Engine, LeanEngine, Prompt
+from cm3kit.decoders.fast_llama import Engine, LeanEngine
+from cm3kit.decoders.prompts import Prompt
 from cm3kit.decoders.transfer import Readback, upload
 
 Report = Callable[[Sequence[Job | None], Sequence[int | None]], None]

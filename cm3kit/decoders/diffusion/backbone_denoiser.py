@@ -27,6 +27,8 @@ Hidden = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
 class _Body(Protocol):
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor: ...
 
+    def encode_at(self, ids_1T: Tensor, time: float, places_M: Tensor) -> Tensor: ...
+
     def logits_of(self, hidden_MD: Tensor) -> Tensor: ...
 
 
@@ -118,8 +120,8 @@ class BackboneDenoiser:
         if not len(slots):
             return torch.empty(0, self._vocab_size)
         ids_1T = ids_T[None, :length].to(self._device)
-        hidden_1TD = self._body.encode(ids_1T, [length], [time])
-        return self._body.logits_of(hidden_1TD[0, slots.to(self._device) - self._shift])
+        places_M = slots.to(self._device) - self._shift
+        return self._body.logits_of(self._body.encode_at(ids_1T, time, places_M))
 
     def _all_at_once(self, ask: Ask) -> list[Tensor]:
         hidden_BTD = self._body.encode(ask.ids_BT.to(self._device), ask.lengths, ask.times)
@@ -155,6 +157,9 @@ class _Lean:
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
         return self._engine.encode(ids_BT, lengths, self._unseen)
 
+    def encode_at(self, ids_1T: Tensor, time: float, places_M: Tensor) -> Tensor:
+        return self._engine.encode(ids_1T, [ids_1T.shape[1]], self._unseen, places_M)
+
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
         return self._engine.logits_of(hidden_MD)
 
@@ -179,6 +184,9 @@ class _Module:
         place_T, seen_B1TT = torch.arange(width, device=device), seen_B1QT.expand(-1, 1, width, -1)
         places_1T = place_T.clamp(max=int(self._backbone.config.max_position_embeddings) - 1)[None]
         return hidden_states(self._backbone, ids_BT, seen_B1TT, places_1T, time_B)
+
+    def encode_at(self, ids_1T: Tensor, time: float, places_M: Tensor) -> Tensor:
+        return self.encode(ids_1T, [ids_1T.shape[1]], [time])[0, places_M]
 
     @torch.no_grad()
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
