@@ -84,7 +84,7 @@ class PictureStarts:
     def start_of(self, ids: Sequence[int], budget: int) -> Example | None:
         """`<eod>`, the words of the first picture, and its first codes, which alone count.
 
-        Words that stand behind the picture come before it as in causal masking: the picture moves behind the page. Which
+        Words behind the picture come before it as in causal masking: the picture moves behind the page. Which
         side has the words is told by its length.
 
         Returns:
