@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+from toys import toy_corpus
+
+from cm3kit.models.backbone import BackboneConfig
 from cm3kit.objectives import CausalMask
 from cm3kit.objectives.contract import TokenizerParts, read_settings
 from cm3kit.objectives.picture_starts import PictureStarts
 from cm3kit.rng import generator
+from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.types import Example
 from cm3kit_tokenizers.errors import ConfigError
 from cm3kit_tokenizers.text import TextTokenizer
@@ -74,3 +79,20 @@ def test_settings_and_uses_are_those_of_causal_masking() -> None:
     for wrong in ({"share": 1.5}, {"codes": 0}):
         with pytest.raises(ConfigError):
             starts(**wrong)
+
+
+def test_rows_are_filled_though_examples_are_short(tmp_path: Path) -> None:
+    toy_corpus(tmp_path, ("red", "green", "blue"))
+    objective = {"name": "picture-starts", "share": 1.0, "codes": 1}
+    recipe = DecoderRecipe(
+        data=tmp_path, text=tmp_path, image=tmp_path / "image", window=96, previews=(), objective=objective,
+        backbone=BackboneConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=16),
+    )  # fmt: skip
+    task = DecoderTask(recipe, tmp_path / "cache")
+    batch, names = task.batch(generator(0), 4), task.names(generator(0), 4)
+    assert float((batch.documents_BT > 0).float().mean()) > 0.8
+    assert len(names) >= int(batch.documents_BT.max()) and set(names) <= {
+        "red.html",
+        "green.html",
+        "blue.html",
+    }
