@@ -147,7 +147,7 @@ def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp
 def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = built
     script = Path(__file__).parents[1] / "checkpoints/pictures/part.py"
-    for part in ("few", "names", "base", "wide"):
+    for part in ("few", "most", "most-wide", "names", "base", "wide"):
         target = tmp_path / part
         command = [sys.executable, str(script), str(folder), part, "-o", str(target)]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -157,7 +157,7 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
         )
         trained = [each for each in lines if each["split"] == "train"]
         assert {slug for each in trained for slug in each["things"]} == {"red-apple", "dog-face"}
-        assert ("synonym" in {each["form"] for each in trained}) == (part in ("base", "wide"))
+        assert ("synonym" in {each["form"] for each in trained}) == (part in ("most-wide", "base", "wide"))
         assert all(read_nodes(each.path) and "scene/" not in each.path.read_text() for each in listed)
         assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
     again = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -136,9 +136,11 @@ class Documents:
     def draw(self, rng: Generator, count: int) -> Iterator[list[int]]:
         """`count` documents, drawn by weight."""
         for index in self.pick(rng, count):
-            yield self._seen(self.ids[index], rng)
+            yield self.seen(index, rng)
 
-    def _seen(self, parts: list[int], rng: Generator) -> list[int]:
+    def seen(self, index: int, rng: Generator) -> list[int]:
+        """One document, each of its pictures in an encoding that is drawn where there are several."""
+        parts: list[int] = self.ids[index]
         pictures = [-1 - part for part in parts if part < 0] if self.encodings else []
         if self.encodings is None or not pictures:
             return parts

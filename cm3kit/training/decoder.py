@@ -167,9 +167,7 @@ class DecoderTask:
         window = self.recipe.window
         if self.rows is not None:
             return pack(self._next_examples(self.rows, size), size, window)
-        count = int(1.3 * size * window / self._mean) + 2
-        drawn = list(self.documents.draw(rng, count))
-        return pack(self.objective.make_examples(drawn, rng, window), size, window)
+        return pack(self._drawn(rng, size)[1], size, window)
 
     def share(self, batch: Packed, rows: slice) -> Packed:
         """Some rows; the divisor stays that of the whole batch, so that the losses of all shares add up."""
@@ -178,8 +176,7 @@ class DecoderTask:
     def names(self, rng: Generator, size: int) -> list[str]:
         """The pages that `batch` draws, some of which may have found no room in its rows."""
         if self.rows is None:
-            count = int(1.3 * size * self.recipe.window / self._mean) + 2
-            return [self.documents.names[each] for each in self.documents.pick(rng, count)]
+            return [self.documents.names[each] for each in self._drawn(rng, size)[0]]
         found, at = [], self._next
         for _ in range(size):
             found += [self.rows.shards.key(number)[0] for number, _ in self.rows.row(at)]
@@ -189,6 +186,21 @@ class DecoderTask:
     def fingerprint(self) -> str:
         """Of the documents."""
         return self.documents.fingerprint() if self.rows is None else self.rows.shards.fingerprint()
+
+    def _drawn(self, rng: Generator, size: int) -> tuple[list[int], list[Example]]:
+        """Numbers of documents, and examples of them that fill `size` rows but for what is left where none fits."""
+        window = self.recipe.window
+        numbers: list[int] = []
+        examples: list[Example] = []
+        open_, length = size * window, self._mean
+        while open_ > 0:  # an objective may make far less of a document than there is of it
+            more = self.documents.pick(rng, int(1.3 * open_ / length) + 2)
+            drawn = [self.documents.seen(each, rng) for each in more]
+            made = self.objective.make_examples(drawn, rng, window)
+            numbers, examples = numbers + more, examples + made
+            total = sum(len(each.ids) for each in examples)
+            open_, length = size * window - total, total / len(examples)
+        return numbers, examples
 
     def _next_examples(self, rows: Rows, size: int) -> list[Example]:
         """Examples of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""
