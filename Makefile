@@ -76,7 +76,8 @@ data/pictures/manifest.jsonl: | $(VENV)/.stamp-dev
 	$(BIN)/cm3kit data build pictures --packages $(PACKAGES) -o data/pictures --workers 2
 
 TRAIN := $(BIN)/cm3kit train
-model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes (hours on a CPU), into runs/emoji
+PART := $(BIN)/python checkpoints/pictures/part.py data/pictures
+model: data/emoji/manifest.jsonl data/pictures/manifest.jsonl ## Train the model that ships, from its recipes (hours on a CPU), into runs/pictures
 	test -d runs/text/final || $(TRAIN) text -c emoji-text -o runs/text
 	$(TRAIN) vqgan -c emoji-vqgan -o runs/vqgan
 	$(TRAIN) vqgan -c emoji-vqgan-decoder -o runs/vqgan-decoder
@@ -86,9 +87,13 @@ model: data/emoji/manifest.jsonl ## Train the model that ships, from its recipes
 	$(TRAIN) cm3 -c emoji-cm3-fourth -o runs/cm3-fourth
 	$(TRAIN) cm3 -c emoji-cm3-fifth -o runs/cm3-fifth
 	$(TRAIN) block -c emoji-block -o runs/blocks
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-fifth/final \
+	for part in few most most-wide; do \
+		test -d data/pictures-$$part || $(PART) $$part -o data/pictures-$$part && \
+		$(TRAIN) cm3 -c pictures-cm3-$$part -o runs/cm3-$$part || exit 1; \
+	done
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-most-wide/final \
 		--diffusion runs/blocks/final \
-		--defaults emoji-defaults --card checkpoints/emoji/README.md -o runs/emoji
+		--defaults pictures-defaults --card checkpoints/pictures/README.md -o runs/pictures
 
 bench: $(VENV)/.stamp-dev ## Measure decoding and infilling speed
 	$(BIN)/python benchmarks/decode.py

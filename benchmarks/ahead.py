@@ -1,6 +1,6 @@
 """What a decoder of `causal-blocks` knows of the codes ahead: nats and best guesses by their place in a block.
 
-    python benchmarks/ahead.py --decoder checkpoints/emoji/diffusion --data data/emoji [--pages 160]
+    python benchmarks/ahead.py --decoder checkpoints/pictures/diffusion --data data/emoji [--pages 160]
 
 Pictures of pages that were trained on are hidden block by block, with the codes before each block, and the first few
 of it, given. Prints a Markdown table: mean nats of the code at each place, and how often it was the likeliest.
@@ -35,8 +35,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="emoji", help="whose tokenizers are used")
-    parser.add_argument("--decoder", type=Path, default=Path("checkpoints/emoji/diffusion"))
+    parser.add_argument("--model", default="pictures", help="whose tokenizers are used")
+    parser.add_argument("--decoder", type=Path, default=Path("checkpoints/pictures/diffusion"))
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--pages", type=int, default=160)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """How left to right the diffusion decoder writes pictures and words, at several temperatures.
 
-    python benchmarks/arness.py --model checkpoints/emoji --data data/emoji [--names 24]
+    python benchmarks/arness.py --model checkpoints/pictures --data data/emoji [--names 24]
 
 One slot a pass, the surest first, as DiffuCoder's study has it (arXiv:2506.20639, sec. 4). Prints a Markdown table: the
 mean over all rows of local and global AR-ness at 1 and 4, and the share of rows that ended in a distinct result.
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--names", type=int, default=24)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """What a diffusion decoder gains by looking both ways and by hearing the time: the same small budget for each.
 
-python benchmarks/backbone.py --data data/emoji --model checkpoints/emoji [--steps 600]
+python benchmarks/backbone.py --data data/emoji --model checkpoints/pictures [--steps 600]
 
 Prints bits per hidden id (the evidence bound) of held-out pages for models that differ in attention and timestep
 conditioning alone, trained from the same weights on the same questions (after MeDiM, arXiv:2510.06131, sec. 4.3).
@@ -57,7 +57,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
-    parser.add_argument("--model", type=Path, default=Path("checkpoints/emoji"))
+    parser.add_argument("--model", type=Path, default=Path("checkpoints/pictures"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--cache", type=Path, default=Path("runs/backbone-ablation"))
     args = parser.parse_args()

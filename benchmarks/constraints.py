@@ -147,7 +147,7 @@ def one(
 def main() -> None:
     """Run both."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--outputs", type=int, default=5000)
     parser.add_argument("--titles", type=int, default=1_000_000)
     given = parser.parse_args()

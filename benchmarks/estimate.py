@@ -1,6 +1,6 @@
 """Memory that `cm3kit estimate` foresees against what training then takes, on six configurations.
 
-    python benchmarks/estimate.py --data data/emoji --model checkpoints/emoji
+    python benchmarks/estimate.py --data data/emoji --model checkpoints/pictures
 
 Each training of a few steps, its export and its estimate run in processes of their own. Measured is the peak of the
 resident set (`ru_maxrss`); `above` compares what both say beyond the process before training, which is the part that is
@@ -59,7 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
-    parser.add_argument("--model", type=Path, default=Path("checkpoints/emoji"))
+    parser.add_argument("--model", type=Path, default=Path("checkpoints/pictures"))
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--only", type=int, nargs="*", help="numbers of cases, from 0")
     args = parser.parse_args()

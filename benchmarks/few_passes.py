@@ -2,7 +2,7 @@
 
 python benchmarks/few_passes.py names --judge outputs/judge -o runs/names
 python benchmarks/few_passes.py train --prompts runs/names/asked.txt --estimator coupled --seconds 100,200 -o runs/coup
-python benchmarks/few_passes.py table --judge outputs/judge --asked runs/names --models emoji,runs/coup/200
+python benchmarks/few_passes.py table --judge outputs/judge --asked runs/names --models pictures,runs/coup/200
 
 `names` draws seen names at random, tries each at L/4 passes, and keeps as `asked.txt` those with the highest reward:
 where no answer is worth anything nothing is learned. `others.txt` are further names at random, which are not asked.
@@ -43,7 +43,7 @@ from cm3kit.training.run import read_yaml, recipe_path, recipes
 
 DRAWN: dict[str, Any] = {"decoder": "diffusion", "temperature": 0.3, "top_p": 0.9, "batch_size": 64}
 TOP: dict[str, Any] = {"accept": "top", "schedule": "uniform"}
-# Passes of a model that writes 64 codes in blocks of 8; the last is the default of checkpoints/emoji.
+# Passes of a model that writes 64 codes in blocks of 8; the last is the default of checkpoints/pictures.
 WAYS: dict[str, dict[str, Any]] = {
     "uniform, L/8": {**TOP, "steps": 1}, "uniform, L/4": {**TOP, "steps": 2},
     "ascending-eoser": {"sampler": "ascending-eoser"}, "threshold 0.7": {},
@@ -222,7 +222,7 @@ def main() -> None:
         each.add_argument("--data", type=Path, default=Path("data/emoji"))
         each.add_argument("--judge", type=Path, default=Path("outputs/judge"))
     for each in (names, learning):
-        each.add_argument("--model", default="emoji")
+        each.add_argument("--model", default="pictures")
         each.add_argument("-o", "--output", type=Path, required=True)
     names.add_argument("--names", type=int, default=48)
     names.add_argument("--most", type=int, default=8)
@@ -235,7 +235,7 @@ def main() -> None:
     learning.add_argument("--set", action="append", default=[], help="a setting of the recipe, as a.b=c")
     learning.set_defaults(do=learn)
     table.add_argument(
-        "--models", default="emoji", help="names or folders; the first is what others are compared to"
+        "--models", default="pictures", help="names or folders; the first is what others are compared to"
     )
     table.add_argument("--asked", type=Path, required=True, help="the folder of `names`")
     table.add_argument("--samples", type=int, default=8)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ROOT / "checkpoints" / "emoji"
+SHIPPED = ROOT / "checkpoints" / "pictures"
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,15 @@ COMMANDS = {
     "score": "score {out}/gap.html --answers {out}/answers.txt",
     "train text": "train text --set data={pages} -o {out}/text",
     "train vqgan": "train vqgan -c emoji-vqgan --set data={pages} -o {out}/vqgan",
-    "train cm3": "train cm3 --from emoji --set data={pages} -o {out}/cm3",
-    "train cm3, 2 processes": "train cm3 --from emoji --set data={pages} -o {out}/cm32 --num-processes 2 --device cpu",
+    "train cm3": "train cm3 --from pictures --set data={pages} -o {out}/cm3",
+    "train cm3, 2 processes": "train cm3 --from pictures --set data={pages} -o {out}/cm32 --num-processes 2"
+    " --device cpu",
     "train all": "train all {pages} -o {out}/all --preset tiny",
     "data prepare": "data prepare {out}/site -o {out}/prepared --workers 2",
-    "tokenize image": "tokenize image {out}/pictures -o {out}/codes -m emoji",
-    "eval recon": "eval recon {out}/pictures -m emoji",
-    "eval model": "eval model {pages} -m emoji --split train --limit 5000",
-    "serve": "serve -m emoji --port 0",
+    "tokenize image": "tokenize image {out}/pictures -o {out}/codes -m pictures",
+    "eval recon": "eval recon {out}/pictures -m pictures",
+    "eval model": "eval model {pages} -m pictures --split train --limit 5000",
+    "serve": "serve -m pictures --port 0",
 }
 
 

@@ -1,6 +1,6 @@
 """What a public causal model makes of pages that it was never taught: bits per byte of their words, and what it writes.
 
-python benchmarks/page_skill.py --model smollm2 [--pages samples/pages] [--shipped checkpoints/emoji] [--infill 3]
+python benchmarks/page_skill.py --model smollm2 [--pages samples/pages] [--shipped checkpoints/pictures] [--infill 3]
 
 Of every page the longest text of a paragraph is held out. Its bits per byte are those of its tokens behind the page up
 to it, as the model reads it (`--prompt-style page`), and behind the beginning of a document alone; the shipped decoder
@@ -72,7 +72,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--pages", type=Path, default=Path("samples/pages"))
-    parser.add_argument("--shipped", default="checkpoints/emoji")
+    parser.add_argument("--shipped", default="checkpoints/pictures")
     parser.add_argument("--infill", type=int, default=3)
     args = parser.parse_args()
     pages = held_out(args.pages)

@@ -1,6 +1,6 @@
 """Quality against forward passes: one model, two decoders, and ways to spend fewer passes.
 
-python benchmarks/passes.py --model checkpoints/emoji --data data/emoji [--names 60] [--svg docs/images/passes.svg]
+python benchmarks/passes.py --model checkpoints/pictures --data data/emoji [--names 60] [--svg docs/images/passes.svg]
 
 A picture from its name counts as right if the named picture is among the five nearest of all; a caption is compared
 by edit similarity. Passes are forward passes of the network for one sample, a guided one counting twice.
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--names", type=int, default=60)
     parser.add_argument("--only", default="", help="names of ways that hold this text")

@@ -1,6 +1,6 @@
 """Quality of a model on the picture dictionary, by metrics without downloaded weights.
 
-python benchmarks/quality.py --model checkpoints/emoji --data data/emoji [--part recon,draw,words] [--names 20]
+python benchmarks/quality.py --model checkpoints/pictures --data data/emoji [--part recon,draw,words] [--names 20]
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure the chosen parts and print one JSON object, or a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--part", default="recon,draw,words")
     parser.add_argument("-n", type=int, default=1)

@@ -298,12 +298,13 @@ def passes(bench: Bench) -> Iterator[Row]:
     if bench.judge is None or "diffusion" not in bench.kit.parts.defaults.decoders:
         return
     codes = math.prod(bench.kit.image.grid)
+    places = bench.kit.parts.defaults.diffusion.trained_block or codes  # steps are those of a block
+    how: dict[str, Any] = {"decoder": "diffusion", "schedule": "uniform", "accept": {"name": "top"}}
     names = bench.corpus.names("train", bench.args.names, bench.judged())
     for share in (1, 2, 4):
         row = Row(f"diffusion decoder, {codes // share} passes (top-5): seen names")
         for thing in bench.each(f"passes {share}", names):
-            made = bench.draw(thing["name"], decoder="diffusion", steps=codes // share)
-            for right in bench.right(made, thing["name"]):
+            for right in bench.right(bench.draw(thing["name"], steps=places // share, **how), thing["name"]):
                 row.add(thing["name"], right)
         yield row
 

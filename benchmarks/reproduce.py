@@ -1,6 +1,6 @@
 """Make many outputs of every kind, then make each of them again by its recipe, in another process, and compare.
 
-    python benchmarks/reproduce.py -m emoji -n 200 --decoders cm3
+    python benchmarks/reproduce.py -m pictures -n 200 --decoders cm3
 
 Half of them are pictures, the rest words, captions, pages and filled pages in equal parts.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", "--model", default="emoji")
+    parser.add_argument("-m", "--model", default="pictures")
     parser.add_argument("-n", type=int, default=1000, help="outputs a decoder")
     parser.add_argument("--decoders", nargs="+", default=["cm3"])
     given = parser.parse_args()

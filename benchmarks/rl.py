@@ -1,6 +1,6 @@
 """Reinforcement learning by each estimator at equal updates: reward before and after, seconds and memory of an update.
 
-python benchmarks/rl.py --model checkpoints/emoji --prompts names.txt [--estimators trajectory,coupled] [--steps 8]
+python benchmarks/rl.py --model checkpoints/pictures --prompts names.txt [--estimators trajectory,coupled] [--steps 8]
 
 The reward is one that any model of pictures can learn: the share of even codes. Each run is a process of its own, so
 that peak memory is its own; seconds are of the processor, rollouts of a round shared by its updates included.
@@ -88,7 +88,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Every estimator under every decoding and seed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--prompts", type=Path, required=True)
     parser.add_argument("--estimators", default="one-pass,coupled,trajectory,causal")
     parser.add_argument("--decodings", default="ascending")

@@ -1,6 +1,6 @@
 """Sampling many rows: what kills cost, how fast it is, and whether company changes a row.
 
-python benchmarks/sampling.py --model checkpoints/emoji [--part kill,speed,company] [--rows 400] [--kills 20]
+python benchmarks/sampling.py --model checkpoints/pictures [--part kill,speed,company] [--rows 400] [--kills 20]
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _named(folder: Path) -> Mapping[tuple[str, int], tuple[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="checkpoints/emoji")
+    parser.add_argument("--model", default="checkpoints/pictures")
     parser.add_argument("--part", default="kill,speed,company")
     parser.add_argument("--rows", type=int, default=400, help="rows of the runs that are killed")
     parser.add_argument("--kills", type=int, default=20)

@@ -1,6 +1,6 @@
 """What a search for better codes gains, and what it costs: PSNR of held-out pictures by rounds.
 
-python benchmarks/search.py --model checkpoints/emoji --data data/emoji [--rounds 0,1,2,4] [--pictures 192]
+python benchmarks/search.py --model checkpoints/pictures --data data/emoji [--rounds 0,1,2,4] [--pictures 192]
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--rounds", default="0,1,2,4")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """The local server under many clients at once, and what it says to those that may not talk to it.
 
-python benchmarks/serve.py -m emoji --clients 50
+python benchmarks/serve.py -m pictures --clients 50
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", "--model", default="emoji")
+    parser.add_argument("-m", "--model", default="pictures")
     parser.add_argument("--clients", type=int, default=50)
     given = parser.parse_args()
     kit = cm3kit.load(given.model, device="cpu")

@@ -1,6 +1,6 @@
 """Pictures a second through image tokenizers, beside diffusers' VQModel and taming-transformers, in one run.
 
-python benchmarks/vq_speed.py [--model checkpoints/emoji] [--shape f16-256,shipped] [--repeat 3]
+python benchmarks/vq_speed.py [--model checkpoints/pictures] [--shape f16-256,shipped] [--repeat 3]
 
 `f16-256` has random weights in the shape of taming-transformers' ImageNet models; `shipped` is the tokenizer of
 --model. taming-transformers takes part where it can be imported. Seconds are of the processor, one thread, the best
@@ -148,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--shape", default="f16-256,shipped")
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--repeat", type=int, default=3)

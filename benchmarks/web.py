@@ -40,7 +40,7 @@ from cm3kit.web.record import Dropped, Record, html_to_record, read_pieces
 from cm3kit_tokenizers.errors import PageError
 from cm3kit_tokenizers.page import Page
 
-TEXT = Path(__file__).parents[1] / "checkpoints/emoji/text"
+TEXT = Path(__file__).parents[1] / "checkpoints/pictures/text"
 
 
 def pages(folders: list[Path], count: int, largest: int = 1_000_000, seed: int = 0) -> list[Path]:

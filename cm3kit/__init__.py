@@ -1,6 +1,6 @@
 """Web pages whose pictures are tokens: generate them, and fill the gaps in them.
 
-kit = cm3kit.load("emoji")
+kit = cm3kit.load("pictures")
 kit.generate("red apple", n=4)[0].image.save("apple.png")
 kit.infill(cm3kit.Page.parse(b'<p>A <mask> on the table.</p>'))[0].html
 """

@@ -11,7 +11,7 @@ from cm3kit.images import encode_png, grid
 
 def main(prompts: Path, folder: Path, n: int = 4) -> None:
     """Write one PNG a sample and a sheet of all."""
-    kit = cm3kit.load("emoji")
+    kit = cm3kit.load("pictures")
     folder.mkdir(parents=True, exist_ok=True)
     pictures, captions = [], []
     for row, prompt in enumerate(prompts.read_text(encoding="utf-8").splitlines()):

@@ -17,7 +17,7 @@ def main(place: str, output: Path) -> None:
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     print(prepare(place, output, options=SourceOptions(pages=10)))
     pictures = ray.data.read_binary_files(str(output / "pictures"))
-    image = str(find("emoji") / "image")
+    image = str(find("pictures") / "image")
     codes = pictures.map_batches(Encode, fn_constructor_args=(image,), batch_size=16, concurrency=1)
     for row in codes.select_columns(["codes"]).take(3):
         print(row["codes"][:8])

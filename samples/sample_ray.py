@@ -16,7 +16,7 @@ def main(prompts: Path, output: Path) -> None:
     lines = prompts.read_text(encoding="utf-8").splitlines()
     rows = [{"id": str(place), "prompt": line} for place, line in enumerate(lines)]
     made = ray.data.from_items(rows).map_batches(
-        Sample, fn_constructor_kwargs={"model": "emoji", "seed": 1}, batch_size=16, concurrency=1
+        Sample, fn_constructor_kwargs={"model": "pictures", "seed": 1}, batch_size=16, concurrency=1
     )
     output.mkdir(parents=True, exist_ok=True)
     for row in made.iter_rows():

@@ -12,7 +12,7 @@ from cm3kit.batch.run import run
 
 def main(rows: Path, folder: Path) -> int:
     """Make what is missing; 3 if something still is."""
-    job = SampleJob(rows, folder, model="emoji", seed=1, best_of=2, score="ends")
+    job = SampleJob(rows, folder, model="pictures", seed=1, best_of=2, score="ends")
     found = run(job, watch=lambda done, total, note: print(f"{done}/{total} {note}", file=sys.stderr))
     for _, line, content in contents(folder):
         print(line["id"], line["task"], line.get("text", ""), line["path"], len(content or b""))

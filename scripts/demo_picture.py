@@ -16,7 +16,7 @@ import cm3kit
 from cm3kit.images import grid
 
 ROOT = Path(__file__).parents[1]
-PROMPTS = ("red apple", "dog face", "flag: Italy", "sunflower", "hot beverage", "rocket")
+PROMPTS = ("red apple", "dog face", "sunflower", "hot beverage", "rocket", "snowman")
 
 
 def shot(chromium: str, page: Path, width: int = 560, height: int = 300) -> Image.Image:
@@ -43,7 +43,7 @@ def main() -> None:
     """Draw, fill, render and paste together."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
-    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--model", default="pictures")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     kit = cm3kit.load(args.model)

@@ -14,7 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ALLOWED = re.compile(
     r"the extra [\w` -]+ is not installed|could not import '[\w.]+'|Chromium is not installed"
     r"|(ray|pyarrow|xformers|hatchling|taming-transformers) is not installed.*|this taming-transformers needs einops"
-    r"|(no )?checkpoints/emoji.*|this diffusers has none|only Linux tells processes .*|no GPU.*"
+    r"|(no )?checkpoints/pictures.*|this diffusers has none|only Linux tells processes .*|no GPU.*"
     r"|processes with a GPU cannot .*"
 )
 _others: list[str] = []

@@ -280,7 +280,7 @@ def check_answers(ids: Sequence[int], stretches: Sequence[FlatSpan]) -> None:
 
 
 def test_pages_of_the_shipped_text_tokenizer() -> None:
-    text = TextTokenizer.load(Path(__file__).parent.parent / "checkpoints/emoji/text")
+    text = TextTokenizer.load(Path(__file__).parent.parent / "checkpoints/pictures/text")
     vocab = Vocab(text.size, 16, 2)
     grammar = Grammar(vocab, 4, text.pieces)
     lead, tail = [vocab.markup_id("<div>")], [vocab.markup_id("</div>")]

@@ -153,7 +153,7 @@ def test_a_worker_that_is_killed_loses_and_doubles_nothing(
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (ROOT / "checkpoints/emoji/model_index.json").is_file(), reason="no checkpoints/emoji"
+    not (ROOT / "checkpoints/pictures/model_index.json").is_file(), reason="no checkpoints/pictures"
 )
 def test_rows_under_a_launcher_are_those_of_one_process(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"

@@ -240,7 +240,7 @@ def test_a_picture_has_its_own_size() -> None:
 
 @pytest.mark.parametrize("decoder", ["cm3", "diffusion"])
 def test_the_shipped_model_fills_gaps_whatever_size_is_wished_for(decoder: str) -> None:
-    kit = load("emoji", "cpu")
+    kit = load("pictures", "cpu")
     options = GenerateOptions(decoder=decoder, max_tokens=6 if decoder == "cm3" else None)  # type: ignore[arg-type]
     source = b"<h1>Red apple</h1>\r\n<p>A <mask size=3> fruit &amp; more.</p>"
     filled = kit.infill(Page.parse(source), seed=1, options=options)[0]
@@ -258,7 +258,7 @@ def test_the_shipped_model_fills_gaps_whatever_size_is_wished_for(decoder: str) 
 
 
 def test_a_model_that_was_trained_with_hints_is_told_them() -> None:
-    kit = load("emoji", "cpu")
+    kit = load("pictures", "cpu")
     parts = replace(kit.parts, defaults=kit.parts.defaults.model_copy(update={"hints": True}))
     filler = CausalFiller(ModelContext(parts, kit.tokenizer, kit.context.grammar))
     words, gap = kit.tokenizer.text_ids("Up to"), Gap(0, "content", size=120)

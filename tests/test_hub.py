@@ -20,10 +20,10 @@ from cm3kit.interop import hub
 from cm3kit_tokenizers.errors import ModelError
 
 ROOT = Path(__file__).resolve().parent.parent
-EMOJI = ROOT / "checkpoints/emoji"
+EMOJI = ROOT / "checkpoints/pictures"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 shipped = pytest.mark.skipif(
-    not (EMOJI / "model_index.json").is_file(), reason="checkpoints/emoji is not here"
+    not (EMOJI / "model_index.json").is_file(), reason="checkpoints/pictures is not here"
 )
 
 

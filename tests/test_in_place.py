@@ -509,7 +509,7 @@ def test_a_region_is_redrawn_in_the_page(site: Path) -> None:
     (site / "pages/clear.png").write_bytes(out.getvalue())
     page = Page.parse(b"<base href=./><p>x<img src='/clear.png?v'></p>", site / "pages")
     page = page.region("clear.png?v", BOX)
-    html = cm3kit.load("emoji").infill(page, seed=1)[0].html
+    html = cm3kit.load("pictures").infill(page, seed=1)[0].html
     address = html.split(b"src='")[1].split(b"'")[0].decode()
     from cm3kit_tokenizers.pictures import resolve_src
 

@@ -21,7 +21,7 @@ def test_the_decoder_that_ships_is_exported(tmp_path: Path, multiple: int) -> No
     out = tmp_path / "out"
     command = ["model", "export", "-m", "emoji", "-o", str(out), "--pad-to", str(multiple), "--dtype", "fp32"]
     assert run(command) == 0
-    kit = cm3kit.load("emoji", device="cpu")
+    kit = cm3kit.load("pictures", device="cpu")
     vocab = kit.vocab
     model, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]

@@ -237,7 +237,7 @@ def test_what_it_cannot_do_is_said_in_one_line(kits: dict[str, Kit], tmp_path: P
         lambda: kit.infill(pictured),
         lambda: kit.generate("red", task="text", options=GenerateOptions(prompt_style="minimal")),
         lambda: kit.generate("red", task="text", options=GenerateOptions(cache="prefix", block_size=8)),
-        lambda: cm3kit.load("emoji", device="cpu").generate(
+        lambda: cm3kit.load("pictures", device="cpu").generate(
             "red", task="text", options=GenerateOptions(decoder="diffusion", prompt_style="page")
         ),
     ):

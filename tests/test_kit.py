@@ -22,10 +22,11 @@ import cm3kit
 from cm3kit.decoders.settings import DecodeConfig
 from cm3kit.fill.defaults import Defaults
 from cm3kit.fill.filling import missing
-from cm3kit.fill.finding import available
+from cm3kit.fill.finding import ALIASES, available, find
 from cm3kit.fill.folder import assemble
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.windows import trim, windows
+from cm3kit.renamed import RenamedWarning
 from cm3kit_tokenizers import ConfigError, Gap, ModelError, Page, PictureError
 
 SIDE = 16
@@ -281,6 +282,15 @@ def test_unknown_models_get_the_nearest_name() -> None:
     with pytest.raises(ModelError, match="no model") as caught:
         cm3kit.load(near)
     assert not known or repr(known[0]) in str(caught.value)
+
+
+@pytest.mark.skipif("pictures" not in available(), reason="no checkpoints/pictures")
+def test_a_model_is_found_by_the_name_that_it_had_before() -> None:
+    for old, new in ALIASES.items():
+        with pytest.warns(RenamedWarning, match=f"the model {old} is called {new} now"):
+            assert find(old) == find(new) != Path(old)
+    assert ALIASES
+    assert not set(ALIASES) & set(available())
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def test_tokenizers_is_still_hugging_faces() -> None:
 
 
 def test_the_wheel_holds_three_packages_whole(tmp_path: Path) -> None:
-    if not (ROOT / "checkpoints/emoji").is_dir():
-        pytest.skip("checkpoints/emoji, which the wheel includes, is absent")
+    if not (ROOT / "checkpoints/pictures").is_dir():
+        pytest.skip("checkpoints/pictures, which the wheel includes, is absent")
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed")
     built = run_python(f"from hatchling.build import build_wheel; print(build_wheel({str(tmp_path)!r}))")
@@ -82,7 +82,7 @@ def test_the_wheel_holds_three_packages_whole(tmp_path: Path) -> None:
         expected = {f"{name}/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*.py")}
         assert expected and expected <= names, f"missing from the wheel: {sorted(expected - names)}"
         assert f"{name}/py.typed" in names
-    assert "cm3kit/checkpoints/emoji/model_index.json" in names
+    assert "cm3kit/checkpoints/pictures/model_index.json" in names
 
 
 def test_help_does_not_import_torch() -> None:

@@ -30,7 +30,7 @@ from cm3kit_tokenizers.text import TextTokenizer
 from cm3kit_tokenizers.vq.model import ImageTokenizer, ImageTokenizerConfig
 
 torch.set_num_threads(1)
-EMOJI = Path(__file__).parents[1] / "checkpoints/emoji/text"
+EMOJI = Path(__file__).parents[1] / "checkpoints/pictures/text"
 Capture = pytest.CaptureFixture[str]
 SHAPE = {
     "resolution": 16, "channels": (8, 8, 8), "codes": 32, "code_dim": 4, "latent_channels": 8, "norm_groups": 8,
@@ -147,9 +147,11 @@ def test_tokenizers_are_trained_on_prepared_pages(site: Path, tmp_path: Path) ->
     assert len(names) == len(set(names)) > 10
 
 
-@pytest.mark.skipif(not (EMOJI / "words.txt").is_file(), reason="checkpoints/emoji is not in this checkout")
+@pytest.mark.skipif(
+    not (EMOJI / "words.txt").is_file(), reason="checkpoints/pictures is not in this checkout"
+)
 def test_the_model_that_ships_knows_its_words() -> None:
-    assert unknown_words(EMOJI, "Red apple, waving hand: dark skin tone") == []
+    assert unknown_words(EMOJI, "Red apple, rocket: the sun behind a cloud") == []
     assert unknown_words(EMOJI, "a cyberpunk zeppelin, a cyberpunk cat") == ["cyberpunk", "zeppelin"]
 
 

@@ -22,7 +22,7 @@ def cells(kind: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(
-    not (ROOT / "checkpoints/emoji/model_index.json").is_file(), reason="no checkpoints/emoji"
+    not (ROOT / "checkpoints/pictures/model_index.json").is_file(), reason="no checkpoints/pictures"
 )
 def test_every_cell_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

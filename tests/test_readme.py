@@ -26,8 +26,8 @@ TRAINS = [line for line in COMMANDS if line.startswith("cm3kit train ")]
 MAKES = [line for line in COMMANDS if line.startswith("make ")]
 
 shipped = pytest.mark.skipif(
-    not (ROOT / "checkpoints/emoji/model_index.json").is_file(),
-    reason="checkpoints/emoji is not in this checkout",
+    not (ROOT / "checkpoints/pictures/model_index.json").is_file(),
+    reason="checkpoints/pictures is not in this checkout",
 )
 
 
@@ -82,7 +82,7 @@ def test_the_training_commands_work(checkout: Path, capfd: pytest.CaptureFixture
         extra += ["--set", "loop.compile=false"] if kind == "cm3" else []
         assert run([*words(line), *extra]) == 0, capfd.readouterr().err
         if kind == "vqgan":  # one step makes no result; the next command needs one
-            shutil.copytree(ROOT / "checkpoints/emoji/image", checkout / "runs/vqgan/final")
+            shutil.copytree(ROOT / "checkpoints/pictures/image", checkout / "runs/vqgan/final")
     assert list((checkout / "runs/cm3").glob("step-*"))
 
 
@@ -114,5 +114,5 @@ def test_every_file_that_the_readme_points_to_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
     for link in links:
-        if not link.startswith("checkpoints/emoji") or (ROOT / "checkpoints/emoji").is_dir():
+        if not link.startswith("checkpoints/pictures") or (ROOT / "checkpoints/pictures").is_dir():
             assert (ROOT / link).exists(), link

@@ -18,7 +18,7 @@ from cm3kit_tokenizers.errors import ConfigError
 def test_recipes_and_defaults_share_no_name() -> None:
     recipes = [path.stem for path in shipped_recipes()]
     defaults = [path.stem for path in shipped_recipes(defaults=True)]
-    assert "emoji-cm3" in recipes and "emoji-defaults" in defaults
+    assert "emoji-cm3" in recipes and "pictures-defaults" in defaults
     assert not set(recipes) & set(defaults)
     folder = shipped_recipes()[0].parent
     assert {*recipes, *defaults} == {path.stem for path in folder.glob("*.yaml")}
@@ -32,8 +32,8 @@ def test_defaults_are_found_by_name_and_resolve(path: Path) -> None:
 
 
 def test_nothing_is_trained_by_defaults(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no recipe 'emoji-defaults'") as caught:
-        run("cm3", [Path("emoji-defaults")], [], tmp_path / "run")
+    with pytest.raises(ConfigError, match="no recipe 'pictures-defaults'") as caught:
+        run("cm3", [Path("pictures-defaults")], [], tmp_path / "run")
     assert caught.value.code == "no_file" and not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="no recipe 'emoji-cm3'"):
         recipe_path(Path("emoji-cm3"), defaults=True)

@@ -25,7 +25,7 @@ def test_every_script_is_run_by_a_test() -> None:
 
 
 @pytest.mark.skipif(
-    not (ROOT / "checkpoints/emoji/model_index.json").is_file(), reason="no checkpoints/emoji"
+    not (ROOT / "checkpoints/pictures/model_index.json").is_file(), reason="no checkpoints/pictures"
 )
 def test_batch_draws_every_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"

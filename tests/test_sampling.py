@@ -493,8 +493,8 @@ def test_the_sample_scripts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     said = (tmp_path / "log").read_text().splitlines()
     assert [line.split()[1] for line in said] == ["run", "run", "merge", "status", "run"]
     assert said[0].endswith("-o out --seed 1 -n 2") and "--shard 4/16" in said[-1]
-    if not (SAMPLES.parent / "checkpoints/emoji/model_index.json").is_file():
-        pytest.skip("checkpoints/emoji is not in this checkout")
+    if not (SAMPLES.parent / "checkpoints/pictures/model_index.json").is_file():
+        pytest.skip("checkpoints/pictures is not in this checkout")
     script = runpy.run_path(str(SAMPLES / "sample_rows.py"))
     monkeypatch.setattr("cm3kit.batch.run.BATCH_SIZE", 3)
     assert script["main"](SAMPLES / "rows.jsonl", tmp_path / "out") == 0

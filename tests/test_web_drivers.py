@@ -36,8 +36,8 @@ def parts(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_a_driver_makes_the_same_folder_as_the_runner(driver: str, tmp_path: Path) -> None:
-    if driver == "ray" and not (ROOT / "checkpoints/emoji/model_index.json").is_file():
-        pytest.skip("checkpoints/emoji is not in this checkout")
+    if driver == "ray" and not (ROOT / "checkpoints/pictures/model_index.json").is_file():
+        pytest.skip("checkpoints/pictures is not in this checkout")
     # In a process of its own: these packages warn, log and set signal handlers.
     command = [sys.executable, f"samples/prepare_{driver}.py", "samples/pages", str(tmp_path / driver)]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)

@@ -14,9 +14,11 @@ from cm3kit.config import read_yaml
 from cm3kit.fill.openers import find_foreign
 from cm3kit.fill.runs import FINAL, INDEX, MODEL, RECIPE, RUNS, Kind, kind_of_run, steps_of
 from cm3kit.models.quantized import split_format
+from cm3kit.renamed import warn_renamed
 from cm3kit_tokenizers.errors import ModelError
 
-ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "emoji"
+ENVIRONMENT, DEFAULT = "CM3KIT_MODEL", "pictures"
+ALIASES = {"emoji": "pictures"}  # names that models had before
 DEEP = 3  # folders down from here that models and runs are looked for
 
 
@@ -48,8 +50,11 @@ def find(name: str | Path | None) -> Path:
 
 def _find(wanted: str) -> Path:
     """The same, without a number format behind the name."""
-    for folder in (*(shelf / wanted for shelf in shelves()), Path(wanted)):
+    known = ALIASES.get(wanted, wanted)
+    for folder in (*(shelf / known for shelf in shelves()), Path(wanted)):
         if (folder / INDEX).is_file():
+            if folder.name != wanted and known != wanted:
+                warn_renamed(f"the model {wanted}", known)
             return folder
     folder = Path(wanted)
     run = folder.resolve().parent if folder.name == FINAL else folder

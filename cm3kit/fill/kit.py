@@ -321,7 +321,7 @@ class Kit:
 
 
 def load(name: str | Path | None = None, device: str = "auto") -> Kit:
-    """Load a model by name, by folder, or the default one (`CM3KIT_MODEL`, else `emoji`).
+    """Load a model by name, by folder, or the default one (`CM3KIT_MODEL`, else `pictures`).
 
     Raises:
         ModelError: there is no such model, or its files are damaged.

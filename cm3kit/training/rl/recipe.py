@@ -46,7 +46,7 @@ class RLRecipe(Settings):
         previews: prompts that are shown.
     """
 
-    model: str = "emoji"
+    model: str = "pictures"
     prompts: Path = Path("prompts.txt")
     held: Path | None = None
     held_share: float = Field(0.1, ge=0, lt=1)
