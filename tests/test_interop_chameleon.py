@@ -546,4 +546,4 @@ def test_what_it_takes_is_told_without_its_weights(
     assert "3 rows of 256 ids" in capsys.readouterr().out
     assert needs(half).weights == needs(folder).weights // 2
     assert run(["estimate", "cm3", "-m", str(half)]) != 0
-    assert needs("emoji").dtype == "float32"
+    assert needs("pictures").dtype == "float32"

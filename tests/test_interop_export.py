@@ -19,7 +19,18 @@ from cm3kit_tokenizers.errors import ConfigError
 @pytest.mark.parametrize("multiple", [64, 7])
 def test_the_decoder_that_ships_is_exported(tmp_path: Path, multiple: int) -> None:
     out = tmp_path / "out"
-    command = ["model", "export", "-m", "emoji", "-o", str(out), "--pad-to", str(multiple), "--dtype", "fp32"]
+    command = [
+        "model",
+        "export",
+        "-m",
+        "pictures",
+        "-o",
+        str(out),
+        "--pad-to",
+        str(multiple),
+        "--dtype",
+        "fp32",
+    ]
     assert run(command) == 0
     kit = cm3kit.load("pictures", device="cpu")
     vocab = kit.vocab
@@ -45,7 +56,7 @@ def test_the_decoder_that_ships_is_exported(tmp_path: Path, multiple: int) -> No
 def test_llama_cpp_s_converter_finds_what_it_reads(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
     out = tmp_path / "out"
-    assert run(["model", "export", "-m", "emoji", "-o", str(out)]) == 0
+    assert run(["model", "export", "-m", "pictures", "-o", str(out)]) == 0
     raw = json.loads((out / "config.json").read_text())
     # conversion/llama.py and TextModel of conversion/base.py (ggml-org/llama.cpp)
     assert raw["architectures"] == ["LlamaForCausalLM"] and raw["hidden_act"] == "silu"
@@ -65,5 +76,5 @@ def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
 
     for wrong in ({"multiple": 0}, {"dtype": "int8"}):
         with pytest.raises(ConfigError, match="give a positive number"):
-            export_decoder("emoji", tmp_path / "x", **wrong)  # type: ignore[arg-type]
+            export_decoder("pictures", tmp_path / "x", **wrong)  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()

@@ -224,7 +224,7 @@ def test_bits_of_pages_without_pictures_are_measured(shelf: dict[str, Path], tmp
         with pytest.raises(ConfigError, match="prompt style"):
             evaluate(tmp_path, str(shelf["llada"]), split="train", device="cpu", style=style)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="prompt style"):
-        evaluate(tmp_path, "emoji", split="train", device="cpu", style="page")
+        evaluate(tmp_path, "pictures", split="train", device="cpu", style="page")
 
 
 def test_what_it_cannot_do_is_said_in_one_line(kits: dict[str, Kit], tmp_path: Path) -> None:

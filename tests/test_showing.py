@@ -260,7 +260,7 @@ def test_show_traj_answers_in_json(place: Path, capsys: Capture) -> None:
         (["tiny/model_index.json"], 1, "bad_data"),
         (["a.traj.safetensors", "-o", "x.mp4"], 1, "bad_value"),
         (["a.traj.safetensors", "--model", "nosuch"], 1, "unknown_model"),
-        (["a.traj.safetensors", "--model", "emoji"], 1, "bad_checkpoint"),
+        (["a.traj.safetensors", "--model", "pictures"], 1, "bad_checkpoint"),
         (["a.traj.safetensors", "--fps", "nan"], 2, "usage"),
         (["a.traj.safetensors", "--json", "-o", "-"], 2, "usage"),
     ],

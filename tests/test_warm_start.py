@@ -276,5 +276,5 @@ def test_training_starts_from_a_public_decoder(
     moved = ~torch.isclose(old, new, atol=1e-3).all(-1)
     assert moved[vocab.image.start :].any()
     assert rank == 0 or not moved[vocab.text.start : vocab.text.stop].any()
-    assert run(["train", "cm3", "--backbone", "x", "--from", "emoji"]) == 1
+    assert run(["train", "cm3", "--backbone", "x", "--from", "pictures"]) == 1
     assert "set one" in capsys.readouterr().err

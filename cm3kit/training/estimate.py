@@ -219,7 +219,8 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
         ids_BT = torch.zeros(shape, dtype=torch.long)
         times = (torch.zeros(shape),) if recipe.timestep is not None else ()
         peaks = list[int]()
-        for mask in (masks[0], *masks):  # of which the first makes the moments
+        for made in (masks[0], *masks):  # of which the first makes the moments
+            mask = made.clone() if isinstance(made, Tensor) else made  # one that is counted
             live.peak = live.now
             optimizer.zero_grad()
             for _ in range(min(2, loop.accumulate)):
@@ -233,6 +234,7 @@ def trace_decoder(recipe: DecoderRecipe, vocab_size: int, fast: bool) -> tuple[S
                 for name, each in _state(model).items():
                     average[name].lerp_(each.float(), 0.5)
             peaks.append(live.peak)
+            del mask
     held = sizes.weights + sizes.gradients + sizes.moments + sizes.average
     return model, sizes, max(peaks[1:]) - held
 

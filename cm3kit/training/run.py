@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module, resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,17 @@ def recipe_path(name: Path, defaults: bool = False) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     near = get_close_matches(name.stem, shipped, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"recipes that ship: {', '.join(shipped)}."
+    hint = f"did you mean {near[0]!r}?" if near else f"recipes that ship: {_listed(shipped)}."
     raise ConfigError(f"no recipe {str(name)!r}: neither a file nor one that ships; {hint}", code="no_file")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names in a line: those with one first word together, as a shell would spell them out."""
+    found = []
+    for first, group in groupby(sorted(names), lambda name: name.partition("-")[0]):
+        rest = [name.partition("-")[2] for name in group]
+        found.append(f"{first}-{{{','.join(rest)}}}" if len(rest) > 1 else f"{first}-{rest[0]}".rstrip("-"))
+    return ", ".join(found)
 
 
 def shipped_recipes(defaults: bool = False) -> list[Path]:
