@@ -7,14 +7,13 @@ results.json   figures, once all rows are there
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cm3kit.claims import Shard, begin_job, claim, make_folder
+from cm3kit.claims import Shard, begin_job, claim, make_folder, read_job
 from cm3kit.evaluation.bootstrap import Ratio
 from cm3kit.json_lines import append, dump_json, parse
 from cm3kit.publish import write_atomic
@@ -87,9 +86,8 @@ def figures_of(folder: Path, data_sha256: str, rows: Sequence[int], names: Seque
         )
 
     try:
-        job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-        sha256 = job["data_sha256"]
-    except (OSError, RecursionError, ValueError, KeyError, TypeError) as error:
+        sha256 = read_job(folder / JOB)["data_sha256"]
+    except (DataError, KeyError) as error:
         raise wrong("is no run of a task") from error
     if sha256 != data_sha256:
         raise wrong("is of other data")
