@@ -49,6 +49,7 @@ class LlamaCpp:
         how = library.llama_context_default_params()
         how.n_ctx = how.n_batch = how.n_ubatch = length
         how.type_k = how.type_v = 0  # keys and values in fp32
+        how.n_threads = how.n_threads_batch = 1
         self._context = library.llama_init_from_model(model, how)
         self.size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)))
 
