@@ -1,6 +1,6 @@
 """Whether llama.cpp computes what a decoder here does: its converter on an exported folder, and its logits and ids.
 
-python scripts/llama_cpp_parity.py --checkout llama.cpp [--model checkpoints/pictures] [--length 200] [--write 120]
+python scripts/llama_cpp_parity.py --checkout llama.cpp [--model checkpoints/pictures] [--length 200] [--flash]
 
 Needs a checkout of https://github.com/ggml-org/llama.cpp and the package llama-cpp-python, whose source archive has
 such a checkout as `vendor/llama.cpp`. The recipe is that of docs/public-models.md.
@@ -40,7 +40,7 @@ converter.main()
 class LlamaCpp:
     """A GGUF file in llama.cpp."""
 
-    def __init__(self, path: Path, length: int) -> None:
+    def __init__(self, path: Path, length: int, flash: bool) -> None:
         from llama_cpp import llama_cpp as library
 
         self._library: Any = library
@@ -50,6 +50,7 @@ class LlamaCpp:
         how.n_ctx = how.n_batch = how.n_ubatch = length
         how.type_k = how.type_v = 0  # keys and values in fp32
         how.n_threads = how.n_threads_batch = 1
+        how.flash_attn_type = int(flash)  # which rounds to 16 bits, and which it takes by itself
         self._context = library.llama_init_from_model(model, how)
         self.size = int(library.llama_vocab_n_tokens(library.llama_model_get_vocab(model)))
 
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--model", default="checkpoints/pictures")
     parser.add_argument("--length", type=int, default=200)
     parser.add_argument("--write", type=int, default=120)
+    parser.add_argument("--flash", action="store_true", help="with llama.cpp's flash attention")
     args = parser.parse_args()
     kit = cm3kit.load(args.model, device="cpu")
     vocab = kit.vocab
@@ -110,7 +112,7 @@ def main() -> None:
         export_decoder(args.model, folder, dtype="fp32")
         convert(args.checkout, folder, file)
         told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        theirs = LlamaCpp(file, args.length + args.write)
+        theirs = LlamaCpp(file, args.length + args.write, args.flash)
         again, plain = load_backbone(file, 0), load_backbone(folder, 0)
     with torch.no_grad():
         own = forward(kit.backbone, torch.tensor([row]))[0]
