@@ -28,9 +28,12 @@ from cm3kit.models.backbone import forward, load_backbone
 RECIPE = """
 import convert_hf_to_gguf as converter
 find = converter.get_model_class
+def no_words(self):
+    self._set_vocab_none()
+    self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
 def of_ids(*names, **more):
     found = find(*names, **more)
-    found.set_vocab = found._set_vocab_none
+    found.set_vocab = no_words
     return found
 converter.get_model_class = of_ids
 converter.main()
