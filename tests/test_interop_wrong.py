@@ -136,3 +136,18 @@ def test_warnings_of_transformers_do_not_mix_with_ours(
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", warned)
     load_backbone(folder, 0)
     assert not [each for each in recwarn if "an old format" in str(each.message)]
+
+
+def test_a_model_that_is_code_of_its_folder_is_refused_and_the_code_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    folder = folder_of("llada", tmp_path, model_type="own", architectures=["OwnModel"], auto_map=own)
+    for name in ("configuration_own", "modeling_own"):
+        (folder / f"{name}.py").write_text("raise SystemExit('run')")
+    train = ["train", "cm3", "--backbone", str(folder), "-o", str(tmp_path / "run")]
+    for command in (["model", "info", str(folder)], ["estimate", "-m", str(folder)], train):
+        said = refused(command, capsys)
+        assert "holds 'own', which code in the folder computes" in said and "llada" in said
+    with pytest.raises(ModelError, match="never run"):
+        load_backbone(folder, 0)

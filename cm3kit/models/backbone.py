@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from cm3kit.config import Settings
 from cm3kit.models.document_runs import Documents
 from cm3kit.models.embeddings import grow_vocabulary
-from cm3kit.models.families import configured, family_of, read_config, refuse_absent
+from cm3kit.models.families import configured, family_of, read_config, refuse_unknown
 from cm3kit.models.gguf import gguf_file, read_gguf
 from cm3kit.models.quantized import Format, quantization
 from cm3kit.models.sizes import hold_configuration
@@ -156,7 +156,7 @@ def load_backbone(
         raise ModelError(
             f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
         )
-    refuse_absent(source)
+    refuse_unknown(source)
     hold_configuration(folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from cm3kit.models.families import configured, family_of, read_config, refuse_absent
+from cm3kit.models.families import configured, family_of, read_config, refuse_unknown
 from cm3kit.models.gguf import gguf_file
 from cm3kit.models.sizes import hold_configuration
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
@@ -22,7 +22,7 @@ def empty_backbone(source: str | Path, size: int) -> PreTrainedModel:
     """
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     kind: Any = AutoModelForCausalLM
-    refuse_absent(source)
+    refuse_unknown(source)
     hold_configuration(Path(source), whole=False)
     try:
         if (file := gguf_file(str(source))) is not None:

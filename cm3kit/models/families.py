@@ -130,11 +130,23 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     return raw
 
 
-def refuse_absent(source: str | Path) -> None:
-    """Refuse a path at which nothing is, which would be looked up as a hub's id otherwise (`unknown_model`)."""
+def refuse_unknown(source: str | Path) -> None:
+    """Refuse a path at which nothing is, which would be looked up as a hub's id otherwise, and a folder whose model is
+    code in it alone (`unknown_model`)."""
     path = Path(source)
     if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or path.parts[:1] == ("..",)):
         raise ModelError(f"there is no file or folder {source}.", code="unknown_model")
+    raw = read_config(path) or {}
+    if not raw.get("auto_map") or family_of(path) is not None:
+        return
+    from transformers import CONFIG_MAPPING
+
+    if (kind := str(raw.get("model_type"))) not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{source} holds {kind!r}, which code in the folder computes, and code of a folder is never run; known"
+            f" without it: {', '.join(families)}, and the types of transformers.",
+            code="unknown_model",
+        )
 
 
 def configured(family: Family, raw: Raw) -> PretrainedConfig:

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.embeddings import per_layer_tables, replace_table
-from cm3kit.models.families import Family, Raw, family_of, read_config, refuse_absent
+from cm3kit.models.families import Family, Raw, family_of, read_config, refuse_unknown
 from cm3kit.models.gguf import gguf_file, gguf_tokenizer
 from cm3kit.models.quantized import Format, plain_tables
 from cm3kit_tokenizers.borrowed import borrow
@@ -58,7 +58,7 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
         ModelError: there is no tokenizer (`unknown_model`), or it is to be ours and is no byte-level BPE
             (`bad_checkpoint`).
     """
-    refuse_absent(source)
+    refuse_unknown(source)
     family = family_of(source)
     engine = _engine(source, family)
     specials, codes = _causal_specials(engine), list[int]()
