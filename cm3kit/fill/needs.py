@@ -110,8 +110,9 @@ def _own(folder: Path) -> tuple[Defaults, int]:
 
 def _public(folder: Path) -> tuple[Defaults, int]:
     """The defaults of a public model, as far as they matter here, and the size of its vocabulary in our ids."""
-    hold_configuration(folder, whole=False)
-    borrowed, family, raw = borrow_text(str(folder)), family_of(folder), read_config(folder) or {}
+    family, raw = family_of(folder), read_config(folder) or {}
+    hold_configuration(folder, whole=False, family=family)
+    borrowed = borrow_text(str(folder))
     size = len(Vocab(borrowed.text.size, len(borrowed.codes)))
     if family is None:
         said = raw.get("max_position_embeddings")

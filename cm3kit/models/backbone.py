@@ -157,7 +157,7 @@ def load_backbone(
             f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
         )
     refuse_unknown(source)
-    hold_configuration(folder)
+    hold_configuration(folder, family=family_of(source))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = _read(source, dtype, quantize)

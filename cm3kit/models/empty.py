@@ -23,7 +23,7 @@ def empty_backbone(source: str | Path, size: int) -> PreTrainedModel:
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     kind: Any = AutoModelForCausalLM
     refuse_unknown(source)
-    hold_configuration(Path(source), whole=False)
+    hold_configuration(Path(source), whole=False, family=family_of(source))
     try:
         if (file := gguf_file(str(source))) is not None:
             config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)

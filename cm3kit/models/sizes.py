@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cm3kit.models.families import configured, family_of, read_config
+from cm3kit.models.families import Family, configured, read_config
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.weights import hold_sizes
 
@@ -25,11 +25,12 @@ INDEX = "model.safetensors.index.json"
 COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def hold_configuration(folder: Path, whole: bool = True) -> None:
+def hold_configuration(folder: Path, whole: bool = True, family: Family | None = None) -> None:
     """Refuse a configuration whose sizes are not those of the weights beside it, before a model of them is made.
 
     Args:
         whole: refuse a folder that lacks some of its files of weights; else such a one is not held.
+        family: the public family that it is of, if any.
 
     Raises:
         ModelError: that is so, or the configuration cannot be read (`bad_checkpoint`).
@@ -46,7 +47,7 @@ def hold_configuration(folder: Path, whole: bool = True) -> None:
         return
     settings, raw = folder / "config.json", read_config(folder) or {}
     _hold(settings, raw, files)
-    if (family := family_of(folder)) is not None:
+    if family is not None:
         # It may call its numbers otherwise, and its configuration may be as large as they are.
         _hold(settings, configured(family, raw).to_dict(), files)
 
