@@ -101,7 +101,7 @@ def orthogonalised(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram_NRR = x_NRC @ x_NRC.mT
         x_NRC = a * x_NRC + (b * gram_NRR + c * gram_NRR @ gram_NRR) @ x_NRC
-    out_NRC: Tensor = x_NRC.mT if upright else x_NRC
+    out_NRC: Tensor = (x_NRC.mT if upright else x_NRC).to(matrices_NRC.dtype)
     return out_NRC
 
 
