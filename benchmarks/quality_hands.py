@@ -162,7 +162,7 @@ def vary(bench: Bench) -> Iterator[Row]:
     old = Row("drawn, among the 5 nearest of other names in the fixed feature: seen names")
     for thing in bench.each("vary", bench.corpus.names("train", bench.args.names, bench.judged())):
         name, made = thing["name"], bench.draw(thing["name"], 4)
-        varied = different(made) >= 3
+        varied = most_different(made) >= 3
         right = bench.right(made, name)
         both.add(name, varied and sum(right) >= 3)
         different.add(name, varied)

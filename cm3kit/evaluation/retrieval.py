@@ -83,7 +83,7 @@ def thumbnail(picture: Image.Image) -> np.ndarray[Any, Any]:
     return np.asarray(over.convert("RGB").resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
 
 
-def different(pictures: Sequence[Image.Image], least: float = 12.0) -> int:
+def most_different(pictures: Sequence[Image.Image], least: float = 12.0) -> int:
     """The size of the largest set of pictures that all differ, by more than `least` of 255 on average at 32 × 32."""
     small = [thumbnail(each) for each in pictures]
     for size in range(len(small), 1, -1):
