@@ -34,7 +34,7 @@ from cm3kit.data.builders import CHECKPOINTS
 from cm3kit.evaluation.bootstrap import Interval, bootstrap
 from cm3kit.evaluation.judge import Judge
 from cm3kit.evaluation.judged import Reference, pixels_of
-from cm3kit.evaluation.retrieval import thumbnail
+from cm3kit.evaluation.retrieval import most_different, thumbnail
 from cm3kit.evaluation.words import edit_distance
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.json_lines import objects
