@@ -12,6 +12,7 @@ from torch import Generator, Tensor, nn
 from cm3kit.rng import generator
 from cm3kit.training.loop import LoopSettings, train
 from cm3kit.training.muon import Muon, matrices, orthogonalised
+from cm3kit.training.precision import computes_bf16
 from cm3kit.training.prefetch import Batches
 
 torch.set_num_threads(1)
@@ -66,7 +67,7 @@ def test_what_is_orthogonalised_keeps_its_directions_and_loses_its_lengths() -> 
     found = orthogonalised((u @ torch.diag(torch.tensor([3.0, 2.5, 2, 1.5, 1.2, 1])) @ v)[None])[0]
     assert float((u.T @ found @ v.T).diagonal().min()) > 0.6
     off = u.T @ found @ v.T - torch.diag((u.T @ found @ v.T).diagonal())
-    assert float(off.abs().max()) < 1e-4
+    assert float(off.abs().max()) < (0.03 if computes_bf16(cpu=True) else 1e-4)
 
 
 def test_steps_are_those_of_torchs_muon() -> None:

@@ -69,14 +69,30 @@ def test_share_and_order_of_pages_are_kept() -> None:
     assert not any(each.ids[-1] == CODES[3] for each in none)
 
 
+def test_a_text_behind_its_page_counts_alone_with_its_end() -> None:
+    """Any attribute value or element of words alone, told by the draw; a picture's own value is none."""
+    alt, quote, src, end, p, q = (
+        VOCAB.markup_id(each) for each in (' alt="', '"', ' src="', ">", "<p>", "</p>")
+    )
+    ids = [p, *WORDS[:2], q, VOCAB.markup_id("<img"), alt, *WORDS[2:5], quote, src, *CODES, quote, end]
+    for draw, words in ((0.0, WORDS[2:5]), (0.4, WORDS[2:5]), (0.6, WORDS[:2]), (0.99, WORDS[:2])):
+        found = starts(share=0.0, texts=1.0).text_of(ids, 64, draw)
+        assert found is not None
+        assert found.ids[-len(words) - 2 :] == [GAP, *words, VOCAB.eoss]
+        assert found.weights == [0.0] * (len(found.ids) - len(words) - 1) + [1.0] * (len(words) + 1)
+        assert CausalMask(VOCAB, grid=(2, 3)).unmask(found.ids) == ids
+    assert starts(share=0.0, texts=1.0).text_of(ids, 20, 0.0) is None
+    assert starts(share=0.0, texts=1.0).text_of([*WORDS, *CODES], 64, 0.0) is None
+
+
 def test_settings_and_uses_are_those_of_causal_masking() -> None:
-    settings = read_settings({"name": "picture-starts", "share": 0.5, "codes": 3, "p_ar": 0.25})
+    settings = read_settings({"name": "picture-starts", "share": 0.5, "codes": 3, "texts": 0.2, "p_ar": 0.25})
     built = PictureStarts.build(
         settings, TokenizerParts(VOCAB, TextTokenizer.train(["a square"], 256), (2, 3))
     )
-    assert (built.share, built.codes, built.inner.chosen.p_ar) == (0.5, 3, 0.25)
+    assert (built.share, built.codes, built.texts, built.inner.chosen.p_ar) == (0.5, 3, 0.2, 0.25)
     assert built.uses(64) == built.inner.uses(64)
-    for wrong in ({"share": 1.5}, {"codes": 0}):
+    for wrong in ({"share": 1.5}, {"codes": 0}, {"share": 0.6, "texts": 0.5}):
         with pytest.raises(ConfigError):
             starts(**wrong)
 

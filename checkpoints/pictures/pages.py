@@ -52,6 +52,18 @@ class Pages:
             for form in found:
                 slugs = (drawing.slug, *form.also)
                 yield Page(form.page, form.name, slugs, drawing.split, form.share * drawing.weight)
+        for thing in self.things.values():
+            yield from self.of_words(thing)
+
+    def of_words(self, thing: Thing) -> Iterator[Page]:
+        """Pages of a thing that is trained on without a picture: its name twice, once as the title."""
+        name, about = _text(thing.name), _definition(thing)
+        if thing.split != "train" or not about:
+            return
+        words = _text(", ".join(thing.keywords[:6]) or thing.group)
+        for head in ("", f'<meta name="description" content="{words}">\n'):
+            content = _page(thing.name, head, f"<h1>{name}</h1>\n{about}\n")
+            yield Page(content, "words", (thing.slug,), "train", 0.2 * thing.weight)
 
     def of_scene(self, drawing: Drawing) -> Iterator[Form]:
         """A picture behind, before and in its caption, each once."""
@@ -110,6 +122,8 @@ class Pages:
             yield Form("definition", _page(thing.name, meta, f'<p><img src="{src}"></p>\n{about}\n'), 0.06)
             yield Form("definition", f'<h1>{name}</h1>\n{about}\n<p><img src="{src}"></p>\n', 0.05)
             yield Form("definition", f'<p><img src="{src}"></p>\n{about}\n', 0.06)
+            entry = f'<h1>{name}</h1>\n{about}\n<p><img src="{src}"></p>\n'
+            yield Form("entry", _page(thing.name, "", entry), 0.04)
         others = [each for each in self.same[drawing.slug, drawing.split] if each is not drawing]
         if others:
             other = others[chance(drawing.file, 1) % len(others)]

@@ -1,7 +1,8 @@
 """A part of the corpus for a phase of training, in forms of pages of its own.
 
-few: 353 names by most artists; most, most-wide: 613 of them, on naming pages, and on others too; names, base: all base
-names, likewise; wide: flags too.
+few: 353 names by most artists; most, most-wide, most-told, most-by: 613 of them, on naming pages, on others too, with
+artists, synonyms and pages of words alone more often, and with artists above all; names, base: all base names, on
+naming pages and on others; wide: flags too.
 
 python checkpoints/pictures/part.py data/pictures few -o data/pictures-few
 
@@ -49,10 +50,28 @@ LAST = {
     "hands": 0.03,
     "links": 0.03,
 }
+TOLD = {
+    "alt": 1.0,
+    "behind": 1.2,
+    "alt by": 1.4,
+    "before": 0.4,
+    "by": 0.5,
+    "title": 0.15,
+    "synonym": 0.15,
+    "group": 0.05,
+    "definition": 0.08,
+    "entry": 0.12,
+    "words": 0.15,
+    "hands": 0.05,
+    "links": 0.03,
+}
+BY = TOLD | {"alt by": 3.0, "by": 1.2, "synonym": 0.1}
 FORMS = {
     "few": NAMING,
     "most": NAMING,
     "most-wide": LAST,
+    "most-told": TOLD,
+    "most-by": BY,
     "names": NAMING,
     "base": NAMING | MORE,
     "wide": LAST,
@@ -80,7 +99,7 @@ def chosen(things: list[dict[str, Any]], drawings: list[dict[str, Any]], part: s
     base = {each["slug"] for each in things if is_base(each)}
     if part == "wide":
         return base | {each["slug"] for each in things if is_flag(each)}
-    if part not in ("few", "most", "most-wide"):
+    if part not in ("few", "most", "most-wide", "most-told", "most-by"):
         return base
     artists: dict[str, set[str]] = defaultdict(set)
     trained: dict[str, int] = defaultdict(int)
@@ -108,7 +127,9 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
     kept = [
         {**line, "weight": weights[line["form"]] * (FLAG if flags.intersection(line["things"]) else 1.0)}
         for line in lines
-        if line["split"] == "train" and line["form"] in weights and set(line["things"]) <= wanted
+        if line["split"] == "train"
+        and line["form"] in weights
+        and (line["form"] == "words" or set(line["things"]) <= wanted)
     ]
     kept += [
         {**line, "weight": 1.0}
@@ -117,7 +138,7 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
         and line["form"] in ("alt", "behind")
         and (line["split"] != "cell" or set(line["things"]) <= wanted)
     ]
-    shown = {slug for line in kept for slug in line["things"]}
+    shown = {slug for line in kept if line["form"] != "words" for slug in line["things"]}
     # OpenMoji's too, which stand on no page here, for evaluation.
     pictures = [
         each for each in drawings if each["slug"] in shown and each["artist"] not in ("scene", "clipart")

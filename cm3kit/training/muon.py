@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from cm3kit.training.parallel import spread, whole
+from cm3kit.training.precision import computes_bf16
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 EPSILON = 1e-7
@@ -87,8 +88,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
-    """The matrices U Vᵀ that are near matrices U S Vᵀ, up to singular values of 0.7 … 1.2; bf16 on CUDA, else fp32."""
-    x_NRC = matrices_NRC.to(torch.bfloat16 if matrices_NRC.is_cuda else torch.float32)
+    """The matrices U Vᵀ that are near matrices U S Vᵀ, up to singular values of 0.7 … 1.2.
+
+    In bf16, as Muon's authors do, where the device has products in it; else in fp32.
+    """
+    x_NRC = matrices_NRC.to(torch.bfloat16 if computes_bf16(not matrices_NRC.is_cuda) else torch.float32)
     upright = x_NRC.shape[1] > x_NRC.shape[2]
     if upright:
         x_NRC = x_NRC.mT
@@ -97,7 +101,7 @@ def orthogonalised(matrices_NRC: Tensor, steps: int = 5) -> Tensor:
     for _ in range(steps):
         gram_NRR = x_NRC @ x_NRC.mT
         x_NRC = a * x_NRC + (b * gram_NRR + c * gram_NRR @ gram_NRR) @ x_NRC
-    out_NRC: Tensor = x_NRC.mT if upright else x_NRC
+    out_NRC: Tensor = (x_NRC.mT if upright else x_NRC).to(matrices_NRC.dtype)
     return out_NRC
 
 
