@@ -105,7 +105,7 @@ class LeanEngine:
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = device_of(model)
         self.ahead = self.device.type != "cpu"
-        self.kept, self._fused, self._across = self._ways_to_attend()
+        self._fused, self._across = self._ways_to_attend()
         self._attend_step = StepAttention(self.heads, self.kv_heads, self.head_dim)
         # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
         dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
@@ -122,17 +122,13 @@ class LeanEngine:
             head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
             self.head = self._pack(head_VD, steps, rows)
 
-    def _ways_to_attend(self) -> tuple[torch.dtype, bool, bool]:
-        """The format of keys and values; whether attention of a step is one kernel, else whether values lie across."""
-        if self.device.type != "cpu":
-            return torch.float32, False, False
+    def _ways_to_attend(self) -> tuple[bool, bool]:
+        """Whether attention of a step is one kernel, and else whether values lie across."""
         group = self.heads // self.kv_heads
-        # Where prompts are in bf16, nothing is gained by keeping more of their keys and values.
-        kept = torch.bfloat16 if of_prompts(self.precision) == "bf16" else torch.float32
-        if is_fused(group, self.head_dim, kept):
-            return kept, True, False
+        if self.device.type != "cpu" or is_fused(group, self.head_dim, torch.float32):
+            return self.device.type == "cpu", False
         # Of many queries a head the usual product of values sums some spans in another order.
-        return torch.float32, False, self.kv_heads * self.head_dim >= WIDE or group > 2
+        return False, self.kv_heads * self.head_dim >= WIDE or group > 2
 
     def _pack(self, weight_NK: Tensor, precision: Precision, rows: int) -> Product:
         return pack(weight_NK.to(self.device), precision, rows)
@@ -163,7 +159,7 @@ class LeanEngine:
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
         size = len(self.layers), slots, self.kv_heads, capacity, self.head_dim
-        return Cache(*size, self.device, self.kept, self._across, self._fused)
+        return Cache(*size, self.device, across=self._across, fused=self._fused)
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
@@ -279,13 +275,13 @@ class LeanEngine:
 
     def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
         """Attended values (T, H * D); each id looks left unless `seen_TT` says otherwise."""
-        heads_HTD = heads_THD.to(self.kept).transpose(0, 1)
+        heads_HTD = heads_THD.transpose(0, 1)
         q, k, v = torch.split(heads_HTD, [self.heads, self.kv_heads, self.kv_heads])
         grouped = self.heads != self.kv_heads
         seen = scaled_dot_product_attention(
             q[None], k[None], v[None], attn_mask=seen_TT, is_causal=seen_TT is None, scale=1.0, enable_gqa=grouped
         )  # fmt: skip
-        return seen[0].transpose(0, 1).reshape(len(heads_THD), -1).float()
+        return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
     def _run(self, ids: Sequence[int], attend: Attend) -> Tensor:
         x_TD = self._embed(torch.tensor(ids, device=self.device))

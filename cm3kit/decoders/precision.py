@@ -76,7 +76,7 @@ def bits_lost(model: DecoderWeights, vocab_size: int, precision: Precision, mask
 def _says(engine: LeanEngine, ids: Sequence[int], mask: int | None, hidden_T: Tensor | None) -> Tensor:
     """Log-probabilities (N, V) of each id of the second half, behind the first, or of each that is hidden."""
     if mask is None or hidden_T is None:
-        size, past, ids_1T = max(1, len(ids) // 2), _Kept(engine.kept), torch.tensor([list(ids)])
+        size, past, ids_1T = max(1, len(ids) // 2), PlainPast(), torch.tensor([list(ids)])
         seen_11TT = torch.ones(1, 1, len(ids), len(ids), dtype=torch.bool, device=engine.device).tril()
         prompt_ND = engine.extend(ids_1T[:, :size], seen_11TT[..., :size, :size], 0, past)[0, -1:]
         rest_ND = engine.extend(ids_1T[:, size:], seen_11TT[..., size:, :], size, past)[0]
@@ -84,19 +84,6 @@ def _says(engine: LeanEngine, ids: Sequence[int], mask: int | None, hidden_T: Te
     ids_1T = torch.tensor([list(ids)]).masked_fill(hidden_T, mask)
     hidden_ND = engine.encode(ids_1T, [len(ids)])[0][hidden_T]
     return engine.logits_of(hidden_ND).double().log_softmax(-1)
-
-
-class _Kept(PlainPast):
-    """Keys and values as a cache of the causal decoder keeps them."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._dtype = dtype
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """See `Past`."""
-        keys, values = (each.to(self._dtype).to(each.dtype) for each in (key_states, value_states))
-        return super().update(keys, values, layer_idx)
 
 
 def _written(engine: LeanEngine, first: int, length: int, rng: torch.Generator) -> Sequence[int]:

@@ -79,7 +79,7 @@ class StaticEngine(LeanEngine):
         super().__init__(model, vocab_size, precision, rows)
         self.ahead = True
         self._compile = compile
-        self.kept = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
         self._epsilon = float(model.config.rms_norm_eps)
         self._turns_T1R2 = torch.view_as_real(self._cis)
 
@@ -87,7 +87,7 @@ class StaticEngine(LeanEngine):
         """A cache for so many rows of so many positions."""
         room = min(static_size(capacity), max(capacity, self.window + 1))
         cache = StaticCache(
-            len(self.layers), slots, self.kv_heads, room, self.head_dim, self.device, self.kept
+            len(self.layers), slots, self.kv_heads, room, self.head_dim, self.device, self._kept
         )
         cache.step = Replay(self.device, self._compile)
         return cache
@@ -174,6 +174,9 @@ class StaticEngine(LeanEngine):
             gate, up = layer.gate_up(self._norm(x_SD)).chunk(2, -1)
             x_SD = x_SD + layer.down(silu(gate) * up)
         return self.head(self._norm(x_SD))
+
+    def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
+        return super()._attend_causally(heads_THD.to(self._kept), seen_TT).float()
 
     def _norm(self, x: Tensor, mean: float | None = None) -> Tensor:
         return rms_norm(x, x.shape[-1:], eps=self._epsilon)
