@@ -92,7 +92,8 @@ model: data/emoji/manifest.jsonl data/pictures/manifest.jsonl ## Train the model
 		$(TRAIN) cm3 -c pictures-cm3-$$part -o runs/cm3-$$part || exit 1; \
 	done
 	$(TRAIN) cm3 -c pictures-cm3-most-whole -o runs/cm3-most-whole
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-most-whole/final \
+	$(TRAIN) cm3 -c pictures-cm3-most-long -o runs/cm3-most-long
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-most-long/final \
 		--diffusion runs/blocks/final \
 		--defaults pictures-defaults --card checkpoints/pictures/README.md -o runs/pictures
 

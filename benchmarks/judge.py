@@ -88,7 +88,7 @@ def train(folder: Path, seconds: float, device: str, batch: int = 128, most: int
         average.update_parameters(judge)
         step += 1
         if step % 200 == 0:
-            print(f"step {step} loss {float(loss):.3f} {clock() - start:.0f} s", flush=True)
+            print(f"step {step} loss {float(loss.detach()):.3f} {clock() - start:.0f} s", flush=True)
     judge.load_state_dict(average.module.state_dict())
     return judge.float().to("cpu").eval()
 
