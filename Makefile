@@ -87,11 +87,12 @@ model: data/emoji/manifest.jsonl data/pictures/manifest.jsonl ## Train the model
 	$(TRAIN) cm3 -c emoji-cm3-fourth -o runs/cm3-fourth
 	$(TRAIN) cm3 -c emoji-cm3-fifth -o runs/cm3-fifth
 	$(TRAIN) block -c emoji-block -o runs/blocks
-	for part in few most most-wide; do \
+	for part in few most most-wide most-told most-by; do \
 		test -d data/pictures-$$part || $(PART) $$part -o data/pictures-$$part && \
 		$(TRAIN) cm3 -c pictures-cm3-$$part -o runs/cm3-$$part || exit 1; \
 	done
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-most-wide/final \
+	$(TRAIN) cm3 -c pictures-cm3-most-whole -o runs/cm3-most-whole
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-most-whole/final \
 		--diffusion runs/blocks/final \
 		--defaults pictures-defaults --card checkpoints/pictures/README.md -o runs/pictures
 

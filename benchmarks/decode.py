@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import CompileConfig, PreTrainedModel
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 
+from cm3kit.compiling import is_compile_failure, reason
 from cm3kit.decoders import Autoregressive, DecodeConfig, Grammar, Sampling
 from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.kernels import MIXED
@@ -142,8 +143,19 @@ def compare(
         contestants[f"cm3kit {precision}"] = lambda decoder=decoder: our_steps(decoder, ids_BT, count, clock)  # type: ignore[misc]
     found: dict[str, list[Taken]] = {name: [] for name in contestants}
     for repeat in range(repeats + 1):
-        for name, run in contestants.items():
-            once = run()
+        for name, run in [*contestants.items()]:
+            try:
+                once = run()
+            except Exception as error:
+                if "compiled" not in name or not is_compile_failure(error):
+                    raise
+                print(
+                    f"{name}: left out, as it cannot be compiled: {reason(error)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                del contestants[name], found[name]
+                continue
             found[name] += [once] if repeat else []
             if "compiled" in name and not repeat:
                 print(f"{name}: first call {once.whole:.0f} s", file=sys.stderr, flush=True)

@@ -48,10 +48,10 @@ def answer(where: Any, function: str, options: dict[str, Any]) -> dict[str, Any]
         where.fresh()
         return {"found": clean(getattr(importlib.import_module(module), name)(where, **options))}
     except Exception as error:  # noqa: BLE001  # whatever a setting does, the others go on
-        lines = [each.rstrip() for each in traceback.format_exception(error)]
-        told = [each for text in lines for each in text.splitlines()][-24:]
+        # Compilers print all that they were given.
+        lines = [line[:300] for text in traceback.format_exception(error) for line in text.splitlines()]
         print("\n".join(lines), file=sys.stderr, flush=True)
-        return {"failed": told, "broken": "CUDA" in repr(error) and "out of memory" not in repr(error)}
+        return {"failed": lines[-24:], "broken": "CUDA" in repr(error) and "out of memory" not in repr(error)}
 
 
 def main() -> None:

@@ -1,109 +1,203 @@
 """What a public causal model makes of pages that it was never taught: bits per byte of their words, and what it writes.
 
-python benchmarks/page_skill.py --model smollm2 [--pages samples/pages] [--shipped checkpoints/pictures] [--infill 3]
+python benchmarks/page_skill.py [--model smollm2] [--pages benchmarks/plain/pages.txt] [--styles page plain chat]
+                                [--gaps 60] [--shipped checkpoints/pictures]
 
-Of every page the longest text of a paragraph is held out. Its bits per byte are those of its tokens behind the page up
-to it, as the model reads it (`--prompt-style page`), and behind the beginning of a document alone; the shipped decoder
-reads the same page in its own ids. Then a gap takes the place of that text, the model fills it, and each filled page is
-read back: it is well-formed if every byte outside the gap is the page's own, and the gap holds text alone.
+`--pages` is a folder of HTML, or a text file of pages: a title, paragraphs, and an empty line behind each page. Every
+paragraph of 30 bytes and more but a page's first one is held out in turn. Its bits per byte are those of its tokens
+behind what the model reads of the page in each style, and behind the beginning of a document alone; the shipped decoder
+reads the page up to it in its own ids. Bytes are those of the words in UTF-8.
+
+Then gaps of many kinds take the place of words: whole paragraphs, words inside of them, items, cells, headings, links
+and values. Each filled page is read by the parser of Python's library, and is well-formed if it has the tags and values
+of the page with one letter in the gap.
 """
 
 from __future__ import annotations
 
 import argparse
+import html
 import json
 import math
 import re
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import cm3kit
 from cm3kit.fill.kit import GenerateOptions, Kit
-from cm3kit.fill.styles import spelling
 from cm3kit.models.backbone import forward
 from cm3kit_tokenizers.document import Gap, Image
 from cm3kit_tokenizers.page import Page
 
-PARAGRAPH = re.compile(rb"<(?:p|li|td|figcaption)[^>]*>([^<>]{30,})<")
+GAP = "<mask>"
+PARAGRAPH = re.compile(r"<(?:p|li|td|figcaption)[^>]*>([^<>]{30,})</")
+INSIDE = (
+    "<p>{}</p>",
+    "<p>{words} {}</p>",
+    "<ul><li>{words}</li><li>{}</li></ul>",
+    "<h2>{}</h2>",
+    "<blockquote><p>{}</p></blockquote>",
+    "<table><tr><td>{words}</td><td>{}</td></tr></table>",
+    '<p><a href="a.html">{}</a> {words}</p>',
+    "<p>{words} <em>{}</em></p>",
+    '<img src="a.png" alt="{}">',
+    "<p>{words} <code>{}</code></p>",
+)
 
 
-def held_out(folder: Path) -> list[tuple[Path, bytes, str]]:
-    """Pages with `<mask>` where their longest text was, and that text."""
+def pages(source: Path) -> list[tuple[str, str]]:
+    """Names and HTML of the pages of a folder, or of a text file."""
+    if source.is_dir():
+        return [(path.name, path.read_text(encoding="utf-8")) for path in sorted(source.glob("*.html"))]
     found = []
-    for path in sorted(folder.glob("*.html")):
-        data = path.read_bytes()
-        texts = sorted(PARAGRAPH.finditer(data), key=lambda each: len(each[1]))
-        if texts and b"&" not in texts[-1][1]:
-            start, stop = texts[-1].span(1)
-            found.append((path, data[:start] + b"<mask>" + data[stop:], texts[-1][1].decode()))
+    for block in source.read_text(encoding="utf-8").strip().split("\n\n"):
+        title, *paragraphs = map(html.escape, block.split("\n"))
+        body = "\n".join(f"<p>{each}</p>" for each in paragraphs)
+        found.append((title, f"<!DOCTYPE html>\n<title>{title}</title>\n<h1>{title}</h1>\n{body}\n"))
     return found
 
 
+def held_out(source: Path) -> Iterator[tuple[str, str, str]]:
+    """Names, pages with a gap where a paragraph was, and the words of it."""
+    for name, data in pages(source):
+        texts = [each for each in PARAGRAPH.finditer(data) if "&" not in each[1]]
+        for each in texts[1:] or texts:
+            yield name, data[: each.start(1)] + GAP + data[each.end(1) :], each[1]
+
+
 @torch.no_grad()
-def bits(kit: Kit, before: list[int], words: str) -> float:
+def bits(kit: Kit, before: tuple[int, ...], words: str) -> float:
     """Bits of a text's tokens behind others."""
-    vocab = kit.vocab
-    text = kit.text.encode(words, vocab.text.start)
+    text = kit.text.encode(words, kit.vocab.text.start)
     ids = torch.tensor([[*before, *text]])
     logits_TV = forward(kit.backbone, ids)[0].float()
     logp_TV = logits_TV[len(before) - 1 : -1].log_softmax(-1)
     return -float(logp_TV.gather(1, ids[0, len(before) :, None]).sum()) / math.log(2)
 
 
-def before_gap(kit: Kit, path: Path, data: bytes, pictures: bool) -> list[int]:
-    """Ids of a page up to its gap, as the model reads them."""
-    page = Page.parse(data, path.parent)
-    nodes = page.nodes(lambda src: False)
-    ids = kit.tokenizer.encode([each for each in nodes if pictures or not isinstance(each, Image)])
-    place = next(place for place, each in enumerate(ids) if isinstance(each, Gap))
-    begun = [kit.vocab.eod, *(each for each in ids[:place] if isinstance(each, int))]
-    spelt = spelling(kit.parts.defaults.prompt_style, kit.text, kit.vocab, None)
-    return begun if spelt is None else spelt.spell(begun)[0]
+def before_gap(kit: Kit, data: str, style: str) -> tuple[int, ...]:
+    """What the model reads before it writes into a page's gap."""
+    page = Page.parse(data.encode(), Path())
+    ids = kit.tokenizer.encode(page.nodes(lambda src: False))
+    options = GenerateOptions(prompt_style=style, max_tokens=96)  # type: ignore[arg-type]
+    canvas = kit.filler(options).window(ids, options, 0)
+    return canvas.ids[: canvas.spans[0].at]
 
 
-def main() -> None:
-    """Measure and write."""
+def nodes_before(data: str) -> list[Any]:
+    """The nodes of a page up to its gap."""
+    nodes = Page.parse(data.encode(), Path()).nodes(lambda src: False)
+    place = next(place for place, each in enumerate(nodes) if isinstance(each, Gap))
+    return [each for each in nodes[:place] if not isinstance(each, Image)]
+
+
+class Skeleton(HTMLParser):
+    """Tags and values of a page, in order; texts are left out."""
+
+    def __init__(self, data: str) -> None:
+        super().__init__()
+        self.found: list[Any] = []
+        self.feed(data)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """A tag with its values, but for that of a gap."""
+        self.found.append((tag, [(name, value) for name, value in attrs if name != "alt"], len(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        """A closing tag."""
+        self.found.append(tag)
+
+    def handle_comment(self, data: str) -> None:
+        """A comment."""
+        self.found.append(data)
+
+    def handle_decl(self, decl: str) -> None:
+        """A doctype."""
+        self.found.append(decl)
+
+
+def with_gaps(source: Path, count: int) -> Iterator[tuple[str, str]]:
+    """Pages with a gap of one of the kinds of `INSIDE` behind their first paragraph."""
+    known = pages(source)
+    for number in range(count):
+        name, data = known[number % len(known)]
+        words = " ".join(data.split("<p>")[-1].split("</p>")[0].split()[:6])
+        kind = INSIDE[number % len(INSIDE)].replace("{words}", words).replace("{}", GAP)
+        head, end, _ = data.partition("</p>")
+        yield f"{name}: {kind}", f"{head}{end}\n{kind}\n<p>{words}.</p>\n"
+
+
+def filled(kit: Kit, source: Path, count: int, style: str, most: int) -> tuple[int, int]:
+    """How many of the pages are well-formed, and the tokens written; what was written goes to standard error."""
+    sound = tokens = 0
+    for number, (name, data) in enumerate(with_gaps(source, count)):
+        options = GenerateOptions(max_tokens=most, prompt_style=style, temperature=(0.7, 1.5)[number % 2])  # type: ignore[arg-type]
+        (each,) = kit.infill(Page.parse(data.encode(), Path()), seed=number, options=options)
+        start, stop = data.split(GAP)
+        whole = each.html.decode()
+        kept = whole.startswith(start) and whole.endswith(stop)
+        sound += kept and Skeleton(whole).found == Skeleton(data.replace(GAP, "x")).found
+        said = each.gaps[0].text or ""
+        tokens += len(kit.text.encode(said))
+        print(f"{style} | {name}\n  {said!r}", file=sys.stderr)
+    return sound, tokens
+
+
+def arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--pages", type=Path, default=Path("samples/pages"))
+    parser.add_argument("--pages", type=Path, default=Path(__file__).parent / "plain" / "pages.txt")
     parser.add_argument("--shipped", default="checkpoints/pictures")
-    parser.add_argument("--infill", type=int, default=3)
-    args = parser.parse_args()
-    pages = held_out(args.pages)
-    size = sum(len(words.encode()) for _, _, words in pages)
-    begun = time.perf_counter()
+    parser.add_argument("--styles", nargs="+", default=["page", "plain", "chat"])
+    parser.add_argument("--gaps", type=int, default=60, help="pages filled in each style")
+    parser.add_argument("--max-tokens", type=int, default=24)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and write."""
+    args = arguments()
+    texts = list(held_out(args.pages))
+    size = sum(len(words.encode()) for _, _, words in texts)
+    begun = time.process_time()
     kit, shipped = cm3kit.load(args.model, device="cpu"), cm3kit.load(args.shipped, device="cpu")
-    loaded = time.perf_counter() - begun
+    loaded = time.process_time() - begun
     found = {
-        "with the page": sum(
-            bits(kit, before_gap(kit, path, data, False), words) for path, data, words in pages
-        ),
-        "without": sum(bits(kit, [kit.vocab.eod], words) for _, _, words in pages),
-        "shipped decoder, with the page": sum(
-            bits(shipped, before_gap(shipped, path, data, True), words) for path, data, words in pages
-        ),
+        f"{style}, with the page": [
+            bits(kit, before_gap(kit, data, style), words) for _, data, words in texts
+        ]
+        for style in args.styles
     }
-    sound = written = 0
-    for path, data, words in pages[: args.infill]:
-        page = Page.parse(data, path.parent)
-        for each in kit.infill(page, seed=1, options=GenerateOptions(max_tokens=48)):
-            written += 1
-            start, stop = data.split(b"<mask>")
-            whole = each.html.startswith(start) and each.html.endswith(stop)
-            inside = each.html[len(start) : len(each.html) - len(stop)]
-            sound += whole and b"<" not in inside and not Page.parse(each.html).gaps
-            print(f"{path.name}: {words!r}\n  written: {each.gaps[0].text!r}", file=sys.stderr)
+    found["without"] = [bits(kit, (kit.vocab.eod,), words) for _, _, words in texts]
+    found["shipped decoder, with the page"] = [
+        bits(shipped, (shipped.vocab.eod, *shipped.tokenizer.encode(nodes_before(data))), words)
+        for _, data, words in texts
+    ]
+    lower = {
+        name: sum(one < other for one, other in zip(each, found["without"], strict=True))
+        for name, each in found.items()
+    }
+    scored = time.process_time() - begun - loaded
+    sound = {style: filled(kit, args.pages, args.gaps, style, args.max_tokens) for style in args.styles}
+    written = time.process_time() - begun - loaded - scored
     told = {
-        "model": args.model, "pages": len(pages), "bytes": size,
-        "bits per byte": {name: round(value / size, 4) for name, value in found.items()},
-        "well-formed": f"{sound} of {written}", "seconds to load": round(loaded, 1),
-        "seconds in all": round(time.perf_counter() - begun, 1),
+        "model": args.model, "pages": len({name for name, _, _ in texts}), "paragraphs": len(texts), "bytes": size,
+        "bits per byte": {name: round(sum(each) / size, 4) for name, each in found.items()},
+        "paragraphs below without": {name: count for name, count in lower.items() if name != "without"},
+        "well-formed": {style: f"{count} of {args.gaps}" for style, (count, _) in sound.items()},
+        "tokens written": sum(tokens for _, tokens in sound.values()),
+        "processor seconds": {"loading": round(loaded, 1), "bits": round(scored, 1), "filling": round(written, 1)},
         "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }  # fmt: skip
     print(json.dumps(told))

@@ -1,6 +1,6 @@
-"""Peak memory of opening a public diffusion language model, against the size of its files.
+"""Peak memory of opening a public model, against the size of its files.
 
-python benchmarks/public_memory.py [--family llada] [--layers 24] [--width 1024] [--shards 4]
+python benchmarks/public_memory.py [--family llada] [--layers 24] [--width 1024] [--rows 32768] [--shards 4]
 
 Writes a folder of the family with random bf16 weights in shards, opens it in a new process as `-m` does, and prints the
 largest resident set of that process above what it held before, in bytes and as a share of the files. Pages of the files
@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import ChameleonForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
+import chameleon_folder
 import public_folders
 
 OPEN = """
@@ -36,11 +38,8 @@ print(json.dumps({"before": before, "peak": after - before, "weights": held, "dt
 """
 
 
-def large(family: str, folder: Path, layers: int, width: int, rows: int, shards: int) -> tuple[Path, int]:
-    """A folder of that size and the bytes of its weights."""
-    made = public_folders.write(family, folder)
-    for path in made.glob("*.safetensors*"):
-        path.unlink()
+def configured(family: str, made: Path, layers: int, width: int, rows: int) -> dict[str, list[int]]:
+    """Write the configuration of that size over that of a tiny folder; the shapes of its tensors by name."""
     raw: dict[str, Any] = json.loads((made / "config.json").read_text(encoding="utf-8"))
     sizes = {
         "llada": {"d_model": width, "n_layers": layers, "n_heads": width // 64, "n_kv_heads": width // 64,
@@ -48,16 +47,29 @@ def large(family: str, folder: Path, layers: int, width: int, rows: int, shards:
     }.get(family, {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": width // 64,
                    "num_key_value_heads": width // 64, "intermediate_size": 3 * width, "vocab_size": rows})  # fmt: skip
     (made / "config.json").write_text(json.dumps(raw | sizes), encoding="utf-8")
-    tiny = public_folders.tensors(family)
-    whole, index = {}, {}
-    for name, like in tiny.items():
+    whole: dict[str, list[int]] = {}
+    if family == "chameleon":
+        with torch.device("meta"):
+            stock = ChameleonForConditionalGeneration(chameleon_folder.config(**sizes))
+        return {name: [*each.shape] for name, each in stock.state_dict().items()}
+    for name, like in public_folders.tensors(family).items():
         for layer in range(layers) if ".0." in name else [None] * (".1." not in name):
             scale = {32: width, 16: width, 48: 3 * width, public_folders.ROWS: rows}
-            shape = [scale[each] for each in like.shape]
             key = name if layer is None else name.replace(".0.", f".{layer}.", 1)
-            whole[key] = shape
+            whole[key] = [scale[each] for each in like.shape]
+    return whole
+
+
+def large(family: str, folder: Path, layers: int, width: int, rows: int, shards: int) -> tuple[Path, int]:
+    """A folder of that size and the bytes of its weights."""
+    if family == "chameleon":
+        made = chameleon_folder.write(folder, draws=False)
+    else:
+        made = public_folders.write(family, folder)
+    for path in made.glob("*.safetensors*"):
+        path.unlink()
+    whole, index, total = configured(family, made, layers, width, rows), dict[str, str](), 0
     names = sorted(whole)
-    total = 0
     for shard in range(shards):
         part = {name: (torch.randn(whole[name]) * 0.02).bfloat16() for name in names[shard::shards]}
         total += sum(each.nbytes for each in part.values())
@@ -74,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--family", choices=list(public_folders.CONFIGS), default="llada")
+    parser.add_argument("--family", choices=[*public_folders.CONFIGS, "chameleon"], default="llada")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=32_768)

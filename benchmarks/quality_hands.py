@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from cm3kit.data.builders import CHECKPOINTS
 from cm3kit.evaluation.bootstrap import Interval, bootstrap
 from cm3kit.evaluation.judge import Judge
 from cm3kit.evaluation.judged import Reference, pixels_of
+from cm3kit.evaluation.retrieval import most_different, thumbnail
 from cm3kit.evaluation.words import edit_distance
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.json_lines import objects
@@ -86,6 +86,13 @@ class Corpus:
             if each["split"] == split and each["artist"] in self.titles
         ]
         return random.Random(0).sample(found, min(count, len(found)))
+
+    def nearest(self, picture: Image.Image, slug: str) -> str:
+        """The artist of the drawing of a thing that differs least from a picture, seen or not."""
+        hands = [each for each in self.drawings if each["slug"] == slug and each["artist"] in self.titles]
+        seen = [thumbnail(Image.open(self.folder / each["file"])) for each in hands]
+        far = [float(np.abs(thumbnail(picture) - each).mean()) for each in seen]
+        return str(hands[far.index(min(far))]["artist"])
 
     def names(self, split: str, count: int, known: set[str]) -> list[dict[str, Any]]:
         """Things of a split by `known` names, which are no clip art; `count` of them at a fixed seed."""
@@ -155,7 +162,7 @@ def vary(bench: Bench) -> Iterator[Row]:
     old = Row("drawn, among the 5 nearest of other names in the fixed feature: seen names")
     for thing in bench.each("vary", bench.corpus.names("train", bench.args.names, bench.judged())):
         name, made = thing["name"], bench.draw(thing["name"], 4)
-        varied = alike(made) >= 3
+        varied = most_different(made) >= 3
         right = bench.right(made, name)
         both.add(name, varied and sum(right) >= 3)
         different.add(name, varied)
@@ -167,26 +174,17 @@ def vary(bench: Bench) -> Iterator[Row]:
     yield from (both, different, first, five, old) if bench.judge is not None else (different, old)
 
 
-def alike(pictures: Sequence[Image.Image]) -> int:
-    """The size of the largest set of pictures that all differ from one another."""
-    small = [
-        np.asarray(each.convert("RGB").resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
-        for each in pictures
-    ]
-    for size in range(len(small), 1, -1):
-        for chosen in combinations(small, size):
-            if all(float(np.abs(a - b).mean()) > 12 for a, b in combinations(chosen, 2)):
-                return size
-    return min(1, len(small))
-
-
 def styles(bench: Bench) -> Iterator[Row]:
-    """Drawn as an artist is asked for, whose drawing of the name was seen or was held out."""
+    """Drawn as an artist is asked for, whose drawing of the name was seen or was held out.
+
+    The judge tells artists with difficulty (its `artist`), so the nearest of all drawings of the name is asked too.
+    """
     if bench.judge is None:
         return
     for split, what in (("train", "seen"), ("cell", "held-out drawings")):
         style = Row(f"drawn in the style asked for: {what}")
         name = Row(f"drawn in a style, name right (top-5): {what}")
+        nearest = Row(f"drawn in a style, that artist's drawing is the nearest of the name's: {what}")
         known = bench.judged()
         asked = [each for each in bench.corpus.named(split, 4 * bench.args.names) if each["name"] in known]
         for each in bench.each(f"styles {split}", asked[: bench.args.names]):
@@ -198,7 +196,9 @@ def styles(bench: Bench) -> Iterator[Row]:
             ):
                 style.add(each["file"], hand == each["artist"])
                 name.add(each["file"], right)
-        yield from (style, name)
+            for one in made:
+                nearest.add(each["file"], bench.corpus.nearest(one, each["slug"]) == each["artist"])
+        yield from (style, nearest, name)
 
 
 def synonyms(bench: Bench) -> Iterator[Row]:

@@ -108,15 +108,19 @@ def test_pages_name_their_picture_and_most_name_it_once(built: tuple[Path, dict[
     folder, _ = built
     listed = listing(folder)
     share, once = 0.0, 0.0
+    form = {each["page"]: each["form"] for each in rows(folder, "manifest.jsonl")}
     for each in listed:
         nodes = read_nodes(each.path)
-        assert any(isinstance(node, Picture) for node in nodes), each.path
+        alone = form[str(each.path.relative_to(folder))] == "words"
+        assert any(isinstance(node, Picture) for node in nodes) != alone, each.path
         words = " ".join(node.content for node in nodes if isinstance(node, Text))
         if each.split == "train" and "apple" in words:
             share += each.weight
             once += each.weight * (words.count("apple") == 1)
     assert once > 0.5 * share > 0
     assert {each.split for each in listed} >= {"train", "openmoji"}
+    told = [each.path.read_text() for each in listed if form[str(each.path.relative_to(folder))] == "words"]
+    assert any("<title>red apple</title>" in text and "<h1>red apple</h1>" in text for text in told)
 
 
 def test_held_out_synonyms_caption_nothing(built: tuple[Path, dict[str, Any]]) -> None:
@@ -147,7 +151,7 @@ def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp
 def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = built
     script = Path(__file__).parents[1] / "checkpoints/pictures/part.py"
-    for part in ("few", "most", "most-wide", "names", "base", "wide"):
+    for part in ("few", "most", "most-wide", "most-told", "most-by", "names", "base", "wide"):
         target = tmp_path / part
         command = [sys.executable, str(script), str(folder), part, "-o", str(target)]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -156,8 +160,11 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
             json.loads(told.stderr) == {"names": 2, "pages": len(lines), "pictures": 17} and not told.stdout
         )
         trained = [each for each in lines if each["split"] == "train"]
-        assert {slug for each in trained for slug in each["things"]} == {"red-apple", "dog-face"}
-        assert ("synonym" in {each["form"] for each in trained}) == (part in ("most-wide", "base", "wide"))
+        forms = {each["form"] for each in trained}
+        shown = {slug for each in trained if each["form"] != "words" for slug in each["things"]}
+        assert shown == {"red-apple", "dog-face"} == {each["slug"] for each in rows(target, "things.jsonl")}
+        assert ("synonym" in forms) == (part in ("most-wide", "most-told", "most-by", "base", "wide"))
+        assert ("words" in forms) == (part in ("most-told", "most-by"))
         assert all(read_nodes(each.path) and "scene/" not in each.path.read_text() for each in listed)
         assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
     again = subprocess.run(command, capture_output=True, text=True, check=False)

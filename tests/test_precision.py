@@ -124,6 +124,39 @@ def test_a_product_that_is_not_steady_is_computed_in_tiles(monkeypatch: pytest.M
         assert set(met) == {TILE} and torch.equal(product(x[:1]), whole[:1])
 
 
+SOME: list[tuple[Any, int, set[int]]] = [
+    (lambda rows: 0, 16, {1, 20, 70}),  # all alike
+    (lambda rows: rows < 2, 16, {2, 20, 70}),  # alone another
+    (lambda rows: rows > 32, 16, {1, 20, 32, 6}),  # many another, in steps
+    (lambda rows: rows > 32, 256, {33, 70}),  # in prompts
+]
+
+
+@pytest.mark.parametrize(("kernel", "rows", "wanted"), SOME)
+def test_products_go_in_as_many_rows_as_are_summed_alike(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, rows: int, wanted: set[int]
+) -> None:
+    met: list[int] = []
+
+    def packed(weight_NK: Tensor, rows: int) -> Any:
+        def multiply(x_MK: Tensor) -> Tensor:
+            # A sum in another order differs by what rounding leaves, which a result in bf16 seldom shows.
+            met.append(len(x_MK))
+            sum_MN = torch.zeros(len(x_MK), len(weight_NK))
+            for at in torch.arange(x_MK.shape[1]).roll(int(kernel(len(x_MK)))).tolist():
+                sum_MN = sum_MN + x_MK[:, None, at].float() * weight_NK[None, :, at].float()
+            return sum_MN.bfloat16()
+
+        return multiply
+
+    monkeypatch.setattr(kernels, "_packed_bf16", packed)
+    weight, x = torch.randn(24, 16, generator=generator(2)), torch.randn(70, 16, generator=generator(3))
+    product = pack(weight, "bf16", rows)
+    met.clear()
+    found = [product(x[:count]) for count in (1, 20, 70)]
+    assert set(met) == wanted and all(torch.equal(each, found[-1][: len(each)]) for each in found)
+
+
 def test_bits_lost_are_the_divergence_of_what_two_models_say(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     assert bits_lost(model, V, "fp32") == 0

@@ -22,6 +22,8 @@ import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import CppCompileError
 from toys import toy_corpus
 
 from cm3kit.config import Settings
@@ -33,12 +35,15 @@ from cm3kit.models.backbone import BackboneConfig, load_backbone
 from cm3kit.models.timestep import is_timed
 from cm3kit.publish import newest, verify
 from cm3kit.rng import generator
+from cm3kit.training import loop
 from cm3kit.training import run as train_kind
 from cm3kit.training.collate import pack
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit.training.log import forget_after
 from cm3kit.training.loop import LoopSettings, Progress, Task, schedule, train
+from cm3kit.training.precision import accelerator
 from cm3kit.training.run import recipe_path, shipped_recipes
+from cm3kit.training.step import Uncompiled
 from cm3kit.training.vqgan import CodebookSettings, VqganRecipe, VqganTask
 from cm3kit.types import Example
 from cm3kit_tokenizers.errors import ConfigError, DataError, OutputError
@@ -191,6 +196,51 @@ def test_previews_leave_training_as_it_is(tmp_path: Path, corpus: Path) -> None:
         assert {path.stem for path in (run / "previews").iterdir()} == {
             "step-000005", "step-000010", "step-000012",
         }  # fmt: skip
+
+
+class Uncompilable(nn.Module):
+    """What `torch.compile` makes where compiling fails, at the first call or only in its backward pass."""
+
+    def __init__(self, model: nn.Module, late: bool) -> None:
+        super().__init__()
+        self.model, self.late = model, late
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        output = "\n".join(["In file included from x.h:1:", "x" * 100_000, "x.cpp:7:3: error: no such thing"])
+        failure = CppCompileError(["g++", "-O3"] * 10_000, output)
+        if not self.late:
+            raise BackendCompilerFailed("inductor", failure, None) from failure  # type: ignore[arg-type]
+        out: Tensor = self.model(x_BD)
+
+        def fail(grad: Tensor) -> Tensor:
+            raise failure
+
+        out.register_hook(fail)  # type: ignore[no-untyped-call]
+        return out
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_that_cannot_be_compiled_is_trained_as_it_is_and_a_line_says_so(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: Uncompilable(model, late))
+    told: list[str] = []
+    settings = LOOP.model_copy(update={"compile": True})
+    train(Fake(), settings, tmp_path, device="cpu", warn=told.append)
+    assert outcome(tmp_path) == straight("fake", corpus)
+    why = "x.cpp:7:3: error: no such thing"
+    assert told == [f"training goes on uncompiled, and slower ({why}); loop.compile=false does without"]
+    # What the model itself does wrong is no failure of compiling.
+    with pytest.raises(ZeroDivisionError):
+        train(Fake(lambda step: 1 / 0), settings, tmp_path / "other", device="cpu")
+
+
+def test_processes_stop_where_one_cannot_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress(Fake(), LOOP, accelerator("fp32", "cpu"))
+    assert loop._uncompiled(progress, Uncompiled("no compiler"), lambda line: None) is progress.wrapped
+    monkeypatch.setattr(type(progress.accelerator), "num_processes", 2)
+    with pytest.raises(ConfigError, match=r"cannot be compiled \(no compiler\); set loop.compile=false"):
+        loop._uncompiled(progress, Uncompiled("no compiler"), pytest.fail)
 
 
 def test_buffers_of_any_kind_survive_and_previews_see_a_model_in_eval_mode(tmp_path: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
+from toys import toy_corpus
 
 from cm3kit.data.bundle import INDEX, load_bundle, save_bundle
 from cm3kit.data.corpus import Documents, load_documents
 from cm3kit.data.views import ViewSettings, chosen, view
+from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
+from cm3kit.training.decoder import DecoderRecipe, DecoderTask
 from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
@@ -178,3 +182,31 @@ def test_a_picture_with_transparency_is_encoded_over_white_first(image: Grey, tm
     first, second = many.encodings.codes_NL
     assert int(first[0]) == PAGES.vocab.image.start + 15  # white in the corner
     assert int((first - second).abs().max()) <= 1
+
+
+def test_codes_of_augmented_pictures_are_read_and_not_learnt(tmp_path: Path) -> None:
+    toy_corpus(tmp_path, ("red", "green", "blue"))
+    for path in tmp_path.rglob("*.png"):  # without transparency a picture has no views
+        with Image.open(path) as opened:
+            picture = opened.convert("RGBA")
+        picture.putpixel((0, 0), (0, 0, 0, 0))
+        picture.save(path)
+
+    def task(plain: float, **how: Any) -> DecoderTask:
+        recipe = DecoderRecipe(
+            data=tmp_path, text=tmp_path, image=tmp_path / "image", window=96, previews=(),
+            objective={"name": "picture-starts", **how}, views=ViewSettings(count=3, plain=plain, scored=False),
+            backbone=BackboneConfig(hidden_size=16, layers=1, heads=2, kv_heads=2, intermediate_size=16),
+        )  # fmt: skip
+        return DecoderTask(recipe, tmp_path / "cache")
+
+    def learnt(made: DecoderTask) -> torch.Tensor:
+        batch = made.batch(generator(0), 8)
+        return batch.targets_BT[batch.weights_BT > 0]
+
+    codes = task(0.0).vocab.image
+    for plain, some in ((0.0, False), (1.0, True)):
+        found_N = learnt(task(plain, share=0.5, texts=0.5))
+        assert len(found_N) and bool(((found_N >= codes.start) & (found_N < codes.stop)).any()) == some
+    with pytest.raises(ConfigError, match=r"raise views\.plain"):
+        task(0.0, share=1.0, texts=0.0).batch(generator(0), 8)

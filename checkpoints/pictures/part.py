@@ -1,8 +1,8 @@
 """A part of the corpus for a phase of training, in forms of pages of its own.
 
-few: 353 names by most artists; most, most-wide, most-told: 613 of them, on naming pages, on others too, and with
-artists, synonyms and pages of words alone more often; names, base: all base names, on naming pages and on others; wide:
-flags too.
+few: 353 names by most artists; most, most-wide, most-told, most-by: 613 of them, on naming pages, on others too, with
+artists, synonyms and pages of words alone more often, and with artists above all; names, base: all base names, on
+naming pages and on others; wide: flags too.
 
 python checkpoints/pictures/part.py data/pictures few -o data/pictures-few
 
@@ -65,11 +65,13 @@ TOLD = {
     "hands": 0.05,
     "links": 0.03,
 }
+BY = TOLD | {"alt by": 3.0, "by": 1.2, "synonym": 0.1}
 FORMS = {
     "few": NAMING,
     "most": NAMING,
     "most-wide": LAST,
     "most-told": TOLD,
+    "most-by": BY,
     "names": NAMING,
     "base": NAMING | MORE,
     "wide": LAST,
@@ -97,7 +99,7 @@ def chosen(things: list[dict[str, Any]], drawings: list[dict[str, Any]], part: s
     base = {each["slug"] for each in things if is_base(each)}
     if part == "wide":
         return base | {each["slug"] for each in things if is_flag(each)}
-    if part not in ("few", "most", "most-wide", "most-told"):
+    if part not in ("few", "most", "most-wide", "most-told", "most-by"):
         return base
     artists: dict[str, set[str]] = defaultdict(set)
     trained: dict[str, int] = defaultdict(int)

@@ -11,6 +11,8 @@ from cm3kit_cli.render import Failure
 
 ISSUES = "Please report it with the output of the same command and --verbose."
 
+LONGEST = 300
+
 
 def explain(error: BaseException, command: str) -> Failure:
     """The failure that an exception stands for; `internal` where it is a bug."""
@@ -28,7 +30,9 @@ def explain(error: BaseException, command: str) -> Failure:
         return EXPLANATIONS[kind](error, command)
     if type(error).__name__ == "OutOfMemoryError":
         return _no_memory(error, command)
-    return Failure("internal", f"unexpected {type(error).__name__}: {error}. {ISSUES}")
+    # What compilers and parsers say may hold all that they were given.
+    said = " ".join(str(error)[:LONGEST].split()) + "…" * (len(str(error)) > LONGEST)
+    return Failure("internal", f"unexpected {type(error).__name__}: {said}. {ISSUES}")
 
 
 def _usage(error: BaseException, command: str) -> Failure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -80,9 +81,15 @@ def main(
     """Web pages whose pictures are tokens: generate them, and fill the gaps in them."""
 
 
+# What torchao and bitsandbytes log whenever transformers imports them, of kernels that this torch has not.
+CHATTY = ("torchao", "torch.utils._pytree", "bitsandbytes", "diffusers.quantizers")
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, 1 (failed), 2 (usage), 3 (run it again), 130 or 143."""
     warnings.showwarning = _shown  # type: ignore[assignment]
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     given = with_synonyms_spelt_out(list(sys.argv[1:] if argv is None else argv))
     given, files = without_plugins(given)
     arguments = given or ["--help"]

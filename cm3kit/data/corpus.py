@@ -147,6 +147,13 @@ class Documents:
         codes = iter(self.encodings.draw(pictures, self.views, rng))
         return [id for part in parts for id in (next(codes) if part < 0 else (part,))]
 
+    def is_plain(self, index: int, ids: Sequence[int]) -> bool:
+        """Whether a document that `seen` has drawn shows its pictures without augmentation."""
+        if self.encodings is None or not self.encodings.augmented:
+            return True
+        parts, plain = self.ids[index], self.encodings.plain
+        return [*ids] == [id for part in parts for id in (plain(-1 - part) if part < 0 else (part,))]
+
     @cached_property
     def lengths(self) -> list[int]:
         """Ids of each document."""

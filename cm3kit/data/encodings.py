@@ -45,6 +45,11 @@ class Encodings:
         picked = chosen(counts, settings, rng)
         return [self.codes_NL[start + which].tolist() for start, which in zip(starts, picked, strict=True)]
 
+    @property
+    def augmented(self) -> bool:
+        """Whether any picture has more than one encoding."""
+        return len(self.codes_NL) > len(self.counts_P)
+
     def plain(self, picture: int) -> list[int]:
         """Codes of a picture without augmentation."""
         return list(self.codes_NL[self.starts_P[picture]].tolist())

@@ -28,6 +28,8 @@ class ViewSettings(Settings):
         scale: range of the scaling factor.
         light: range of brightness, contrast and saturation, as factors 1 − light … 1 + light.
         grounds: probability of a coloured background instead of white.
+        scored: whether the codes of augmented encodings have a loss too. Without it they are read, as by captions, and
+            nothing learns to draw moved pictures; an example in which nothing else has a loss is left out.
     """
 
     count: int = Field(1, ge=1)
@@ -37,6 +39,7 @@ class ViewSettings(Settings):
     scale: tuple[float, float] = (0.86, 1.06)
     light: float = Field(0.12, ge=0, lt=1)
     grounds: float = Field(0.15, ge=0, le=1)
+    scored: bool = True
 
 
 def view(white_BCHW: Tensor, alpha_B1HW: Tensor, settings: ViewSettings, rng: Generator) -> Tensor:

@@ -25,10 +25,11 @@ class Write:
     Attributes:
         rows: index into the flattened (key or value, slot, head, position) rows of a layer; of keys alone where values
             lie across.
-        mask_N1C: 0 where a slot may look, -inf elsewhere, for N = slots * kv_heads.
+        mask_N1C: 0 where a slot may look, -inf elsewhere, for N = slots * kv_heads; for N = slots where it is fused.
         positions_S: position of the new id in each slot.
         span: C, the length that attention runs over.
         across: index into the flattened (slot, head, coordinate, position) numbers of values that lie across.
+        fused: whether attention is one call of SDPA, whose mask is in the format of keys and values.
     """
 
     rows: Tensor
@@ -36,6 +37,7 @@ class Write:
     positions_S: Tensor
     span: int
     across: Tensor | None = None
+    fused: bool = False
 
 
 class Cache:
@@ -43,14 +45,16 @@ class Cache:
 
     Args:
         across: keep the values of a head as (head_dim, capacity), so that those of a coordinate lie side by side.
+        fused: plan steps for SDPA.
     """
 
     def __init__(
         self, layers: int, slots: int, kv_heads: int, capacity: int, head_dim: int, device: torch.device,
-        dtype: torch.dtype = torch.float32, across: bool = False,
+        dtype: torch.dtype = torch.float32, across: bool = False, fused: bool = False,
     ) -> None:  # fmt: skip
         self.capacity = -(-capacity // BUCKET) * BUCKET
-        self.slots, self.kv_heads, self.head_dim, self.across = slots, kv_heads, head_dim, across
+        self.slots, self.kv_heads, self.head_dim = slots, kv_heads, head_dim
+        self.across, self.fused = across, fused
         shape = (2, slots * kv_heads, self.capacity, head_dim)
         self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
         heads_2SH = torch.arange(2 * slots * kv_heads, device=device).view(2, slots, kv_heads)
@@ -75,10 +79,13 @@ class Cache:
         positions_S = upload(positions, self._range.device)
         hidden_SC = self._range[:span] > positions_S[:, None]
         mask_SC = torch.zeros(hidden_SC.shape, device=self._range.device).masked_fill_(hidden_SC, -torch.inf)
-        mask_N1C = mask_SC.repeat_interleave(self.kv_heads, 0)[:, None]
+        if self.fused:
+            mask_N1C = mask_SC.to(self.layers[0].dtype)[:, None]
+        else:
+            mask_N1C = mask_SC.repeat_interleave(self.kv_heads, 0)[:, None]
         rows = (self._offsets + positions_S[:, None]).flatten()
         across = (self._across + positions_S[:, None]).flatten() if self.across else None
-        return Write(rows, mask_N1C, positions_S, span, across)
+        return Write(rows, mask_N1C, positions_S, span, across, self.fused)
 
     def write(self, layer: int, write: Write, kv_SHD: Tensor) -> tuple[Tensor, Tensor]:
         """Put one position in, keys before values in kv_SHD, and return both, (N, C, head_dim).
@@ -93,7 +100,8 @@ class Cache:
                 self._seen = write.span, [self._look(each, write.span) for each in self.layers]
             return self._seen[1][layer]
         store = self.layers[layer]
-        store.view(-1, self.head_dim).index_copy_(0, write.rows, kv_SHD.reshape(-1, self.head_dim))
+        kv_RD = kv_SHD.reshape(-1, self.head_dim).to(store.dtype)
+        store.view(-1, self.head_dim).index_copy_(0, write.rows, kv_RD)
         return store[0, :, : write.span], store[1, :, : write.span]
 
     def _look(self, layer: Tensor, span: int) -> tuple[Tensor, Tensor]:

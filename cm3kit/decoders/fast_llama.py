@@ -19,7 +19,7 @@ from cm3kit.decoders.kernels import Product, check_format, of_prompts, of_steps,
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.prompts import Prompt, in_parts, prefix_mask
 from cm3kit.decoders.settings import Precision
-from cm3kit.decoders.step_attention import StepAttention
+from cm3kit.decoders.step_attention import StepAttention, is_fused
 from cm3kit.decoders.transfer import upload
 from cm3kit.models.attention import row_mask
 from cm3kit.models.plain import DecoderWeights, device_of
@@ -105,10 +105,7 @@ class LeanEngine:
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = device_of(model)
         self.ahead = self.device.type != "cpu"
-        # Of many queries a head the usual product of values sums some spans in another order.
-        self._across = self.device.type == "cpu" and (
-            self.kv_heads * self.head_dim >= WIDE or self.heads > 2 * self.kv_heads
-        )
+        self._fused, self._across = self._ways_to_attend()
         self._attend_step = StepAttention(self.heads, self.kv_heads, self.head_dim)
         # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
         dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
@@ -124,6 +121,14 @@ class LeanEngine:
                 self._prompt_layers = [self._read(layer, prompts, ROWS) for layer in body.layers]
             head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
             self.head = self._pack(head_VD, steps, rows)
+
+    def _ways_to_attend(self) -> tuple[bool, bool]:
+        """Whether attention of a step is one kernel, and else whether values lie across."""
+        group = self.heads // self.kv_heads
+        if self.device.type != "cpu" or is_fused(group, self.head_dim, torch.float32):
+            return self.device.type == "cpu", False
+        # Of many queries a head the usual product of values sums some spans in another order.
+        return False, self.kv_heads * self.head_dim >= WIDE or group > 2
 
     def _pack(self, weight_NK: Tensor, precision: Precision, rows: int) -> Product:
         return pack(weight_NK.to(self.device), precision, rows)
@@ -154,7 +159,7 @@ class LeanEngine:
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
         size = len(self.layers), slots, self.kv_heads, capacity, self.head_dim
-        return Cache(*size, self.device, across=self._across)
+        return Cache(*size, self.device, across=self._across, fused=self._fused)
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""

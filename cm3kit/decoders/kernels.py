@@ -29,6 +29,7 @@ MIXED: Precision = "bf16-fp16"
 """Prompts in bf16, which has twice the rate of fp32 in many rows; steps fp16-packed, which are the fastest in one."""
 TILE = 8
 MANY = 160  # rows of a prompt, on which products are tried
+COUNTS = 1, 2, 3, 5, TILE, 15, 16, 17, 24, 31, 32, 33, 48, 64, MANY
 
 
 def of_prompts(precision: Precision) -> Precision:
@@ -67,37 +68,54 @@ def _packed(weight_NK: Tensor, rows: int) -> Product:
 
 
 def _as_steady(packer: Packer, weight_NK: Tensor, rows: int) -> Product:
-    """The product of a packer for so many rows, in tiles where it would not be the same for other numbers of them."""
+    """The product of a packer for so many rows, of as many at once as have the same bits whatever there are."""
     # A weight that is packed for one row is summed in another order than for several.
     rows = max(rows, 2)
-    least = _steady_from(packer, *weight_NK.shape, rows)
-    if least is None:
+    found = _steady_counts(packer, *weight_NK.shape, rows)
+    if found is None:
         return in_tiles(packer(weight_NK, TILE))
-    product = packer(weight_NK, rows)
-    return product if least == 1 else _never_alone(product)
+    product, (least, most) = packer(weight_NK, rows), found
+    return product if (least, most) == (1, None) else _of_counts(product, least, most)
 
 
 @lru_cache(maxsize=256)
-def _steady_from(packer: Packer, n: int, k: int, rows: int) -> int | None:
-    """From how many rows on this machine's kernel sums a row in the same order: 1, 2, or None where no number is.
+def _steady_counts(packer: Packer, n: int, k: int, rows: int) -> tuple[int, int | None] | None:
+    """The fewest and the most rows that this machine's kernel sums in the same order; None where they are too few.
 
-    No library promises it, so it is tried on random numbers, thousands of sums for each count of rows.
+    No library promises it, so it is tried: on numbers that cancel, where what is left depends on each rounding of the
+    sums; a result in bf16 would tell a difference of the last bits but once in thousands.
     """
     rng = torch.Generator().manual_seed(0)
-    weight_NK, x_MK = torch.randn(n, k, generator=rng), torch.randn(MANY, k, generator=rng)
-    plain, tiled = packer(weight_NK, rows), in_tiles(packer(weight_NK, TILE))
-    wanted_MN = tiled(x_MK)
-    unlike = [
-        m for m in (1, 2, 3, 5, TILE, 3 * TILE, MANY) if not torch.equal(plain(x_MK[:m]), wanted_MN[:m])
-    ]
-    return 1 if not unlike else 2 if unlike == [1] else None
+    half, order_K = -(-k // 2), torch.randperm(k, generator=rng)
+    weight_NH, x_MH = torch.randn(n, half, generator=rng), torch.randn(MANY, half, generator=rng)
+    x_MH *= 2.0 ** torch.randint(-6, 7, x_MH.shape, generator=rng)
+    weight_NK, x_MK = torch.cat([weight_NH] * 2, 1)[:, order_K], torch.cat([x_MH, -x_MH], 1)[:, order_K]
+    product = packer(weight_NK.contiguous(), rows)
+    found = {count: product(x_MK[:count]) for count in COUNTS}
+
+    def alike(low: int, high: int) -> bool:
+        some = [each for count, each in found.items() if low <= count <= high]
+        return all(torch.equal(each, some[-1][: len(each)]) for each in some)
+
+    # Prompts are of many rows, and few are padded; of steps many are taken in parts.
+    for least in COUNTS if rows >= MANY else COUNTS[:2]:
+        if alike(least, MANY) and least <= MANY // 2:
+            return least, None
+    most = max((count for count in COUNTS[2:] if alike(2, count)), default=0)
+    return (1 if alike(1, most) else 2, most) if most >= TILE else None
 
 
-def _never_alone(product: Product) -> Product:
-    """The product, where a single row has a row of zeros beside it: alone, many kernels are those of a vector."""
+def _of_counts(product: Product, least: int, most: int | None) -> Product:
+    """The product of at least so many rows, padded with zeros, and at most so many at once."""
+
+    def padded(x_MK: Tensor) -> Tensor:
+        rows = len(x_MK)
+        return product(x_MK) if rows >= least else product(pad(x_MK, (0, 0, 0, least - rows)))[:rows]
 
     def multiply(x_MK: Tensor) -> Tensor:
-        return product(x_MK) if len(x_MK) != 1 else product(pad(x_MK, (0, 0, 0, 1)))[:1]
+        if most is None or len(x_MK) <= most:
+            return padded(x_MK)
+        return torch.cat([padded(each) for each in torch.split(x_MK, most)])
 
     return multiply
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cm3kit.compiling import is_compile_failure, reason
 from cm3kit.decode_options import CompileName
 
 Function = Callable[..., Any]
@@ -62,13 +63,10 @@ class Replay:
             again = partial(self._call, function, setting)
             self._graphs[setting] = _Graph(again, inputs, self._device, self._pool)
             return self._graphs[setting](*inputs)
-        except (RuntimeError, ImportError, OSError) as error:
-            if not self._compiles and not self._captures:
+        except Exception as error:
+            if not (self._compiles or self._captures) or not _may_be_compiling(error):
                 raise
-            # The first line of a compiler's error often names only the compiler, and a failed capture fails once more.
-            cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            told = " ".join(str(cause).split("\n")[:2]).strip() or type(cause).__name__
-            line = f"decoding goes on uncompiled, and slower: {told[:200]}"
+            line = f"decoding goes on uncompiled, and slower ({reason(error)}); --compile off does without"
             warnings.warn(line, UncompiledWarning, stacklevel=2)
             self._compiles = self._captures = False
             return function(setting, *inputs)
@@ -83,6 +81,10 @@ class Replay:
         # One compilation for each size of the cache, and for each decoder of the process.
         with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=4096):
             return self._fused(setting, *inputs)
+
+
+def _may_be_compiling(error: Exception) -> bool:
+    return isinstance(error, RuntimeError | ImportError | OSError) or is_compile_failure(error)
 
 
 class _Graph:

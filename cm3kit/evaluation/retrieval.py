@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 _TO_XYZ = (
@@ -71,3 +75,19 @@ class Index:
 def top(ranks_B: Tensor, k: int) -> float:
     """Share of ranks below k."""
     return float((ranks_B < k).float().mean())
+
+
+def thumbnail(picture: Image.Image) -> np.ndarray[Any, Any]:
+    """32 × 32 pixels over white."""
+    over = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return np.asarray(over.convert("RGB").resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+
+
+def most_different(pictures: Sequence[Image.Image], least: float = 12.0) -> int:
+    """The size of the largest set of pictures that all differ, by more than `least` of 255 on average at 32 × 32."""
+    small = [thumbnail(each) for each in pictures]
+    for size in range(len(small), 1, -1):
+        for chosen in combinations(small, size):
+            if all(float(np.abs(a - b).mean()) > least for a, b in combinations(chosen, 2)):
+                return size
+    return min(1, len(small))

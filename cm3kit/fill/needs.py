@@ -18,8 +18,9 @@ from cm3kit.fill.defaults import DIFFUSION, Defaults
 from cm3kit.fill.finding import find
 from cm3kit.fill.runs import INDEX
 from cm3kit.models.empty import empty_backbone
-from cm3kit.models.families import family_of, read_config
+from cm3kit.models.families import configured, family_of, read_config
 from cm3kit.models.quantized import Format, split_format
+from cm3kit.models.sizes import hold_configuration
 from cm3kit.models.transplant import borrow_text
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.weights import read_shapes
@@ -109,11 +110,14 @@ def _own(folder: Path) -> tuple[Defaults, int]:
 
 def _public(folder: Path) -> tuple[Defaults, int]:
     """The defaults of a public model, as far as they matter here, and the size of its vocabulary in our ids."""
-    borrowed, family, raw = borrow_text(str(folder)), family_of(folder), read_config(folder) or {}
+    family, raw = family_of(folder), read_config(folder) or {}
+    hold_configuration(folder, whole=False, family=family)
+    borrowed = borrow_text(str(folder))
     size = len(Vocab(borrowed.text.size, len(borrowed.codes)))
     if family is None:
-        return Defaults(window=max(16, min(2048, int(raw.get("max_position_embeddings", 2048))))), size
-    known = int(family.config(raw).max_position_embeddings)
+        said = raw.get("max_position_embeddings")
+        return Defaults(window=max(16, min(2048, said if isinstance(said, int) else 2048))), size
+    known = int(configured(family, raw).max_position_embeddings)
     fields: dict[str, Any] = {"decoders": (family.decoder,), "window": max(16, known), **family.defaults}
     if family.pictures is not None:
         fields["pictures"] = {"begin": family.pictures.begin, "end": family.pictures.end}

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import ChameleonConfig
 from transformers import ChameleonForConditionalGeneration as Whole
 
-from cm3kit.models.families import Chat, Family, Pictures, Raw, families
+from cm3kit.models.families import Chat, Family, Pictures, Raw, families, refuse_class, whole
 from cm3kit_tokenizers.errors import ModelError
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.absent import Undrawn
@@ -54,16 +54,9 @@ def config(raw: Raw) -> ChameleonConfig:
     Raises:
         ModelError: it is of another model under the same name, or lacks a number (`bad_checkpoint`).
     """
-    named = [str(each) for each in raw.get("architectures") or ()]
-    if named and named[0] != Whole.__name__:
-        raise ModelError(
-            f"a Chameleon of the class {named[0]} writes pictures in a way that is not known here, only"
-            f" {Whole.__name__}.",
-            code="bad_checkpoint",
-        )
-    missing = [name for name in NEEDED if not isinstance(raw.get(name), int)]
-    if missing:
-        raise ModelError(f"config.json: {missing[0]} is missing or no whole number.", code="bad_checkpoint")
+    refuse_class(raw, "Chameleon", Whole.__name__)
+    for name in NEEDED:
+        whole(raw, name)
     made: ChameleonConfig = ChameleonConfig.from_dict({**raw, "vocabulary_map": {}})
     return made
 

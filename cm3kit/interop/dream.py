@@ -6,8 +6,7 @@ from typing import Any
 
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from cm3kit.models.families import Chat, Family, Raw, families, refuse_other
-from cm3kit_tokenizers.errors import ModelError
+from cm3kit.models.families import Chat, Family, Raw, families, mask_of, refuse_class, refuse_other, whole
 from cm3kit_tokenizers.vocab import Vocab
 
 RELEASED: dict[str, Any] = {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": None}
@@ -28,12 +27,10 @@ SPECIALS = {
 
 def config(raw: Raw) -> Qwen2Config:
     """The same shape as a Qwen2."""
+    refuse_class(raw, "Dream", "DreamModel")
     refuse_other(raw, "Dream", RELEASED)
-    missing = [name for name in NEEDED if not isinstance(raw.get(name), int)]
-    if missing:
-        raise ModelError(f"config.json: {missing[0]} is missing or no whole number.", code="bad_checkpoint")
     return Qwen2Config(
-        **{name: raw[name] for name in NEEDED},
+        **{name: whole(raw, name) for name in NEEDED},
         hidden_act="silu",
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
         rope_parameters={"rope_type": "default", "rope_theta": raw.get("rope_theta", 10_000.0)},
@@ -47,7 +44,7 @@ def config(raw: Raw) -> Qwen2Config:
 
 def mask(raw: Raw) -> int:
     """Id of the mask."""
-    return int(raw.get("mask_token_id") or 151_666)
+    return mask_of(raw, 151_666)
 
 
 families("dream")(

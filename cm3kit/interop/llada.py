@@ -10,14 +10,14 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cm3kit.models.families import Chat, Family, Raw, families, refuse_other
-from cm3kit_tokenizers.errors import ModelError
+from cm3kit.models.families import Chat, Family, Raw, families, mask_of, refuse_class, refuse_other, whole
 from cm3kit_tokenizers.vocab import Vocab
 
 RELEASED: dict[str, Any] = {
     "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
     "attention_layer_norm": False, "input_emb_norm": False, "scale_logits": False, "include_bias": False,
     "include_qkv_bias": False, "bias_for_layer_norm": False, "block_group_size": 1, "layer_norm_with_affine": True,
+    "rope_scaling": None,
 }  # fmt: skip
 NEEDED = ("d_model", "n_heads", "n_layers", "max_sequence_length", "vocab_size")
 START, END, TURN = 5, 6, 7  # reserved specials: start and end of a role's name, end of a turn
@@ -25,21 +25,19 @@ START, END, TURN = 5, 6, 7  # reserved specials: start and end of a role's name,
 
 def config(raw: Raw) -> LlamaConfig:
     """The same shape as a Llama."""
+    refuse_class(raw, "LLaDA", "LLaDAModelLM")
     refuse_other(raw, "LLaDA", RELEASED)
-    missing = [name for name in NEEDED if not isinstance(raw.get(name), int)]
-    if missing:
-        raise ModelError(f"config.json: {missing[0]} is missing or no whole number.", code="bad_checkpoint")
-    width, heads = raw["d_model"], raw["n_heads"]
+    width, heads, layers, length, words = (whole(raw, name) for name in NEEDED)
     grouped = 1 if raw.get("multi_query_attention") else heads
     return LlamaConfig(
-        vocab_size=raw.get("embedding_size") or raw["vocab_size"],
+        vocab_size=raw.get("embedding_size") or words,
         hidden_size=width,
-        num_hidden_layers=raw["n_layers"],
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=raw.get("n_kv_heads") or grouped,
         head_dim=width // heads,
         intermediate_size=raw.get("mlp_hidden_size") or raw.get("mlp_ratio", 4) * width,
-        max_position_embeddings=raw["max_sequence_length"],
+        max_position_embeddings=length,
         rms_norm_eps=raw.get("rms_norm_eps", 1e-5),
         rope_parameters={"rope_type": "default", "rope_theta": raw.get("rope_theta", 10_000.0)},
         tie_word_embeddings=raw.get("weight_tying", True),
@@ -57,7 +55,7 @@ families("llada")(
         owns=lambda raw, name: raw.get("model_type") == "llada",
         config=config,
         architecture=LlamaForCausalLM,
-        mask=lambda raw: int(raw.get("mask_token_id") or 126_336),
+        mask=lambda raw: mask_of(raw, 126_336),
         shift=False,
         specials={
             Vocab.pad: ("<|endoftext|>",),

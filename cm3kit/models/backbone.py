@@ -7,6 +7,7 @@ The pattern of a packed row is block-diagonal and causal, so that documents in i
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from cm3kit.config import Settings
 from cm3kit.models.document_runs import Documents
 from cm3kit.models.embeddings import grow_vocabulary
-from cm3kit.models.families import family_of, read_config
+from cm3kit.models.families import configured, family_of, read_config, refuse_unknown
 from cm3kit.models.gguf import gguf_file, read_gguf
 from cm3kit.models.quantized import Format, quantization
 from cm3kit.models.sizes import hold_configuration
@@ -155,7 +156,8 @@ def load_backbone(
         raise ModelError(
             f"{folder} has no config.json; name a folder written by save_pretrained.", code="unknown_model"
         )
-    hold_configuration(folder)
+    refuse_unknown(source)
+    hold_configuration(folder, family=family_of(source))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = _read(source, dtype, quantize)
@@ -176,13 +178,15 @@ def save_backbone(model: PreTrainedModel, folder: Path, half: bool = False, shar
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of transformers, whose lines would mix with ours."""
+    """No progress bars and warnings of transformers, whose lines would mix with ours; what goes wrong is an error."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()
@@ -233,7 +237,7 @@ def _open(
         }
     if (family := family_of(source)) is not None:
         raw = read_config(Path(source)) or {}
-        how |= {"config": family.config(raw), "key_mapping": dict(family.renamed)}
+        how |= {"config": configured(family, raw), "key_mapping": dict(family.renamed)}
         if "quantization_config" in raw:
             how["config"].quantization_config = raw["quantization_config"]
         model, report = family.architecture.from_pretrained(source, **how)

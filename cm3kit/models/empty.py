@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from cm3kit.models.families import family_of, read_config
+from cm3kit.models.families import configured, family_of, read_config, refuse_unknown
 from cm3kit.models.gguf import gguf_file
+from cm3kit.models.sizes import hold_configuration
 from cm3kit_tokenizers.errors import Cm3kitError, ModelError, in_a_line
 
 
@@ -21,11 +22,13 @@ def empty_backbone(source: str | Path, size: int) -> PreTrainedModel:
     """
     bad = "bad_checkpoint" if Path(source).exists() else "unknown_model"
     kind: Any = AutoModelForCausalLM
+    refuse_unknown(source)
+    hold_configuration(Path(source), whole=False, family=family_of(source))
     try:
         if (file := gguf_file(str(source))) is not None:
             config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
         elif (family := family_of(source)) is not None:
-            config, kind = family.config(read_config(Path(source)) or {}), family.architecture
+            config, kind = configured(family, read_config(Path(source)) or {}), family.architecture
         else:
             config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
         config.vocab_size = size

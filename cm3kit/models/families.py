@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenizers import Tokenizer
 
 from cm3kit.registry import Registry
-from cm3kit_tokenizers.errors import ModelError
+from cm3kit_tokenizers.errors import ModelError, in_a_line
 from cm3kit_tokenizers.vocab import Vocab
 from cm3kit_tokenizers.vq.model import ImageTokenizer
 
@@ -128,6 +128,66 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not isinstance(raw, dict):
         raise ModelError(f"{path} is no configuration.", code="bad_checkpoint")
     return raw
+
+
+def refuse_unknown(source: str | Path) -> None:
+    """Refuse a path at which nothing is, which would be looked up as a hub's id otherwise, and a folder whose model is
+    code in it alone (`unknown_model`)."""
+    path = Path(source)
+    if not path.exists() and (path.is_absolute() or len(path.parts) > 2 or path.parts[:1] == ("..",)):
+        raise ModelError(f"there is no file or folder {source}.", code="unknown_model")
+    raw = read_config(path) or {}
+    if not raw.get("auto_map") or family_of(path) is not None:
+        return
+    from transformers import CONFIG_MAPPING
+
+    if (kind := str(raw.get("model_type"))) not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{source} holds {kind!r}, which code in the folder computes, and code of a folder is never run; known"
+            f" without it: {', '.join(families)}, and the types of transformers.",
+            code="unknown_model",
+        )
+
+
+def configured(family: Family, raw: Raw) -> PretrainedConfig:
+    """The configuration of transformers that a folder's own one stands for.
+
+    Raises:
+        ModelError: it is not of the released models, or holds values that cannot be (`bad_checkpoint`).
+    """
+    try:
+        return family.config(raw)
+    except ModelError:
+        raise
+    except Exception as error:
+        # Strict types of transformers name errors of their own.
+        raise ModelError(f"config.json cannot be used: {in_a_line(error)}", code="bad_checkpoint") from error
+
+
+def whole(raw: Raw, name: str, least: int = 1) -> int:
+    """A whole number that a configuration says; ModelError (`bad_checkpoint`) if it does not, or a lesser one."""
+    said = raw.get(name)
+    if not isinstance(said, int) or isinstance(said, bool) or said < least:
+        what = "is missing" if said is None else f"= {said!r} is no whole number from {least} up"
+        raise ModelError(f"config.json: {name} {what}.", code="bad_checkpoint")
+    return said
+
+
+def mask_of(raw: Raw, released: int) -> int:
+    """The id of the mask that a configuration says, or else that of the released models."""
+    return released if raw.get("mask_token_id") is None else whole(raw, "mask_token_id", 0)
+
+
+def refuse_class(raw: Raw, family: str, wanted: str) -> None:
+    """Refuse a folder whose weights are of another class than the released models' (`bad_checkpoint`)."""
+    said = raw.get("architectures") or [wanted]
+    if said != [wanted]:
+        named = ", ".join(map(str, said)) if isinstance(said, list) else str(said)
+        raise ModelError(
+            f"a {family} of the class {named} is another model under the same name, and not known here, only"
+            f" {wanted}.",
+            code="bad_checkpoint",
+        )
 
 
 def refuse_other(raw: Raw, family: str, wanted: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from cm3kit.models.backbone import load_backbone
 from cm3kit.models.embeddings import per_layer_tables, replace_table
-from cm3kit.models.families import Family, Raw, family_of, read_config
+from cm3kit.models.families import Family, Raw, family_of, read_config, refuse_unknown
 from cm3kit.models.gguf import gguf_file, gguf_tokenizer
 from cm3kit.models.quantized import Format, plain_tables
 from cm3kit_tokenizers.borrowed import borrow
@@ -58,6 +58,7 @@ def borrow_text(source: str, instead: TextTokenizer | None = None) -> Borrowed:
         ModelError: there is no tokenizer (`unknown_model`), or it is to be ours and is no byte-level BPE
             (`bad_checkpoint`).
     """
+    refuse_unknown(source)
     family = family_of(source)
     engine = _engine(source, family)
     specials, codes = _causal_specials(engine), list[int]()
@@ -105,6 +106,10 @@ def _engine(source: str, family: Family | None = None) -> Tokenizer:
         path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         if path is not None:
             return Tokenizer.from_file(str(path))
+        if family is not None and not all(
+            (Path(source) / name).is_file() for name in ("vocab.json", "merges.txt")
+        ):
+            raise FileNotFoundError("neither tokenizer.json nor vocab.json with merges.txt is there.")
         # Families that transformers does not know name a class of their own beside vocab.json and merges.txt.
         kind = AutoTokenizer if family is None else Qwen2Tokenizer
         theirs = kind.from_pretrained(source, trust_remote_code=False, use_fast=True)
@@ -147,6 +152,7 @@ def load_transplanted(
             f"{borrowed.source} sees {seen} ids, and window = {window}; set window to at most {seen}.",
             code="bad_checkpoint",
         )
+    _refuse_outside(borrowed, len(model.get_input_embeddings().weight))
     ours = {vocab.text.start + place: ids for place, ids in enumerate(borrowed.rows)}
     ours |= {special: [id] for special, id in borrowed.specials.items()}
     ours |= {vocab.markup.start + place: ids for place, ids in enumerate(borrowed.markup)}
@@ -162,6 +168,18 @@ def load_transplanted(
         wrong = f"its logits change by {difference:.2g} when its rows are moved to other ids"
         raise _refusal(borrowed.source, model, wrong)
     return model
+
+
+def _refuse_outside(borrowed: Borrowed, known: int) -> None:
+    """Refuse a tokenizer that gives ids which the embedding of `known` rows does not have (`bad_checkpoint`)."""
+    rows = [id for ids in (*borrowed.rows, *borrowed.markup) for id in ids]
+    most = max([*rows, *borrowed.specials.values(), *borrowed.codes], default=0)
+    if most >= known:
+        raise ModelError(
+            f"{borrowed.source}: the tokenizer or config.json names id {most:,}, and the embedding has {known:,} rows;"
+            " the files are of different models.",
+            code="bad_checkpoint",
+        )
 
 
 def _refusal(source: str, model: PreTrainedModel, cause: str) -> ModelError:

@@ -50,6 +50,7 @@ from cm3kit_tokenizers.vocab import Vocab
 
 AROUND = 6  # ids beside a picture's codes that a row has to hold: of the page, its sentinel, ends
 PROMPTS_FROM = 64  # held-out documents that the prompts of previews are taken from
+EMPTY = 100  # draws in which nothing has a loss, until training is given up
 
 
 def _hold_a_picture(window: int, copies: int, grid: tuple[int, int]) -> None:
@@ -188,19 +189,45 @@ class DecoderTask:
         return self.documents.fingerprint() if self.rows is None else self.rows.shards.fingerprint()
 
     def _drawn(self, rng: Generator, size: int) -> tuple[list[int], list[Example]]:
-        """Numbers of documents, and examples of them that fill `size` rows but for what is left where none fits."""
+        """Numbers of documents, and examples of them that fill `size` rows but for what is left where none fits.
+
+        Raises:
+            ConfigError: nothing in the pages has a loss.
+        """
         window = self.recipe.window
         numbers: list[int] = []
         examples: list[Example] = []
-        open_, length = size * window, self._mean
+        open_, length, empty = size * window, self._mean, 0
         while open_ > 0:  # an objective may make far less of a document than there is of it
             more = self.documents.pick(rng, int(1.3 * open_ / length) + 2)
             drawn = [self.documents.seen(each, rng) for each in more]
             made = self.objective.make_examples(drawn, rng, window)
+            if not self.recipe.views.scored:
+                more, made = self._without_views(more, drawn, made)
             numbers, examples = numbers + more, examples + made
+            if not made and (empty := empty + 1) == EMPTY:
+                raise ConfigError(
+                    f"views.scored = false leaves no id with a loss in {EMPTY} draws of pages; raise views.plain.",
+                    code="bad_config",
+                )
             total = sum(len(each.ids) for each in examples)
-            open_, length = size * window - total, total / len(examples)
+            open_, length = size * window - total, total / max(1, len(examples)) or self._mean
         return numbers, examples
+
+    def _without_views(
+        self, numbers: list[int], drawn: list[list[int]], made: list[Example]
+    ) -> tuple[list[int], list[Example]]:
+        """No loss of codes where a picture is augmented, and nothing of an example that has none then."""
+        kept: list[tuple[int, Example]] = []
+        each = len(made) // len(drawn)  # examples of a document
+        for place, example in enumerate(made):
+            number, ids = numbers[place // each], drawn[place // each]
+            if not self.documents.is_plain(number, ids):
+                pairs = zip(example.ids, example.weights, strict=True)
+                example.weights[:] = [0.0 if id in self.vocab.image else weight for id, weight in pairs]
+            if any(example.weights):
+                kept.append((number, example))
+        return [number for number, _ in kept], [example for _, example in kept]
 
     def _next_examples(self, rows: Rows, size: int) -> list[Example]:
         """Examples of the next rows of shards: what of a document is hidden depends on (seed, epoch, document)."""

@@ -24,12 +24,12 @@ from cm3kit.training.observe import HELD, LogFile, Observer, Observers, Reporter
 from cm3kit.training.parallel import agreed
 from cm3kit.training.precision import accelerator
 from cm3kit.training.progress import Progress as Progress
-from cm3kit.training.step import Done, names, one_step
+from cm3kit.training.step import Done, Uncompiled, names, one_step
 from cm3kit.training.step import schedule as schedule
 from cm3kit.training.task import LoopSettings as LoopSettings
 from cm3kit.training.task import Report, TaskWithHeldOut, Warn
 from cm3kit.training.task import Task as Task
-from cm3kit_tokenizers.errors import Cm3kitError, DataError
+from cm3kit_tokenizers.errors import Cm3kitError, ConfigError, DataError
 
 
 def train(
@@ -47,7 +47,8 @@ def train(
         observers: called after every step, behind the log and `report`, in the main process.
 
     Raises:
-        ConfigError: the checkpoint is of another model or of other data.
+        ConfigError: the checkpoint is of another model or of other data; or one of several processes cannot compile
+            the model.
         DataError: the loss or its gradient was not finite three times in a row, and going back did not help or there
             was nothing to go back to (`not_finite`); it jumped, and the settings say to stop (`unstable`); or a
             single row does not fit in the memory (`no_memory`).
@@ -100,8 +101,12 @@ def _train_on(progress: Progress, run: Path, last: int, warn: Warn) -> None:
             while progress.step < last:
                 start = time.perf_counter()
                 inner: AbstractContextManager[Any] = nullcontext() if many else interrupts_wait()
-                with inner:
-                    done = one_step(progress, model, asked, warn)
+                try:
+                    with inner:
+                        done = one_step(progress, model, asked, warn)
+                except Uncompiled as why:
+                    model = _uncompiled(progress, why, warn)
+                    continue
                 if not _went_back(progress, run, done, warn):
                     now = time.perf_counter()
                     progress.seconds, clock = progress.seconds + now - clock, now
@@ -113,6 +118,16 @@ def _train_on(progress: Progress, run: Path, last: int, warn: Warn) -> None:
         if isinstance(stop, Paused) or many or not _save_what_is_whole(progress, run, warn):
             raise
         raise _paused(progress) from stop
+
+
+def _uncompiled(progress: Progress, why: Uncompiled, warn: Warn) -> nn.Module:
+    """The model as it is; ConfigError (`bad_value`) in one of several processes, which have to do alike."""
+    if progress.accelerator.num_processes > 1:
+        raise ConfigError(
+            f"the model cannot be compiled ({why}); set loop.compile=false.", code="bad_value"
+        ) from why
+    warn(f"training goes on uncompiled, and slower ({why}); loop.compile=false does without")
+    return progress.wrapped
 
 
 def _paused(progress: Progress) -> Paused:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from cm3kit.compiling import is_compile_failure, reason
 from cm3kit.rng import generator, stream
 from cm3kit.training.figures import Figure, Figures, Sums, read, summed
 from cm3kit.training.guard import Verdict
@@ -40,6 +41,10 @@ class Done:
     asked: bool
 
 
+class Uncompiled(Exception):
+    """The model could not be compiled, of which nothing is left; its line says why."""
+
+
 def one_step(progress: Progress, model: nn.Module, asked: Sequence[int], warn: Warn) -> Done:
     """Take a step; where the memory is not enough, with smaller micro-batches, which leaves the batch as it is.
 
@@ -48,6 +53,7 @@ def one_step(progress: Progress, model: nn.Module, asked: Sequence[int], warn: W
 
     Raises:
         DataError: single rows do not fit either (`no_memory`).
+        Uncompiled: the step has to be taken with `progress.wrapped` itself.
     """
     while True:
         before = [each.clone() for each in progress.task.model.buffers()]
@@ -58,10 +64,15 @@ def one_step(progress: Progress, model: nn.Module, asked: Sequence[int], warn: W
         if not told:
             try:
                 return _attempt(progress, model, asked, before)
-            except RuntimeError as error:
+            except Exception as error:
                 # A step that is half taken cannot be taken again.
-                if progress.updating or not _is_out_of_memory(error):
+                if progress.updating:
                     raise
+                if not isinstance(error, RuntimeError) or not _is_out_of_memory(error):
+                    if model is progress.wrapped or not is_compile_failure(error):
+                        raise
+                    _forget(progress, before)
+                    raise Uncompiled(reason(error)) from error
                 told, rehearsed = _first_line(error), True
         # Only here, where the error no longer holds on to what the step has computed.
         _forget(progress, before)

@@ -37,13 +37,14 @@ IDS = {token: id for id, token in enumerate((*SPECIALS, *(name(code) for code in
 ROWS = len(IDS) + WORDS
 
 
-def config() -> ChameleonConfig:
+def config(**sizes: int) -> ChameleonConfig:
     vq = {"resolution": SIDE, "base_channels": WIDTH, "channel_multiplier": list(LEVELS), "num_res_blocks": 1,
           "latent_channels": 8, "embed_dim": 6, "num_embeddings": CODES, "attn_resolutions": None}  # fmt: skip
+    tiny = {"vocab_size": ROWS, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}  # fmt: skip
     return ChameleonConfig(
-        vocab_size=ROWS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=256, bos_token_id=0, eos_token_id=2, pad_token_id=1,
-        rope_theta=10_000.0, vq_config=vq, vocabulary_map=dict(IDS) | _words(),
+        bos_token_id=0, eos_token_id=2, pad_token_id=1, rope_theta=10_000.0, vq_config=vq,
+        vocabulary_map=dict(IDS) | _words(), **(tiny | sizes),
     )  # fmt: skip
 
 

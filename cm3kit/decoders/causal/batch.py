@@ -1,7 +1,8 @@
 """Rows that are decoded together, step by step, in a fixed number of places.
 
 On a device that runs beside the host, the next step is queued before what was drawn is read: the ids go into it where
-they are. Where rows go on whatever was drawn, as inside a picture, they are read a step later still.
+they are. Where a row's constraint is a table there (`automata`), so are the next ids, and they are read a step later
+still. What a row that has ended writes in that step is the id that is forced then, or nothing.
 
 With a drafter a step takes further ids of a row along, which it may come to write (speculative decoding, Leviathan et
 al., arXiv:2211.17192). What is written is drawn at every position from the model's own logits, by the row's own number
@@ -20,7 +21,7 @@ from torch import Tensor
 from cm3kit.decoders.cache import Cache
 from cm3kit.decoders.causal.drafts import Drafter, Unfinished
 from cm3kit.decoders.causal.jobs import Job
-from cm3kit.decoders.causal.sampler import IMAGE, TEXT, Sampler, Turn
+from cm3kit.decoders.causal.sampler import EITHER, IDLE, IMAGE, TEXT, Sampler, Turn
 from cm3kit.decoders.causal.source import Source
 from cm3kit.decoders.fast_llama import Engine, LeanEngine
 from cm3kit.decoders.prompts import Prompt
@@ -50,13 +51,13 @@ class _Draw:
         jobs: of the places, then.
         found: ids and their log-probabilities; None where all ids were forced.
         waiting: places whose rows cannot go on before their id is known.
-        kept: the others that drew, and where their rows keep the id (`Job.reserve`).
+        tabled: the others that drew, unless their rows had ended.
     """
 
     jobs: list[Job | None]
     found: Readback | None = None
     waiting: list[int] = field(default_factory=list)
-    kept: dict[int, tuple[int, int]] = field(default_factory=dict)
+    tabled: list[int] = field(default_factory=list)
 
 
 class Batch:
@@ -81,6 +82,8 @@ class Batch:
         self.positions = [0] * (places * self.count)
         # Of each place the id that goes into the next pass, and whether no text of its span has been written.
         self.ids, self.fresh = [pad] * places, [True] * places
+        # Whether the span of a place goes by a table; None before its first id.
+        self.tabled: list[bool | None] = [None] * places
         self.drawn: deque[_Draw] = deque()
         self.drafter = drafter
         # Ids that were drafted for a place, and at which column of the last pass the logits behind them are.
@@ -95,7 +98,7 @@ class Batch:
         self._admit()
         while any(self.places):
             ids_B = self._write(report)
-            if any(job is not None and not job.done for job in self.places):
+            if any(map(self._goes_on, range(len(self.places)))):
                 self._step(ids_B)
             self._read(report)
             for job in self.places:
@@ -103,9 +106,14 @@ class Batch:
                     yield job
             self._admit()
 
+    def _goes_on(self, place: int) -> bool:
+        """Whether a place has a row that is not over for certain, whatever was drawn for it and is not read yet."""
+        job = self.places[place]
+        return job is not None and job.goes_on(sum(place in draw.tabled for draw in self.drawn))
+
     def _write(self, report: Report) -> Tensor:
         """Draw until every place needs a pass; the id (B,) of each that goes into it."""
-        ready = [place for place, job in enumerate(self.places) if job is not None]
+        ready = [place for place in range(len(self.places)) if self._goes_on(place)]
         ids_B = self._draw(ready)
         if self.engine.ahead:
             return ids_B
@@ -118,12 +126,12 @@ class Batch:
 
     def _draw(self, ready: Sequence[int]) -> Tensor:
         """Draw for these places, and go on by what is known without looking; the id (B,) of each place."""
+        self._begin(ready)
         orders = [
             self._order(place, job if place in ready else None) for place, job in enumerate(self.places)
         ]
-        draw = _Draw([*self.places])
-        self.drawn.append(draw)
-        if any(order.mask_V is not None for order in orders):
+        self.drawn.append(draw := _Draw([*self.places]))
+        if any(order.how != IDLE for order in orders):
             ids_B, logprobs_B = self.sampler(self.logits_SV, orders)
             draw.found = Readback(ids_B, logprobs_B)
         else:
@@ -131,29 +139,36 @@ class Batch:
         for place in ready:
             job = self.places[place]
             assert job is not None
-            if orders[place].mask_V is None:
+            if orders[place].how == IDLE:
                 self._feed(place, self._force(job))
                 continue
-            sole = job.run.sole(job.left) if self.engine.ahead else None
-            if sole is None:
-                draw.waiting.append(place)
-            else:
-                filled = len(job.fills)
-                draw.kept[place] = job.reserve(sole)
-                self.fresh[place] = len(job.fills) > filled
+            (draw.tabled if self.tabled[place] else draw.waiting).append(place)
         return ids_B
+
+    def _begin(self, ready: Sequence[int]) -> None:
+        """Put rows that begin a span into tables."""
+        if (automata := self.sampler.automata) is None:
+            return
+        new = [(place, self.places[place]) for place in ready if self.tabled[place] is None]
+        jobs = {place: job for place, job in new if job is not None and not job.forced}
+        for place, found in automata.begin(jobs).items():
+            self.tabled[place] = found
 
     def _order(self, place: int, job: Job | None) -> Turn:
         if job is None or job.forced:
             return Turn(None, job.forced[0] if job else self.pad)
         fresh, self.fresh[place] = self.fresh[place], False
+        if self.tabled[place]:
+            kinds = job.run.kinds
+            how = EITHER if len(kinds) > 1 else IMAGE if kinds[0] else TEXT
+            return Turn(None, self.pad, how, 0, fresh)
         how = IMAGE if job.run.image else TEXT
         return Turn(job.run.allowed(job.left), self.pad, how, job.next_number(), fresh)
 
     def _read(self, report: Report) -> None:
-        """Take down what was drawn: all but the newest where rows go on whatever that was, else all."""
+        """Take down what was drawn: all but the newest where no row waits for that and some go on, else all."""
         late = self.engine.ahead and bool(self.drawn) and not self.drawn[-1].waiting
-        late = late and not any(job is not None and job.done for job in self.places)
+        late = late and any(map(self._goes_on, range(len(self.places))))
         while len(self.drawn) > late:
             self._take_down(self.drawn.popleft(), report)
 
@@ -163,12 +178,25 @@ class Batch:
         for place in draw.waiting:
             written[place] = ids[place]
             self._take(place, ids[place], logprobs[place])
-        for place, where in draw.kept.items():
+        for place in draw.tabled:
             job = draw.jobs[place]
             assert job is not None
+            job.drawn += 1
             written[place] = ids[place]
-            job.settle(where, ids[place], logprobs[place])
+            self._take(place, ids[place], logprobs[place])
+            if self.tabled[place] is None and self.drawn and place in self.drawn[0].tabled:
+                self.drawn[0].tabled.remove(place)
+                self._overtaken(place, job)
         report(draw.jobs, written)
+
+    def _overtaken(self, place: int, job: Job) -> None:
+        """A span ended before what is queued already: there the device has put the id that is forced, if one is."""
+        if job.forced:
+            self._feed(place, self._force(job))
+            self._charge(job, 1)
+        elif not job.done:
+            for slot in range(place, len(self.positions), len(self.places)):
+                self.positions[slot] -= 1
 
     def _take(self, place: int, id: int, logprob: float) -> None:
         job = self.places[place]
@@ -177,7 +205,7 @@ class Batch:
         job.take(id, logprob)
         self._feed(place, id)
         if len(job.fills) > filled:
-            self.fresh[place] = True
+            self.fresh[place], self.tabled[place] = True, None
             if job.forced and id == job.forced[0]:
                 self._force(job)
         if self.engine.ahead and not job.done:
@@ -219,6 +247,7 @@ class Batch:
             if self.places[place] is None and (new := self._next()) is not None:
                 self.places[place] = new
                 self.fresh[place], self.fed[place] = True, list(new.prompts[0])
+                self.tabled[place] = None
                 self.sampler.admit(place, new.uniforms)
                 for stream, (prompt, prefix) in enumerate(zip(new.prompts, new.prefix, strict=True)):
                     wanted.append(Prompt(stream * len(self.places) + place, prompt, prefix))
@@ -268,8 +297,8 @@ class Batch:
     def _step(self, ids_B: Tensor) -> None:
         drafts = self._drafts()
         # Those whose ids are not known yet may turn out to be done.
-        unknown = self.drawn[-1].waiting if self.drawn else []
-        active = [job is not None and not job.done for job in self.places]
+        unknown = {*self.drawn[-1].waiting, *self.drawn[-1].tabled} if self.drawn else ()
+        active = [self._goes_on(place) for place in range(len(self.places))]
         for place, (job, draft) in enumerate(zip(self.places, drafts, strict=True)):
             if job is not None and active[place] and place not in unknown:
                 self._charge(job, 1 + len(draft))
@@ -277,7 +306,8 @@ class Batch:
         if any(drafts):
             self._verify(drafts, active)
         else:
-            write = self.cache.at(self.positions, active)
+            # What a row is given behind its end may come to lie behind the last position, which is of nobody.
+            write = self.cache.at([min(at, self.cache.capacity - 1) for at in self.positions], active)
             self.logits_SV = self.engine.step(
                 self.cache, write, ids_B.repeat(self.count) if self.count > 1 else ids_B
             )

@@ -78,22 +78,18 @@ class Job:
         if self.left == 0 and not self.run.awaits_end:
             self._close(ended=self.run.exact)
 
-    def reserve(self, id: int) -> tuple[int, int]:
-        """Go on as after any id that may come (`SpanRun.sole`); the place where `settle` puts the one that did."""
-        place = len(self.fills), len(self.written)
-        self.take(id, 0.0)
-        return place
+    def goes_on(self, unread: int) -> bool:
+        """Whether it is not over for certain, whatever the ids are that were drawn for it and not taken yet."""
+        # What a constraint allows may have to end behind its budget.
+        if self.done or self.lead is not None or self.forced or self.spans[-1].constraint is not None:
+            return not self.done
+        return self.left > unread
 
-    def settle(self, place: tuple[int, int], id: int, logprob: float) -> None:
-        """Write down an id that was drawn, in a place that `reserve` has kept."""
-        span, at = place
-        if span == len(self.fills):
-            self.written[at], self.logprobs[at] = id, logprob
-            return
-        fill = self.fills[span]
-        ids = (*fill.ids[:at], id, *fill.ids[at + 1 :])
-        logprobs = (*fill.logprobs[:at], logprob, *fill.logprobs[at + 1 :])
-        self.fills[span] = replace(fill, ids=ids, logprobs=logprobs)
+    @property
+    def lead(self) -> tuple[int, ...] | None:
+        """Ids that stand before the next span, which may begin with the end of this one; None behind the last."""
+        following = self.spans[len(self.fills) + 1 :]
+        return following[0].lead if following else None
 
     def _close(self, ended: bool, end: int | None = None) -> None:
         told = end if self.run.others else None

@@ -8,9 +8,11 @@ from typing import Protocol
 from torch import Tensor
 
 from cm3kit.decoders.grammar.html import Grammar
-from cm3kit.decoders.grammar.html_state import State
+from cm3kit.decoders.grammar.html_state import Mode, State
+from cm3kit.decoders.grammar.html_table import HtmlTable
 from cm3kit.decoders.grammar.language import Run
 from cm3kit.decoders.grammar.languages import refuse_unfit
+from cm3kit.decoders.grammar.tables import Start
 from cm3kit.types import MaskSpan
 
 
@@ -26,14 +28,18 @@ class SpanRun(Protocol):
         """Whether the next id is an image code."""
 
     @property
+    def kinds(self) -> tuple[bool, ...]:
+        """What `image` may come to be from here on."""
+
+    @property
     def awaits_end(self) -> bool:
         """Whether, with its budget spent, the answer still has to say that it ends; nothing else may follow."""
 
     def allowed(self, left: int) -> Tensor:
         """Ids that may come next if `left` more may be written, bool (V,): do not write to it."""
 
-    def sole(self, left: int) -> int | None:
-        """An id for all that may come next, where what follows them does not depend on which comes; else None."""
+    def start(self, html: HtmlTable) -> Start | None:
+        """Where it stands in a table that allows the same, before its first id; None where there is none."""
 
     def take(self, id: int) -> None:
         """Go on by an id."""
@@ -56,13 +62,19 @@ class HtmlRun:
         """See `SpanRun`."""
         return self._state.image
 
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """See `SpanRun`."""
+        mode = self._state.mode
+        return (mode is Mode.CODES,) if mode in (Mode.CODES, Mode.TEXT) else (False, True)
+
     def allowed(self, left: int) -> Tensor:
         """See `SpanRun`."""
         return self._grammar.allowed(self._state, left)
 
-    def sole(self, left: int) -> int | None:
-        """See `SpanRun`; of codes of a picture, say."""
-        return self._grammar.sole(self._state, left)
+    def start(self, html: HtmlTable) -> Start | None:
+        """See `SpanRun`."""
+        return html.start(self._state)
 
     def fork(self) -> HtmlRun:
         """See `SpanRun`."""
@@ -77,6 +89,7 @@ class ConstrainedRun:
     """By a constraint, whose answers are whole in whatever budget they have."""
 
     image = False
+    kinds = (False,)
     others: tuple[int, ...] = ()
 
     def __init__(self, run: Run, end: int, exact: bool) -> None:
@@ -91,8 +104,10 @@ class ConstrainedRun:
         """See `SpanRun`."""
         return self._run.allowed(left)
 
-    def sole(self, left: int) -> None:
+    def start(self, html: HtmlTable) -> Start | None:
         """See `SpanRun`."""
+        table = self._run.table()
+        return None if table is None else Start(table, 0, self.exact)
 
     def take(self, id: int) -> None:
         """See `SpanRun`."""

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cm3kit.decoders.causal.automata import Automata
 from cm3kit.decoders.causal.guidance import combine
 from cm3kit.decoders.grammar.html import Grammar
+from cm3kit.decoders.grammar.html_table import HtmlTable
 from cm3kit.decoders.replay import Replay
 from cm3kit.decoders.settings import CompileName, DecodeConfig, Sampling
 from cm3kit.decoders.token_sampling import Routes, draw, penalize
 from cm3kit.decoders.transfer import put, upload
 
 MASK_BYTES, MOST_MASKS, MOST_WAYS = 32 * 2**20, 1024, 256
-TEXT, IMAGE, IDLE = range(3)
-"""How a place draws: as text, as a picture, or not at all."""
+TEXT, IMAGE, IDLE, EITHER = range(4)
+"""How a place draws: as text, as a picture, not at all, or as its row turns out to stand."""
 
 
 @dataclass(slots=True)
@@ -25,8 +27,8 @@ class Turn:
     """What a place does in a step.
 
     Attributes:
-        mask_V: ids that may come; None where none is drawn, and `id` follows.
-        number: index of the row's number in [0, 1).
+        mask_V: ids that may come; None where none is drawn, and `id` follows, or where tables tell them (`Automata`).
+        number: index of the row's number in [0, 1); tables have their own.
         fresh: whether no text of its span has been written.
     """
 
@@ -35,6 +37,11 @@ class Turn:
     how: int = IDLE
     number: int = 0
     fresh: bool = False
+
+    @property
+    def by_table(self) -> bool:
+        """Whether the place goes on from where its row stands in a table."""
+        return self.mask_V is None and self.how != IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +111,11 @@ class Sampler:
         self.bias_V[ends] = config.eoss_bias
         self._kinds = config.text, config.image, Sampling(temperature=0)
         self._ways: dict[tuple[int, ...], _Ways] = {}
-        self._ahead = ahead
+        self.automata = Automata(HtmlTable.of(grammar), self.places, device) if ahead else None
+        self._pad = grammar.vocab.pad
+        two = [(each.temperature, each.top_k, each.top_p) for each in (config.text, config.image)]
+        heat_2, top_k_2, top_p_2 = (upload(each, device, torch.float64) for each in zip(*two, strict=True))
+        self._ways_2 = heat_2, top_k_2.long(), top_p_2
         # Fusing would gain little here, and round other ids.
         mode: CompileName = "auto" if ahead and config.compile != "off" else "off"
         self._drawn = Replay(device, mode)
@@ -119,6 +130,8 @@ class Sampler:
         Args:
             logits_SV: of the slot k * places + b for stream k of place b.
         """
+        if self.automata is not None:
+            return self._by_tables(logits_SV, orders)
         rows = self.masks.rows_of([each.mask_V for each in orders])
         told = [(row, each.id, each.number, each.fresh) for row, each in zip(rows, orders, strict=True)]
         ways = self._ways_of(tuple(each.how for each in orders))
@@ -138,9 +151,40 @@ class Sampler:
                 upload(each, self.device, torch.float64) for each in zip(*settings, strict=True)
             )
             idle_B = upload([each == IDLE for each in kinds], self.device, torch.bool)
-            routes = Routes.of(settings, look=not self._ahead)
+            routes = Routes.of(settings, look=True)
             self._ways[kinds] = _Ways((routes, IDLE in kinds), (temperatures, top_k.long(), top_p, idle_B))
         return self._ways[kinds]
+
+    def _by_tables(self, logits_SV: Tensor, orders: Sequence[Turn]) -> tuple[Tensor, Tensor]:
+        rows = self.masks.rows_of([each.mask_V for each in orders])
+        told = [
+            (each.by_table, each.how == IDLE, row, each.id, each.number, each.fresh)
+            for row, each in zip(rows, orders, strict=True)
+        ]
+        kinds = {TEXT, IMAGE} if any(each.how == EITHER for each in orders) else {each.how for each in orders}
+        settings = [self._kinds[each] for each in sorted(kinds)]
+        routes = Routes.of((each.temperature, each.top_k, each.top_p) for each in settings)
+        found: tuple[Tensor, Tensor] = self._drawn(
+            self._draw_by_tables, routes, logits_SV, upload(told, self.device)
+        )
+        return found
+
+    def _draw_by_tables(self, routes: Routes, logits_SV: Tensor, told_B6: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.automata is not None
+        table_B, idle_B, row_B, forced_B, number_B, fresh_B = told_B6.unbind(1)
+        look, table_B = self.automata.look(), table_B > 0
+        going_B, idle_B = table_B & look.live_B, (idle_B > 0) | (table_B & ~look.live_B)
+        allowed_BV = self.masks.rows_RV.index_select(0, row_B)
+        allowed_BV = torch.where(going_B[:, None], look.allowed_BV, allowed_BV)
+        behind_B = torch.where(look.forced_B < 0, self._pad, look.forced_B)
+        forced_B = torch.where(table_B, behind_B, forced_B)
+        number_B = torch.where(going_B, look.number_B, number_B).clamp(max=self.uniforms_BN.shape[1] - 1)
+        heat_2, top_k_2, top_p_2 = self._ways_2
+        codes_B = (going_B & look.codes_B).long()
+        ways = heat_2[codes_B], top_k_2[codes_B], top_p_2[codes_B]
+        ids_B, chosen_B = self._draw_of(routes, logits_SV, allowed_BV, number_B, fresh_B, ways, idle_B)
+        self.automata.advance(ids_B, going_B)
+        return torch.where(idle_B, forced_B, ids_B), chosen_B
 
     def _draw(
         self,
@@ -154,19 +198,34 @@ class Sampler:
     ) -> tuple[Tensor, Tensor]:
         routes, some_idle = setting
         row_B, forced_B, number_B, fresh_B = told_B4.unbind(1)
+        allowed_BV, ways = self.masks.rows_RV.index_select(0, row_B), (temperature_B, top_k_B, top_p_B)
+        ids_B, chosen_B = self._draw_of(routes, logits_SV, allowed_BV, number_B, fresh_B, ways, idle_B)
+        return torch.where(idle_B, forced_B, ids_B) if some_idle else ids_B, chosen_B
+
+    def _draw_of(
+        self,
+        routes: Routes,
+        logits_SV: Tensor,
+        allowed_BV: Tensor,
+        number_B: Tensor,
+        fresh_B: Tensor,
+        ways: tuple[Tensor, Tensor, Tensor],
+        idle_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Ids (B,) and their log-probabilities (B,), of idle places too."""
         logits_KBV = logits_SV.view(self.count, self.places, -1)
-        scores_BV = combine(logits_KBV, self.masks.rows_RV.index_select(0, row_B), self.config)
+        scores_BV = combine(logits_KBV, allowed_BV, self.config)
         if self.config.eoss_bias:
             scores_BV = scores_BV + self.bias_V
         if self.config.repetition_penalty != 1:
             self.seen_BV.logical_and_((fresh_B == 0)[:, None])
             scores_BV = penalize(scores_BV, self.seen_BV, self.config.repetition_penalty)
         uniform_B = self.uniforms_BN.gather(1, number_B[:, None])[:, 0]
-        ids_B = draw(scores_BV, uniform_B, temperature_B, top_k_B, top_p_B, routes)
+        ids_B = draw(scores_BV, uniform_B, *ways, routes)
         chosen_B = logits_KBV[0].log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]
         if self.config.repetition_penalty != 1:
             self._see(ids_B, idle_B)
-        return torch.where(idle_B, forced_B, ids_B) if some_idle else ids_B, chosen_B
+        return ids_B, chosen_B
 
     def _see(self, ids_B: Tensor, idle_B: Tensor) -> None:
         text_B = ~idle_B & (ids_B >= self.text.start) & (ids_B < self.text.stop)

@@ -25,12 +25,11 @@ from cm3kit_tokenizers.vocab import MARKUP, Vocab
 
 @dataclass(slots=True)
 class _Menu:
-    """Ids by cost for one key, and the masks made of them so far; `alone` if the cheapest lead to one state."""
+    """Ids by cost for one key, and the masks made of them so far."""
 
     prices: list[int]
     ids: list[list[int]]
     end: int | None
-    alone: bool
     masks: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -80,7 +79,7 @@ class Grammar:
         if span.end is not None or span.ends or span.may_be_empty:
             end = state.end if span.end is None else span.end
             written = state.written or span.may_be_empty
-            state = self._state(replace(state, end=end, others=span.ends, written=written))
+            state = self.settled(replace(state, end=end, others=span.ends, written=written))
         if span.kind == "document" and state.cost > span.max_tokens:
             raise ConfigError(
                 f"A budget of {span.max_tokens} ids cannot close what the prompt opens;"
@@ -105,12 +104,12 @@ class Grammar:
         """
         end = self.vocab.eoss
         if kind == "image":
-            return self._state(State(Mode.CODES, end, exact=True))
+            return self.settled(State(Mode.CODES, end, exact=True))
         if kind == "attribute":
-            return self._state(State(Mode.TEXT, end, exact=exact))
+            return self.settled(State(Mode.TEXT, end, exact=exact))
         if kind == "content":
-            return self._state(State(Mode.CONTENT, end, exact=exact, outer=before.stack))
-        return self._state(replace(before, end=self.vocab.eod, exact=exact, whole=True))
+            return self.settled(State(Mode.CONTENT, end, exact=exact, outer=before.stack))
+        return self.settled(replace(before, end=self.vocab.eod, exact=exact, whole=True))
 
     def after(self, ids: Sequence[int], state: State | None = None) -> State:
         """The state of a page after more of its ids; specials and sentinels change nothing.
@@ -118,7 +117,7 @@ class Grammar:
         Args:
             state: the state before them; None at the start of a page.
         """
-        state = state or self._state(State(Mode.CONTENT, self.vocab.eoss))
+        state = state or self.settled(State(Mode.CONTENT, self.vocab.eoss))
         for id in ids:
             state = self.advance(state, id)
         return state
@@ -134,23 +133,14 @@ class Grammar:
         Args:
             budget: ids that are left, the end id not counted; at 0 the run is over and nothing is asked.
         """
-        menu, affordable = self._at(state, budget)
+        menu = self._menus.get(state.key)
+        if menu is None:
+            menu = self._menus[state.key] = self._menu(state)
+        affordable = bisect_right(menu.prices, budget - state.cost)
         mask = menu.masks.get(affordable)
         if mask is None:
             mask = menu.masks[affordable] = self._mask(menu, affordable, state)
         return mask
-
-    def sole(self, state: State, budget: int) -> int | None:
-        """An id for all that `allowed` allows, where none ends the run and all lead to one state; else None."""
-        menu, affordable = self._at(state, budget)
-        alone = affordable == 1 and menu.alone and menu.end is None
-        return menu.ids[0][0] if alone else None
-
-    def _at(self, state: State, budget: int) -> tuple[_Menu, int]:
-        menu = self._menus.get(state.key)
-        if menu is None:
-            menu = self._menus[state.key] = self._menu(state)
-        return menu, bisect_right(menu.prices, budget - state.cost)
 
     def advance(self, state: State, id: int) -> State:
         """State after an id; for an id that is not allowed, the closest state."""
@@ -159,14 +149,14 @@ class Grammar:
             utf8 = self._text.step(state.utf8, id - vocab.text.start)
             if utf8 == state.utf8 and state.written:
                 return state
-            return self._state(replace(state, utf8=utf8, written=True))
+            return self.settled(replace(state, utf8=utf8, written=True))
         if id in vocab.image:
             if state.mode is Mode.SRC:
                 return self._next_code(state)
-            return state if state.written else self._state(replace(state, written=True))
+            return state if state.written else self.settled(replace(state, written=True))
         if id in vocab.markup:
-            return self._state(self._actions[id](replace(state, utf8=0, written=True)))
-        return self._state(replace(state, mode=Mode.CONTENT, stack=(), tag="")) if id == vocab.eod else state
+            return self.settled(self._actions[id](replace(state, utf8=0, written=True)))
+        return self.settled(replace(state, mode=Mode.CONTENT, stack=(), tag="")) if id == vocab.eod else state
 
     def _next_code(self, state: State) -> State:
         # Pictures of one place pass through the same states over and over.
@@ -174,12 +164,12 @@ class Grammar:
         if following is None:
             if len(self._codes) > 1 << 14:
                 self._codes.clear()
-            following = self._state(replace(state, left=max(0, state.left - 1), written=True))
+            following = self.settled(replace(state, left=max(0, state.left - 1), written=True))
             self._codes[state] = following
         return following
 
-    def _state(self, state: State) -> State:
-        """Fill in `cost` and `key`."""
+    def settled(self, state: State) -> State:
+        """The state with its `cost` and `key` filled in."""
         return replace(state, cost=self._cost(state), key=self.key(state))
 
     def _cost(self, state: State) -> int:
@@ -210,8 +200,7 @@ class Grammar:
         prices = sorted(by_price)
         cheaper = [[id for group in by_price[price] for id in group] for price in prices]
         may_end = self.closed(state) and not state.exact
-        alone = bool(prices) and len(by_price[prices[0]]) == 1
-        return _Menu(prices, cheaper, state.end if may_end else None, alone)
+        return _Menu(prices, cheaper, state.end if may_end else None)
 
     def _mask(self, menu: _Menu, affordable: int, state: State) -> Tensor:
         mask_V = torch.zeros(len(self.vocab), dtype=torch.bool)

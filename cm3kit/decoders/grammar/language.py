@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from cm3kit.canvas import ConstraintSpec
+from cm3kit.decoders.grammar.tables import Table
 
 
 class Run(Protocol):
@@ -22,6 +23,9 @@ class Run(Protocol):
     @property
     def more(self) -> bool:
         """Whether any longer answer, of any length, begins with what is written."""
+
+    def table(self) -> Table | None:
+        """What allows the same from here on, from its state 0; None where that is no table, or too large a one."""
 
 
 class Slots(Protocol):

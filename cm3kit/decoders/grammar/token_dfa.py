@@ -15,6 +15,7 @@ from cm3kit.decoders.grammar.language import Run, Slots
 from cm3kit.decoders.grammar.lazy_dfa import Subsets
 from cm3kit.decoders.grammar.nfa import Automaton
 from cm3kit.decoders.grammar.rules import ByteDfa
+from cm3kit.decoders.grammar.tables import MOST_CLASSES, MOST_STATES, NEVER, Table
 from cm3kit.decoders.grammar.trellis import Trellis
 
 BLOCK = 1 << 22
@@ -122,6 +123,21 @@ class TokenDfa:
             found = self._masks[key] = torch.from_numpy(mask_V)
         return found
 
+    @cached_property
+    def table(self) -> Table | None:
+        """Answers of any length as a table; None where it is too large a one."""
+        states, classes = self.next_SC.shape
+        if states > MOST_STATES or classes > MOST_CLASSES:
+            return None
+        # From how many ids an answer can be completed; states from which none can are gone.
+        self.within(states)
+        least_S: NDArray[np.int64] = (~np.stack(self._within)).sum(0, dtype=np.int64)
+        need_SC = np.where(self.next_SC >= 0, least_S[self.next_SC], NEVER)
+        return Table.flat(
+            torch.from_numpy(self.class_V), torch.from_numpy(self.next_SC.astype(np.int64)), torch.from_numpy(need_SC),
+            torch.from_numpy(self.final_S.copy()), torch.from_numpy((self.next_SC < 0).all(1)),
+        )  # fmt: skip
+
     def _before(self, states_S: NDArray[np.bool_]) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = np.asarray(
             ((self.next_SC >= 0) & states_S[self.next_SC]).any(1), dtype=np.bool_
@@ -178,6 +194,10 @@ class DfaRun:
     def more(self) -> bool:
         """See `Run`."""
         return bool((self._language.next_SC[self._state] >= 0).any())
+
+    def table(self) -> Table | None:
+        """See `Run`; an answer of a fixed length depends on more than whether it can be completed."""
+        return None if self._exact or self._state else self._language.table
 
 
 class _Words:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cm3kit.decoders.grammar.tables import MOST_CLASSES, MOST_STATES, NEVER, NOWHERE, Table
 
 KEPT = 256
 """Masks of beginnings, and of first slots, that are kept."""
@@ -154,6 +157,36 @@ class _View:
                 high = middle
         return low
 
+    @cached_property
+    def table(self) -> Table | None:
+        """The trie of the answers; None where it is too large."""
+        rows_K, trie = self.rows(0, self.count), self.trie
+        if int(trie.lengths_N[rows_K].sum()) >= MOST_STATES:
+            return None
+        starts = trie.arrays.starts_N1.tolist()
+        answers = [trie.arrays.tokens_M[starts[row] : starts[row + 1]].tolist() for row in rows_K.tolist()]
+        tokens = sorted({token for answer in answers for token in answer})
+        if len(tokens) > MOST_CLASSES:
+            return None
+        class_of = {token: number for number, token in enumerate(tokens)}
+        children: list[dict[int, int]] = [{}]
+        final, cut = {}, {}
+        for answer in answers:
+            node = 0
+            for token in answer:
+                node = children[node].setdefault(class_of[token], len(children))
+                children += [{}] * (node == len(children))
+            final[node], cut[node] = True, not trie.goes_on([trie.first + token for token in answer])
+        after_SC = torch.full((len(children), len(tokens)), NOWHERE)
+        for state, row in enumerate(children):
+            after_SC[state, list(row)] = torch.tensor(list(row.values()), dtype=torch.int64)
+        class_V = torch.full((trie.size,), len(tokens))
+        class_V[torch.tensor(tokens, dtype=torch.int64) + trie.first] = torch.arange(len(tokens))
+        final_S, cut_S = (
+            torch.tensor([each.get(at, False) for at in range(len(children))]) for each in (final, cut)
+        )
+        return Table.flat(class_V, after_SC, torch.where(after_SC < 0, NEVER, 0), final_S, cut_S)
+
     def keep(self, key: object, mask_V: Tensor) -> Tensor:
         """Cache a mask."""
         self.masks[key] = mask_V
@@ -190,6 +223,10 @@ class TrieRun:
         view = self._view
         self._low, self._high = view.child(self._low, self._high, self._depth, id - view.trie.first)
         self._depth += 1
+
+    def table(self) -> Table | None:
+        """See `Run`."""
+        return None if self._depth else self._view.table
 
     @property
     def more(self) -> bool:
