@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_said_in_one_line(shelf: Path, tmp_path: Path) -> N
         with pytest.raises(ModelError) as caught:
             wrong()
         told.append(str(caught.value))
-    assert "no tokenizer" in told[0] and "not a byte-level BPE" in told[1] and "sees 128" in told[2]
+    assert "no file or folder" in told[0] and "not a byte-level BPE" in told[1] and "sees 128" in told[2]
     assert all("\n" not in line for line in told)
 
 
