@@ -89,10 +89,12 @@ class Corpus:
 
     def nearest(self, picture: Image.Image, slug: str) -> str:
         """The artist of the drawing of a thing that differs least from a picture, seen or not."""
-        hands = [each for each in self.drawings if each["slug"] == slug and each["artist"] in self.titles]
-        seen = [thumbnail(Image.open(self.folder / each["file"])) for each in hands]
-        far = [float(np.abs(thumbnail(picture) - each).mean()) for each in seen]
-        return str(hands[far.index(min(far))]["artist"])
+        drawn, far = thumbnail(picture), dict[str, float]()
+        for each in self.drawings:
+            if each["slug"] == slug and each["artist"] in self.titles:
+                with Image.open(self.folder / each["file"]) as opened:
+                    far[each["artist"]] = float(np.abs(drawn - thumbnail(opened)).mean())
+        return min(far, key=lambda artist: far[artist])
 
     def names(self, split: str, count: int, known: set[str]) -> list[dict[str, Any]]:
         """Things of a split by `known` names, which are no clip art; `count` of them at a fixed seed."""
@@ -175,15 +177,13 @@ def vary(bench: Bench) -> Iterator[Row]:
 
 
 def styles(bench: Bench) -> Iterator[Row]:
-    """Drawn as an artist is asked for, whose drawing of the name was seen or was held out.
-
-    The judge tells artists with difficulty (its `artist`), so the nearest of all drawings of the name is asked too.
-    """
+    """Drawn as an artist is asked for, whose drawing of the name was seen or was held out."""
     if bench.judge is None:
         return
     for split, what in (("train", "seen"), ("cell", "held-out drawings")):
         style = Row(f"drawn in the style asked for: {what}")
         name = Row(f"drawn in a style, name right (top-5): {what}")
+        # The judge tells artists with difficulty, so the nearest of all drawings of the name is asked too.
         nearest = Row(f"drawn in a style, that artist's drawing is the nearest of the name's: {what}")
         known = bench.judged()
         asked = [each for each in bench.corpus.named(split, 4 * bench.args.names) if each["name"] in known]

@@ -1,6 +1,6 @@
 """Make docs/images/{seen,styles,prompts}.png: what the model draws, the good and the bad, by names at a fixed seed.
 
-python scripts/contact_sheets.py --data data/pictures-most [--model pictures]
+python scripts/contact_sheets.py --data data/pictures-most-told [--model pictures]
 """
 
 from __future__ import annotations

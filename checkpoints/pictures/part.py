@@ -99,7 +99,7 @@ def chosen(things: list[dict[str, Any]], drawings: list[dict[str, Any]], part: s
     base = {each["slug"] for each in things if is_base(each)}
     if part == "wide":
         return base | {each["slug"] for each in things if is_flag(each)}
-    if part not in ("few", "most", "most-wide", "most-told", "most-by"):
+    if part != "few" and not part.startswith("most"):
         return base
     artists: dict[str, set[str]] = defaultdict(set)
     trained: dict[str, int] = defaultdict(int)

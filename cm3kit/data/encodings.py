@@ -121,5 +121,5 @@ def _opacity(data: bytes) -> Image.Image:
 
 def _key(names: Sequence[str], folder: Path, image: ImageTokenizer, settings: ViewSettings) -> str:
     sizes = [len(name) if name[:5].lower() == "data:" else (folder / name).stat().st_size for name in names]
-    known = [image.sha256, list(names), sizes, settings.model_dump(mode="json", exclude={"plain"})]
+    known = [image.sha256, list(names), sizes, settings.model_dump(mode="json", exclude={"plain", "scored"})]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -219,9 +219,9 @@ class DecoderTask:
     ) -> tuple[list[int], list[Example]]:
         """No loss of codes where a picture is augmented, and nothing of an example that has none then."""
         kept: list[tuple[int, Example]] = []
-        each = len(made) // len(drawn)  # examples of a document
+        per_document = len(made) // len(drawn)
         for place, example in enumerate(made):
-            number, ids = numbers[place // each], drawn[place // each]
+            number, ids = numbers[place // per_document], drawn[place // per_document]
             if not self.documents.is_plain(number, ids):
                 pairs = zip(example.ids, example.weights, strict=True)
                 example.weights[:] = [0.0 if id in self.vocab.image else weight for id, weight in pairs]
