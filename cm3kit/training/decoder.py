@@ -21,6 +21,7 @@ from cm3kit.models.attention import annealed
 from cm3kit.models.backbone import build_backbone, load_backbone, save_backbone
 from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import init_mask_embedding
+from cm3kit.models.expand import expand
 from cm3kit.models.lora import add_lora, without_lora
 from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep, is_timed
@@ -140,6 +141,8 @@ class DecoderTask:
             self._try_out(model, recipe.backbone_from)
             if self.objective.masks:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
+        if recipe.expand:
+            model = expand(model, recipe.expand)
         if recipe.lora.rank:
             new = [id for id in range(size) if id not in self.vocab.text]
             if recipe.warm.source is not None:
