@@ -18,6 +18,7 @@ from cm3kit.data.views import ViewSettings, chosen, nearest, swapped, view
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
+from cm3kit.training.losses import of_views
 from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
@@ -258,3 +259,19 @@ def test_codes_of_augmented_pictures_are_read_and_not_learnt(tmp_path: Path) -> 
         assert len(found_N) and bool(((found_N >= codes.start) & (found_N < codes.stop)).any()) == some
     with pytest.raises(ConfigError, match=r"raise views\.plain"):
         task(0.0, share=1.0, texts=0.0).batch(generator(0), 8)
+
+
+def test_views_that_are_not_used_are_said(corpus: Path, image: Grey, tmp_path: Path) -> None:
+    bundled(corpus, image, tmp_path)
+    own = load_bundle(tmp_path / "bundle", PAGES, image)[0].views
+    folder = load_documents(corpus, PAGES, image, tmp_path / "cache").views
+    assert (
+        of_views(ViewSettings(), None)
+        == of_views(ViewSettings(), own)
+        == of_views(ViewSettings(), folder)
+        == []
+    )
+    assert of_views(own, own) == of_views(own.model_copy(update={"scored": False}), own) == []
+    assert "token shards hold one encoding" in of_views(ViewSettings(count=9), None)[0]
+    assert "a bundle has its own (3 encodings)" in of_views(ViewSettings(swap=0.2), own)[0]
+    assert "nothing is augmented" in of_views(ViewSettings(turn=40), folder)[0]

@@ -97,6 +97,7 @@ class DecoderTask:
         else:
             shards = self.rows.shards
             self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))
+        self.notes += losses.of_views(recipe.views, self.documents.views if self.rows is None else None)
         self.model = Scorer(self._backbone(), self.vocab.mask if self.objective.masks else None).train()
         self._scored = Picked(
             self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
