@@ -40,7 +40,7 @@ def attended(kv_heads: int, group: int, length: int, slots: int, span: int, kind
     queries_SHD, kv_SHD = heads_SHD.tensor_split([group * kv_heads], 1)
     seen = StepAttention(group * kv_heads, kv_heads, width)(
         write, queries_SHD, *cache.write(0, write, kv_SHD)
-    )
+    ).float()
     keys, values = torch.cat([prompt, heads[0, group * kv_heads :, None]], 1).double().chunk(2)
     queries = heads[0, : group * kv_heads].double().view(kv_heads, group, width)
     wanted = (queries @ keys.transpose(1, 2)).softmax(-1) @ values

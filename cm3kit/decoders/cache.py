@@ -78,11 +78,10 @@ class Cache:
         span = min(self.capacity, -(-(longest + 1) // BUCKET) * BUCKET)
         positions_S = upload(positions, self._range.device)
         hidden_SC = self._range[:span] > positions_S[:, None]
-        mask_SC = torch.zeros(hidden_SC.shape, device=self._range.device).masked_fill_(hidden_SC, -torch.inf)
-        if self.fused:
-            mask_N1C = mask_SC.to(self.layers[0].dtype)[:, None]
-        else:
-            mask_N1C = mask_SC.repeat_interleave(self.kv_heads, 0)[:, None]
+        dtype = self.layers[0].dtype if self.fused else torch.float32
+        mask_SC = torch.zeros(hidden_SC.shape, dtype=dtype, device=self._range.device)
+        mask_SC.masked_fill_(hidden_SC, -torch.inf)
+        mask_N1C = (mask_SC if self.fused else mask_SC.repeat_interleave(self.kv_heads, 0))[:, None]
         rows = (self._offsets + positions_S[:, None]).flatten()
         across = (self._across + positions_S[:, None]).flatten() if self.across else None
         return Write(rows, mask_N1C, positions_S, span, across, self.fused)

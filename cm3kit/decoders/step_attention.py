@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from cm3kit.decoders.cache import BUCKET, Write
 from cm3kit.rng import generator
@@ -52,8 +52,26 @@ class StepAttention:
 
 def _fused(queries_SKGD: Tensor, keys_SKCD: Tensor, values_SKCD: Tensor, mask_S11C: Tensor) -> Tensor:
     queries_SKGD = queries_SKGD.to(keys_SKCD.dtype)
-    found = scaled_dot_product_attention(queries_SKGD, keys_SKCD, values_SKCD, attn_mask=mask_S11C, scale=1.0)
-    return found.float()
+    return scaled_dot_product_attention(queries_SKGD, keys_SKCD, values_SKCD, attn_mask=mask_S11C, scale=1.0)
+
+
+def attend_left(queries_QSHD: Tensor, keys_SKCD: Tensor, values_SKCD: Tensor) -> Tensor:
+    """Attended values (Q, S, heads * head_dim) of the last Q positions of slots, each by itself as a step has it."""
+    steps, slots, heads, head_dim = queries_QSHD.shape
+    kv_heads, length = keys_SKCD.shape[1:3]
+    room = (0, 0, 0, -length % BUCKET)
+    keys_SKCD, values_SKCD = pad(keys_SKCD, room), pad(values_SKCD, room)
+    hidden_QC = torch.arange(keys_SKCD.shape[2]) >= torch.arange(length - steps, length)[:, None] + 1
+    mask_QC = torch.zeros(hidden_QC.shape, dtype=keys_SKCD.dtype).masked_fill_(hidden_QC, -torch.inf)
+    found = []
+    for step, queries_SHD in enumerate(queries_QSHD):
+        span = -(-(length - steps + step + 1) // BUCKET) * BUCKET
+        queries_SKGD = queries_SHD.reshape(slots, kv_heads, heads // kv_heads, head_dim)
+        seen = _fused(
+            queries_SKGD, keys_SKCD[:, :, :span], values_SKCD[:, :, :span], mask_QC[step : step + 1, :span]
+        )
+        found.append(seen.reshape(slots, -1))
+    return torch.stack(found)
 
 
 @lru_cache(maxsize=64)
