@@ -7,6 +7,7 @@ rotary embedding is one complex product (RoFormer, arXiv:2104.09864, eq. 14).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -28,7 +29,7 @@ from cm3kit.models.timestep import is_timed
 
 ROWS = SHAPES[-1]  # of a prompt, that go through what is computed row by row at once
 WIDE = 256  # numbers of a key of a position from which on reading values across gains more than writing them costs
-TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
+TOGETHER = 4096  # ids of prompts or rows that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 # From a layer's index and its projected heads to the attended values.
@@ -101,6 +102,8 @@ class LeanEngine:
         # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
         dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
         self.embed_VD = body.embed_tokens.weight.detach().to(self.device, dtype)
+        # Only where products are steady is a row the same whichever rows are beside it.
+        self._together = TOGETHER if self.device.type == "cpu" and precision != "int8" else 0
         self._mean = 1 / config.hidden_size
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
         self._cis = rotations(body.rotary_emb, self.window).to(self.device)
@@ -132,9 +135,8 @@ class LeanEngine:
 
     def prefill_all(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
         """Put prompts into their slots; logits (N, V) after the last id of each, as `prefill` gives them."""
-        # Only where products are steady is a prompt the same whichever prompts are beside it.
-        most = TOGETHER if self.device.type == "cpu" and self.precision != "int8" else 0
-        return torch.cat([self._prefill(cache, part) for part in in_parts(prompts, most)])
+        parts = in_parts(prompts, lambda each: len(each.ids), self._together)
+        return torch.cat([self._prefill(cache, part) for part in parts])
 
     @torch.no_grad()
     def _prefill(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
@@ -145,7 +147,7 @@ class LeanEngine:
             found = []
             for each, heads_THD, seen_TT in zip(prompts, torch.split(heads_MHD, lengths), masks, strict=True):
                 cache.put(index, each.slot, heads_THD[:, self.heads :].transpose(0, 1))
-                found.append(self._attend_causally(heads_THD, seen_TT))
+                found.append(self._attend_in_row(heads_THD, seen_TT))
             return torch.cat(found)
 
         x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
@@ -157,32 +159,45 @@ class LeanEngine:
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Logits (T, V) after each id, without a cache. The first `prefix` ids look at one another."""
         seen_TT = prefix_mask(len(ids), prefix, self.device)
-        return self._logits(
-            self._run(ids, lambda index, heads_THD: self._attend_causally(heads_THD, seen_TT))
-        )
+        return self._logits(self._run(ids, lambda index, heads_THD: self._attend_in_row(heads_THD, seen_TT)))
 
     @torch.no_grad()
-    def encode(
-        self,
-        ids_BT: Tensor,
-        lengths: Sequence[int],
-        unseen: int | None = None,
-        wanted_M: Tensor | None = None,
-    ) -> Tensor:
+    def encode(self, ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) -> Tensor:
         """Hidden states (B, T, D) of rows padded on the right, where every place sees all of its own row.
 
-        Places that hold the id `unseen` are seen by themselves alone.
-        They are those before the final norm, and mean nothing at padding; `logits_of` reads them.
-        With `wanted_M`, flat places, those of these alone, (M, D).
+        Places that hold the id `unseen` are seen by themselves alone. The final norm comes later (`logits_of`).
         """
-        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen), wanted_M=wanted_M)
+        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen))
+
+    @torch.no_grad()
+    def encode_rows(
+        self, rows: Sequence[Tensor], places: Sequence[Tensor], unseen: int | None = None
+    ) -> Tensor:
+        """Hidden states (M, D), as `encode` gives them, at places of rows (T,) that go through together."""
+        parts = in_parts(list(zip(rows, places, strict=True)), lambda each: len(each[0]), self._together)
+        return torch.cat([self._encode_rows(part, unseen) for part in parts])
+
+    def _encode_rows(self, rows: Sequence[tuple[Tensor, Tensor]], unseen: int | None) -> Tensor:
+        lengths = [len(ids_T) for ids_T, _ in rows]
+        masks = [row_mask(ids_T[None], [len(ids_T)], unseen) for ids_T, _ in rows]
+
+        def attend(index: int, heads_MHD: Tensor) -> Tensor:
+            found = zip(torch.split(heads_MHD, lengths), masks, strict=True)
+            return torch.cat(
+                [self._attend_in_row(heads_THD, seen, causal=False) for heads_THD, seen in found]
+            )
+
+        starts = accumulate(lengths, initial=0)
+        wanted_M = torch.cat([places + start for (_, places), start in zip(rows, starts, strict=False)])
+        cis_M1R = torch.cat([self._cis[:length] for length in lengths])
+        x_MD = self._embed(torch.cat([ids_T for ids_T, _ in rows]))
+        return self._layers(x_MD, cis_M1R, attend, self.layers, wanted_M)
 
     @torch.no_grad()
     def extend(
-        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None,
-        wanted_M: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Hidden states (B, Q, D), or (M, D), as `encode` gives them, of the places from `start` on.
+        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None
+    ) -> Tensor:
+        """Hidden states (B, Q, D), as `encode` gives them, of the places from `start` on.
 
         Args:
             seen_B1QK: True where a query may look; keys are those in `past`, then those of `ids_BQ`; None is all.
@@ -204,8 +219,7 @@ class LeanEngine:
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
         x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
-        hidden_MD = self._layers(x_MD, cis_M1R, attend, layers, wanted_M)
-        return hidden_MD.view(rows, width, -1) if wanted_M is None else hidden_MD
+        return self._layers(x_MD, cis_M1R, attend, layers).view(rows, width, -1)
 
     @torch.no_grad()
     def follow(self, ids_BQ: Tensor, past: Past, prefix: int = 0) -> Tensor:
@@ -222,7 +236,7 @@ class LeanEngine:
             keys_BKQD, values_BKQD = heads_BQHD[:, :, self.heads :].transpose(1, 2).chunk(2, 1)
             keys_BKTD, values_BKTD = past.update(keys_BKQD, values_BKQD, index)
             if not start:
-                return self._attend_causally(heads_MHD, prompt_TT)
+                return self._attend_in_row(heads_MHD, prompt_TT)
             queries_QBHD = heads_BQHD[:, :, : self.heads].transpose(0, 1)
             found = attend_left(queries_QBHD, keys_BKTD, values_BKTD)
             return found.transpose(0, 1).reshape(rows * width, -1)
@@ -263,13 +277,14 @@ class LeanEngine:
         x_MD = self._embed(ids_QS.reshape(-1))
         return self._logits(self._layers(x_MD, cis_M1R, attend, self.layers)).view(steps, slots, -1)
 
-    def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
-        """Attended values (T, H * D); each id looks left unless `seen_TT` says otherwise."""
+    def _attend_in_row(self, heads_THD: Tensor, seen_TT: Tensor | None, causal: bool = True) -> Tensor:
+        """Attended values (T, H * D); each id looks left, or everywhere, unless `seen_TT` says otherwise."""
         heads_HTD = heads_THD.to(self.kept).transpose(0, 1)
         q, k, v = torch.split(heads_HTD, [self.heads, self.kv_heads, self.kv_heads])
         grouped = self.heads != self.kv_heads
         seen = scaled_dot_product_attention(
-            q[None], k[None], v[None], attn_mask=seen_TT, is_causal=seen_TT is None, scale=1.0, enable_gqa=grouped
+            q[None], k[None], v[None], attn_mask=seen_TT, is_causal=causal and seen_TT is None, scale=1.0,
+            enable_gqa=grouped,
         )  # fmt: skip
         return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
@@ -285,18 +300,20 @@ class LeanEngine:
         self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[Layer], wanted: Tensor | None = None
     ) -> Tensor:  # fmt: skip
         """Hidden states of all rows, or of those wanted alone, which alone go through the end of the last layer."""
+        xs, turns = _parts(x_MD), _parts(cis_M1R)
         for index, layer in enumerate(layers):
-            attended_MD = attend(index, self._project(layer, x_MD, cis_M1R))
+            heads = [self._project(layer, *each) for each in zip(xs, turns, strict=True)]
+            attended_MD = attend(index, _whole(heads))
             if wanted is not None and layer is layers[-1]:
-                x_MD, attended_MD = x_MD.index_select(0, wanted), attended_MD.index_select(0, wanted)
-            x_MD = self._finish(layer, x_MD, attended_MD)
-        return x_MD
+                xs, attended_MD = (
+                    _parts(_whole(xs).index_select(0, wanted)),
+                    attended_MD.index_select(0, wanted),
+                )
+            xs = [self._finish(layer, *each) for each in zip(xs, _parts(attended_MD), strict=True)]
+        return _whole(xs)
 
     def _project(self, layer: Layer, x_MD: Tensor, cis_M1R: Tensor) -> Tensor:
         """Queries, keys and values (M, H, head_dim) in the format in which they are kept, turned by their positions."""
-        if len(x_MD) > ROWS:
-            parts = zip(_parts(x_MD), _parts(cis_M1R), strict=True)
-            return torch.cat([self._project(layer, *each) for each in parts])
         rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
         heads_MHD = layer.qkv(self._norm(x_MD, self._mean)).view(-1, all_heads, self.head_dim)
         heads_MHD = heads_MHD if self.kept == torch.bfloat16 else heads_MHD.float()
@@ -310,12 +327,9 @@ class LeanEngine:
         return heads_MHD
 
     def _finish(self, layer: Layer, x_MD: Tensor, attended_MD: Tensor) -> Tensor:
-        """Hidden states behind a layer."""
-        if len(x_MD) > ROWS:
-            parts = zip(_parts(x_MD), _parts(attended_MD), strict=True)
-            return torch.cat([self._finish(layer, *each) for each in parts])
-        x_MD = x_MD + layer.out(attended_MD)
-        return x_MD + layer.down(layer.gated(self._norm(x_MD, self._mean)))
+        """Hidden states behind a layer, in the place of those before it."""
+        x_MD.add_(layer.out(attended_MD))
+        return x_MD.add_(layer.down(layer.gated(self._norm(x_MD, self._mean))))
 
     def _logits(self, x_MD: Tensor) -> Tensor:
         return self.head(self._norm(x_MD, self._mean)).float()
@@ -327,4 +341,8 @@ class LeanEngine:
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
     """As few parts of as many rows as go through a layer at once, about as long as one another."""
-    return x.tensor_split(-(-len(x) // ROWS))
+    return [x] if len(x) <= ROWS else x.tensor_split(-(-len(x) // ROWS))
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
