@@ -33,8 +33,8 @@ def attended(kv_heads: int, group: int, length: int, slots: int, span: int, kind
     cache.copy(slots - 1, 0, length - 1)
     # A place that was used before holds numbers behind the row's end.
     for layer in cache.layers:
-        cut = layer.view(2, slots, kv_heads, -1)
-        cut[:, 1:] = torch.randn(cut[:, 1:].shape, generator=rng)
+        cut = layer[1:] if cache.fused else layer.view(2, slots, kv_heads, -1)[:, 1:]
+        cut.copy_(torch.randn(cut.shape, generator=rng))
     write = cache.at([length - 1, *[span - 1] * (slots - 1)], [True] * slots)
     heads_SHD = torch.cat([heads, other])
     queries_SHD, kv_SHD = heads_SHD.tensor_split([group * kv_heads], 1)

@@ -39,8 +39,8 @@ class StepAttention:
         queries_NGD = queries_SHD.reshape(-1, self._group, self._head_dim)
         if write.fused:
             slots = len(queries_SHD)
-            q, k, v = (each.view(slots, -1, *each.shape[1:]) for each in (queries_NGD, keys_NCD, values))
-            return _fused(q, k, v, write.mask_N1C[:, None]).reshape(slots, -1)
+            queries_SKGD = queries_NGD.view(slots, -1, *queries_NGD.shape[1:])
+            return _fused(queries_SKGD, keys_NCD, values, write.mask_N1C[:, None]).reshape(slots, -1)
         if write.across is None:
             # Two batched products take half the time of the fused kernel, which is made for long queries.
             weights_NGC = torch.baddbmm(write.mask_N1C, queries_NGD, keys_NCD.transpose(1, 2)).softmax(-1)
@@ -82,15 +82,18 @@ def is_fused(group: int, head_dim: int, dtype: torch.dtype) -> bool:
     """
     rng = generator(0)
     queries = torch.randn(TRIED, 2, group, head_dim, generator=rng)
-    keys, values = (torch.randn(TRIED, 2, FAR, head_dim, generator=rng).to(dtype) for _ in range(2))
+    # As a cache has them, and as they come.
+    kept = torch.randn(TRIED, FAR, 2, 2, head_dim, generator=rng).to(dtype)
+    keys, values = (each.transpose(1, 2) for each in kept.unbind(2))
+    plain = keys.contiguous(), values.contiguous()
     for length in (1, BUCKET - 3, 4 * BUCKET, 6 * BUCKET + 1, FAR // 2 + 5):
         found = []
         for span in (*range(-(-length // BUCKET) * BUCKET, FAR, 3 * BUCKET), FAR):
             mask = torch.zeros(TRIED, 1, 1, span, dtype=dtype)
             mask[..., length:] = -torch.inf
             for some in (slice(1), slice(TRIED)):
-                seen = _fused(queries[some], keys[some, :, :span], values[some, :, :span], mask[some])
-                found.append(seen[:1])
+                for k, v in ((keys, values), plain):
+                    found.append(_fused(queries[some], k[some, :, :span], v[some, :, :span], mask[some])[:1])
         if not all(torch.equal(each, found[0]) for each in found):
             return False
     return True
