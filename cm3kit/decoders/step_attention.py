@@ -61,17 +61,29 @@ def attend_left(queries_QSHD: Tensor, keys_SKCD: Tensor, values_SKCD: Tensor) ->
     kv_heads, length = keys_SKCD.shape[1:3]
     room = (0, 0, 0, -length % BUCKET)
     keys_SKCD, values_SKCD = pad(keys_SKCD, room), pad(values_SKCD, room)
-    hidden_QC = torch.arange(keys_SKCD.shape[2]) >= torch.arange(length - steps, length)[:, None] + 1
-    mask_QC = torch.zeros(hidden_QC.shape, dtype=keys_SKCD.dtype).masked_fill_(hidden_QC, -torch.inf)
-    found = []
-    for step, queries_SHD in enumerate(queries_QSHD):
-        span = -(-(length - steps + step + 1) // BUCKET) * BUCKET
-        queries_SKGD = queries_SHD.reshape(slots, kv_heads, heads // kv_heads, head_dim)
-        seen = _fused(
-            queries_SKGD, keys_SKCD[:, :, :span], values_SKCD[:, :, :span], mask_QC[step : step + 1, :span]
-        )
-        found.append(seen.reshape(slots, -1))
-    return torch.stack(found)
+    queries_QSKGD = queries_QSHD.reshape(steps, slots, kv_heads, heads // kv_heads, head_dim)
+    before, found, at = length - steps, [], 0
+    while at < steps:
+        # Positions up to the next multiple reach as far; of these, or else of slots, a call has many.
+        span = (before + at) // BUCKET * BUCKET + BUCKET
+        stop = min(steps, span - before)
+        seen_PC = torch.arange(span) <= torch.arange(before + at, before + stop)[:, None]
+        mask_PC = torch.zeros(seen_PC.shape, dtype=keys_SKCD.dtype).masked_fill_(~seen_PC, -torch.inf)
+        q, k, v = queries_QSKGD[at:stop], keys_SKCD[:, :, :span], values_SKCD[:, :, :span]
+        if slots < stop - at:
+            rows = [
+                _fused(q[:, slot], *_alike(k[slot], v[slot], stop - at), mask_PC[:, None, None])
+                for slot in range(slots)
+            ]
+            found.append(torch.stack(rows, 1))
+        else:
+            found += [_fused(each, k, v, mask_PC[step : step + 1])[None] for step, each in enumerate(q)]
+        at = stop
+    return torch.cat(found).reshape(steps, slots, -1)
+
+
+def _alike(keys_KCD: Tensor, values_KCD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return keys_KCD.expand(count, -1, -1, -1), values_KCD.expand(count, -1, -1, -1)
 
 
 @lru_cache(maxsize=64)
