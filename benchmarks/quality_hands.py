@@ -11,15 +11,15 @@ punctuation and hyphens as spaces and without words for the artist, decoded gree
 from __future__ import annotations
 
 import argparse
+import base64
 import html
 import importlib
 import json
 import math
 import random
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from cm3kit.evaluation.bootstrap import Interval, bootstrap
 from cm3kit.evaluation.judge import Judge
 from cm3kit.evaluation.judged import Reference, pixels_of
 from cm3kit.evaluation.retrieval import most_different, thumbnail
-from cm3kit.evaluation.words import edit_distance
+from cm3kit.evaluation.words import edit_distance, same_caption
 from cm3kit.fill.kit import GenerateOptions, Kit
+from cm3kit.images import encode_png
 from cm3kit.json_lines import objects
 
 # The builder is a package of files without a name of its own; this one imports none of the others.
@@ -251,26 +252,25 @@ ALT = '<!DOCTYPE html><img alt="<mask>" src="{file}">'
 
 
 def captions(bench: Bench) -> Iterator[Row]:
-    """Names of pictures, behind them and as alt texts."""
-    for split, what in (("train", "seen drawings"), ("cell", "held-out drawings"), ("openmoji", "OpenMoji")):
+    """Names of pictures, behind them and as alt texts, as they lie in the corpus and of another size."""
+    for split, what, size in (
+        ("train", "seen drawings", 0), ("train", "seen drawings made 128 × 128", 128),
+        ("train", "seen drawings made 72 × 72", 72), ("cell", "held-out drawings", 0), ("openmoji", "OpenMoji", 0),
+    ):  # fmt: skip
         behind, alt = Row(f"captions exact: {what}"), Row(f"alt texts exact: {what}")
-        for each in bench.each(f"captions {split}", bench.corpus.named(split, bench.args.names)):
+        for each in bench.each(f"captions {what}", bench.corpus.named(split, bench.args.names)):
+            src = resized(bench.corpus.folder / each["file"], size) if size else each["file"]
             for row, form in ((behind, BEHIND), (alt, ALT)):
-                (text,) = bench.fill(form.format(file=each["file"]))
-                row.add(each["file"], same(text, each["name"], bench.corpus.titles.values()))
+                (text,) = bench.fill(form.format(file=src))
+                row.add(each["file"], same_caption(text, each["name"], bench.corpus.titles.values()))
         yield from (behind, alt)
 
 
-def same(text: str, name: str, artists: Iterable[str]) -> bool:
-    """Whether a caption is the name, but for case, punctuation and who drew it."""
-
-    def bare(words: str) -> str:
-        return " ".join(re.sub(r"[\W_]+", " ", html.unescape(words).lower()).split())
-
-    found = bare(text)
-    for artist in artists:
-        found = re.sub(rf" (by )?{re.escape(bare(artist))}$", "", found)
-    return found == bare(name)
+def resized(path: Path, size: int) -> str:
+    """The picture in another size as a data URI."""
+    with Image.open(path) as opened:
+        picture = opened.convert("RGBA").resize((size, size), Image.Resampling.BICUBIC)
+    return "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode()
 
 
 TITLE = '<!DOCTYPE html><title><mask></title>\n<h1>{name}</h1>\n<p>{about}</p>\n<p><img src="{file}"></p>\n'

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cm3kit.evaluation.retrieval import Index, lab, top
-from cm3kit.evaluation.words import compare, edit_distance
+from cm3kit.evaluation.words import compare, edit_distance, same_caption
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,11 @@ def test_compare_counts_shares() -> None:
     match = compare(["red apple ", "dog"], ["red apple", "dig"], [True, False])
     assert (match.count, match.exact, match.ended) == (2, 0.5, 0.5)
     assert match.similarity == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_captions_are_the_same_but_for_case_punctuation_and_the_artist() -> None:
+    artists = ["Twemoji", "Fluent 3D"]
+    for text in ("red apple", "Red-apple.", "red apple, Fluent 3D", "Red apple by Twemoji", "red &#97;pple"):
+        assert same_caption(text, "red apple", artists), text
+    for text in ("", "apple", "red apples", "red apple, Noto", "Twemoji red apple", "a red apple"):
+        assert not same_caption(text, "red apple", artists), text

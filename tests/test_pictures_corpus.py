@@ -151,7 +151,7 @@ def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp
 def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = built
     script = Path(__file__).parents[1] / "checkpoints/pictures/part.py"
-    for part in ("few", "most", "most-wide", "most-told", "most-by", "names", "base", "wide"):
+    for part in ("few", "most", "most-wide", "most-told", "most-by", "most-words", "names", "base", "wide"):
         target = tmp_path / part
         command = [sys.executable, str(script), str(folder), part, "-o", str(target)]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -163,8 +163,8 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
         forms = {each["form"] for each in trained}
         shown = {slug for each in trained if each["form"] != "words" for slug in each["things"]}
         assert shown == {"red-apple", "dog-face"} == {each["slug"] for each in rows(target, "things.jsonl")}
-        assert ("synonym" in forms) == (part in ("most-wide", "most-told", "most-by", "base", "wide"))
-        assert ("words" in forms) == (part in ("most-told", "most-by"))
+        assert ("synonym" in forms) == (part in ("most-wide", "most-told", "most-by", "most-words", "base", "wide"))
+        assert ("words" in forms) == (part in ("most-told", "most-by", "most-words"))
         assert all(read_nodes(each.path) and "scene/" not in each.path.read_text() for each in listed)
         assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
     again = subprocess.run(command, capture_output=True, text=True, check=False)

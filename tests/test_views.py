@@ -14,10 +14,11 @@ from toys import toy_corpus
 
 from cm3kit.data.bundle import INDEX, load_bundle, save_bundle
 from cm3kit.data.corpus import Documents, load_documents
-from cm3kit.data.views import ViewSettings, chosen, view
+from cm3kit.data.views import ViewSettings, chosen, nearest, swapped, view
 from cm3kit.models.backbone import BackboneConfig
 from cm3kit.rng import generator
 from cm3kit.training.decoder import DecoderRecipe, DecoderTask
+from cm3kit.training.losses import of_views
 from cm3kit_tokenizers.errors import ConfigError, DataError
 from cm3kit_tokenizers.sequence import PageTokenizer
 from cm3kit_tokenizers.text import TextTokenizer
@@ -97,9 +98,36 @@ def test_a_view_moves_what_is_opaque_over_a_ground() -> None:
 def test_the_plain_encoding_comes_as_often_as_is_set() -> None:
     rng = generator(1)
     drawn = [chosen([4, 1], ViewSettings(count=4, plain=0.4), rng) for _ in range(4000)]
-    share = [sum(which == number for which, _ in drawn) / 4000 for number in range(4)]
+    share = [sum(which == (number, 0) for which, _ in drawn) / 4000 for number in range(4)]
     assert share == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=0.03)
-    assert {only for _, only in drawn} == {0}
+    assert {only for _, only in drawn} == {(0, 0)}
+
+
+def test_codes_are_replaced_in_what_is_not_plain() -> None:
+    """The plain encoding as it is as often as is set, and any one, the plain one too, with up to the share replaced."""
+    rng = generator(1)
+    drawn = [chosen([2, 1], ViewSettings(count=2, plain=0.4, swap=0.3), rng) for _ in range(4000)]
+    for place, of in ((0, 2), (1, 1)):
+        plain = sum(each[place] == (0, 0) for each in drawn) / 4000
+        assert plain == pytest.approx(0.4, abs=0.03)
+        changed = [each[place] for each in drawn if each[place] != (0, 0)]
+        shares = [share for _, share in changed]
+        assert 0 < min(shares) < 0.01 and 0.29 < max(shares) < 0.3
+        assert sum(which == 0 for which, _ in changed) / len(changed) == pytest.approx(1 / of, abs=0.03)
+
+
+def test_a_code_is_replaced_by_one_of_its_nearest() -> None:
+    codebook_KD = torch.tensor([[0.0], [1.0], [2.5], [10.0], [10.1]])
+    near_KN = nearest(codebook_KD, 2)
+    assert [set(each) for each in near_KN.tolist()] == [{1, 2}, {0, 2}, {0, 1}, {4, 2}, {3, 2}]
+    assert nearest(codebook_KD).shape == (5, 4)  # of fewer codes all others
+    codes_L = torch.arange(5).repeat(2000)
+    made_L = swapped(codes_L, 0.3, near_KN, generator(3))
+    assert float((made_L != codes_L).float().mean()) == pytest.approx(0.3, abs=0.02)
+    for code in range(5):
+        others = made_L[(codes_L == code) & (made_L != codes_L)].tolist()
+        assert set(others) == set(near_KN[code].tolist())
+    assert torch.equal(swapped(codes_L, 0.0, near_KN, generator(3)), codes_L)
 
 
 def test_documents_show_one_encoding_at_a_time(corpus: Path, image: Grey, tmp_path: Path) -> None:
@@ -116,6 +144,27 @@ def test_documents_show_one_encoding_at_a_time(corpus: Path, image: Grey, tmp_pa
     of_disc = {tuple(each) for each in drawn if len(each) == len(plain.ids[0])}
     assert tuple(plain.ids[0]) in of_disc and len(of_disc) > 4
     assert many.fingerprint() != plain.fingerprint()
+
+
+def test_documents_show_replaced_codes(corpus: Path, image: Grey, tmp_path: Path) -> None:
+    """Of a single encoding, opaque pictures too; the same again from a bundle; `scored` knows them."""
+    plain = load_documents(corpus, PAGES, image, tmp_path / "cache")
+    views = ViewSettings(plain=0.5, swap=0.4)
+    many = load_documents(corpus, PAGES, image, tmp_path / "cache", views=views)
+    drawn = [many.seen(number % 2, generator(number)) for number in range(400)]
+    for number in range(2):
+        seen = drawn[number::2]
+        assert {len(each) for each in seen} == {len(plain.ids[number])}
+        same = [each == plain.ids[number] for each in seen]
+        assert sum(same) / len(same) == pytest.approx(0.5, abs=0.1)
+        assert [many.is_plain(number, each) for each in seen] == same
+        changed = [sum(a != b for a, b in zip(each, plain.ids[number], strict=True)) for each in seen]
+        assert 12 < max(changed) < 40  # of 64
+        others = {id for each in seen for id in each} - set(plain.ids[number])
+        assert others and all(id in PAGES.vocab.image for id in others)
+    save_bundle(many, [[7, 8, 9]], PAGES, image, tmp_path / "bundle")
+    again, _ = load_bundle(tmp_path / "bundle", PAGES, image)
+    assert drawn == [again.seen(number % 2, generator(number)) for number in range(400)]
 
 
 def test_encodings_are_kept(
@@ -210,3 +259,19 @@ def test_codes_of_augmented_pictures_are_read_and_not_learnt(tmp_path: Path) -> 
         assert len(found_N) and bool(((found_N >= codes.start) & (found_N < codes.stop)).any()) == some
     with pytest.raises(ConfigError, match=r"raise views\.plain"):
         task(0.0, share=1.0, texts=0.0).batch(generator(0), 8)
+
+
+def test_views_that_are_not_used_are_said(corpus: Path, image: Grey, tmp_path: Path) -> None:
+    bundled(corpus, image, tmp_path)
+    own = load_bundle(tmp_path / "bundle", PAGES, image)[0].views
+    folder = load_documents(corpus, PAGES, image, tmp_path / "cache").views
+    assert (
+        of_views(ViewSettings(), None)
+        == of_views(ViewSettings(), own)
+        == of_views(ViewSettings(), folder)
+        == []
+    )
+    assert of_views(own, own) == of_views(own.model_copy(update={"scored": False}), own) == []
+    assert "token shards hold one encoding" in of_views(ViewSettings(count=9), None)[0]
+    assert "a bundle has its own (3 encodings)" in of_views(ViewSettings(swap=0.2), own)[0]
+    assert "nothing is augmented" in of_views(ViewSettings(turn=40), folder)[0]

@@ -1,8 +1,9 @@
 """A part of the corpus for a phase of training, in forms of pages of its own.
 
-few: 353 names by most artists; most, most-wide, most-told, most-by: 613 of them, on naming pages, on others too, with
-artists, synonyms and pages of words alone more often, and with artists above all; names, base: all base names, on
-naming pages and on others; wide: flags too.
+few: 353 names by most artists; most, most-wide, most-told, most-by, most-words: 613 of them, on naming pages, on others
+too, with artists, synonyms and pages of words alone more often, with artists above all, and with four times as many
+pages of words alone, where a title is read off a heading; names, base: all base names, on naming pages and on others;
+wide: flags too.
 
 python checkpoints/pictures/part.py data/pictures few -o data/pictures-few
 
@@ -65,6 +66,7 @@ TOLD = {
     "hands": 0.05,
     "links": 0.03,
 }
+WORDS = TOLD | {"words": 0.6, "entry": 0.3, "definition": 0.12}
 BY = TOLD | {"alt by": 3.0, "by": 1.2, "synonym": 0.1}
 FORMS = {
     "few": NAMING,
@@ -72,6 +74,7 @@ FORMS = {
     "most-wide": LAST,
     "most-told": TOLD,
     "most-by": BY,
+    "most-words": WORDS,
     "names": NAMING,
     "base": NAMING | MORE,
     "wide": LAST,

@@ -119,8 +119,9 @@ def load_bundle(
                 f"{folder} was made with another {name} tokenizer than the recipe's.", code="bad_config"
             )
     counts_P = tensors["counts"].long()
-    encodings = Encodings(torch.cat(parts), counts_P.cumsum(0) - counts_P, counts_P)
     views = ViewSettings.model_validate(index["views"])
+    found = Encodings(torch.cat(parts), counts_P.cumsum(0) - counts_P, counts_P)
+    encodings = found.as_ids(found.codes_NL, tokenizer.vocab.image.start, image, views)
     ids = Flat.of(tensors["ids"], tensors["sizes"], tensors["pictures"])
     held = list(Flat.of(tensors["held"], tensors["held_sizes"], tensors["pictures"][:0]))
     return Documents(ids, tensors["weights"], (), encodings, views, index["fingerprint"]), held

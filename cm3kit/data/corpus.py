@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -189,9 +189,10 @@ def load_documents(
     names = tuple(each.path.relative_to(folder).as_posix() for each in pages)
     weights_B = torch.tensor([each.weight for each in pages])
     found = encode(pictures, folder, image, views, cache, watch=watch)
-    if views.count > 1:
-        ids = torch.tensor([tokenizer.image_ids(row) for row in found.codes_NL.tolist()])
-        return Documents(parsed, weights_B, names, replace(found, codes_NL=ids), views, lost=lost)
+    if views.several:
+        ids_NL = torch.tensor([tokenizer.image_ids(row) for row in found.codes_NL.tolist()])
+        found = found.as_ids(ids_NL, tokenizer.vocab.image.start, image, views)
+        return Documents(parsed, weights_B, names, found, views, lost=lost)
     codes = [tokenizer.image_ids(row) for row in found.codes_NL.tolist()]
     documents = tuple(
         [id for part in row for id in (codes[-1 - part] if part < 0 else (part,))] for row in parsed

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save
 from torch import Generator, Tensor
 
-from cm3kit.data.views import ViewSettings, chosen, view
+from cm3kit.data.views import ViewSettings, chosen, nearest, swapped, view
 from cm3kit.publish import write_atomic
 from cm3kit.rng import generator
 from cm3kit_tokenizers.pictures import load_picture, resolve_src
@@ -26,11 +26,17 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Encodings:
-    """`codes_NL` of all encodings; picture p has `counts_P[p]` rows from `starts_P[p]` on, the plain one first."""
+    """`codes_NL` of all encodings; picture p has `counts_P[p]` rows from `starts_P[p]` on, the plain one first.
+
+    They may be ids, of which `first` is that of code 0. `near_KN` are the codes that are nearest to each code, for
+    views that replace some.
+    """
 
     codes_NL: Tensor
     starts_P: Tensor
     counts_P: Tensor
+    first: int = 0
+    near_KN: Tensor | None = None
 
     @classmethod
     def of(cls, codes: Sequence[Tensor]) -> Encodings:
@@ -42,13 +48,23 @@ class Encodings:
         """Codes of some pictures, each in a randomly drawn encoding."""
         counts = self.counts_P[list(pictures)].tolist()
         starts = self.starts_P[list(pictures)].tolist()
-        picked = chosen(counts, settings, rng)
-        return [self.codes_NL[start + which].tolist() for start, which in zip(starts, picked, strict=True)]
+        out: list[list[int]] = []
+        for start, (which, share) in zip(starts, chosen(counts, settings, rng), strict=True):
+            codes_L = self.codes_NL[start + which]
+            if share and self.near_KN is not None:
+                codes_L = self.first + swapped(codes_L.long() - self.first, share, self.near_KN, rng)
+            out.append(codes_L.tolist())
+        return out
+
+    def as_ids(self, ids_NL: Tensor, first: int, image: ImageTokenizer, settings: ViewSettings) -> Encodings:
+        """The same with ids for codes, and with the nearest codes if some are replaced by them."""
+        near_KN = nearest(image.codebook_KD) if settings.swap else None
+        return replace(self, codes_NL=ids_NL, first=first, near_KN=near_KN)
 
     @property
     def augmented(self) -> bool:
         """Whether any picture has more than one encoding."""
-        return len(self.codes_NL) > len(self.counts_P)
+        return len(self.codes_NL) > len(self.counts_P) or self.near_KN is not None
 
     def plain(self, picture: int) -> list[int]:
         """Codes of a picture without augmentation."""
@@ -121,5 +137,10 @@ def _opacity(data: bytes) -> Image.Image:
 
 def _key(names: Sequence[str], folder: Path, image: ImageTokenizer, settings: ViewSettings) -> str:
     sizes = [len(name) if name[:5].lower() == "data:" else (folder / name).stat().st_size for name in names]
-    known = [image.sha256, list(names), sizes, settings.model_dump(mode="json", exclude={"plain", "scored"})]
+    known = [
+        image.sha256,
+        list(names),
+        sizes,
+        settings.model_dump(mode="json", exclude={"plain", "swap", "scored"}),
+    ]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]

@@ -28,6 +28,9 @@ class ViewSettings(Settings):
         scale: range of the scaling factor.
         light: range of brightness, contrast and saturation, as factors 1 − light … 1 + light.
         grounds: probability of a coloured background instead of white.
+        swap: largest share of the codes that are replaced by one of the 8 nearest of the codebook, each time a page is
+            drawn with an encoding that is not plain; the share is drawn from [0, swap), and then the plain one is
+            among those that are changed. Costs no encoding, and reaches opaque pictures too.
         scored: whether the codes of augmented encodings have a loss too. Without it they are read, as by captions, and
             nothing learns to draw moved pictures; an example in which nothing else has a loss is left out.
     """
@@ -39,7 +42,13 @@ class ViewSettings(Settings):
     scale: tuple[float, float] = (0.86, 1.06)
     light: float = Field(0.12, ge=0, lt=1)
     grounds: float = Field(0.15, ge=0, le=1)
+    swap: float = Field(0.0, ge=0, le=1)
     scored: bool = True
+
+    @property
+    def several(self) -> bool:
+        """Whether a picture has other encodings than the plain one."""
+        return self.count > 1 or self.swap > 0
 
 
 def view(white_BCHW: Tensor, alpha_B1HW: Tensor, settings: ViewSettings, rng: Generator) -> Tensor:
@@ -86,10 +95,34 @@ def _lit(
     return x_BCHW.clamp_min(0).minimum(alpha_B1HW)
 
 
-def chosen(counts: Sequence[int], settings: ViewSettings, rng: Generator) -> list[int]:
-    """Draw the index of an encoding for each picture, given their numbers: the plain one, or any other."""
-    draws = torch.rand(2 * len(counts), generator=rng, dtype=torch.float64).tolist()
-    return [
-        0 if count == 1 or plain < settings.plain else 1 + int(which * (count - 1))
-        for count, plain, which in zip(counts, draws[::2], draws[1::2], strict=True)
-    ]
+def chosen(counts: Sequence[int], settings: ViewSettings, rng: Generator) -> list[tuple[int, float]]:
+    """Draw the index of an encoding for each picture, given their numbers, and the share of codes to replace.
+
+    The plain one as it is with probability `plain`, else any other, or with `swap` any at all.
+    """
+    draws = torch.rand((3 if settings.swap else 2) * len(counts), generator=rng, dtype=torch.float64).tolist()
+    shares = draws[2 * len(counts) :]
+    out: list[tuple[int, float]] = []
+    for place, count in enumerate(counts):
+        plain, which = draws[2 * place : 2 * place + 2]
+        if plain < settings.plain or not (settings.swap or count > 1):
+            out.append((0, 0.0))
+        elif settings.swap:
+            out.append((int(which * count), settings.swap * shares[place]))
+        else:
+            out.append((1 + int(which * (count - 1)), 0.0))
+    return out
+
+
+def nearest(codebook_KD: Tensor, count: int = 8) -> Tensor:
+    """The codes (K, count) that are nearest to each code by Euclidean distance, itself left out."""
+    table_KD = codebook_KD.detach().float().cpu()
+    distances_KK = torch.cdist(table_KD, table_KD).fill_diagonal_(torch.inf)
+    return distances_KK.topk(min(count, len(table_KD) - 1), largest=False).indices
+
+
+def swapped(codes_L: Tensor, share: float, near_KN: Tensor, rng: Generator) -> Tensor:
+    """Replace each code with probability `share` by one of its nearest."""
+    odds_2L = torch.rand(2, len(codes_L), generator=rng, dtype=torch.float64)
+    other_L = near_KN[codes_L].gather(1, (odds_2L[1] * near_KN.shape[1]).long()[:, None])[:, 0]
+    return torch.where(odds_2L[0] < share, other_L, codes_L)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -32,3 +34,15 @@ def compare(filled: Sequence[str], right: Sequence[str], ended: Sequence[bool]) 
     alike = [1 - edit_distance(a, b) / max(1, len(a), len(b)) for a, b in pairs]
     count = max(1, len(pairs))
     return Match(len(pairs), sum(a == b for a, b in pairs) / count, sum(alike) / count, sum(ended) / count)
+
+
+def same_caption(text: str, name: str, artists: Iterable[str]) -> bool:
+    """Whether a caption is the name, but for case, punctuation and who drew it."""
+
+    def bare(words: str) -> str:
+        return " ".join(re.sub(r"[\W_]+", " ", html.unescape(words).lower()).split())
+
+    found = bare(text)
+    for artist in artists:
+        found = re.sub(rf" (by )?{re.escape(bare(artist))}$", "", found)
+    return found == bare(name)

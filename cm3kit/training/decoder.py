@@ -21,6 +21,7 @@ from cm3kit.models.attention import annealed
 from cm3kit.models.backbone import build_backbone, load_backbone, save_backbone
 from cm3kit.models.documents import Documents
 from cm3kit.models.embeddings import init_mask_embedding
+from cm3kit.models.expand import expand
 from cm3kit.models.lora import add_lora, without_lora
 from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep, is_timed
@@ -96,6 +97,7 @@ class DecoderTask:
         else:
             shards = self.rows.shards
             self.notes.append(losses.of_shards(shards.index, shards.lengths.tolist(), room))
+        self.notes += losses.of_views(recipe.views, self.documents.views if self.rows is None else None)
         self.model = Scorer(self._backbone(), self.vocab.mask if self.objective.masks else None).train()
         self._scored = Picked(
             self.vocab, self.model.backbone.config.vocab_size if recipe.loop.compile else None
@@ -140,6 +142,8 @@ class DecoderTask:
             self._try_out(model, recipe.backbone_from)
             if self.objective.masks:
                 init_mask_embedding(model, self.vocab.mask, recipe.mask_embedding)
+        if recipe.expand:
+            model = expand(model, recipe.expand)
         if recipe.lora.rank:
             new = [id for id in range(size) if id not in self.vocab.text]
             if recipe.warm.source is not None:
@@ -201,9 +205,10 @@ class DecoderTask:
         while open_ > 0:  # an objective may make far less of a document than there is of it
             more = self.documents.pick(rng, int(1.3 * open_ / length) + 2)
             drawn = [self.documents.seen(each, rng) for each in more]
-            made = self.objective.make_examples(drawn, rng, window)
-            if not self.recipe.views.scored:
-                more, made = self._without_views(more, drawn, made)
+            if self.recipe.views.scored:
+                made = self.objective.make_examples(drawn, rng, window)
+            else:
+                more, made = self._without_views(more, drawn, rng)
             numbers, examples = numbers + more, examples + made
             if not made and (empty := empty + 1) == EMPTY:
                 raise ConfigError(
@@ -215,18 +220,21 @@ class DecoderTask:
         return numbers, examples
 
     def _without_views(
-        self, numbers: list[int], drawn: list[list[int]], made: list[Example]
+        self, numbers: list[int], drawn: list[list[int]], rng: Generator
     ) -> tuple[list[int], list[Example]]:
-        """No loss of codes where a picture is augmented, and nothing of an example that has none then."""
+        """Examples without a loss of codes where a picture is augmented, and none of what has no loss then.
+
+        They are made document by document, since some objectives return those of several in another order.
+        """
         kept: list[tuple[int, Example]] = []
-        per_document = len(made) // len(drawn)
-        for place, example in enumerate(made):
-            number, ids = numbers[place // per_document], drawn[place // per_document]
-            if not self.documents.is_plain(number, ids):
-                pairs = zip(example.ids, example.weights, strict=True)
-                example.weights[:] = [0.0 if id in self.vocab.image else weight for id, weight in pairs]
-            if any(example.weights):
-                kept.append((number, example))
+        for number, ids in zip(numbers, drawn, strict=True):
+            plain = self.documents.is_plain(number, ids)
+            for example in self.objective.make_examples([ids], rng, self.recipe.window):
+                if not plain:
+                    pairs = zip(example.ids, example.weights, strict=True)
+                    example.weights[:] = [0.0 if id in self.vocab.image else weight for id, weight in pairs]
+                if any(example.weights):
+                    kept.append((number, example))
         return [number for number, _ in kept], [example for _, example in kept]
 
     def _next_examples(self, rows: Rows, size: int) -> list[Example]:

@@ -42,6 +42,8 @@ class DecoderRecipe(RenamedSettings):
         window: length of a packed row.
         backbone_from: a decoder with our ids, a folder or hub id, to start from instead of fresh weights of `backbone`.
         warm: a public decoder to start from instead.
+        expand: identity layers that are put between those of what is started from, so that it has room for more
+            (`models.expand`).
         lora: train adapters, new rows and the head of what is started from, instead of all of it.
         mask_embedding: where a diffusion objective starts from such weights: the mean of all embeddings, or what it is.
         timestep: width of the embedding of the diffusion time that conditions every layer; None is a model without
@@ -70,6 +72,7 @@ class DecoderRecipe(RenamedSettings):
     backbone: BackboneConfig = BackboneConfig()
     backbone_from: str | None = None
     warm: WarmStart = WarmStart()
+    expand: int = Field(0, ge=0)
     lora: LoraSettings = LoraSettings()
     mask_embedding: Literal["mean", "keep"] = "mean"
     timestep: int | None = Field(None, ge=2)
@@ -92,6 +95,8 @@ class DecoderRecipe(RenamedSettings):
     def _starts_once(self) -> DecoderRecipe:
         if self.warm.source is not None and self.backbone_from is not None:
             raise ValueError("warm.source and backbone_from both name weights to start from; set one")
+        if self.expand and self.warm.source is None and self.backbone_from is None:
+            raise ValueError("expand needs weights to put layers between; set warm.source or backbone_from")
         if self.lora.rank and self.warm.source is None and self.backbone_from is None:
             raise ValueError("lora.rank needs weights to adapt; set warm.source or backbone_from")
         return self

@@ -25,6 +25,7 @@ from cm3kit.data.corpus import listing
 from cm3kit.data.token_shards import INDEX, TokenShards
 from cm3kit.models.backbone import build_backbone
 from cm3kit.models.empty import empty_backbone
+from cm3kit.models.expand import expand
 from cm3kit.models.lora import add_lora
 from cm3kit.models.packing import Packer
 from cm3kit.models.timestep import add_timestep
@@ -263,6 +264,8 @@ def _backbone(recipe: DecoderRecipe, size: int) -> PreTrainedModel:
         model = build_backbone(recipe.backbone, size)
     else:
         model = empty_backbone(source, size)
+    if recipe.expand:
+        model = expand(model, recipe.expand)
     if recipe.lora.rank:
         add_lora(model, recipe.lora, range(size - 1))
     if recipe.timestep is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cm3kit.data.views import ViewSettings
 from cm3kit.json_lines import objects
 
 
@@ -30,6 +31,22 @@ def of_shards(index: dict[str, Any], lengths: Sequence[int], room: int) -> str:
         return told
     pages = f"{_share(index['sliced'], index['pages'])} of {index['pages']:,} pages were cut when they were packed"
     return f"{told}; {pages}, and {index['too_short']:,} rests were too short"
+
+
+def of_views(asked: ViewSettings, used: ViewSettings | None) -> list[str]:
+    """A line where the encodings that a recipe asks for are not those that pages show; `used` is None for shards."""
+    own, said = {"scored"}, ViewSettings()
+    if asked == said or (used and asked.model_dump(exclude=own) == used.model_dump(exclude=own)):
+        return []
+    if used is None:
+        return [
+            "views: not used, since token shards hold one encoding of each picture; train on pages or on a bundle"
+        ]
+    if used.several:
+        return [
+            f"views: a bundle has its own ({used.count} encodings); of the recipe's, scored alone is used"
+        ]
+    return ["views: nothing is augmented, since views.count is 1 and views.swap is 0"]
 
 
 def filled(log: Path) -> str | None:
