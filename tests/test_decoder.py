@@ -192,18 +192,28 @@ def test_prompts_of_a_batch_are_computed_together_bit_for_bit_as_one_by_one() ->
         assert torch.equal(together, alone)
         for ours, theirs in zip(caches[0].layers, caches[1].layers, strict=True):
             assert torch.equal(ours, theirs)
-    assert [[each.slot for each in part] for part in in_parts(prompts, 20)] == [[0, 1], [2], [3], [4], [5]]
-    assert [len(part) for part in in_parts(prompts, 0)] == [1] * 6
+    assert [[each.slot for each in part] for part in in_parts(prompts, lambda each: len(each.ids), 20)] == [
+        [0, 1],
+        [2],
+        [3],
+        [4],
+        [5],
+    ]
+    assert [len(part) for part in in_parts(prompts, lambda each: len(each.ids), 0)] == [1] * 6
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16", "fp16-packed"])
-def test_rows_that_are_wanted_alone_have_the_bits_that_they_have_among_all(format: str) -> None:
+def test_positions_of_some_rows_have_the_bits_that_they_have_in_one(
+    format: str,
+) -> None:
     engine = LeanEngine(backbone("qwen3"), len(VOCAB), format, 8)  # type: ignore[arg-type]
-    ids_BT = torch.stack([torch.tensor(random_ids(40, seed)) for seed in range(2)])
-    whole_MD = engine.encode(ids_BT, [40, 31]).flatten(0, 1)
-    for wanted in ([7], [0, 39, 40, 70], list(range(5, 71))):
-        some_MD = engine.encode(ids_BT, [40, 31], wanted_M=torch.tensor(wanted))
-        assert torch.equal(some_MD, whole_MD[wanted])
+    rows = [torch.tensor(random_ids(length, length)) for length in (40, 31, 150, 120)]
+    unseen = int(rows[0][3])
+    for hidden in (None, unseen):
+        whole = [engine.encode(each[None], [len(each)], hidden)[0] for each in rows]
+        for wanted in ([[7], [0], [149], [5, 90]], [list(range(5, 31)), [1], list(range(150)), [0]]):
+            some_MD = engine.encode_rows(rows, [torch.tensor(each) for each in wanted], hidden)
+            assert torch.equal(some_MD, torch.cat([each[at] for each, at in zip(whole, wanted, strict=True)]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-packed", "bf16-fp16", "int8"])

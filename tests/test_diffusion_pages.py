@@ -637,7 +637,7 @@ def in_blocks(make: Make, layout: str = "page", **more: object) -> Kit:
 @pytest.mark.parametrize("layout", ["page", "behind"])
 def test_a_model_trained_in_blocks_is_used_in_blocks(make: Make, layout: str) -> None:
     blocks = in_blocks(make, layout)
-    options = warm(verify_cache=True)
+    options = warm(verify_cache=True, precision="fp32")
     page = Page.parse(b"<p>red <mask> and <mask> apple</p>")
     filled = blocks.infill(page, variants=2, seed=1, options=options)
     for each in filled:

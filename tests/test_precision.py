@@ -13,8 +13,12 @@ from toys import toy
 
 import cm3kit
 from cm3kit.decoders import kernels, precision
+from cm3kit.decoders.diffusion.cached_forward import copies
+from cm3kit.decoders.fast_llama import LeanEngine
 from cm3kit.decoders.kernels import TILE, pack
+from cm3kit.decoders.past import PlainPast
 from cm3kit.decoders.precision import auto_precision, bits_lost
+from cm3kit.decoders.prompts import Prompt
 from cm3kit.fill.kit import GenerateOptions, Kit
 from cm3kit.fill.tokenizing import find_tokenizer
 from cm3kit.models.backbone import BackboneConfig, build_backbone, forward
@@ -128,7 +132,9 @@ SOME: list[tuple[Any, int, set[int]]] = [
     (lambda rows: 0, 16, {1, 20, 70}),  # all alike
     (lambda rows: rows < 2, 16, {2, 20, 70}),  # alone another
     (lambda rows: rows > 32, 16, {1, 20, 32, 6}),  # many another, in steps
-    (lambda rows: rows > 32, 256, {33, 70}),  # in prompts
+    (lambda rows: rows > 32, 256, {64, 96}),  # in prompts, padded to some that are alike
+    (lambda rows: rows in (96, 250), 256, {32, 128}),  # some others in between
+    (lambda rows: rows > 200, 256, {32, 96}),  # most at once
 ]
 
 
@@ -155,6 +161,43 @@ def test_products_go_in_as_many_rows_as_are_summed_alike(
     met.clear()
     found = [product(x[:count]) for count in (1, 20, 70)]
     assert set(met) == wanted and all(torch.equal(each, found[-1][: len(each)]) for each in found)
+
+
+@pytest.mark.parametrize("format", formats(False))
+@pytest.mark.parametrize("width", [32, 512])
+def test_a_prompt_has_the_same_bits_alone_and_beside_others(format: Any, width: int) -> None:
+    model = net(hidden_size=width, intermediate_size=2 * width, heads=width // 16, std=0.05)
+    engine, rng = LeanEngine(model, V, format, rows=16), generator(width)
+    prompts = [
+        Prompt(slot, torch.randint(V, (length,), generator=rng).tolist(), prefix)
+        for slot, (length, prefix) in enumerate([(5, 0), (70, 0), (301, 0), (40, 9), (129, 0)])
+    ]
+    caches = [engine.open(len(prompts), 301) for _ in range(2)]
+    together = engine.prefill_all(caches[0], prompts)
+    alone = [engine.prefill(caches[1], each.slot, each.ids, each.prefix) for each in prompts]
+    assert torch.equal(together, torch.stack(alone))
+    assert all(torch.equal(*both) for both in zip(*(each.layers for each in caches), strict=True))
+
+
+@pytest.mark.parametrize("format", formats(False))
+@pytest.mark.parametrize("shape", [{}, {"heads": 4, "kv_heads": 4}], ids=["grouped", "plain"])
+def test_what_follows_a_prompt_has_the_bits_of_steps(format: Any, shape: dict[str, int]) -> None:
+    engine, rng = LeanEngine(net(**shape), V, format, rows=16), generator(1)
+    if not engine.fused:
+        pytest.skip(
+            "this machine's kernel promises less, and rounding is all that scores have in common with steps"
+        )
+    ids = torch.randint(V, (3, 80), generator=rng)
+    prompt, prefix, rows = ids[0, :29], 4, ids[:, 29:]
+    cache, past = engine.open(3, 80), PlainPast()
+    steps = [engine.prefill_all(cache, [Prompt(slot, prompt.tolist(), prefix) for slot in range(3)])]
+    for place in range(29, 80):
+        steps.append(engine.step(cache, cache.at([place] * 3, [True] * 3), ids[:, place]))
+    first = engine.logits_of(engine.follow(prompt[None], past, prefix)[:, -1])
+    assert torch.equal(first.expand(3, -1), steps[0])
+    hidden = engine.follow(rows, copies(past, 3))
+    for at, wanted in enumerate(steps[1:]):
+        assert torch.equal(engine.logits_of(hidden[:, at]), wanted)
 
 
 def test_bits_lost_are_the_divergence_of_what_two_models_say(monkeypatch: pytest.MonkeyPatch) -> None:

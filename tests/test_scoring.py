@@ -78,6 +78,7 @@ def test_answers_are_as_likely_as_the_causal_decoder_says(site: Path, html: byte
                 (found,) = scores(kit, [given(result)], CM3, ScoreHow())
                 assert found.method == "exact" and found.stderr == 0
                 for mine, theirs in zip(found.fills, result.fills, strict=True):
+                    # Also in the format of keys and values that this machine's `auto` is.
                     assert mine.ids == theirs.ids
                     assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
 

@@ -33,14 +33,14 @@ def attended(kv_heads: int, group: int, length: int, slots: int, span: int, kind
     cache.copy(slots - 1, 0, length - 1)
     # A place that was used before holds numbers behind the row's end.
     for layer in cache.layers:
-        cut = layer.view(2, slots, kv_heads, -1)
-        cut[:, 1:] = torch.randn(cut[:, 1:].shape, generator=rng)
+        cut = layer[1:] if cache.fused else layer.view(2, slots, kv_heads, -1)[:, 1:]
+        cut.copy_(torch.randn(cut.shape, generator=rng))
     write = cache.at([length - 1, *[span - 1] * (slots - 1)], [True] * slots)
     heads_SHD = torch.cat([heads, other])
     queries_SHD, kv_SHD = heads_SHD.tensor_split([group * kv_heads], 1)
     seen = StepAttention(group * kv_heads, kv_heads, width)(
         write, queries_SHD, *cache.write(0, write, kv_SHD)
-    )
+    ).float()
     keys, values = torch.cat([prompt, heads[0, group * kv_heads :, None]], 1).double().chunk(2)
     queries = heads[0, : group * kv_heads].double().view(kv_heads, group, width)
     wanted = (queries @ keys.transpose(1, 2)).softmax(-1) @ values

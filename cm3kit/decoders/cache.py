@@ -24,7 +24,7 @@ class Write:
 
     Attributes:
         rows: index into the flattened (key or value, slot, head, position) rows of a layer; of keys alone where values
-            lie across.
+            lie across; where it is fused, into (slot, position).
         mask_N1C: 0 where a slot may look, -inf elsewhere, for N = slots * kv_heads; for N = slots where it is fused.
         positions_S: position of the new id in each slot.
         span: C, the length that attention runs over.
@@ -45,7 +45,8 @@ class Cache:
 
     Args:
         across: keep the values of a head as (head_dim, capacity), so that those of a coordinate lie side by side.
-        fused: plan steps for SDPA.
+        fused: plan steps for SDPA; a layer is (S, capacity, 2, kv_heads, head_dim), so that what a step writes of a
+            slot lies together, and what it reads in few pages of memory.
     """
 
     def __init__(
@@ -55,15 +56,17 @@ class Cache:
         self.capacity = -(-capacity // BUCKET) * BUCKET
         self.slots, self.kv_heads, self.head_dim = slots, kv_heads, head_dim
         self.across, self.fused = across, fused
-        shape = (2, slots * kv_heads, self.capacity, head_dim)
+        shape: tuple[int, ...] = (2, slots * kv_heads, self.capacity, head_dim)
+        shape = (slots, self.capacity, 2, kv_heads, head_dim) if fused else shape
         self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self._starts = torch.arange(slots, device=device) * self.capacity
         heads_2SH = torch.arange(2 * slots * kv_heads, device=device).view(2, slots, kv_heads)
         offsets_S2H = heads_2SH.transpose(0, 1) * self.capacity
         self._offsets = (offsets_S2H[:, 0] if across else offsets_S2H).reshape(slots, -1)
         numbers = slots * kv_heads * head_dim if across else 0
         self._across = torch.arange(numbers, device=device).view(slots, numbers // slots) * self.capacity
         self._range = torch.arange(self.capacity, device=device)
-        self._flat = [(each[0].view(-1, head_dim), each[1].view(-1)) for each in self.layers]
+        self._flat = [(each[0].view(-1, head_dim), each[1].view(-1)) for each in self.layers if across]
         # What the last step looked at, as most look as far as the one before.
         self._seen: tuple[int, list[tuple[Tensor, Tensor]]] = 0, []
 
@@ -78,19 +81,18 @@ class Cache:
         span = min(self.capacity, -(-(longest + 1) // BUCKET) * BUCKET)
         positions_S = upload(positions, self._range.device)
         hidden_SC = self._range[:span] > positions_S[:, None]
-        mask_SC = torch.zeros(hidden_SC.shape, device=self._range.device).masked_fill_(hidden_SC, -torch.inf)
-        if self.fused:
-            mask_N1C = mask_SC.to(self.layers[0].dtype)[:, None]
-        else:
-            mask_N1C = mask_SC.repeat_interleave(self.kv_heads, 0)[:, None]
-        rows = (self._offsets + positions_S[:, None]).flatten()
+        dtype = self.layers[0].dtype if self.fused else torch.float32
+        mask_SC = torch.zeros(hidden_SC.shape, dtype=dtype, device=self._range.device)
+        mask_SC.masked_fill_(hidden_SC, -torch.inf)
+        mask_N1C = (mask_SC if self.fused else mask_SC.repeat_interleave(self.kv_heads, 0))[:, None]
+        rows = self._starts + positions_S if self.fused else (self._offsets + positions_S[:, None]).flatten()
         across = (self._across + positions_S[:, None]).flatten() if self.across else None
         return Write(rows, mask_N1C, positions_S, span, across, self.fused)
 
     def write(self, layer: int, write: Write, kv_SHD: Tensor) -> tuple[Tensor, Tensor]:
         """Put one position in, keys before values in kv_SHD, and return both, (N, C, head_dim).
 
-        Values that lie across are returned so, (N, head_dim, C).
+        Values that lie across are returned so, (N, head_dim, C); both as (S, kv_heads, C, head_dim) where it is fused.
         """
         if write.across is not None:
             keys_RD, values_R = self._flat[layer]
@@ -100,6 +102,11 @@ class Cache:
                 self._seen = write.span, [self._look(each, write.span) for each in self.layers]
             return self._seen[1][layer]
         store = self.layers[layer]
+        if write.fused:
+            kv_SR = kv_SHD.reshape(self.slots, -1).to(store.dtype)
+            store.view(-1, kv_SR.shape[1]).index_copy_(0, write.rows, kv_SR)
+            keys_SCHD, values_SCHD = store[:, : write.span].unbind(2)
+            return keys_SCHD.transpose(1, 2), values_SCHD.transpose(1, 2)
         kv_RD = kv_SHD.reshape(-1, self.head_dim).to(store.dtype)
         store.view(-1, self.head_dim).index_copy_(0, write.rows, kv_RD)
         return store[0, :, : write.span], store[1, :, : write.span]
@@ -109,12 +116,19 @@ class Cache:
 
     def put(self, layer: int, slot: int, kv_HTD: Tensor) -> None:
         """Put a whole prompt into a slot, from position 0; keys before values in kv_HTD."""
+        if self.fused:
+            there = self.layers[layer][slot, : kv_HTD.shape[1]]
+            there.copy_(kv_HTD.transpose(0, 1).view(there.shape))
+            return
         for there, given in zip(self._by_slot(self.layers[layer]), kv_HTD.chunk(2), strict=True):
             there[slot, :, : kv_HTD.shape[1]] = given
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Fork: copy the first positions of one slot into another."""
         for layer in self.layers:
+            if self.fused:
+                layer[target, :length] = layer[source, :length]
+                continue
             for there in self._by_slot(layer):
                 there[target, :, :length] = there[source, :, :length]
 

@@ -7,28 +7,29 @@ rotary embedding is one complex product (RoFormer, arXiv:2104.09864, eq. 14).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
 from cm3kit.decoders.cache import Cache, Write
-from cm3kit.decoders.kernels import Product, check_format, of_prompts, of_steps, pack
+from cm3kit.decoders.kernels import SHAPES, check_format, of_prompts, of_steps, pack
+from cm3kit.decoders.lean_weights import Layer, read_layers, rotations
 from cm3kit.decoders.past import Past
 from cm3kit.decoders.prompts import Prompt, in_parts, prefix_mask
 from cm3kit.decoders.settings import Precision
-from cm3kit.decoders.step_attention import StepAttention, is_fused
+from cm3kit.decoders.step_attention import StepAttention, attend_left, is_fused
 from cm3kit.decoders.transfer import upload
 from cm3kit.models.attention import row_mask
 from cm3kit.models.plain import DecoderWeights, device_of
 from cm3kit.models.quantized import is_quantized
 from cm3kit.models.timestep import is_timed
 
-ROWS = 256  # of a prompt, for which its products are tuned
+ROWS = SHAPES[-1]  # of a prompt, that go through what is computed row by row at once
 WIDE = 256  # numbers of a key of a position from which on reading values across gains more than writing them costs
-TOGETHER = 4096  # ids of prompts that go through the layers at once, which bounds memory
+TOGETHER = 4096  # ids of prompts or rows that go through the layers at once, which bounds memory
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 # From a layer's index and its projected heads to the attended values.
@@ -59,15 +60,6 @@ class Engine(Protocol):
 
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Logits (T, V) after each id, without a cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    qkv: Product
-    out: Product
-    gate_up: Product
-    down: Product
-    head_scale_1HD: Tensor | None
 
 
 def supports(model: DecoderWeights) -> bool:
@@ -105,61 +97,37 @@ class LeanEngine:
         self.head_dim = int(body.layers[0].self_attn.head_dim)
         self.device = device_of(model)
         self.ahead = self.device.type != "cpu"
-        self._fused, self._across = self._ways_to_attend()
+        self.kept, self.fused, self._across = self._ways_to_attend()
         self._attend_step = StepAttention(self.heads, self.kv_heads, self.head_dim)
         # Where memory is scarce, no copy in fp32 lies beside the products' own weights.
         dtype = torch.bfloat16 if self.ahead and precision == "bf16" else torch.float32
         self.embed_VD = body.embed_tokens.weight.detach().to(self.device, dtype)
+        # Only where products are steady is a row the same whichever rows are beside it.
+        self._together = TOGETHER if self.device.type == "cpu" and precision != "int8" else 0
         self._mean = 1 / config.hidden_size
         self._eps = torch.tensor(config.rms_norm_eps, device=self.device)
-        self._cis = _rotations(body.rotary_emb, self.window).to(self.device)
+        self._cis = rotations(body.rotary_emb, self.window).to(self.device)
         with torch.no_grad():
-            steps, prompts = of_steps(precision), of_prompts(precision)
-            self.layers = [self._read(layer, steps, rows) for layer in body.layers]
-            self._prompt_layers = self.layers
-            if prompts != steps:
-                self._prompt_layers = [self._read(layer, prompts, ROWS) for layer in body.layers]
+            self.layers, self._prompt_layers = read_layers(model, precision, rows, ROWS)
             head_VD = model.get_output_embeddings().weight[:vocab_size] * body.norm.weight
-            self.head = self._pack(head_VD, steps, rows)
+            self.head = pack(head_VD.to(self.device), of_steps(precision), rows)
 
-    def _ways_to_attend(self) -> tuple[bool, bool]:
-        """Whether attention of a step is one kernel, and else whether values lie across."""
+    def _ways_to_attend(self) -> tuple[torch.dtype, bool, bool]:
+        """The format of keys and values; whether attention of a step is one kernel; else whether values lie across."""
+        if self.device.type != "cpu":
+            return torch.float32, False, False
         group = self.heads // self.kv_heads
-        if self.device.type != "cpu" or is_fused(group, self.head_dim, torch.float32):
-            return self.device.type == "cpu", False
+        # Where prompts are in bf16, nothing is gained by keeping more of their keys and values.
+        kept = torch.bfloat16 if of_prompts(self.precision) == "bf16" else torch.float32
+        if is_fused(group, self.head_dim, kept):
+            return kept, True, False
         # Of many queries a head the usual product of values sums some spans in another order.
-        return False, self.kv_heads * self.head_dim >= WIDE or group > 2
-
-    def _pack(self, weight_NK: Tensor, precision: Precision, rows: int) -> Product:
-        return pack(weight_NK.to(self.device), precision, rows)
-
-    def _read(self, layer: Any, precision: Precision, rows: int) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        scale = self.head_dim**-0.5
-        head_scale_1HD = None
-        query_ND, key_ND = attention.q_proj.weight, attention.k_proj.weight
-        if hasattr(attention, "q_norm"):
-            scales = [attention.q_norm.weight * scale] * self.heads
-            scales += [attention.k_norm.weight] * self.kv_heads
-            head_scale_1HD = _interleave(torch.stack(scales).float(), self.head_dim, 1)[None].to(self.device)
-        else:
-            query_ND = query_ND * scale
-        rotated_ND = _interleave(torch.cat([query_ND, key_ND]), self.head_dim, 0)
-        qkv_ND = torch.cat([rotated_ND, attention.v_proj.weight]) * layer.input_layernorm.weight
-        gate_up_ND = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        gate_up_ND = gate_up_ND * layer.post_attention_layernorm.weight
-        return _Layer(
-            qkv=self._pack(qkv_ND, precision, rows),
-            out=self._pack(attention.o_proj.weight, precision, rows),
-            gate_up=self._pack(gate_up_ND, precision, rows),
-            down=self._pack(mlp.down_proj.weight, precision, rows),
-            head_scale_1HD=head_scale_1HD,
-        )
+        return torch.float32, False, self.kv_heads * self.head_dim >= WIDE or group > 2
 
     def open(self, slots: int, capacity: int) -> Cache:
         """A cache for so many rows of so many positions."""
         size = len(self.layers), slots, self.kv_heads, capacity, self.head_dim
-        return Cache(*size, self.device, across=self._across, fused=self._fused)
+        return Cache(*size, self.device, self.kept, self._across, self.fused)
 
     def prefill(self, cache: Cache, slot: int, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Put a prompt into a slot; logits (V,) after its last id. The first `prefix` ids look at one another."""
@@ -167,9 +135,8 @@ class LeanEngine:
 
     def prefill_all(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
         """Put prompts into their slots; logits (N, V) after the last id of each, as `prefill` gives them."""
-        # Only where products are steady is a prompt the same whichever prompts are beside it.
-        most = TOGETHER if self.device.type == "cpu" and self.precision != "int8" else 0
-        return torch.cat([self._prefill(cache, part) for part in in_parts(prompts, most)])
+        parts = in_parts(prompts, lambda each: len(each.ids), self._together)
+        return torch.cat([self._prefill(cache, part) for part in parts])
 
     @torch.no_grad()
     def _prefill(self, cache: Cache, prompts: Sequence[Prompt]) -> Tensor:
@@ -180,7 +147,7 @@ class LeanEngine:
             found = []
             for each, heads_THD, seen_TT in zip(prompts, torch.split(heads_MHD, lengths), masks, strict=True):
                 cache.put(index, each.slot, heads_THD[:, self.heads :].transpose(0, 1))
-                found.append(self._attend_causally(heads_THD, seen_TT))
+                found.append(self._attend_in_row(heads_THD, seen_TT))
             return torch.cat(found)
 
         x_MD = self._embed(upload([id for each in prompts for id in each.ids], self.device))
@@ -192,32 +159,45 @@ class LeanEngine:
     def score(self, ids: Sequence[int], prefix: int = 0) -> Tensor:
         """Logits (T, V) after each id, without a cache. The first `prefix` ids look at one another."""
         seen_TT = prefix_mask(len(ids), prefix, self.device)
-        return self._logits(
-            self._run(ids, lambda index, heads_THD: self._attend_causally(heads_THD, seen_TT))
-        )
+        return self._logits(self._run(ids, lambda index, heads_THD: self._attend_in_row(heads_THD, seen_TT)))
 
     @torch.no_grad()
-    def encode(
-        self,
-        ids_BT: Tensor,
-        lengths: Sequence[int],
-        unseen: int | None = None,
-        wanted_M: Tensor | None = None,
-    ) -> Tensor:
+    def encode(self, ids_BT: Tensor, lengths: Sequence[int], unseen: int | None = None) -> Tensor:
         """Hidden states (B, T, D) of rows padded on the right, where every place sees all of its own row.
 
-        Places that hold the id `unseen` are seen by themselves alone.
-        They are those before the final norm, and mean nothing at padding; `logits_of` reads them.
-        With `wanted_M`, flat places, those of these alone, (M, D).
+        Places that hold the id `unseen` are seen by themselves alone. The final norm comes later (`logits_of`).
         """
-        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen), wanted_M=wanted_M)
+        return self.extend(ids_BT, row_mask(ids_BT.to(self.device), lengths, unseen))
+
+    @torch.no_grad()
+    def encode_rows(
+        self, rows: Sequence[Tensor], places: Sequence[Tensor], unseen: int | None = None
+    ) -> Tensor:
+        """Hidden states (M, D), as `encode` gives them, at places of rows (T,) that go through together."""
+        parts = in_parts(list(zip(rows, places, strict=True)), lambda each: len(each[0]), self._together)
+        return torch.cat([self._encode_rows(part, unseen) for part in parts])
+
+    def _encode_rows(self, rows: Sequence[tuple[Tensor, Tensor]], unseen: int | None) -> Tensor:
+        lengths = [len(ids_T) for ids_T, _ in rows]
+        masks = [row_mask(ids_T[None], [len(ids_T)], unseen) for ids_T, _ in rows]
+
+        def attend(index: int, heads_MHD: Tensor) -> Tensor:
+            found = zip(torch.split(heads_MHD, lengths), masks, strict=True)
+            return torch.cat(
+                [self._attend_in_row(heads_THD, seen, causal=False) for heads_THD, seen in found]
+            )
+
+        starts = accumulate(lengths, initial=0)
+        wanted_M = torch.cat([places + start for (_, places), start in zip(rows, starts, strict=False)])
+        cis_M1R = torch.cat([self._cis[:length] for length in lengths])
+        x_MD = self._embed(torch.cat([ids_T for ids_T, _ in rows]))
+        return self._layers(x_MD, cis_M1R, attend, self.layers, wanted_M)
 
     @torch.no_grad()
     def extend(
-        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None,
-        wanted_M: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Hidden states (B, Q, D), or (M, D), as `encode` gives them, of the places from `start` on.
+        self, ids_BQ: Tensor, seen_B1QK: Tensor | None, start: int = 0, past: Past | None = None
+    ) -> Tensor:
+        """Hidden states (B, Q, D), as `encode` gives them, of the places from `start` on.
 
         Args:
             seen_B1QK: True where a query may look; keys are those in `past`, then those of `ids_BQ`; None is all.
@@ -228,7 +208,7 @@ class LeanEngine:
         layers = self._prompt_layers if first else self.layers
 
         def attend(index: int, heads_MHD: Tensor) -> Tensor:
-            heads_BHQD = heads_MHD.view(rows, width, -1, self.head_dim).transpose(1, 2)
+            heads_BHQD = heads_MHD.to(self.kept).view(rows, width, -1, self.head_dim).transpose(1, 2)
             q, k, v = torch.split(heads_BHQD, [self.heads, self.kv_heads, self.kv_heads], dim=1)
             if past is not None:
                 k, v = past.update(k, v, index)
@@ -239,8 +219,32 @@ class LeanEngine:
         place_Q = torch.arange(start, start + width, device=self.device)
         cis_M1R = self._cis[place_Q.clamp(max=self.window - 1)].repeat(rows, 1, 1)
         x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
-        hidden_MD = self._layers(x_MD, cis_M1R, attend, layers, wanted_M)
-        return hidden_MD.view(rows, width, -1) if wanted_M is None else hidden_MD
+        return self._layers(x_MD, cis_M1R, attend, layers).view(rows, width, -1)
+
+    @torch.no_grad()
+    def follow(self, ids_BQ: Tensor, past: Past, prefix: int = 0) -> Tensor:
+        """Hidden states (B, Q, D) of ids behind those in `past`, to which they are added; each looks left.
+
+        Where attention is one kernel they have the bits of a prompt of one row, of which the first `prefix` ids look at
+        one another, and of steps behind it.
+        """
+        (rows, width), start = ids_BQ.shape, past.get_seq_length()
+        prompt_TT = prefix_mask(width, prefix, self.device)
+
+        def attend(index: int, heads_MHD: Tensor) -> Tensor:
+            heads_BQHD = heads_MHD.to(self.kept).view(rows, width, -1, self.head_dim)
+            keys_BKQD, values_BKQD = heads_BQHD[:, :, self.heads :].transpose(1, 2).chunk(2, 1)
+            keys_BKTD, values_BKTD = past.update(keys_BKQD, values_BKQD, index)
+            if not start:
+                return self._attend_in_row(heads_MHD, prompt_TT)
+            queries_QBHD = heads_BQHD[:, :, : self.heads].transpose(0, 1)
+            found = attend_left(queries_QBHD, keys_BKTD, values_BKTD)
+            return found.transpose(0, 1).reshape(rows * width, -1)
+
+        layers = self.layers if start else self._prompt_layers
+        cis_M1R = self._cis[start : start + width].repeat(rows, 1, 1)
+        x_MD = self._embed(ids_BQ.reshape(-1).to(self.device))
+        return self._layers(x_MD, cis_M1R, attend, layers).view(rows, width, -1)
 
     @torch.no_grad()
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
@@ -273,13 +277,14 @@ class LeanEngine:
         x_MD = self._embed(ids_QS.reshape(-1))
         return self._logits(self._layers(x_MD, cis_M1R, attend, self.layers)).view(steps, slots, -1)
 
-    def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
-        """Attended values (T, H * D); each id looks left unless `seen_TT` says otherwise."""
-        heads_HTD = heads_THD.transpose(0, 1)
+    def _attend_in_row(self, heads_THD: Tensor, seen_TT: Tensor | None, causal: bool = True) -> Tensor:
+        """Attended values (T, H * D); each id looks left, or everywhere, unless `seen_TT` says otherwise."""
+        heads_HTD = heads_THD.to(self.kept).transpose(0, 1)
         q, k, v = torch.split(heads_HTD, [self.heads, self.kv_heads, self.kv_heads])
         grouped = self.heads != self.kv_heads
         seen = scaled_dot_product_attention(
-            q[None], k[None], v[None], attn_mask=seen_TT, is_causal=seen_TT is None, scale=1.0, enable_gqa=grouped
+            q[None], k[None], v[None], attn_mask=seen_TT, is_causal=causal and seen_TT is None, scale=1.0,
+            enable_gqa=grouped,
         )  # fmt: skip
         return seen[0].transpose(0, 1).reshape(len(heads_THD), -1)
 
@@ -292,42 +297,52 @@ class LeanEngine:
         return rows_MD.float()
 
     def _layers(
-        self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[_Layer], wanted: Tensor | None = None
+        self, x_MD: Tensor, cis_M1R: Tensor, attend: Attend, layers: Sequence[Layer], wanted: Tensor | None = None
     ) -> Tensor:  # fmt: skip
         """Hidden states of all rows, or of those wanted alone, which alone go through the end of the last layer."""
-        rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
+        xs, turns = _parts(x_MD), _parts(cis_M1R)
         for index, layer in enumerate(layers):
-            heads_MHD = layer.qkv(self._norm(x_MD, self._mean)).view(-1, all_heads, self.head_dim)
-            turned = heads_MHD[:, :rotated]
-            if layer.head_scale_1HD is not None:
-                turned.copy_(self._norm(turned, 1 / self.head_dim) * layer.head_scale_1HD)
-            torch.view_as_complex(turned.view(-1, rotated, self.head_dim // 2, 2)).mul_(cis_M1R)
-            attended_MD = attend(index, heads_MHD)
+            heads = [self._project(layer, *each) for each in zip(xs, turns, strict=True)]
+            attended_MD = attend(index, _whole(heads))
             if wanted is not None and layer is layers[-1]:
-                x_MD, attended_MD = x_MD.index_select(0, wanted), attended_MD.index_select(0, wanted)
-            x_MD = x_MD + layer.out(attended_MD)
-            gate, up = layer.gate_up(self._norm(x_MD, self._mean)).chunk(2, -1)
-            x_MD = x_MD + layer.down(silu(gate).mul_(up))
-        return x_MD
+                xs, attended_MD = (
+                    _parts(_whole(xs).index_select(0, wanted)),
+                    attended_MD.index_select(0, wanted),
+                )
+            xs = [self._finish(layer, *each) for each in zip(xs, _parts(attended_MD), strict=True)]
+        return _whole(xs)
+
+    def _project(self, layer: Layer, x_MD: Tensor, cis_M1R: Tensor) -> Tensor:
+        """Queries, keys and values (M, H, head_dim) in the format in which they are kept, turned by their positions."""
+        rotated, all_heads = self.heads + self.kv_heads, self.heads + 2 * self.kv_heads
+        heads_MHD = layer.qkv(self._norm(x_MD, self._mean)).view(-1, all_heads, self.head_dim)
+        heads_MHD = heads_MHD if self.kept == torch.bfloat16 else heads_MHD.float()
+        given_MHD = heads_MHD[:, :rotated]
+        turned = given_MHD.float()
+        if layer.head_scale_1HD is not None:
+            turned = self._norm(turned, 1 / self.head_dim) * layer.head_scale_1HD
+        torch.view_as_complex(turned.view(-1, rotated, self.head_dim // 2, 2)).mul_(cis_M1R)
+        if turned is not given_MHD:
+            given_MHD.copy_(turned)
+        return heads_MHD
+
+    def _finish(self, layer: Layer, x_MD: Tensor, attended_MD: Tensor) -> Tensor:
+        """Hidden states behind a layer, in the place of those before it."""
+        x_MD.add_(layer.out(attended_MD))
+        return x_MD.add_(layer.down(layer.gated(self._norm(x_MD, self._mean))))
 
     def _logits(self, x_MD: Tensor) -> Tensor:
-        return self.head(self._norm(x_MD, self._mean))
+        return self.head(self._norm(x_MD, self._mean)).float()
 
     def _norm(self, x: Tensor, mean: float) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x * torch.addcmul(self._eps, norm, norm, value=mean).rsqrt_()
 
 
-def _rotations(rotary: Any, window: int) -> Tensor:
-    """exp(i t f_r) for each position and frequency, (window, 1, head_dim / 2) complex."""
-    angle_TR = torch.outer(
-        torch.arange(window, device=rotary.inv_freq.device).float(), rotary.inv_freq.float()
-    )
-    return torch.polar(torch.full_like(angle_TR, float(rotary.attention_scaling)), angle_TR)[:, None]
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """As few parts of as many rows as go through a layer at once, about as long as one another."""
+    return [x] if len(x) <= ROWS else x.tensor_split(-(-len(x) // ROWS))
 
 
-def _interleave(weight: Tensor, head_dim: int, dim: int) -> Tensor:
-    """Reorder each head so that the two coordinates of a rotation, half a head apart, become adjacent."""
-    lead, rest = weight.shape[:dim], weight.shape[dim + 1 :]
-    pairs = weight.reshape(*lead, -1, 2, head_dim // 2, *rest)
-    return pairs.transpose(dim + 1, dim + 2).reshape(weight.shape)
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

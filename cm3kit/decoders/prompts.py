@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from cm3kit.decoders.transfer import upload
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,11 @@ class Prompt:
     prefix: int = 0
 
 
-def in_parts(prompts: Sequence[Prompt], most: int) -> Iterator[list[Prompt]]:
-    """Groups of adjacent prompts, of as many ids together as the limit allows, or one by one."""
-    part: list[Prompt] = []
-    for each in prompts:
-        if part and sum(len(other.ids) for other in part) + len(each.ids) > most:
+def in_parts(rows: Sequence[Row], size: Callable[[Row], int], most: int) -> Iterator[list[Row]]:
+    """Groups of adjacent rows, or prompts, of as many ids together as the limit allows, or one by one."""
+    part: list[Row] = []
+    for each in rows:
+        if part and sum(size(other) for other in part) + size(each) > most:
             yield part
             part = []
         part.append(each)

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from cm3kit.decode_options import CompileName
 from cm3kit.decoders.cache import Cache, Write
@@ -79,7 +79,7 @@ class StaticEngine(LeanEngine):
         super().__init__(model, vocab_size, precision, rows)
         self.ahead = True
         self._compile = compile
-        self._kept = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.kept = torch.bfloat16 if precision == "bf16" else torch.float32
         self._epsilon = float(model.config.rms_norm_eps)
         self._turns_T1R2 = torch.view_as_real(self._cis)
 
@@ -87,7 +87,7 @@ class StaticEngine(LeanEngine):
         """A cache for so many rows of so many positions."""
         room = min(static_size(capacity), max(capacity, self.window + 1))
         cache = StaticCache(
-            len(self.layers), slots, self.kv_heads, room, self.head_dim, self.device, self._kept
+            len(self.layers), slots, self.kv_heads, room, self.head_dim, self.device, self.kept
         )
         cache.step = Replay(self.device, self._compile)
         return cache
@@ -157,7 +157,7 @@ class StaticEngine(LeanEngine):
         turn_S1R2 = self._turns_T1R2.index_select(0, positions_S.clamp(max=self.window - 1))
         x_SD = self._embed(ids_S)
         for layer, store in zip(self.layers, cache.layers, strict=True):
-            heads_SHD = layer.qkv(self._norm(x_SD)).view(slots, -1, self.head_dim)
+            heads_SHD = layer.qkv(self._norm(x_SD)).float().view(slots, -1, self.head_dim)
             turned_SHD, values_SHD = heads_SHD[:, :rotated], heads_SHD[:, rotated:]
             if layer.head_scale_1HD is not None:
                 turned_SHD = self._norm(turned_SHD) * layer.head_scale_1HD
@@ -171,12 +171,8 @@ class StaticEngine(LeanEngine):
             )
             found = scaled_dot_product_attention(queries, kept[0], kept[1], attn_mask=seen_S11C, scale=1.0)
             x_SD = x_SD + layer.out(found.reshape(slots, -1).float())
-            gate, up = layer.gate_up(self._norm(x_SD)).chunk(2, -1)
-            x_SD = x_SD + layer.down(silu(gate) * up)
-        return self.head(self._norm(x_SD))
-
-    def _attend_causally(self, heads_THD: Tensor, seen_TT: Tensor | None) -> Tensor:
-        return super()._attend_causally(heads_THD.to(self._kept), seen_TT).float()
+            x_SD = x_SD + layer.down(layer.gated(self._norm(x_SD)))
+        return self._logits(x_SD)
 
     def _norm(self, x: Tensor, mean: float | None = None) -> Tensor:
         return rms_norm(x, x.shape[-1:], eps=self._epsilon)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from cm3kit.decoders.cache import BUCKET, Write
 from cm3kit.rng import generator
@@ -39,8 +39,8 @@ class StepAttention:
         queries_NGD = queries_SHD.reshape(-1, self._group, self._head_dim)
         if write.fused:
             slots = len(queries_SHD)
-            q, k, v = (each.view(slots, -1, *each.shape[1:]) for each in (queries_NGD, keys_NCD, values))
-            return _fused(q, k, v, write.mask_N1C[:, None]).reshape(slots, -1)
+            queries_SKGD = queries_NGD.view(slots, -1, *queries_NGD.shape[1:])
+            return _fused(queries_SKGD, keys_NCD, values, write.mask_N1C[:, None]).reshape(slots, -1)
         if write.across is None:
             # Two batched products take half the time of the fused kernel, which is made for long queries.
             weights_NGC = torch.baddbmm(write.mask_N1C, queries_NGD, keys_NCD.transpose(1, 2)).softmax(-1)
@@ -52,8 +52,38 @@ class StepAttention:
 
 def _fused(queries_SKGD: Tensor, keys_SKCD: Tensor, values_SKCD: Tensor, mask_S11C: Tensor) -> Tensor:
     queries_SKGD = queries_SKGD.to(keys_SKCD.dtype)
-    found = scaled_dot_product_attention(queries_SKGD, keys_SKCD, values_SKCD, attn_mask=mask_S11C, scale=1.0)
-    return found.float()
+    return scaled_dot_product_attention(queries_SKGD, keys_SKCD, values_SKCD, attn_mask=mask_S11C, scale=1.0)
+
+
+def attend_left(queries_QSHD: Tensor, keys_SKCD: Tensor, values_SKCD: Tensor) -> Tensor:
+    """Attended values (Q, S, heads * head_dim) of the last Q positions of slots, each by itself as a step has it."""
+    steps, slots, heads, head_dim = queries_QSHD.shape
+    kv_heads, length = keys_SKCD.shape[1:3]
+    room = (0, 0, 0, -length % BUCKET)
+    keys_SKCD, values_SKCD = pad(keys_SKCD, room), pad(values_SKCD, room)
+    queries_QSKGD = queries_QSHD.reshape(steps, slots, kv_heads, heads // kv_heads, head_dim)
+    before, found, at = length - steps, [], 0
+    while at < steps:
+        # Positions up to the next multiple reach as far; of these, or else of slots, a call has many.
+        span = (before + at) // BUCKET * BUCKET + BUCKET
+        stop = min(steps, span - before)
+        seen_PC = torch.arange(span) <= torch.arange(before + at, before + stop)[:, None]
+        mask_PC = torch.zeros(seen_PC.shape, dtype=keys_SKCD.dtype).masked_fill_(~seen_PC, -torch.inf)
+        q, k, v = queries_QSKGD[at:stop], keys_SKCD[:, :, :span], values_SKCD[:, :, :span]
+        if slots < stop - at:
+            rows = [
+                _fused(q[:, slot], *_alike(k[slot], v[slot], stop - at), mask_PC[:, None, None])
+                for slot in range(slots)
+            ]
+            found.append(torch.stack(rows, 1))
+        else:
+            found += [_fused(each, k, v, mask_PC[step : step + 1])[None] for step, each in enumerate(q)]
+        at = stop
+    return torch.cat(found).reshape(steps, slots, -1)
+
+
+def _alike(keys_KCD: Tensor, values_KCD: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    return keys_KCD.expand(count, -1, -1, -1), values_KCD.expand(count, -1, -1, -1)
 
 
 @lru_cache(maxsize=64)
@@ -64,15 +94,18 @@ def is_fused(group: int, head_dim: int, dtype: torch.dtype) -> bool:
     """
     rng = generator(0)
     queries = torch.randn(TRIED, 2, group, head_dim, generator=rng)
-    keys, values = (torch.randn(TRIED, 2, FAR, head_dim, generator=rng).to(dtype) for _ in range(2))
+    # As a cache has them, and as they come.
+    kept = torch.randn(TRIED, FAR, 2, 2, head_dim, generator=rng).to(dtype)
+    keys, values = (each.transpose(1, 2) for each in kept.unbind(2))
+    plain = keys.contiguous(), values.contiguous()
     for length in (1, BUCKET - 3, 4 * BUCKET, 6 * BUCKET + 1, FAR // 2 + 5):
         found = []
         for span in (*range(-(-length // BUCKET) * BUCKET, FAR, 3 * BUCKET), FAR):
             mask = torch.zeros(TRIED, 1, 1, span, dtype=dtype)
             mask[..., length:] = -torch.inf
             for some in (slice(1), slice(TRIED)):
-                seen = _fused(queries[some], keys[some, :, :span], values[some, :, :span], mask[some])
-                found.append(seen[:1])
+                for k, v in ((keys, values), plain):
+                    found.append(_fused(queries[some], k[some, :, :span], v[some, :, :span], mask[some])[:1])
         if not all(torch.equal(each, found[0]) for each in found):
             return False
     return True

@@ -93,7 +93,7 @@ def _score_group(passes: Passes, rows: dict[int, _Row]) -> dict[int, _Found]:
     first = next(iter(rows.values()))
     past = passes.past()
     prompt_1P, size = torch.tensor([first.prompt]), len(first.prompt)
-    hidden_1PD = passes.run(prompt_1P, _left(size, first.prefix), 0, past, torch.zeros(1, size))
+    hidden_1PD = passes.follow(prompt_1P, past, first.prefix)
     (first_1V,) = passes.read(hidden_1PD, 0, None, [torch.tensor([size - 1])])
     first_V = first_1V[0].log_softmax(-1).double().cpu()
     found: dict[int, _Found] = {}
@@ -121,9 +121,7 @@ def _score_rows(passes: Passes, rows: dict[int, _Row], past: Past, first_V: Tens
     ids_RW = torch.zeros(len(rows), width, dtype=torch.long)
     for place, row in enumerate(rows.values()):
         ids_RW[place, : len(row.ids) - 1] = torch.tensor(row.ids[:-1])
-    seen_1QK = torch.cat([torch.ones(1, width, size, dtype=torch.bool), _left(width, 0)[0]], -1)
-    mask_R1QK = seen_1QK[None].expand(len(rows), -1, -1, -1)
-    hidden_RWD = passes.run(ids_RW, mask_R1QK, size, copies(past, len(rows)), torch.zeros(ids_RW.shape))
+    hidden_RWD = passes.follow(ids_RW, copies(past, len(rows)))
     # What follows an id is read where that id stands.
     asked = [[at - 1 for at, on in enumerate(row.scored) if on and at] for row in rows.values()]
     # One of a single id is read off the prompt alone.
@@ -135,10 +133,3 @@ def _score_rows(passes: Passes, rows: dict[int, _Row], past: Past, first_V: Tens
         best_M = logits_MV.argmax(-1).cpu() == target_M1[:, 0]
         found[number] += list(zip(chosen_M.double().tolist(), best_M.tolist(), strict=True))
     return found
-
-
-def _left(size: int, prefix: int) -> Tensor:
-    """Mask (1, 1, T, T): every id looks left, and the first `prefix` at one another."""
-    seen_TT = torch.ones(size, size, dtype=torch.bool).tril()
-    seen_TT[:prefix, :prefix] = True
-    return seen_TT[None, None]

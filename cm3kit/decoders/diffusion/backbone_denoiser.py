@@ -27,7 +27,9 @@ Hidden = Callable[[Tensor, Sequence[int], Sequence[float]], Tensor]
 class _Body(Protocol):
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor: ...
 
-    def encode_at(self, ids_1T: Tensor, time: float, places_M: Tensor) -> Tensor: ...
+    def logits_in(
+        self, rows: Sequence[Tensor], times: Sequence[float], places: Sequence[Tensor]
+    ) -> list[Tensor]: ...
 
     def logits_of(self, hidden_MD: Tensor) -> Tensor: ...
 
@@ -35,8 +37,8 @@ class _Body(Protocol):
 class BackboneDenoiser:
     """Scores slots with a backbone. Positions count from the row's first id, and nothing attends to padding.
 
-    On a CPU each row is computed alone, without padding, and rows that want nothing not at all; elsewhere the
-    batch goes through in one piece, whose shape does not depend on which rows are in use.
+    On a CPU each row has what it has alone, without padding, and rows that want nothing are not computed; elsewhere
+    the batch goes through in one piece, whose shape does not depend on which rows are in use.
 
     Args:
         backbone: a model of transformers; `LeanEngine` reads its weights here where it can.
@@ -100,7 +102,7 @@ class BackboneDenoiser:
         self._check(ask)
         if self._together:
             return self._all_at_once(ask)
-        return [self._alone(*row) for row in zip(ask.ids_BT, ask.lengths, ask.slots, ask.times, strict=True)]
+        return self._apart(ask)
 
     def _check(self, ask: Ask) -> None:
         if max(ask.lengths, default=0) > self._window:
@@ -116,12 +118,16 @@ class BackboneDenoiser:
                 code="bad_value",
             )
 
-    def _alone(self, ids_T: Tensor, length: int, slots: Tensor, time: float) -> Tensor:
-        if not len(slots):
-            return torch.empty(0, self._vocab_size)
-        ids_1T = ids_T[None, :length].to(self._device)
-        places_M = slots.to(self._device) - self._shift
-        return self._body.logits_of(self._body.encode_at(ids_1T, time, places_M))
+    def _apart(self, ask: Ask) -> list[Tensor]:
+        counts = [len(slots) for slots in ask.slots]
+        asked = [row for row, count in enumerate(counts) if count]
+        found = self._body.logits_in(
+            [ask.ids_BT[row, : ask.lengths[row]].to(self._device) for row in asked],
+            [ask.times[row] for row in asked],
+            [ask.slots[row].to(self._device) - self._shift for row in asked],
+        )
+        rest = iter(found)
+        return [next(rest) if count else torch.empty(0, self._vocab_size) for count in counts]
 
     def _all_at_once(self, ask: Ask) -> list[Tensor]:
         hidden_BTD = self._body.encode(ask.ids_BT.to(self._device), ask.lengths, ask.times)
@@ -157,8 +163,13 @@ class _Lean:
     def encode(self, ids_BT: Tensor, lengths: Sequence[int], times: Sequence[float]) -> Tensor:
         return self._engine.encode(ids_BT, lengths, self._unseen)
 
-    def encode_at(self, ids_1T: Tensor, time: float, places_M: Tensor) -> Tensor:
-        return self._engine.encode(ids_1T, [ids_1T.shape[1]], self._unseen, places_M)
+    def logits_in(
+        self, rows: Sequence[Tensor], times: Sequence[float], places: Sequence[Tensor]
+    ) -> list[Tensor]:
+        if not rows:
+            return []
+        logits_MV = self.logits_of(self._engine.encode_rows(rows, places, self._unseen))
+        return list(torch.split(logits_MV, [len(each) for each in places]))
 
     def logits_of(self, hidden_MD: Tensor) -> Tensor:
         return self._engine.logits_of(hidden_MD)
@@ -185,8 +196,11 @@ class _Module:
         places_1T = place_T.clamp(max=int(self._backbone.config.max_position_embeddings) - 1)[None]
         return hidden_states(self._backbone, ids_BT, seen_B1TT, places_1T, time_B)
 
-    def encode_at(self, ids_1T: Tensor, time: float, places_M: Tensor) -> Tensor:
-        return self.encode(ids_1T, [ids_1T.shape[1]], [time])[0, places_M]
+    def logits_in(
+        self, rows: Sequence[Tensor], times: Sequence[float], places: Sequence[Tensor]
+    ) -> list[Tensor]:
+        asked = zip(rows, times, places, strict=True)
+        return [self.logits_of(self.encode(ids[None], [len(ids)], [time])[0, at]) for ids, time, at in asked]
 
     @torch.no_grad()
     def logits_of(self, hidden_MD: Tensor) -> Tensor:

@@ -84,6 +84,19 @@ class Passes:
         hidden_BQD: Tensor = output.last_hidden_state
         return hidden_BQD
 
+    def follow(self, ids_BQ: Tensor, past: Past, prefix: int = 0) -> Tensor:
+        """Hidden states (B, Q, D) of ids behind those in `past`, to which they are added; each looks left.
+
+        Args:
+            prefix: so many of a prompt look at one another.
+        """
+        if self._engine is not None and self._engine.fused:
+            return self._engine.follow(ids_BQ, past, prefix)
+        (rows, width), start = ids_BQ.shape, past.get_seq_length()
+        seen_QK = torch.ones(width, start + width, dtype=torch.bool).tril(start)
+        seen_QK[:prefix, :prefix] = True
+        return self.run(ids_BQ, seen_QK.expand(rows, 1, -1, -1), start, past, torch.zeros(ids_BQ.shape))
+
     @torch.no_grad()
     def read(
         self, hidden_BQD: Tensor, start: int, before_BD: Tensor | None, slots: Sequence[Tensor]
