@@ -163,7 +163,9 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
         forms = {each["form"] for each in trained}
         shown = {slug for each in trained if each["form"] != "words" for slug in each["things"]}
         assert shown == {"red-apple", "dog-face"} == {each["slug"] for each in rows(target, "things.jsonl")}
-        assert ("synonym" in forms) == (part in ("most-wide", "most-told", "most-by", "most-words", "base", "wide"))
+        assert ("synonym" in forms) == (
+            part in ("most-wide", "most-told", "most-by", "most-words", "base", "wide")
+        )
         assert ("words" in forms) == (part in ("most-told", "most-by", "most-words"))
         assert all(read_nodes(each.path) and "scene/" not in each.path.read_text() for each in listed)
         assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
