@@ -53,6 +53,7 @@ EXAMPLES = {
     "model list": "model list",
     "model info": "model info pictures",
     "model assemble": "model assemble --text text/ --image image/ --decoder runs/cm3/final -o my-model/",
+    "model average": "model average runs/cm3/final runs/more/final --share 0.3 -o averaged/",
     "model convert": "model convert vqgan.ckpt -o image/",
     "model import": "model import Dream-v0-Instruct-7B/ -o dream/",
     "model export": "model export -m pictures -o served/",

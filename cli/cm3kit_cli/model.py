@@ -81,6 +81,24 @@ def assemble(
 
 
 @app.command()
+def average(
+    first: Annotated[Path, typer.Argument(help="Folder of a decoder, whose use is that of the average.")],
+    second: Annotated[Path, typer.Argument(help="Folder of one of the same shape, as of one trained on.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the decoder to make.")],
+    share: Annotated[
+        float, typer.Option("--share", min=0, max=1, help="Share of the second one's weights.")
+    ] = 0.5,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> Reply:
+    """Average the weights of two decoders, to keep of both what they know."""
+    from cm3kit.fill.average import average as mix
+
+    made = mix(first, second, share, output)
+    return Reply({"folder": made}, (str(made),))
+
+
+@app.command()
 def convert(
     source: Annotated[
         Path, typer.Argument(help="Weights: .ckpt, .pt, .msgpack, .safetensors, or a folder that holds them.")
