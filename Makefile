@@ -87,13 +87,14 @@ model: data/emoji/manifest.jsonl data/pictures/manifest.jsonl ## Train the model
 	$(TRAIN) cm3 -c emoji-cm3-fourth -o runs/cm3-fourth
 	$(TRAIN) cm3 -c emoji-cm3-fifth -o runs/cm3-fifth
 	$(TRAIN) block -c emoji-block -o runs/blocks
-	for part in few most most-wide most-told most-by; do \
-		test -d data/pictures-$$part || $(PART) $$part -o data/pictures-$$part && \
-		$(TRAIN) cm3 -c pictures-cm3-$$part -o runs/cm3-$$part || exit 1; \
+	for part in few most most-wide most-told most-by most-words; do \
+		test -d data/pictures-$$part || $(PART) $$part -o data/pictures-$$part || exit 1; \
 	done
-	$(TRAIN) cm3 -c pictures-cm3-most-whole -o runs/cm3-most-whole
-	$(TRAIN) cm3 -c pictures-cm3-most-long -o runs/cm3-most-long
-	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/cm3-most-long/final \
+	for phase in few most most-wide most-told most-by most-whole most-long most-seen most-words most-words-long; do \
+		$(TRAIN) cm3 -c pictures-cm3-$$phase -o runs/cm3-$$phase || exit 1; \
+	done
+	test -d runs/averaged || $(BIN)/cm3kit model average runs/cm3-most-long/final runs/cm3-most-words-long/final --share 0.3 -o runs/averaged
+	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/averaged \
 		--diffusion runs/blocks/final \
 		--defaults pictures-defaults --card checkpoints/pictures/README.md -o runs/pictures
 
