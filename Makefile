@@ -93,7 +93,7 @@ model: data/emoji/manifest.jsonl data/pictures/manifest.jsonl ## Train the model
 	for phase in few most most-wide most-told most-by most-whole most-long most-seen most-words most-words-long; do \
 		$(TRAIN) cm3 -c pictures-cm3-$$phase -o runs/cm3-$$phase || exit 1; \
 	done
-	test -d runs/averaged || $(BIN)/cm3kit model average runs/cm3-most-long/final runs/cm3-most-words-long/final --share 0.3 -o runs/averaged
+	test -d runs/averaged || $(BIN)/cm3kit model average runs/cm3-most-long/final runs/cm3-most-words-long/final --share 0.2 -o runs/averaged
 	$(BIN)/cm3kit model assemble --text runs/text/final --image runs/vqgan-decoder/final --decoder runs/averaged \
 		--diffusion runs/blocks/final \
 		--defaults pictures-defaults --card checkpoints/pictures/README.md -o runs/pictures
