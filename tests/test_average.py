@@ -59,8 +59,9 @@ def test_what_cannot_be_averaged_is_refused(tmp_path: Path, capsys: pytest.Captu
             average(first, other, 0.5, tmp_path / "made")
     with pytest.raises(ConfigError, match="from 0 to 1"):
         average(first, first, float("nan"), tmp_path / "made")
-    with pytest.raises(ModelError):
-        average(first, tmp_path / "none", 0.5, tmp_path / "made")
+    for pair in ((first, tmp_path / "none"), (Path("owner/name"), first)):
+        with pytest.raises(ModelError, match="is no folder of a decoder"):
+            average(*pair, 0.5, tmp_path / "made")
     with pytest.raises(OutputError, match="exists"):
         average(first, first, 0.5, first)
     assert not (tmp_path / "made").exists()

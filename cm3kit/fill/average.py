@@ -13,7 +13,7 @@ from cm3kit.fill.trained import NAME, Trained
 from cm3kit.models.backbone import load_backbone, save_backbone
 from cm3kit.publish import publishing
 from cm3kit.targets import refuse_existing
-from cm3kit_tokenizers.errors import ConfigError
+from cm3kit_tokenizers.errors import ConfigError, ModelError
 
 
 def average(first: Path, second: Path, share: float, output: Path) -> Path:
@@ -33,6 +33,9 @@ def average(first: Path, second: Path, share: float, output: Path) -> Path:
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"share = {share}: give a value from 0 to 1.", code="bad_config")
+    for folder in (first, second):
+        if not folder.is_dir():
+            raise ModelError(f"{folder} is no folder of a decoder.", code="unknown_model")
     refuse_existing(output, "remove it or choose another folder")
     model, other = load_backbone(first, 0), load_backbone(second, 0)
     mine, theirs = model.state_dict(), other.state_dict()
