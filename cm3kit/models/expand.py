@@ -32,9 +32,9 @@ def expand(model: PreTrainedModel, more: int) -> PreTrainedModel:
     Raises:
         ConfigError: it has no such list, fewer than `more` layers, or would compute something else (`bad_config`).
     """
-    name, count = _layers(model)
     if not more:
         return model
+    name, count = _layers(model)
     if is_timed(model):
         raise _refused(model, "it is conditioned on a time, layer by layer")
     if more > count:
