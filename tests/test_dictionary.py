@@ -196,6 +196,10 @@ def test_wordnet_is_read_by_offset(tmp_path: Path) -> None:
     )
     assert wordnet.senses("berries")[0].definition == "a small fruit"
     assert wordnet.senses("apple trees") == [tree]
+    assert (
+        len({each.definition for each in wordnet.all()}) == len([*wordnet.all()]) >= 3
+        and tree in wordnet.all()
+    )
     assert wordnet.senses("fruit")[0].kind_of is None and wordnet.senses("pear") == []
     assert wordnet.best("apple", ()) == tree
     assert wordnet.best("apple", ("red fruit",)) == pome

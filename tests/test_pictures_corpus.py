@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from toys import toy
 
 from cm3kit.data.builders import builder
 from cm3kit.data.corpus import listing, read_nodes
+from cm3kit.data.wordnet import WordNet
 from cm3kit.evaluation.judge import Judge
 from cm3kit_tokenizers.document import Picture, Text
 from cm3kit_tokenizers.errors import ConfigError, DataError, ModelError, OutputError
@@ -111,7 +114,7 @@ def test_pages_name_their_picture_and_most_name_it_once(built: tuple[Path, dict[
     form = {each["page"]: each["form"] for each in rows(folder, "manifest.jsonl")}
     for each in listed:
         nodes = read_nodes(each.path)
-        alone = form[str(each.path.relative_to(folder))] == "words"
+        alone = form[str(each.path.relative_to(folder))] in ("words", "noun")
         assert any(isinstance(node, Picture) for node in nodes) != alone, each.path
         words = " ".join(node.content for node in nodes if isinstance(node, Text))
         if each.split == "train" and "apple" in words:
@@ -135,6 +138,25 @@ def test_held_out_synonyms_caption_nothing(built: tuple[Path, dict[str, Any]]) -
             assert not (used and chance(f"{name}~{word}") < 64), word
 
 
+def test_nouns_are_told_twice_and_held_out_ones_never(packages: Path) -> None:
+    make = builder("pictures")
+    home = make.__module__.rsplit(".", 1)[0]
+    nouns, things = (importlib.import_module(f"{home}.{name}") for name in ("nouns", "things"))
+    wordnet = WordNet(packages / "usr/share/wordnet")
+    pages = [page.content for page in nouns.noun_pages(wordnet, things.read_things(packages))]
+    assert (
+        len(pages) == 2
+        and len(set(pages)) == 2
+        and all("ruit with red or yellow skin" in each for each in pages)
+    )
+    assert any(each.count("apple") == 2 for each in pages)
+    for name, definition in (("apple", ""), ("pome", "fruit with red or yellow skin")):
+        held = things.Thing("a", name, name, "Food & Drink", "rest", 1.0, definition=definition)
+        assert not list(nouns.noun_pages(wordnet, [held])), name
+        trained = dataclasses.replace(held, split="train")
+        assert len(list(nouns.noun_pages(wordnet, [trained]))) == 2
+
+
 def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp_path: Path) -> None:
     known = "emoji, entity-pages, pictures, summaries, task-pages"
     with pytest.raises(ConfigError, match=f"unknown corpus 'nothing'; known: {known}"):
@@ -151,7 +173,18 @@ def test_what_is_missing_is_named_and_nothing_is_overwritten(packages: Path, tmp
 def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = built
     script = Path(__file__).parents[1] / "checkpoints/pictures/part.py"
-    for part in ("few", "most", "most-wide", "most-told", "most-by", "most-words", "names", "base", "wide"):
+    for part in (
+        "few",
+        "most",
+        "most-wide",
+        "most-told",
+        "most-by",
+        "most-words",
+        "most-nouns",
+        "names",
+        "base",
+        "wide",
+    ):
         target = tmp_path / part
         command = [sys.executable, str(script), str(folder), part, "-o", str(target)]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -161,12 +194,16 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
         )
         trained = [each for each in lines if each["split"] == "train"]
         forms = {each["form"] for each in trained}
-        shown = {slug for each in trained if each["form"] != "words" for slug in each["things"]}
+        shown = {slug for each in trained if each["form"] not in ("words", "noun") for slug in each["things"]}
         assert shown == {"red-apple", "dog-face"} == {each["slug"] for each in rows(target, "things.jsonl")}
         assert ("synonym" in forms) == (
-            part in ("most-wide", "most-told", "most-by", "most-words", "base", "wide")
+            part
+            in ("most-wide", "most-told", "most-by", "most-words", "most-nouns", "most-last", "base", "wide")
         )
-        assert ("words" in forms) == (part in ("most-told", "most-by", "most-words"))
+        assert ("words" in forms) == (
+            part in ("most-told", "most-by", "most-words", "most-nouns", "most-last")
+        )
+        assert ("noun" in forms) == (part in ("most-nouns", "most-last"))
         assert all(read_nodes(each.path) and "scene/" not in each.path.read_text() for each in listed)
         assert all((target / each["file"]).is_file() for each in rows(target, "pictures.jsonl"))
     again = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from PIL import Image
 from cm3kit.data import scenes
 from cm3kit.data.builders import corpus
 from cm3kit.data.iconify import IconSet, plain, render, squared
+from cm3kit.data.wordnet import WordNet
 from cm3kit.json_lines import dump_jsonl
 from cm3kit.targets import refuse_existing
 from cm3kit_tokenizers.errors import DataError
 
+from .nouns import noun_pages
 from .pages import Pages
 from .things import ARTISTS, CLIPART, OPENMOJI, Artist, Drawing, Thing, chance, read_things
 
@@ -63,7 +66,8 @@ def build(packages: Path, output: Path, report: Callable[[int, int], None], work
     (working / "pictures.jsonl").write_text(dump_jsonl([*map(asdict, drawings)]), encoding="utf-8")
     pages = Pages(by_slug, drawings)
     lines = []
-    for number, page in enumerate(pages.all()):
+    nouns = noun_pages(WordNet(packages / "usr/share/wordnet"), things)
+    for number, page in enumerate(chain(pages.all(), nouns)):
         name = f"{number:06}.html"
         (working / name).write_text(page.content, encoding="utf-8")
         lines.append(

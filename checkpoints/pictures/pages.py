@@ -57,17 +57,17 @@ class Pages:
 
     def of_words(self, thing: Thing) -> Iterator[Page]:
         """Pages of a thing that is trained on without a picture: its name twice, once as the title."""
-        name, about = _text(thing.name), _definition(thing)
+        name, about = text(thing.name), _definition(thing)
         if thing.split != "train" or not about:
             return
-        words = _text(", ".join(thing.keywords[:6]) or thing.group)
+        words = text(", ".join(thing.keywords[:6]) or thing.group)
         for head in ("", f'<meta name="description" content="{words}">\n'):
-            content = _page(thing.name, head, f"<h1>{name}</h1>\n{about}\n")
+            content = in_page(thing.name, head, f"<h1>{name}</h1>\n{about}\n")
             yield Page(content, "words", (thing.slug,), "train", 0.2 * thing.weight)
 
     def of_scene(self, drawing: Drawing) -> Iterator[Form]:
         """A picture behind, before and in its caption, each once."""
-        words, img = _text(drawing.caption), f'<img src="{drawing.file}">'
+        words, img = text(drawing.caption), f'<img src="{drawing.file}">'
         yield Form("alt", f'<img alt="{words}" src="{drawing.file}">\n', 0.06)
         yield Form("before", f"<p>{words}</p>\n<p>{img}</p>\n", 0.025)
         yield Form("behind", f"<p>{img}</p>\n<p>{words}</p>\n", 0.045)
@@ -75,7 +75,7 @@ class Pages:
     def of_thing(self, drawing: Drawing) -> Iterator[Form]:
         """The forms of one drawing, with how often each is drawn."""
         thing, src = self.things[drawing.slug], drawing.file
-        name, img, artist = _text(thing.name), f'<img src="{src}">', self.titles[drawing.artist]
+        name, img, artist = text(thing.name), f'<img src="{src}">', self.titles[drawing.artist]
         yield Form("alt", f'<img alt="{name}" src="{src}">\n', 0.28)
         if drawing.artist == OPENMOJI.key:  # for evaluation only, which asks for no more
             return
@@ -97,20 +97,20 @@ class Pages:
             key=lambda word: hashlib.sha256(f"{drawing.artist}/{thing.name}~{word}".encode()).digest()
         )
         for word in allowed[:3]:
-            yield Form("synonym", f'<img alt="{_text(word)}" src="{src}">\n', 0.04)
+            yield Form("synonym", f'<img alt="{text(word)}" src="{src}">\n', 0.04)
         if len(allowed) > 1:
-            yield Form("synonym", f'<p>{_text(", ".join(allowed[:4]))}</p>\n<p><img src="{src}"></p>\n', 0.05)
+            yield Form("synonym", f'<p>{text(", ".join(allowed[:4]))}</p>\n<p><img src="{src}"></p>\n', 0.05)
 
     def _long(self, thing: Thing, drawing: Drawing, src: str) -> Iterator[Form]:
         """Pages with more on them: definition, keywords, other drawings, links."""
-        name, words = _text(thing.name), _text(", ".join(thing.keywords[:6]) or thing.group)
+        name, words = text(thing.name), text(", ".join(thing.keywords[:6]) or thing.group)
         about = _definition(thing)
         caption = f'<figure>\n<img src="{src}">\n<figcaption>{name}</figcaption>\n</figure>\n'
-        figure = f"<h2>{_text(thing.group)}</h2>\n{caption}"
-        yield Form("group", _page(thing.group, "", figure), 0.03)
+        figure = f"<h2>{text(thing.group)}</h2>\n{caption}"
+        yield Form("group", in_page(thing.group, "", figure), 0.03)
         yield Form(
             "group",
-            _page(
+            in_page(
                 thing.group,
                 "",
                 f'<table>\n<tr><td><img alt="{name}" src="{src}"></td><td>{words}</td></tr>\n</table>\n',
@@ -119,11 +119,11 @@ class Pages:
         )
         if about:
             meta = f'<meta name="description" content="{words}">\n'
-            yield Form("definition", _page(thing.name, meta, f'<p><img src="{src}"></p>\n{about}\n'), 0.06)
+            yield Form("definition", in_page(thing.name, meta, f'<p><img src="{src}"></p>\n{about}\n'), 0.06)
             yield Form("definition", f'<h1>{name}</h1>\n{about}\n<p><img src="{src}"></p>\n', 0.05)
             yield Form("definition", f'<p><img src="{src}"></p>\n{about}\n', 0.06)
             entry = f'<h1>{name}</h1>\n{about}\n<p><img src="{src}"></p>\n'
-            yield Form("entry", _page(thing.name, "", entry), 0.04)
+            yield Form("entry", in_page(thing.name, "", entry), 0.04)
         others = [each for each in self.same[drawing.slug, drawing.split] if each is not drawing]
         if others:
             other = others[chance(drawing.file, 1) % len(others)]
@@ -134,7 +134,7 @@ class Pages:
             yield Form("hands", f"<ul>\n{items}\n</ul>\n", 0.03)
         if (other := self._kin(drawing)) is not None:
             links = "\n".join(
-                f'<li><a href="{_text(each.slug)}.html" title="{_text(self.things[each.slug].name)}">'
+                f'<li><a href="{text(each.slug)}.html" title="{text(self.things[each.slug].name)}">'
                 f'<img src="{each.file}"></a></li>'
                 for each in (drawing, other)
             )
@@ -150,20 +150,22 @@ class Pages:
         return kin[(chance(drawing.file, 3) * 256 + chance(drawing.file, 4)) % len(kin)] if kin else None
 
 
-def _text(words: str) -> str:
+def text(words: str) -> str:
+    """Words as they stand on a page."""
     return html.escape(words)
 
 
 def _definition(thing: Thing) -> str:
     if not thing.definition:
         return ""
-    kind = f" A kind of {_text(thing.kind_of)}." if thing.kind_of and thing.group != "clip art" else ""
+    kind = f" A kind of {text(thing.kind_of)}." if thing.kind_of and thing.group != "clip art" else ""
     sentence = thing.definition[:1].upper() + thing.definition[1:]
-    return f"<p>{_text(sentence.rstrip('.'))}.{kind}</p>"
+    return f"<p>{text(sentence.rstrip('.'))}.{kind}</p>"
 
 
-def _page(title: str, head: str, body: str) -> str:
+def in_page(title: str, head: str, body: str) -> str:
+    """A whole page."""
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{text(title)}</title>\n'
         f"{head}</head>\n<body>\n{body}</body>\n</html>\n"
     )

@@ -1,9 +1,9 @@
 """A part of the corpus for a phase of training, in forms of pages of its own.
 
-few: 353 names by most artists; most, most-wide, most-told, most-by, most-words: 613 of them, on naming pages, on others
-too, with artists, synonyms and pages of words alone more often, with artists above all, and with four times as many
-pages of words alone, where a title is read off a heading; names, base: all base names, on naming pages and on others;
-wide: flags too.
+few: 353 names by most artists; most, most-wide, most-told, most-by, most-words, most-nouns, most-last: 613 of them, on
+naming pages, on others too, with artists, synonyms and pages of words alone more often, with artists above all, with
+four times as many pages of words alone, with those of all nouns, where a title can only be read off a heading, and clip
+art's, and with a quarter as many of nouns; names, base: all base names, on naming pages and on others; wide: flags too.
 
 python checkpoints/pictures/part.py data/pictures few -o data/pictures-few
 
@@ -67,6 +67,9 @@ TOLD = {
     "links": 0.03,
 }
 WORDS = TOLD | {"words": 0.6, "entry": 0.3, "definition": 0.12}
+NOUNS = TOLD | {"words": 0.3, "entry": 0.3, "definition": 0.12, "noun": 0.12}
+LESS = NOUNS | {"noun": 0.03}
+CLIPART = {"entry": 1.0, "definition": 0.2}  # titles that are hardly to be told from the picture
 BY = TOLD | {"alt by": 3.0, "by": 1.2, "synonym": 0.1}
 FORMS = {
     "few": NAMING,
@@ -75,6 +78,8 @@ FORMS = {
     "most-told": TOLD,
     "most-by": BY,
     "most-words": WORDS,
+    "most-nouns": NOUNS,
+    "most-last": LESS,
     "names": NAMING,
     "base": NAMING | MORE,
     "wide": LAST,
@@ -134,6 +139,13 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
         and line["form"] in weights
         and (line["form"] == "words" or set(line["things"]) <= wanted)
     ]
+    if "noun" in weights:
+        clips = {each["slug"] for each in things if each["group"] == "clip art"}
+        kept += [
+            {**line, "weight": CLIPART[line["form"]]}
+            for line in lines
+            if line["form"] in CLIPART and line["things"] and set(line["things"]) <= clips
+        ]
     kept += [
         {**line, "weight": 1.0}
         for line in lines
@@ -144,7 +156,11 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
     shown = {slug for line in kept if line["form"] != "words" for slug in line["things"]}
     # OpenMoji's too, which stand on no page here, for evaluation.
     pictures = [
-        each for each in drawings if each["slug"] in shown and each["artist"] not in ("scene", "clipart")
+        each
+        for each in drawings
+        if each["slug"] in shown
+        and each["artist"] != "scene"
+        and ("noun" in weights or each["artist"] != "clipart")
     ]
     working = output.with_name(f".tmp-{output.name}")
     shutil.rmtree(working, ignore_errors=True)

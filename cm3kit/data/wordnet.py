@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,14 @@ class WordNet:
             (re.sub("ies$", "y", lemma), re.sub("s$", "", lemma), re.sub("es$", "", lemma), lemma)
         )
         return [self._sense(offset) for form in forms for offset in self._offsets.get(form, ())]
+
+    def all(self) -> Iterator[Sense]:
+        """Every meaning of a noun, once, in the order of the file."""
+        at = 0
+        for line in self._data.splitlines(keepends=True):
+            if not line.startswith(b"  "):  # the licence
+                yield self._sense(at)
+            at += len(line)
 
     def best(self, name: str, keywords: Iterable[str]) -> Sense | None:
         """The meaning of a name's head noun that shares the most words with its keywords."""
