@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,13 @@ def test_recipes_of_the_tasks_differ_by_objective_alone() -> None:
         recipe = resolve(DecoderRecipe, [read_yaml(recipe_path(Path(name)))])
         found[recipe.objective.name] = dump(recipe.model_copy(update={"objective": CausalMaskSettings()}))
     assert set(found) == {"cm3", "next-token", "masked-diffusion"} and len(set(found.values())) == 1
+
+
+def test_an_unknown_recipe_is_told_which_there_are_as_a_shell_spells_them() -> None:
+    with pytest.raises(ConfigError, match="recipes that ship: ") as caught:
+        recipe_path(Path("nothing-of-the-kind"))
+    listed = str(caught.value).partition("recipes that ship: ")[2].partition(". [")[0].replace(", ", " ")
+    spelled = subprocess.run(
+        ["bash", "-c", f"echo {listed}"], capture_output=True, text=True, check=True
+    ).stdout
+    assert sorted(spelled.split()) == sorted(path.stem for path in shipped_recipes())

@@ -255,13 +255,19 @@ def recipe_path(name: Path, defaults: bool = False) -> Path:
     raise ConfigError(f"no recipe {str(name)!r}: neither a file nor one that ships; {hint}", code="no_file")
 
 
-def _listed(names: Iterable[str]) -> str:
-    """Names in a line: those with one first word together, as a shell would spell them out."""
+def _listed(names: Iterable[str], between: str = ", ") -> str:
+    """Names in a line: those with one first word together, as a shell would spell them out, and so on inside."""
     found = []
     for first, group in groupby(sorted(names), lambda name: name.partition("-")[0]):
         rest = [name.partition("-")[2] for name in group]
-        found.append(f"{first}-{{{','.join(rest)}}}" if len(rest) > 1 else f"{first}-{rest[0]}".rstrip("-"))
-    return ", ".join(found)
+        longer = [name for name in rest if name]
+        found += [first] * (len(longer) < len(rest))
+        found += (
+            [f"{first}-{{{_listed(longer, ',')}}}" if len(longer) > 1 else f"{first}-{longer[0]}"]
+            if longer
+            else []
+        )
+    return between.join(found)
 
 
 def shipped_recipes(defaults: bool = False) -> list[Path]:
