@@ -181,6 +181,7 @@ def test_a_part_holds_its_names_and_forms_alone(built: tuple[Path, dict[str, Any
         "most-by",
         "most-words",
         "most-nouns",
+        "most-last",
         "names",
         "base",
         "wide",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from cm3kit.data.wordnet import Sense, WordNet
 
-from .pages import Page, in_page, text
+from .pages import Page, in_page, sentence, text
 from .things import Thing, chance
 
 LONG = 120  # characters of a definition
@@ -36,7 +36,7 @@ def noun_pages(wordnet: WordNet, things: Iterable[Thing]) -> Iterator[Page]:
 def _forms(sense: Sense) -> list[str]:
     noun, also = text(sense.words[0]), text(", ".join(sense.words[1:4]))
     kind = f" A kind of {text(sense.kind_of)}." if sense.kind_of else ""
-    about = f"{text(sense.definition[:1].upper() + sense.definition[1:].rstrip('.'))}."
+    about = sentence(sense.definition)
     meta = f'<meta name="description" content="{also or about}">\n'
     more = f"<p>Also {also}.</p>\n" if also else ""
     return [

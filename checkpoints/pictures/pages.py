@@ -159,8 +159,12 @@ def _definition(thing: Thing) -> str:
     if not thing.definition:
         return ""
     kind = f" A kind of {text(thing.kind_of)}." if thing.kind_of and thing.group != "clip art" else ""
-    sentence = thing.definition[:1].upper() + thing.definition[1:]
-    return f"<p>{text(sentence.rstrip('.'))}.{kind}</p>"
+    return f"<p>{sentence(thing.definition)}{kind}</p>"
+
+
+def sentence(definition: str) -> str:
+    """A definition with a capital and a full stop, as it stands on a page."""
+    return f"{text((definition[:1].upper() + definition[1:]).rstrip('.'))}."
 
 
 def in_page(title: str, head: str, body: str) -> str:

@@ -155,13 +155,7 @@ def select(folder: Path, output: Path, part: str) -> dict[str, int]:
     ]
     shown = {slug for line in kept if line["form"] != "words" for slug in line["things"]}
     # OpenMoji's too, which stand on no page here, for evaluation.
-    pictures = [
-        each
-        for each in drawings
-        if each["slug"] in shown
-        and each["artist"] != "scene"
-        and ("noun" in weights or each["artist"] != "clipart")
-    ]
+    pictures = [each for each in drawings if each["slug"] in shown and each["artist"] != "scene"]
     working = output.with_name(f".tmp-{output.name}")
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)

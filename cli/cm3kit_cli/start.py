@@ -8,8 +8,8 @@ from collections.abc import MutableMapping
 
 # How often a thread of libgomp, which torch's Linux wheels come with, looks for work before it sleeps. By itself it
 # looks for milliseconds. Where another process has one of its processors, threads then spend their time waiting for
-# threads that can't run: `generate` on two cores beside another process took 15 s rather than 4. 10,000 are some 10 us,
-# which is longer than the time between two operations, so that nothing is lost where the processors are free.
+# threads that can't run: `generate` on two cores beside another process took 15 s rather than 4. 10,000 are
+# tenths of a millisecond, longer than the time between two operations: nothing is lost where processors are free.
 SPINS = 10_000
 
 
